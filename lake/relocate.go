@@ -133,7 +133,7 @@ func (r *relocation) moved(at string) string {
 }
 
 // table rewrites the metadata of a table and returns the new metadata file.
-func (r *relocation) table(ctx context.Context, t restcatalog.Placed) (did Relocated, file string, err error) {
+func (r *relocation) table(ctx context.Context, t restcatalog.TableEntry) (did Relocated, file string, err error) {
 	now := r.moved(t.Metadata)
 	old, err := table.NewFromLocation(ctx, t.Table, now, func(context.Context) (io.IO, error) { return r.files, nil }, nil)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -110,7 +110,7 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 		p.log.Error("sql: the query could not be run", "error", err)
 		http.Error(w, "the query could not be run: "+err.Error(), http.StatusServiceUnavailable)
 		return
-	case errors.Is(err, clickhouse.ErrAway), errors.Is(err, lakesql.ErrCatalog):
+	case errors.Is(err, clickhouse.ErrUnreachable), errors.Is(err, lakesql.ErrCatalog):
 		p.log.Error("sql: the query could not be run", "error", err)
 		w.Header().Set("Retry-After", server.RetryAfter)
 		http.Error(w, "the query could not be run: "+err.Error(), http.StatusServiceUnavailable)

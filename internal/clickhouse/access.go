@@ -37,7 +37,8 @@ func ReaderSetup(user string) string {
 			databases = ScopedPrefix(n)
 		}
 	}
-	return fmt.Sprintf("CREATE USER %[1]s IDENTIFIED BY '<the password>' SETTINGS readonly = 2, max_execution_time = 300; GRANT SHOW, SELECT ON %[2]s*.* TO %[1]s", user, databases)
+	return fmt.Sprintf("CREATE USER %[1]s IDENTIFIED BY '<the password>' SETTINGS readonly = 2, "+
+		"max_execution_time = 300; GRANT SHOW, SELECT ON %[2]s*.* TO %[1]s", user, databases)
 }
 
 // IsReader reports whether a user is Reader or one of the ScopedReaders.

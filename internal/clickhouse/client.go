@@ -17,7 +17,7 @@ import (
 // Client sends queries over ClickHouse's HTTP interface. It is safe for concurrent use.
 type Client struct {
 	url, user, password string
-	outside             bool // an external server
+	external            bool // a server outside of this process
 	http                *http.Client
 	silence             time.Duration // see watch
 }
@@ -41,17 +41,20 @@ func NewServerClient(s Server) (*Client, error) {
 	switch {
 	case err != nil:
 		// The parser's error would contain the whole address.
-		return nil, errors.New("ClickHouse: the address is not http(s)://host:port")
+		return nil, errors.New("ClickHouse: the URL is not http(s)://host:port")
 	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || strings.Trim(u.Path, "/") != "":
-		return nil, fmt.Errorf("ClickHouse: the address (%s://%s…) is not http(s)://host:port", u.Scheme, u.Host)
+		return nil, fmt.Errorf("ClickHouse: the URL (%s://%s…) is not http(s)://host:port", u.Scheme, u.Host)
 	// URLs appear in logs and errors, so they must not contain credentials.
 	case u.User != nil:
-		return nil, fmt.Errorf("ClickHouse: the address %q names a user; name user and password beside it", u.Redacted())
+		return nil, fmt.Errorf("ClickHouse: the URL %q contains credentials; set user and password separately", u.Redacted())
 	}
 	if s.User == "" {
 		s.User = Admin
 	}
-	return &Client{url: u.Scheme + "://" + u.Host + "/", user: s.User, password: s.Password, outside: true, http: newHTTP(s.TLS), silence: silence}, nil
+	return &Client{
+		url: u.Scheme + "://" + u.Host + "/", user: s.User, password: s.Password,
+		external: true, http: newHTTP(s.TLS), silence: silence,
+	}, nil
 }
 
 // newHTTP returns an HTTP client without a total timeout, because queries may take long; see watch.
@@ -62,8 +65,8 @@ func newHTTP(config *tls.Config) *http.Client {
 	}}
 }
 
-// Outside reports whether the server is external. It then does not see this machine's files.
-func (c *Client) Outside() bool { return c.outside }
+// External reports whether the server is external. It then cannot read this machine's files.
+func (c *Client) External() bool { return c.external }
 
 // URL returns the address of the server or engine.
 func (c *Client) URL() string { return c.url }
@@ -94,9 +97,9 @@ func (c *Client) Ping(ctx context.Context) error {
 	return errors.Join(resp.Body.Close(), statusError(resp.StatusCode, resp.Status))
 }
 
-// ErrAway means that the server cannot be reached, or does not even answer a ping. A query that
-// reads may be retried.
-var ErrAway = errors.New("ClickHouse does not answer")
+// ErrUnreachable means that the server cannot be reached, or does not even answer a ping. A query
+// that reads may be retried.
+var ErrUnreachable = errors.New("ClickHouse is unreachable")
 
 // silence is how long a query may return nothing before the server is pinged, and how long the ping
 // may take.
@@ -104,15 +107,15 @@ const silence = 15 * time.Second
 
 // watch ends a query whose server has become silent, because it hangs or the connection is lost. A
 // query may take long before the first byte of its answer, so watch pings the server in parallel.
-// The server itself bounds the duration of a query. The caller must call stop, and told for each
-// piece of the answer.
-func (c *Client) watch(ctx context.Context) (watched context.Context, told, stop func()) {
+// The server itself bounds the duration of a query. The caller must call stop, and progress for
+// each piece of the answer.
+func (c *Client) watch(ctx context.Context) (watched context.Context, progress, stop func()) {
 	watched, cancel := context.WithCancelCause(ctx)
 	pieces := make(chan struct{}, 1)
-	told = func() {
+	progress = func() {
 		select {
 		case pieces <- struct{}{}:
-		default:
+		default: // a piece that is not yet noticed is enough
 		}
 	}
 	go func() {
@@ -124,20 +127,20 @@ func (c *Client) watch(ctx context.Context) (watched context.Context, told, stop
 				return
 			case <-pieces:
 			case <-quiet.C:
-				asked, done := context.WithTimeout(watched, c.silence)
-				err := c.Ping(asked)
+				limited, done := context.WithTimeout(watched, c.silence)
+				err := c.Ping(limited)
 				done()
 				if err != nil {
-					cancel(fmt.Errorf("%w at %s for %v: it hangs, or the network loses its answers (%s)",
+					cancel(fmt.Errorf("%w at %s: no answer for %v (%s)",
 						// Not wrapped: the ping's deadline is not the caller's.
-						ErrAway, c.url, 2*c.silence, err.Error()))
+						ErrUnreachable, c.url, 2*c.silence, err.Error()))
 					return
 				}
 			}
 			quiet.Reset(c.silence)
 		}
 	}()
-	return watched, told, func() { cancel(nil) }
+	return watched, progress, func() { cancel(nil) }
 }
 
 // Query runs one statement and returns its answer in a ClickHouse format ("JSONEachRow"). The
@@ -152,7 +155,7 @@ func (c *Client) Query(ctx context.Context, sql, format string, settings map[str
 	if format != "" {
 		params.Set("default_format", format)
 	}
-	ctx, told, stop := c.watch(ctx)
+	ctx, progress, stop := c.watch(ctx)
 	resp, err := c.do(ctx, http.MethodPost, "?"+params.Encode(), strings.NewReader(sql), c.user)
 	if err != nil {
 		stop()
@@ -166,11 +169,13 @@ func (c *Client) Query(ctx context.Context, sql, format string, settings map[str
 			return nil, fmt.Errorf("read ClickHouse's error: %w", err)
 		}
 		if resp.Header.Get("X-ClickHouse-Exception-Code") == "" {
-			return nil, fmt.Errorf("ClickHouse at %s answers %s: %s", c.url, resp.Status, bytes.TrimSpace(text))
+			return nil, fmt.Errorf("ClickHouse at %s returned %s: %s", c.url, resp.Status, bytes.TrimSpace(text))
 		}
 		return nil, ParseError(string(text))
 	}
-	return &answer{body: resp.Body, tag: resp.Header.Get("X-ClickHouse-Exception-Tag"), ctx: ctx, told: told, stop: stop}, nil
+	return &answer{
+		body: resp.Body, tag: resp.Header.Get("X-ClickHouse-Exception-Tag"), ctx: ctx, progress: progress, stop: stop,
+	}, nil
 }
 
 // Exec runs one statement and discards its answer.
@@ -195,18 +200,18 @@ func (c *Client) do(ctx context.Context, method, target string, body io.Reader, 
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("ask ClickHouse: %w", away(ctx, err))
+		return nil, fmt.Errorf("query ClickHouse: %w", unreachable(ctx, err))
 	}
 	return resp, nil
 }
 
-// away returns the error of a call without a complete answer: ErrAway, unless the caller has given
-// up.
-func away(ctx context.Context, err error) error {
+// unreachable returns the error of a call without a complete answer: ErrUnreachable, unless the
+// caller has given up.
+func unreachable(ctx context.Context, err error) error {
 	switch cause := context.Cause(ctx); {
 	case cause == nil:
-		return fmt.Errorf("%w: %w", ErrAway, err)
-	case errors.Is(cause, ErrAway):
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	case errors.Is(cause, ErrUnreachable):
 		return cause
 	}
 	return err
@@ -217,7 +222,7 @@ func statusError(code int, status string) error {
 	if code == http.StatusOK {
 		return nil
 	}
-	return fmt.Errorf("ClickHouse answers %s", status)
+	return fmt.Errorf("ClickHouse returned %s", status)
 }
 
 const (
@@ -234,8 +239,8 @@ type answer struct {
 	buf  []byte // read from the body and not returned yet
 	err  error  // how the body ended
 
-	ctx        context.Context // the watch's
-	told, stop func()
+	ctx            context.Context // the watch's
+	progress, stop func()
 }
 
 // Read returns bytes only when more than heldBack follow them, or at the end.
@@ -266,7 +271,7 @@ func (a *answer) fill() {
 	n, err := a.body.Read(a.buf[len(a.buf) : len(a.buf)+chunk])
 	a.buf = a.buf[:len(a.buf)+n]
 	if err == nil {
-		a.told()
+		a.progress()
 		return
 	}
 	// An orderly end can still have an error before it: with the tag at the very end.
@@ -276,7 +281,7 @@ func (a *answer) fill() {
 			return
 		}
 	} else {
-		a.err = fmt.Errorf("ClickHouse's answer broke off: %w", away(a.ctx, err))
+		a.err = fmt.Errorf("ClickHouse's answer was interrupted: %w", unreachable(a.ctx, err))
 	}
 	if a.tag == "" {
 		return

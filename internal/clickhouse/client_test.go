@@ -170,7 +170,7 @@ func TestFindLibrary(t *testing.T) {
 	if got, err := clickhouse.FindLibrary(""); got != there || err != nil {
 		t.Errorf("from the environment: %q, %v", got, err)
 	}
-	if _, err := clickhouse.FindLibrary("/nowhere/libchdb.so"); !errors.Is(err, clickhouse.ErrNoLibrary) || !strings.Contains(err.Error(), "clickhouse.library says /nowhere/libchdb.so") {
+	if _, err := clickhouse.FindLibrary("/nowhere/libchdb.so"); !errors.Is(err, clickhouse.ErrNoLibrary) || !strings.Contains(err.Error(), "clickhouse.library is /nowhere/libchdb.so") {
 		t.Errorf("configured, but absent: %v", err)
 	}
 	t.Setenv(clickhouse.EnvLibraryPath, "")
@@ -204,7 +204,7 @@ func TestServerClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close() //nolint:errcheck // it never fails
-	if err := c.Exec(t.Context(), "SELECT 1", nil); err != nil || <-asked != "me:pass" || !c.Outside() {
+	if err := c.Exec(t.Context(), "SELECT 1", nil); err != nil || <-asked != "me:pass" || !c.External() {
 		t.Errorf("error %v", err)
 	}
 	distrustful, err := clickhouse.NewServerClient(clickhouse.Server{URL: s.URL, Password: "pass"})

@@ -29,10 +29,10 @@ func TestSilentServer(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = listener.Close() })
 	c := clickhouse.NewClient(listener.Addr().String(), clickhouse.Admin, "").WithSilence(50 * time.Millisecond)
-	if _, err := c.Query(t.Context(), "SELECT 1", "TSV", nil); !errors.Is(err, clickhouse.ErrAway) {
+	if _, err := c.Query(t.Context(), "SELECT 1", "TSV", nil); !errors.Is(err, clickhouse.ErrUnreachable) {
 		t.Errorf("Query: %v", err)
 	}
-	if err := c.Exec(t.Context(), "SELECT 1", nil); !errors.Is(err, clickhouse.ErrAway) {
+	if err := c.Exec(t.Context(), "SELECT 1", nil); !errors.Is(err, clickhouse.ErrUnreachable) {
 		t.Errorf("Exec: %v", err)
 	}
 }
@@ -77,7 +77,7 @@ func TestSilentAnswer(t *testing.T) {
 			}
 			defer body.Close() //nolint:errcheck // read to its end
 			got, err := io.ReadAll(body)
-			if hangs && !errors.Is(err, clickhouse.ErrAway) || !hangs && (err != nil || string(got) != "1\n2\n") {
+			if hangs && !errors.Is(err, clickhouse.ErrUnreachable) || !hangs && (err != nil || string(got) != "1\n2\n") {
 				t.Errorf("%q, %v", got, err)
 			}
 		})
@@ -128,7 +128,7 @@ func TestHungEngineIsReplaced(t *testing.T) {
 	if got := ask(t, e.Client(), "SELECT 1"); got != "1" {
 		t.Errorf("it answers %q", got)
 	}
-	if !strings.Contains(log.String(), "does not answer and is ended") {
+	if !strings.Contains(log.String(), "does not respond; killing it") {
 		t.Errorf("the log says nothing of it: %s", log)
 	}
 }

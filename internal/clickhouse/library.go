@@ -14,37 +14,41 @@ import (
 const EnvLibraryPath = "MILLRACE_CHDB_LIBRARY"
 
 // ErrNoLibrary is wrapped by FindLibrary's errors. Their text says what to run.
-var ErrNoLibrary = errors.New("libchdb.so, the embedded ClickHouse engine, is not there")
+var ErrNoLibrary = errors.New("libchdb.so, the embedded ClickHouse engine, was not found")
 
 // FindLibrary returns the path of libchdb.so. It is configured, if that is not empty, or the value
 // of EnvLibraryPath. Otherwise FindLibrary looks beside the running binary, and where `make tools`
 // installs it in the binary's folder, in the parent of that, or in the working directory.
 func FindLibrary(configured string) (string, error) {
-	for _, said := range []struct{ by, path string }{{"clickhouse.library", configured}, {EnvLibraryPath, os.Getenv(EnvLibraryPath)}} {
-		if said.path == "" {
+	for _, setting := range []struct{ name, path string }{
+		{"clickhouse.library", configured}, {EnvLibraryPath, os.Getenv(EnvLibraryPath)},
+	} {
+		if setting.path == "" {
 			continue
 		}
-		if !isFile(said.path) {
-			return "", fmt.Errorf("%w: %s says %s", ErrNoLibrary, said.by, said.path)
+		if !isFile(setting.path) {
+			return "", fmt.Errorf("%w: %s is %s", ErrNoLibrary, setting.name, setting.path)
 		}
-		return filepath.Abs(said.path)
+		return filepath.Abs(setting.path)
 	}
 	installed := filepath.Join(".tools", "npm", "node_modules", packageName(), "libchdb.so")
-	var looked []string
+	var candidates []string
 	if exe, err := os.Executable(); err == nil {
 		dir := filepath.Dir(exe)
-		looked = append(looked, filepath.Join(dir, "libchdb.so"), filepath.Join(dir, installed), filepath.Join(filepath.Dir(dir), installed))
+		candidates = append(candidates, filepath.Join(dir, "libchdb.so"),
+			filepath.Join(dir, installed), filepath.Join(filepath.Dir(dir), installed))
 	}
 	if dir, err := os.Getwd(); err == nil {
-		looked = append(looked, filepath.Join(dir, installed))
+		candidates = append(candidates, filepath.Join(dir, installed))
 	}
-	for _, path := range looked {
+	for _, path := range candidates {
 		if isFile(path) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("%w: run `make tools` (or `npm install --prefix .tools/npm %s@26.7.3-stable.1`), or name the file in clickhouse.library or %s; looked at %s",
-		ErrNoLibrary, packageName(), EnvLibraryPath, strings.Join(looked, ", "))
+	return "", fmt.Errorf("%w: run `make tools` (or `npm install --prefix .tools/npm %s@26.7.3-stable.1`), "+
+		"or set clickhouse.library or %s to its path; searched %s",
+		ErrNoLibrary, packageName(), EnvLibraryPath, strings.Join(candidates, ", "))
 }
 
 // packageName returns the npm package with the library for this machine.
@@ -59,6 +63,7 @@ func packageName() string {
 	return "@chdb/lib-" + runtime.GOOS + "-" + arch
 }
 
+// isFile reports whether a regular file exists at path.
 func isFile(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.Mode().IsRegular()

@@ -78,7 +78,7 @@ func StartEngine(ctx context.Context, c Config) (*Engine, error) {
 	temporary := ""
 	if c.DataDir == "" {
 		if temporary, err = os.MkdirTemp("", "millrace-engine-"); err != nil {
-			return nil, fmt.Errorf("make the engine's folder: %w", err)
+			return nil, fmt.Errorf("create the engine's folder: %w", err)
 		}
 		c.DataDir = temporary
 	}
@@ -102,7 +102,7 @@ func StartEngine(ctx context.Context, c Config) (*Engine, error) {
 		defer close(e.done)
 		e.supervise(running, password, ready)
 		if err := errors.Join(e.listener.Close(), removeAll(temporary)); err != nil {
-			c.Logger.Warn("after the ClickHouse engine", "error", err)
+			c.Logger.Warn("cannot clean up after the ClickHouse engine", "error", err)
 		}
 	}()
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -110,7 +110,7 @@ func StartEngine(ctx context.Context, c Config) (*Engine, error) {
 	select {
 	case err = <-ready:
 	case <-ctx.Done():
-		err = fmt.Errorf("the engine does not answer: %w", ctx.Err())
+		err = fmt.Errorf("the engine did not answer in time: %w", ctx.Err())
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start the ClickHouse engine: %w", err), e.Close())
@@ -159,7 +159,8 @@ func (e *Engine) supervise(ctx context.Context, password string, ready chan<- er
 				started, level = true, slog.LevelDebug
 				ready <- nil
 			}
-			e.config.Logger.Log(ctx, level, "the ClickHouse engine is ready", "addr", e.Addr(), "pid", e.PID(), "after", time.Since(begun).Round(time.Millisecond))
+			e.config.Logger.Log(ctx, level, "ClickHouse engine is ready",
+				"addr", e.Addr(), "pid", e.PID(), "after", time.Since(begun).Round(time.Millisecond))
 		})
 		if !started {
 			ready <- err
@@ -172,7 +173,7 @@ func (e *Engine) supervise(ctx context.Context, password string, ready chan<- er
 			waits.Reset()
 		}
 		wait := waits.Next()
-		e.config.Logger.Error("the ClickHouse engine's process ended; starting it again", "error", err, "in", wait)
+		e.config.Logger.Error("ClickHouse engine exited; restarting", "error", err, "in", wait)
 		backoff.Sleep(ctx, wait)
 	}
 }
@@ -181,17 +182,18 @@ func (e *Engine) supervise(ctx context.Context, password string, ready chan<- er
 func (e *Engine) runChild(ctx context.Context, password string, ready func()) error {
 	socket, err := e.listener.File()
 	if err != nil {
-		return fmt.Errorf("hand over the listener: %w", err)
+		return fmt.Errorf("duplicate the listener: %w", err)
 	}
 	defer socket.Close() //nolint:errcheck // a duplicate; the child has its own
 	// By default, the command's context would kill the child. Interrupt it first.
 	cmd := exec.CommandContext(ctx, e.config.Command[0], e.config.Command[1:]...) //nolint:gosec // our own binary
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = stopTimeout
-	cmd.Env = append(os.Environ(), EnvLibrary+"="+e.config.Library, EnvData+"="+e.config.DataDir, EnvPassword+"="+password, EnvListener+"=3")
+	cmd.Env = append(os.Environ(), EnvLibrary+"="+e.config.Library, EnvData+"="+e.config.DataDir,
+		EnvPassword+"="+password, EnvListener+"=3") // ExtraFiles begin at descriptor 3
 	cmd.ExtraFiles = []*os.File{socket}
 	dieWithParent(cmd)
-	// It is never written to: its end tells the child that this process has ended.
+	// Standard input is never written to: its end tells the child that this process has ended.
 	if _, err := cmd.StdinPipe(); err != nil {
 		return err
 	}
@@ -219,7 +221,7 @@ func (e *Engine) runChild(ctx context.Context, password string, ready func()) er
 			}
 		}
 		if pinging.Err() == nil {
-			e.config.Logger.Error("the ClickHouse engine's process does not answer and is ended", "pid", cmd.Process.Pid)
+			e.config.Logger.Error("ClickHouse engine does not respond; killing it", "pid", cmd.Process.Pid)
 			_ = cmd.Process.Kill() // it may have ended
 		}
 	}()
@@ -228,7 +230,7 @@ func (e *Engine) runChild(ctx context.Context, password string, ready func()) er
 	<-pinged
 	e.setProcess(nil)
 	if last := log.last(); last != "" && err != nil {
-		err = fmt.Errorf("%w; its last words: %s", err, last)
+		err = fmt.Errorf("%w; last output: %s", err, last)
 	}
 	return err
 }
@@ -255,6 +257,7 @@ type logWriter struct {
 	tail []string // last lines
 }
 
+// Limits of the log of a child: bytes of a line, and lines kept for an error.
 const (
 	longestLine = 4 << 10
 	tailLines   = 5
@@ -288,6 +291,7 @@ func (w *logWriter) last() string {
 
 var _ io.Writer = (*logWriter)(nil)
 
+// removeAll removes a temporary folder, if there is one.
 func removeAll(dir string) error {
 	if dir == "" {
 		return nil

@@ -72,7 +72,7 @@ func running(t *testing.T, c *clickhouse.Client, sql string) bool {
 	return ask(t, c, "SELECT count() FROM system.processes WHERE query = '"+sql+"'") == "1"
 }
 
-func TestKilledEngineComesBack(t *testing.T) {
+func TestKilledEngineRestarts(t *testing.T) {
 	t.Parallel()
 	e := clickhousetest.Start(t)
 	addr, killed := e.Addr(), e.PID()
@@ -140,7 +140,7 @@ func TestCloseEndsQueries(t *testing.T) {
 	}
 }
 
-func TestDataStays(t *testing.T) {
+func TestDataSurvivesRestart(t *testing.T) {
 	t.Parallel()
 	c, err := clickhousetest.Config()
 	if err != nil {
@@ -178,7 +178,7 @@ func TestSecondEngineOnFolder(t *testing.T) {
 	}
 	if second, err := clickhouse.StartEngine(t.Context(), c); err == nil {
 		t.Error(errors.Join(errors.New("two engines run on one folder"), second.Close()))
-	} else if !strings.Contains(err.Error(), "another engine runs on "+c.DataDir) {
+	} else if !strings.Contains(err.Error(), "another engine is using "+c.DataDir) {
 		t.Errorf("error %v", err)
 	}
 	closed := make(chan error, 1)
@@ -210,7 +210,7 @@ func TestStartFails(t *testing.T) {
 		want   string
 	}{
 		"not a library":    {func(c *clickhouse.Config) { c.Library = noLibrary }, "load "},
-		"no such library":  {func(c *clickhouse.Config) { c.Library = "/nowhere" }, "clickhouse.library says /nowhere"},
+		"no such library":  {func(c *clickhouse.Config) { c.Library = "/nowhere" }, "clickhouse.library is /nowhere"},
 		"no such command":  {func(c *clickhouse.Config) { c.Command = []string{"/nowhere"} }, "/nowhere"},
 		"not on loopback":  {func(c *clickhouse.Config) { c.Listen = "0.0.0.0:0" }, "loopback only"},
 		"not our command":  {func(c *clickhouse.Config) { c.Command = []string{"false"} }, "exit status 1"},
@@ -231,7 +231,7 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
-func TestStartGivesUpWithItsContext(t *testing.T) {
+func TestStartEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	c, err := clickhousetest.Config()
 	if err != nil {

@@ -58,7 +58,7 @@ func Compile(schema string, references ...string) (*Plan, error) {
 	// References must be parsed first, so that the schema can refer to their types.
 	for _, r := range references {
 		if _, err := cache.Parse(r); err != nil {
-			return nil, fmt.Errorf("a schema that it refers to: not an Avro schema: %w", err)
+			return nil, fmt.Errorf("referenced schema: not an Avro schema: %w", err)
 		}
 	}
 	parsed, err := cache.Parse(schema)
@@ -141,8 +141,8 @@ type bounds struct {
 var (
 	dayMillis   = &bounds{0, timeunit.MicrosPerDay/1000 - 1, "milliseconds of a day"}
 	dayMicros   = &bounds{0, timeunit.MicrosPerDay - 1, "microseconds of a day"}
-	localMillis = &bounds{timeunit.MinMicro / 1000, timeunit.MaxMicro / 1000, "milliseconds since 1970 of the years 1 to 9999"}
-	localMicros = &bounds{timeunit.MinMicro, timeunit.MaxMicro, "microseconds since 1970 of the years 1 to 9999"}
+	localMillis = &bounds{timeunit.MinMicro / 1000, timeunit.MaxMicro / 1000, "milliseconds since 1970 in the years 1 to 9999"}
+	localMicros = &bounds{timeunit.MinMicro, timeunit.MaxMicro, "microseconds since 1970 in the years 1 to 9999"}
 )
 
 // compiler is the state of Compile.
@@ -154,6 +154,7 @@ type compiler struct {
 	columns int
 }
 
+// fullName returns the name of a type with its namespace.
 func fullName(n *avro.SchemaNode) string {
 	if n.Namespace == "" || strings.Contains(n.Name, ".") {
 		return n.Name
@@ -242,7 +243,7 @@ func distinct(path string, fields []columnar.Field) error {
 	for _, f := range fields {
 		folded := strings.ToLower(f.Name)
 		if other, twice := names[folded]; twice {
-			return fmt.Errorf("%s: it would be a column of the same name as %s", join(path, f.Name), other)
+			return fmt.Errorf("%s: has the same column name as field %s", join(path, f.Name), other)
 		}
 		names[folded] = f.Name
 	}
@@ -256,7 +257,9 @@ const presentColumn = "_present"
 // group returns the struct for columns.
 func group(columns []columnar.Field) columnar.Struct {
 	if len(columns) == 0 {
-		columns = []columnar.Field{{Name: presentColumn, Type: iceberg.PrimitiveTypes.Bool, Doc: "true: the record is there, and has no fields"}}
+		columns = []columnar.Field{{
+			Name: presentColumn, Type: iceberg.PrimitiveTypes.Bool, Doc: "true: the record is there, and has no fields",
+		}}
 	}
 	return columnar.Struct{Fields: columns}
 }
@@ -267,7 +270,7 @@ func (c *compiler) value(n *avro.SchemaNode, path string) (*node, columnar.Field
 		return nil, columnar.Field{}, fmt.Errorf("%s: the schema has more than %d columns", path, maxColumns)
 	}
 	if c.depth++; c.depth > maxDepth {
-		return nil, columnar.Field{}, fmt.Errorf("%s: types are nested in each other deeper than %d", path, maxDepth)
+		return nil, columnar.Field{}, fmt.Errorf("%s: types are nested more than %d deep", path, maxDepth)
 	}
 	defer func() { c.depth-- }()
 	n = c.resolve(n)
@@ -284,20 +287,23 @@ func (c *compiler) value(n *avro.SchemaNode, path string) (*node, columnar.Field
 	case "array":
 		item, column, err := c.value(n.Items, join(path, "element"))
 		if err == nil && item.kind == nullKind {
-			err = fmt.Errorf("%s: an array of nulls has no column", path)
+			err = fmt.Errorf("%s: an array of nulls cannot be stored", path)
 		}
 		column.Name, column.Doc = "element", ""
-		return &node{kind: arrayKind, children: []*node{item}}, columnar.Field{Type: columnar.List{Element: column}, Required: true}, err
+		list := columnar.Field{Type: columnar.List{Element: column}, Required: true}
+		return &node{kind: arrayKind, children: []*node{item}}, list, err
 	case "map":
 		item, column, err := c.value(n.Values, join(path, "value"))
 		if err == nil && item.kind == nullKind {
-			err = fmt.Errorf("%s: a map of nulls has no column", path)
+			err = fmt.Errorf("%s: a map of nulls cannot be stored", path)
 		}
 		column.Name, column.Doc = "value", ""
 		key := columnar.Field{Name: "key", Type: iceberg.PrimitiveTypes.String, Required: true}
-		return &node{kind: mapKind, children: []*node{item}}, columnar.Field{Type: columnar.Map{Key: key, Value: column}, Required: true}, err
+		entries := columnar.Field{Type: columnar.Map{Key: key, Value: column}, Required: true}
+		return &node{kind: mapKind, children: []*node{item}}, entries, err
 	case "enum":
-		return &node{kind: enumKind, symbols: n.Symbols}, columnar.Field{Type: iceberg.PrimitiveTypes.String, Required: true}, nil
+		column := columnar.Field{Type: iceberg.PrimitiveTypes.String, Required: true}
+		return &node{kind: enumKind, symbols: n.Symbols}, column, nil
 	case "null":
 		return &node{kind: nullKind}, columnar.Field{}, nil
 	}
@@ -315,7 +321,8 @@ func bounded(by *bounds) func(*node, columnar.Field, error) (*node, columnar.Fie
 // primitive plans a type without parts, by its logical type if that is supported.
 func primitive(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
 	of := func(k kind, t columnar.Type, doc string) (*node, columnar.Field, error) {
-		return &node{kind: k, size: n.Size, digits: n.Precision}, columnar.Field{Type: t, Doc: doc, Required: true}, nil
+		column := columnar.Field{Type: t, Doc: doc, Required: true}
+		return &node{kind: k, size: n.Size, digits: n.Precision}, column, nil
 	}
 	switch logical := n.LogicalType; {
 	// Logical types with an Iceberg equivalent come first. The others become their underlying type.
@@ -357,11 +364,11 @@ func primitive(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
 		return of(bytesKind, iceberg.PrimitiveTypes.Binary, n.LogicalType)
 	case "fixed":
 		if n.Size < 1 {
-			return nil, columnar.Field{}, fmt.Errorf("%s: a fixed of no bytes has no column", path)
+			return nil, columnar.Field{}, fmt.Errorf("%s: fixed needs at least one byte", path)
 		}
 		return of(fixedKind, iceberg.FixedTypeOf(n.Size), n.LogicalType)
 	}
-	return nil, columnar.Field{}, fmt.Errorf("%s: type %q is not known", path, n.Type)
+	return nil, columnar.Field{}, fmt.Errorf("%s: unknown type %q", path, n.Type)
 }
 
 // union plans a union: [null, T] becomes a nullable T, and others a struct with a column per
@@ -383,7 +390,7 @@ func (c *compiler) union(n *avro.SchemaNode, path string) (*node, columnar.Field
 			inner.nullable, inner.nullAt, column.Required = true, nullAt, false
 			return inner, column, nil
 		}
-		return nil, column, fmt.Errorf("%s: a union in a union", path)
+		return nil, column, fmt.Errorf("%s: a union within a union is not allowed", path)
 	}
 	// A general union: one column per branch, and null for the branches that do not apply.
 	out := &node{kind: unionKind}
@@ -419,6 +426,7 @@ func (c *compiler) opaque(n *avro.SchemaNode, path string) (*node, columnar.Fiel
 	}, nil
 }
 
+// join appends a name to a dotted path.
 func join(path, name string) string {
 	if path == "" {
 		return name

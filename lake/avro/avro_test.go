@@ -83,7 +83,7 @@ func rows(t testing.TB, c *columnar.Columns) string {
 
 func text(fields []columnar.Field) string { return columnar.Struct{Fields: fields}.String() }
 
-func TestEverything(t *testing.T) {
+func TestAllTypes(t *testing.T) {
 	t.Parallel()
 	p := compile(t, everything)
 	const columns = "struct<b boolean, i int, l long, f float, d double, s string, y binary, x fixed[3], e string, e2 string, o string, o2 long, " +
@@ -128,7 +128,7 @@ func TestEverything(t *testing.T) {
 
 // Values of older and newer schemas go into one table: missing fields are null, and the wider type
 // holds both.
-func TestSchemasShareATable(t *testing.T) {
+func TestSchemasOfOneTable(t *testing.T) {
 	t.Parallel()
 	schema := func(fields string) string { return `{"type":"record","name":"R","fields":[` + fields + `]}` }
 	older := schema(`{"name":"n","type":"int"},{"name":"f","type":"float"},{"name":"gone","type":"string"},{"name":"in","type":{"type":"record","name":"I","fields":[{"name":"a","type":"int"}]}},{"name":"l","type":{"type":"array","items":"int"}}`)
@@ -185,7 +185,7 @@ func TestRefused(t *testing.T) {
 	t.Parallel()
 	for schema, want := range map[string]string{
 		`{`: "not an Avro schema",
-		`{"type":"record","name":"R","fields":[{"name":"a","type":"int"},{"name":"A","type":"int"}]}`:                                       "A: it would be a column of the same name as a",
+		`{"type":"record","name":"R","fields":[{"name":"a","type":"int"},{"name":"A","type":"int"}]}`:                                       "A: has the same column name as field a",
 		`{"type":"record","name":"R","fields":[{"name":"a","type":{"type":"array","items":"null"}}]}`:                                       "a: an array of nulls",
 		`{"type":"record","name":"R","fields":[{"name":"a","type":{"type":"record","name":"I","fields":[{"name":"b","type":"Nowhere"}]}}]}`: "not an Avro schema",
 	} {
@@ -203,7 +203,7 @@ func TestRefused(t *testing.T) {
 	}
 	id := "\x4801890a5d-ac96-774b-bcce-b302099a8057"
 	for value, want := range map[string]string{
-		"\x02x":         `in.id: "x" is no UUID`,
+		"\x02x":         `in.id: "x" is not a UUID`,
 		id + "\x02\x64": "in.d: a number of more than 2 digits",
 		id + "\x00\x02": "in.e: symbol 1 of an enum of 1",
 		id + "\x00\x00" + "\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01": "in.t: 9223372036854775807 milliseconds",

@@ -32,7 +32,7 @@ func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 	var mine []columnar.Column
 	for n, i := range evolution.Match(columns.Fields(), p.fields) {
 		if i < 0 {
-			return nil, fmt.Errorf("%s: the table has no column for it", p.fields[n].Name)
+			return nil, fmt.Errorf("%s: missing column in the table", p.fields[n].Name)
 		}
 		fields, mine = append(fields, columns.Fields()[i]), append(mine, columns.Column(i))
 	}
@@ -95,7 +95,7 @@ func (n *node) bindGroup(fields []columnar.Field, columns []columnar.Column, pat
 		}
 		i := at[n]
 		if i < 0 {
-			return nil, fmt.Errorf("%s: the table has no column for it", join(path, child.name))
+			return nil, fmt.Errorf("%s: missing column in the table", join(path, child.name))
 		}
 		taken[i], empty = true, false
 		bound, err := child.bind(fields[i], columns[i], join(path, child.name))
@@ -116,17 +116,17 @@ func (n *node) bindGroup(fields []columnar.Field, columns []columnar.Column, pat
 
 // bind binds a node to its column.
 func (n *node) bind(f columnar.Field, col columnar.Column, path string) (*target, error) {
-	refused := fmt.Errorf("%s: the table has a column of type %s, which does not hold it", path, f.Type)
+	mismatch := fmt.Errorf("%s: a column of type %s cannot store it", path, f.Type)
 	t := &target{node: n, column: col}
 	if n.nullable && f.Required {
-		return nil, fmt.Errorf("%s: the table has a column that may not be null", path)
+		return nil, fmt.Errorf("%s: the column must be nullable", path)
 	}
 	var err error
 	switch n.kind {
 	case recordKind, unionKind:
 		group, ok := col.(*columnar.Structs)
 		if !ok {
-			return nil, refused
+			return nil, mismatch
 		}
 		fields := f.Type.(columnar.Struct).Fields
 		columns := make([]columnar.Column, len(fields))
@@ -141,7 +141,7 @@ func (n *node) bind(f columnar.Field, col columnar.Column, path string) (*target
 	case arrayKind:
 		lists, ok := col.(*columnar.Lists)
 		if !ok {
-			return nil, refused
+			return nil, mismatch
 		}
 		item, err := n.children[0].bind(f.Type.(columnar.List).Element, lists.Element(), join(path, "element"))
 		t.children = []*target{item}
@@ -149,14 +149,14 @@ func (n *node) bind(f columnar.Field, col columnar.Column, path string) (*target
 	case mapKind:
 		maps, ok := col.(*columnar.Maps)
 		if !ok {
-			return nil, refused
+			return nil, mismatch
 		}
 		item, err := n.children[0].bind(f.Type.(columnar.Map).Value, maps.Values(), join(path, "value"))
 		t.children = []*target{item}
 		return t, err
 	}
 	if !holds(n, col) {
-		return nil, refused
+		return nil, mismatch
 	}
 	return t, nil
 }
@@ -186,7 +186,8 @@ func holds(n *node, col columnar.Column) bool {
 		_, ok = col.(*columnar.Bytes)
 	case uuidKind, fixedKind:
 		fixed, isFixed := col.(*columnar.Fixed)
-		ok = isFixed && (n.kind == uuidKind && fixed.Width() == 16 || n.kind == fixedKind && fixed.Width() == n.size)
+		ok = isFixed && (n.kind == uuidKind && fixed.Width() == 16 ||
+			n.kind == fixedKind && fixed.Width() == n.size)
 	}
 	return ok || wider
 }
@@ -194,12 +195,12 @@ func holds(n *node, col columnar.Column) bool {
 // source is the encoded value being read.
 type source struct {
 	avro.Reader
-	free int // number of items that took no bytes
+	emptyItems int // number of items that took no bytes
 }
 
-// maxFree limits items without bytes, such as records without fields. A few bytes could otherwise
-// claim any number of them.
-const maxFree = 100_000
+// maxEmptyItems limits items without bytes, such as records without fields. A few bytes could
+// otherwise claim any number of them.
+const maxEmptyItems = 100_000
 
 // items reads an array or a map. It calls read for each item.
 func (s *source) items(read func()) {
@@ -208,8 +209,8 @@ func (s *source) items(read func()) {
 		for ; n > 0 && s.Err == nil; n-- {
 			before := len(s.Rest)
 			if read(); len(s.Rest) == before && s.Err == nil {
-				if s.free++; s.free > maxFree {
-					s.Fail(fmt.Errorf("it has more than %d items that take no bytes", maxFree))
+				if s.emptyItems++; s.emptyItems > maxEmptyItems {
+					s.Fail(fmt.Errorf("more than %d empty items", maxEmptyItems))
 				}
 			}
 		}
@@ -238,7 +239,10 @@ type fieldError struct {
 	err  error
 }
 
+// Error returns the path and the reason.
 func (e *fieldError) Error() string { return e.path + ": " + e.err.Error() }
+
+// Unwrap returns the reason.
 func (e *fieldError) Unwrap() error { return e.err }
 
 // inField adds the field in which an error occurred to its path.
@@ -285,22 +289,22 @@ func (t *target) append(s *source) {
 
 // union appends a value of a union: a struct with one field set.
 func (t *target) union(s *source) {
-	part := s.Long()
+	branch := s.Long()
 	if s.Err != nil {
 		return
 	}
-	if part < 0 || part >= int64(len(t.children)) {
-		s.Fail(fmt.Errorf("part %d of a union of %d", part, len(t.children)))
+	if branch < 0 || branch >= int64(len(t.children)) {
+		s.Fail(fmt.Errorf("branch %d of a union of %d", branch, len(t.children)))
 		return
 	}
-	if t.children[part].kind == nullKind {
+	if t.children[branch].kind == nullKind {
 		t.column.AppendNull()
 		return
 	}
 	t.column.(*columnar.Structs).Append()
 	for i, child := range t.children {
 		switch {
-		case int64(i) == part:
+		case int64(i) == branch:
 			if child.append(s); s.Err != nil {
 				s.Err = inField(child.name, s.Err)
 				return
@@ -382,18 +386,18 @@ func (t *target) scalar(s *source) {
 func (t *target) integer(s *source) {
 	v := s.Long()
 	if by := t.within; by != nil && s.Err == nil && (v < by.least || v > by.most) {
-		s.Fail(fmt.Errorf("%d is no number of %s", v, by.of))
+		s.Fail(fmt.Errorf("%d is out of range for %s", v, by.of))
 		return
 	}
 	ok := true
 	switch t.kind {
 	case intKind, dateKind, dayMillisKind:
 		if int64(int32(v)) != v {
-			s.Fail(fmt.Errorf("%d is beyond 32 bits", v))
+			s.Fail(fmt.Errorf("%d exceeds 32 bits", v))
 			return
 		}
 		if t.kind == dateKind && !timeunit.OfDay(int32(v)) {
-			s.Fail(fmt.Errorf("%d days since 1970 are no date of the years 1 to 9999", v))
+			s.Fail(fmt.Errorf("%d days since 1970 are outside of the years 1 to 9999", v))
 			return
 		}
 		// The column may have been widened to long.
@@ -413,7 +417,7 @@ func (t *target) integer(s *source) {
 		_, ok = timeunit.OfMicros(v)
 	}
 	if !ok {
-		s.Fail(fmt.Errorf("%d %s since 1970 are no time of the years 1 to 9999", v, units[t.kind]))
+		s.Fail(fmt.Errorf("%d %s since 1970 are outside of the years 1 to 9999", v, units[t.kind]))
 		return
 	}
 	t.column.(*columnar.Int64s).Append(v)
@@ -441,7 +445,7 @@ func (t *target) uuid(s *source) {
 		compact = append(compact, c)
 	}
 	if _, err := hex.Decode(id[:], compact[:min(32, len(compact))]); err != nil || len(compact) != 32 || len(b) != 36 {
-		s.Fail(fmt.Errorf("%.40q is no UUID", b))
+		s.Fail(fmt.Errorf("%.40q is not a UUID", b))
 		return
 	}
 	col.Append(id[:])
@@ -462,8 +466,9 @@ func (t *target) decimal(s *source) {
 		v.Sub(v, new(big.Int).Lsh(big.NewInt(1), uint(len(b))*8))
 	}
 	// 32 bytes hold any supported decimal; longer ones must not be computed.
-	if len(b) > 32 || new(big.Int).Abs(v).Cmp(new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(t.digits)), nil)) >= 0 {
-		s.Fail(fmt.Errorf("a number of more than %d digits", t.digits))
+	limit := new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(t.digits)), nil)
+	if len(b) > 32 || new(big.Int).Abs(v).Cmp(limit) >= 0 {
+		s.Fail(fmt.Errorf("decimal of more than %d digits", t.digits))
 		return
 	}
 	t.column.(*columnar.Decimals).Append(decimal128.FromBigInt(v))

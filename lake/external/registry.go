@@ -155,7 +155,7 @@ func (s *schemas) read(ctx context.Context, registered registry.Schema) *schema 
 func (l layout) free(fields []columnar.Field) error {
 	for _, f := range fields {
 		if l.reserves(f.Name) || f.Name == extraColumn {
-			return fmt.Errorf("field %s is called as a column that the table has anyway: rename it", f.Name)
+			return fmt.Errorf("field %s has the name of a column that every table has; rename it", f.Name)
 		}
 	}
 	return nil

@@ -204,7 +204,7 @@ func TestWarehousesThatReadersDisagreeOn(t *testing.T) {
 		l, err := lake.Open(t.Context(), config)
 		if err == nil {
 			err = l.Close()
-		} else if plain || !strings.Contains(err.Error(), "do not agree on the character") {
+		} else if plain || !strings.Contains(err.Error(), "disagree on the character") {
 			t.Errorf("%q: %v", name, err)
 			continue
 		} else {

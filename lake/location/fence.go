@@ -11,14 +11,14 @@ import (
 )
 
 // ErrOutside reports that a file is outside of the folder of the table that refers to it.
-var ErrOutside = errors.New("it is not in the table's folder")
+var ErrOutside = errors.New("outside of the table's folder")
 
-// Fence returns a file system that is limited to a table's folder, whatever a file name comes from:
-// a record, a property, or another engine's manifest. beside are further folders of tables that
-// were configured by earlier versions. Manifest lists written to it get the bounds that iceberg-go
+// Fence returns a file system that is limited to a table's folder, wherever a file name comes from:
+// a record, a property, or another engine's manifest. others are further folders of the table that
+// earlier versions configured. Manifest lists written to it get the bounds that iceberg-go
 // omits.
-func Fence(files io.IO, location string, beside ...string) io.IO {
-	return fenced{files, location, beside}
+func Fence(files io.IO, location string, others ...string) io.IO {
+	return fenced{files, location, others}
 }
 
 // fenced implements every interface of iceberg-go's file systems, because wrapping would otherwise
@@ -26,7 +26,7 @@ func Fence(files io.IO, location string, beside ...string) io.IO {
 type fenced struct {
 	files    io.IO
 	location string
-	beside   []string
+	others   []string
 }
 
 // check returns an error for a file outside of the fence.
@@ -34,7 +34,7 @@ func (f fenced) check(op, name string) error {
 	if Inside(f.location, name) {
 		return nil
 	}
-	for _, folder := range f.beside {
+	for _, folder := range f.others {
 		if Inside(folder, name) {
 			return nil
 		}
@@ -66,7 +66,8 @@ func (f fenced) ReadFile(name string) (content []byte, err error) {
 	return stdio.ReadAll(file)
 }
 
-var errReadOnly = errors.New("files cannot be written here")
+// errReadOnly reports that the underlying file system has no WriteFileIO.
+var errReadOnly = errors.New("the file system is read-only")
 
 // Create implements io.WriteFileIO.
 func (f fenced) Create(name string) (io.FileWriter, error) {
@@ -149,22 +150,22 @@ func (f fenced) Stat(name string) (fs.FileInfo, error) {
 	return info, errors.Join(err, file.Close())
 }
 
-// asWritten implements AsWritten within the fence.
-func (f fenced) asWritten(name string) (bool, error) {
+// restore implements Restore within the fence.
+func (f fenced) restore(name string) (bool, error) {
 	if err := f.check("link", name); err != nil {
 		return false, err
 	}
-	return AsWritten(f.files, name)
+	return Restore(f.files, name)
 }
 
-// AsWritten makes a file available at its location exactly as written, and reports whether that was
+// Restore makes a file available at its location exactly as written, and reports whether that was
 // necessary. Earlier versions decoded locations when they wrote files, so programs that do not
 // decode them cannot find these files: see Local.
-func AsWritten(files io.IO, name string) (made bool, err error) {
+func Restore(files io.IO, name string) (made bool, err error) {
 	if l, ok := files.(interface {
-		asWritten(name string) (bool, error)
+		restore(name string) (bool, error)
 	}); ok {
-		return l.asWritten(name)
+		return l.restore(name)
 	}
 	return false, nil
 }
@@ -176,7 +177,7 @@ func (f fenced) WalkDir(root string, fn fs.WalkDirFunc) error {
 	}
 	listable, ok := f.files.(io.ListableIO)
 	if !ok {
-		return &fs.PathError{Op: "list", Path: root, Err: errors.New("folders cannot be listed here")}
+		return &fs.PathError{Op: "list", Path: root, Err: errors.New("the file system does not support listing")}
 	}
 	return listable.WalkDir(root, fn)
 }

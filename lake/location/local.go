@@ -33,14 +33,17 @@ type Local struct{}
 func resolve(op, name string) (string, error) {
 	p, local := localPath(name)
 	if !local {
-		return "", &fs.PathError{Op: op, Path: name, Err: fmt.Errorf("it is not on local disk: %w", fs.ErrInvalid)}
+		return "", &fs.PathError{Op: op, Path: name, Err: fmt.Errorf("not a path on local disk: %w", fs.ErrInvalid)}
 	}
 	if climbs(p) {
-		return "", &fs.PathError{Op: op, Path: name, Err: fmt.Errorf("a location does not lead upwards: %w", fs.ErrPermission)}
+		return "", &fs.PathError{
+			Op: op, Path: name, Err: fmt.Errorf(`a location must not contain ".", ".." or NUL: %w`, fs.ErrPermission),
+		}
 	}
 	if !strings.Contains(p, "%") {
 		return p, nil
 	}
+	// Earlier versions wrote to the decoded path. Use it if more of it exists.
 	other := decoded(p)
 	if other == p || climbs(other) || depth(p) >= depth(other) {
 		return p, nil
@@ -91,7 +94,7 @@ func Sync() { synced.Store(true) }
 
 // Create implements io.WriteFileIO.
 func (Local) Create(name string) (io.FileWriter, error) {
-	p, made, err := inFolder("create", name)
+	p, made, err := createFolder("create", name)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +109,7 @@ func (Local) Create(name string) (io.FileWriter, error) {
 // rewritten, such as one that pins a past state, see either the old or the new content, even after
 // a crash.
 func (Local) WriteFile(name string, content []byte) error {
-	p, made, err := inFolder("create", name)
+	p, made, err := createFolder("create", name)
 	if err != nil {
 		return err
 	}
@@ -162,9 +165,9 @@ var syncFolder = func(folder string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// inFolder creates the folder of a file that is about to be created. It returns the file's path,
-// and the folders in which that creates new entries.
-func inFolder(op, name string) (p string, folders []string, err error) {
+// createFolder creates the folder of a file that is about to be created. It returns the file's
+// path, and the folders in which that creates new entries.
+func createFolder(op, name string) (p string, folders []string, err error) {
 	if p, err = resolve(op, name); err != nil {
 		return "", nil, err
 	}
@@ -177,32 +180,32 @@ func inFolder(op, name string) (p string, folders []string, err error) {
 	return p, folders, os.MkdirAll(filepath.Dir(p), 0o755) //nolint:gosec // as for WriteFile
 }
 
-// asWritten implements AsWritten. It creates a hard link, so that programs that decode the location
+// restore implements Restore. It creates a hard link, so that programs that decode the location
 // still find the file, too. On file systems without hard links it copies the file.
-func (Local) asWritten(name string) (bool, error) {
+func (Local) restore(name string) (bool, error) {
 	written, _ := localPath(name)
-	stands, err := resolve("link", name)
-	if err != nil || stands == written {
+	actual, err := resolve("link", name)
+	if err != nil || actual == written {
 		return false, err
 	}
-	if _, err := os.Lstat(stands); err != nil {
+	if _, err := os.Lstat(actual); err != nil {
 		return false, err
 	}
 	if err := os.MkdirAll(filepath.Dir(written), 0o755); err != nil { //nolint:gosec // as for WriteFile
 		return false, err
 	}
-	if os.Link(stands, written) == nil {
+	if os.Link(actual, written) == nil {
 		return true, nil
 	}
-	content, err := os.ReadFile(stands) //nolint:gosec // as for Open
+	content, err := os.ReadFile(actual) //nolint:gosec // as for Open
 	if err != nil {
 		return false, err
 	}
-	under := written + ".part"                                  // readers must not see a partial file
-	if err := os.WriteFile(under, content, 0o644); err != nil { //nolint:gosec // as for WriteFile
+	temporary := written + ".part"                                  // readers must not see a partial file
+	if err := os.WriteFile(temporary, content, 0o644); err != nil { //nolint:gosec // as for WriteFile
 		return false, err
 	}
-	return true, os.Rename(under, written)
+	return true, os.Rename(temporary, written)
 }
 
 // Remove implements io.IO.

@@ -29,13 +29,15 @@ func Table(warehouse string, name []string) string {
 	folder := namespace + ".db/" + last
 	plain := len(last) <= maxPart && !strings.Contains(last, "/") && !strings.ContainsRune(last, ':')
 	for _, part := range name {
-		plain = plain && Plain(part) == nil && len(part) <= maxPart && strings.Trim(part, ".") != "" && !strings.Contains(part, "/")
+		plain = plain && Plain(part) == nil && len(part) <= maxPart &&
+			strings.Trim(part, ".") != "" && !strings.Contains(part, "/")
 	}
 	if plain {
 		return warehouse + "/" + folder
 	}
 	sum := sha256.Sum256([]byte(strings.Join(name, "\x00")))
-	return warehouse + "/" + replaced(strings.Join(name[:len(name)-1], ".")) + ".db/" + replaced(last) + "-" + hex.EncodeToString(sum[:6])
+	namespace = readable(strings.Join(name[:len(name)-1], "."))
+	return warehouse + "/" + namespace + ".db/" + readable(last) + "-" + hex.EncodeToString(sum[:6])
 }
 
 const (
@@ -43,8 +45,8 @@ const (
 	maxKept = 40  // bytes of another name that are kept for readability
 )
 
-// replaced returns a name with underscores in place of characters that may need escaping.
-func replaced(name string) string {
+// readable returns a name with underscores in place of characters that may need escaping.
+func readable(name string) string {
 	name = strings.Map(func(r rune) rune {
 		if strings.ContainsRune(letters+"-", r) {
 			return r
@@ -66,7 +68,8 @@ const (
 func Plain(path string) error {
 	for _, r := range path {
 		if r != '/' && !strings.ContainsRune(plainSet, r) {
-			return fmt.Errorf("readers of Iceberg tables do not agree on the character %q in a location: use letters, digits and -_.~ only", r)
+			return fmt.Errorf("readers of Iceberg tables disagree on the character %q in a location; "+
+				"use only letters, digits and -_.~", r)
 		}
 	}
 	return nil

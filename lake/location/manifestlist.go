@@ -52,7 +52,7 @@ func MissingBounds(m iceberg.ManifestFile, files io.IO) (bool, error) {
 // withBounds returns a manifest list with its missing bounds, or unchanged if none are missing.
 func withBounds(list []byte, files io.IO) ([]byte, error) {
 	fail := func(err error) ([]byte, error) {
-		return nil, fmt.Errorf("check the bounds in a manifest list: %w", err)
+		return nil, fmt.Errorf("check bounds in manifest list: %w", err)
 	}
 	manifests, err := iceberg.ReadManifestList(bytes.NewReader(list))
 	if err != nil {
@@ -79,7 +79,9 @@ func withBounds(list []byte, files io.IO) ([]byte, error) {
 		}
 	}
 	var out bytes.Buffer
-	w, err := ocf.NewWriter(&out, r.Schema(), ocf.WithSchema(string(r.Metadata()["avro.schema"])), ocf.WithMetadata(meta),
+	// Copy schema and metadata, so that nothing but the bounds changes.
+	w, err := ocf.NewWriter(&out, r.Schema(),
+		ocf.WithSchema(string(r.Metadata()["avro.schema"])), ocf.WithMetadata(meta),
 		ocf.WithCodec(ocf.DeflateCodec(-1)))
 	if err != nil {
 		return fail(err)
@@ -107,7 +109,7 @@ func putBounds(entry map[string]any, fields []int) error {
 	summaries, _ := entry["partitions"].([]any)
 	for _, i := range fields {
 		if i >= len(summaries) {
-			return fmt.Errorf("it has %d summaries of partition fields", len(summaries))
+			return fmt.Errorf("the manifest has only %d summaries of partition fields", len(summaries))
 		}
 		summary, ok := summaries[i].(map[string]any)
 		if !ok {
@@ -127,7 +129,7 @@ func putBounds(entry map[string]any, fields []int) error {
 // read if fresh is set, which means that the list's own snapshot added it: older manifests got
 // their bounds in earlier lists.
 func missingBounds(m iceberg.ManifestFile, files io.IO, fresh bool) (fields []int, err error) {
-	var open []int
+	var open []int // fields for which the manifest has to be read
 	for i, s := range m.Partitions() {
 		switch {
 		case s.LowerBound != nil:

@@ -55,9 +55,9 @@ func deadEqualityDeletes(ctx context.Context, t *table.Table, ignored map[string
 	return dead, nil
 }
 
-// removeDeadDeletes removes delete files that no longer apply to any data file, provided the table had any
-// before. They were added while the files that they apply to were being rewritten, or another
-// engine has rewritten those rows.
+// removeDeadDeletes removes delete files that no longer apply to any data file, provided the table
+// had any before. They were added while the files that they apply to were being rewritten, or
+// another engine has rewritten those rows.
 func (r *run) removeDeadDeletes(ctx context.Context, before *table.Table, did *Compacted) error {
 	head := before.CurrentSnapshot()
 	if head == nil || head.Summary == nil || head.Summary.Properties.GetInt("total-delete-files", 1) == 0 {

@@ -48,7 +48,7 @@ func (r *run) restoreLocations(ctx context.Context) error {
 			}
 			// Only locations with escapes were decoded differently.
 			if file := e.DataFile().FilePath(); strings.Contains(file, "%") {
-				made, err := location.AsWritten(files, file)
+				made, err := location.Restore(files, file)
 				if err != nil && !errors.Is(err, stdfs.ErrNotExist) { // readers report missing files
 					return fmt.Errorf("restore file at its recorded location %s: %w", file, err)
 				}

@@ -146,7 +146,8 @@ type keyedRow struct {
 	at  int64
 }
 
-// sortedIndices returns the indices of the rows in key order. Rows with equal keys keep their order.
+// sortedIndices returns the indices of the rows in key order. Rows with equal keys keep their
+// order.
 func sortedIndices(rows []keyedRow) []int64 {
 	slices.SortStableFunc(rows, func(a, b keyedRow) int { return bytes.Compare(a.key, b.key) })
 	order := make([]int64, len(rows))

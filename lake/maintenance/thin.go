@@ -107,7 +107,8 @@ func Thin(ctx context.Context, load Load, into table.CatalogIO) error {
 		}
 	}
 	var errs []error
-	// A file that cannot be deleted becomes an orphan. Manifests are shared between snapshots: delete only those that no retained one uses.
+	// A file that cannot be deleted becomes an orphan. Manifests are shared between snapshots:
+	// delete only those that no retained one uses.
 	for path := range gone {
 		if used[path] {
 			continue

@@ -18,12 +18,14 @@ const boundBytes = 256
 // bounds collects the minimum and maximum of a column.
 type bounds struct {
 	of       *schema.Column
-	some     bool
+	some     bool   // at least one value was added
 	min, max []byte // in PLAIN encoding, without a length
 }
 
+// reset forgets all values.
 func (s *bounds) reset() { s.some = false }
 
+// float reports whether the column has floating-point values.
 func (s *bounds) float() bool {
 	return s.of.PhysicalType() == parquet.Types.Float || s.of.PhysicalType() == parquet.Types.Double
 }
@@ -73,10 +75,12 @@ func (s *bounds) extend(low, high []byte, compare func(a, b []byte) int) {
 	s.some = true
 }
 
+// littleEndian returns the first size bytes of a number in PLAIN encoding.
 func littleEndian(v uint64, size int) []byte {
 	return binary.LittleEndian.AppendUint64(nil, v)[:size]
 }
 
+// compareInts compares encoded integers of four or eight bytes.
 func compareInts(a, b []byte) int {
 	if len(a) == 4 {
 		return cmp.Compare(int32(binary.LittleEndian.Uint32(a)), int32(binary.LittleEndian.Uint32(b)))
@@ -84,6 +88,7 @@ func compareInts(a, b []byte) int {
 	return cmp.Compare(int64(binary.LittleEndian.Uint64(a)), int64(binary.LittleEndian.Uint64(b)))
 }
 
+// boolBounds returns the least and the greatest of n bits.
 func boolBounds(values []byte, n int) (low, high byte) {
 	low = 1
 	for i := range n {
@@ -122,12 +127,14 @@ func (s *bounds) addFloats(values []byte) {
 		high = 0 // +0
 	}
 	if size == 4 {
-		s.extend(littleEndian(uint64(math.Float32bits(float32(low))), 4), littleEndian(uint64(math.Float32bits(float32(high))), 4), compareFloats)
+		lowBits, highBits := math.Float32bits(float32(low)), math.Float32bits(float32(high))
+		s.extend(littleEndian(uint64(lowBits), 4), littleEndian(uint64(highBits), 4), compareFloats)
 		return
 	}
 	s.extend(littleEndian(math.Float64bits(low), 8), littleEndian(math.Float64bits(high), 8), compareFloats)
 }
 
+// floatOf decodes a float or a double.
 func floatOf(v []byte) float64 {
 	if len(v) == 4 {
 		return float64(math.Float32frombits(binary.LittleEndian.Uint32(v)))
@@ -135,6 +142,7 @@ func floatOf(v []byte) float64 {
 	return math.Float64frombits(binary.LittleEndian.Uint64(v))
 }
 
+// compareFloats compares encoded numbers that are not NaN.
 func compareFloats(a, b []byte) int { return cmp.Compare(floatOf(a), floatOf(b)) }
 
 // countNaNs returns the number of NaNs among encoded values.
@@ -230,6 +238,7 @@ func (s *bounds) upper() (_ []byte, exact bool) {
 	return append([]byte{}, s.max...), true
 }
 
+// text reports whether the values are UTF-8.
 func (s *bounds) text() bool { return s.of.LogicalType().Equals(schema.StringLogicalType{}) }
 
 // cut returns the beginning of a long bound. Text is cut between characters.
@@ -262,7 +271,7 @@ func (s *bounds) above(v []byte) []byte {
 		v = v[:len(v)-size]
 		// Surrogates are not characters: skip to the next one.
 		if r++; r == surrogates {
-			r = surrogatesEnd
+			r = afterSurrogates
 		}
 		if r <= utf8.MaxRune {
 			return utf8.AppendRune(v, r)
@@ -271,5 +280,5 @@ func (s *bounds) above(v []byte) []byte {
 	return nil
 }
 
-// Range of code points that are not characters.
-const surrogates, surrogatesEnd = 0xd800, 0xe000
+// UTF-16 surrogates are code points that UTF-8 cannot encode.
+const surrogates, afterSurrogates = 0xd800, 0xe000

@@ -83,13 +83,13 @@ func TestBounds(t *testing.T) {
 					t.Errorf("bounds are %q and %q", have.MinValue, have.MaxValue)
 				}
 				if low, high := have.IsMinValueExact != nil, have.IsMaxValueExact != nil; low != test.low || high != test.high {
-					t.Errorf("they say to be cut: %v, %v", low, high)
+					t.Errorf("truncated: %v, %v", low, high)
 				}
 				if f.NaNs[1] != test.nans {
-					t.Errorf("%d are no number", f.NaNs[1])
+					t.Errorf("%d NaNs", f.NaNs[1])
 				}
 				if _, counted := f.NaNs[1]; counted != (test.of == doubles) {
-					t.Errorf("what is no number is counted: %v", counted)
+					t.Errorf("NaN counts: %v", counted)
 				}
 			}
 		})

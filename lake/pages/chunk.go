@@ -37,13 +37,13 @@ type dictionaryUse uint8
 const (
 	never   dictionaryUse = iota // disabled for this file
 	untried                      // not yet used in this row group
-	inUse
-	full // disabled for the rest of the row group
+	inUse                        // all pages so far refer to it
+	full                         // disabled for the rest of the row group
 )
 
-// recurrence is the minimum ratio of values to distinct values in the first page for which a
+// minRepetition is the minimum ratio of values to distinct values in the first page for which a
 // dictionary is used.
-const recurrence = 2
+const minRepetition = 2
 
 // newChunk returns the chunk of a leaf column.
 func newChunk(f columnar.Field, column *schema.Column) (*chunk, error) {
@@ -57,7 +57,7 @@ func newChunk(f columnar.Field, column *schema.Column) (*chunk, error) {
 		c.width = column.TypeLength()
 	case parquet.Types.Boolean, parquet.Types.ByteArray:
 	default:
-		return nil, fmt.Errorf("there are no pages of type %s", column.PhysicalType())
+		return nil, fmt.Errorf("unsupported physical type %s", column.PhysicalType())
 	}
 	return c, nil
 }
@@ -101,7 +101,7 @@ func (c *chunk) page(s *shared, n int, col columnar.Column) error {
 		c.plain++
 	}
 	if len(s.body) > math.MaxInt32 {
-		return errors.New("it has more than 2 GiB in a page: write fewer rows at once")
+		return errors.New("page exceeds 2 GiB: write fewer rows at once")
 	}
 	// The levels of a page of version 1 are compressed together with its values.
 	s.compressed = s.zstd.EncodeAll(s.body, s.compressed[:0])
@@ -150,15 +150,15 @@ func (c *chunk) encode(s *shared, col columnar.Column, present int) (coded bool,
 // page are removed.
 func (c *chunk) lookUp(values int, find func(*dictionary) bool) bool {
 	d := &c.dictionary
-	known := d.len()
+	known := d.len() // entries of earlier pages
 	switch {
 	case values == 0 || c.use == never || c.use == full:
 		return false
 	case c.use == untried:
 		// In the first page, more distinct values than this mean that a dictionary does not pay.
-		d.most = min(dictionaryEntries, values/recurrence)
+		d.maxEntries = min(dictionaryEntries, values/minRepetition)
 	default:
-		d.most = dictionaryEntries
+		d.maxEntries = dictionaryEntries
 	}
 	switch {
 	case find(d):
@@ -184,10 +184,10 @@ func (c *chunk) end(s *shared) []byte {
 	d := &c.dictionary
 	c.stats.add(d.plain, d.len())
 	s.compressed = s.zstd.EncodeAll(d.plain, s.compressed[:0])
-	s.other = appendDictionaryHeader(s.other[:0], d.len(), len(d.plain), len(s.compressed))
-	c.size += len(s.other) + len(d.plain)
-	s.other = append(s.other, s.compressed...)
-	return s.other
+	s.page = appendDictionaryHeader(s.page[:0], d.len(), len(d.plain), len(s.compressed))
+	c.size += len(s.page) + len(d.plain)
+	s.page = append(s.page, s.compressed...)
+	return s.page
 }
 
 // describe adds the chunk to the footer. at is its offset in the file, and dictionary the size of
@@ -222,7 +222,9 @@ func (c *chunk) describe(m *metadata.ColumnChunkMetaDataBuilder, at int64, dicti
 
 // statistics returns the chunk's statistics for the footer. Without any value they have no bounds.
 func (c *chunk) statistics() metadata.EncodedStatistics {
-	stats := metadata.EncodedStatistics{HasNullCount: true, NullCount: int64(c.nulls), Signed: c.column.SortOrder() == schema.SortSIGNED}
+	stats := metadata.EncodedStatistics{
+		HasNullCount: true, NullCount: int64(c.nulls), Signed: c.column.SortOrder() == schema.SortSIGNED,
+	}
 	if c.stats.some {
 		low, _ := c.stats.lower()
 		high, _ := c.stats.upper()

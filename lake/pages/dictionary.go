@@ -20,10 +20,10 @@ const (
 
 // dictionary assigns indices to distinct values. It is an open-addressing hash table.
 type dictionary struct {
-	plain   []byte   // entries in PLAIN encoding, which is the dictionary's page
-	entries []entry  // from index 1; 0 means none
-	table   []uint32 // indices of entries
-	most    int      // maximum number of entries
+	plain      []byte   // entries in PLAIN encoding, which is the dictionary's page
+	entries    []entry  // from index 1; 0 means none
+	table      []uint32 // indices of entries
+	maxEntries int      // maximum number of entries in the current state, see chunk.lookUp
 }
 
 // entry is a key and the end of its value. It is compact, so that thousands of entries fit into the
@@ -46,6 +46,7 @@ const keyBytes = 16
 // none is the entry at index 0. Its size differs from that of every key.
 var none = entry{size: math.MaxUint32}
 
+// is reports whether the entry has a key.
 func (e *entry) is(k key) bool { return e.first == k.first && e.last == k.last && e.size == k.size }
 
 // Random seeds prevent inputs that were chosen to collide.
@@ -54,6 +55,7 @@ var (
 	seed1, seed2 = rand.Uint64(), rand.Uint64()
 )
 
+// reset empties the dictionary and keeps its memory.
 func (d *dictionary) reset() {
 	d.plain, d.entries = d.plain[:0], append(d.entries[:0], none)
 	if len(d.table) == 0 {
@@ -62,6 +64,7 @@ func (d *dictionary) reset() {
 	clear(d.table)
 }
 
+// len returns the number of entries, without none.
 func (d *dictionary) len() int { return len(d.entries) - 1 }
 
 // truncate keeps the first n entries. Nothing can be added afterwards, because the table is not
@@ -85,7 +88,7 @@ func (d *dictionary) fixed(indices []uint32, values []byte, width int) bool {
 			k = keyOf(values[i*width:], width)
 		}
 		// Fast path: the value is in its home slot. Long values need a full comparison in find.
-		n := d.table[k.place()&uint32(len(d.table)-1)]
+		n := d.table[k.hash()&uint32(len(d.table)-1)]
 		if !d.entries[n].is(k) || width > keyBytes {
 			if n = d.find(k, values[i*width:(i+1)*width], false); n == 0 {
 				return false
@@ -100,7 +103,8 @@ func (d *dictionary) fixed(indices []uint32, values []byte, width int) bool {
 func (d *dictionary) strings(indices []uint32, col *columnar.Bytes, valid []byte) bool {
 	offsets, content := col.Offsets(), col.Content()
 	begin, at := int(offsets[0]), 0
-	var last []byte // the previous value if it is long: columns such as the topic repeat it in every row
+	// last is the previous value if it is long. Columns such as the topic repeat it in every row.
+	var last []byte
 	var lastIndex uint32
 	for i, offset := range offsets[1:] {
 		if valid != nil && !bitutil.BitIsSet(valid, i) {
@@ -116,7 +120,7 @@ func (d *dictionary) strings(indices []uint32, col *columnar.Bytes, valid []byte
 		}
 		k := keyOf(content[begin:], end-begin)
 		// The same fast path as in fixed.
-		n := d.table[k.place()&uint32(len(d.table)-1)]
+		n := d.table[k.hash()&uint32(len(d.table)-1)]
 		if !d.entries[n].is(k) || end-begin > keyBytes {
 			if n = d.find(k, content[begin:end], true); n == 0 {
 				return false
@@ -146,8 +150,8 @@ func keyOf(b []byte, n int) key {
 	return key{binary.LittleEndian.Uint64(b) & mask, binary.LittleEndian.Uint64(b[max(n-8, 0):]) & mask, uint32(n)}
 }
 
-// place returns the hash of a key.
-func (k key) place() uint32 {
+// hash returns the hash of a key.
+func (k key) hash() uint32 {
 	high, low := bits.Mul64(k.first^seed1, k.last^seed2)
 	return uint32(high ^ low)
 }
@@ -159,16 +163,17 @@ func (d *dictionary) find(k key, v []byte, length bool) uint32 {
 		d.grow()
 	}
 	mask := uint32(len(d.table) - 1)
-	at := k.place() & mask
+	at := k.hash() & mask
 	// Linear probing. Long values with equal hashes are compared in full.
 	for ; d.table[at] != 0; at = (at + 1) & mask {
 		n := d.table[at]
-		if e := &d.entries[n]; e.is(k) && (len(v) <= keyBytes || string(d.plain[int(e.end)-len(v):e.end]) == string(v)) {
+		e := &d.entries[n]
+		if e.is(k) && (len(v) <= keyBytes || string(d.plain[int(e.end)-len(v):e.end]) == string(v)) {
 			return n
 		}
 	}
 	// No room: the caller continues without a dictionary.
-	if d.len() >= d.most || len(d.plain)+len(v)+4 > dictionaryBytes {
+	if d.len() >= d.maxEntries || len(d.plain)+len(v)+4 > dictionaryBytes {
 		return 0
 	}
 	if length {
@@ -187,7 +192,8 @@ func (d *dictionary) grow() {
 	mask := uint32(len(d.table) - 1)
 	for n := 1; n < len(d.entries); n++ {
 		e := d.entries[n]
-		at := key{e.first, e.last, e.size}.place() & mask
+		// Keys are distinct, so only an empty slot is needed.
+		at := key{e.first, e.last, e.size}.hash() & mask
 		for d.table[at] != 0 {
 			at = (at + 1) & mask
 		}

@@ -57,7 +57,7 @@ func chunkOf(tb testing.TB, m *metadata.FileMetaData, group, column int) *metada
 }
 
 // Files without rows, and files with only nulls, are valid.
-func TestNothing(t *testing.T) {
+func TestEmptyFile(t *testing.T) {
 	t.Parallel()
 	for _, rows := range []int{0, 3} {
 		c, err := columnar.New(columnar.WithIDs(everything()))
@@ -280,12 +280,12 @@ func TestWriteErrors(t *testing.T) {
 		t.Errorf("%d rows are %d bytes", f.Metadata.NumRows, f.Size)
 	}
 	if err := w.Write(c); err == nil {
-		t.Error("a file that has ended takes more rows")
+		t.Error("a finished file accepts more rows")
 	}
 }
 
 // Rows that do not fit the schema are refused with the name of the column.
-func TestRefused(t *testing.T) {
+func TestInvalidRows(t *testing.T) {
 	t.Parallel()
 	required := func(f field) field { f.Required = true; return f }
 	number := field{Name: "number", Type: iceberg.PrimitiveTypes.Int64}
@@ -294,11 +294,11 @@ func TestRefused(t *testing.T) {
 		fill func(columnar.Column)
 		want string
 	}{
-		{required(number), func(c columnar.Column) { c.AppendNull() }, "column number: it is required, and null in a row"},
+		{required(number), func(c columnar.Column) { c.AppendNull() }, "column number: required value is null"},
 		{
 			field{Name: "g", Type: columnar.Struct{Fields: []field{required(number)}}},
 			func(c columnar.Column) { c.(*columnar.Structs).Append(); c.(*columnar.Structs).Child(0).AppendNull() },
-			"column g: number: it is required, and null in a row",
+			"column g: number: required value is null",
 		},
 		{
 			required(field{Name: "l", Type: columnar.List{Element: required(number)}}),
@@ -306,23 +306,23 @@ func TestRefused(t *testing.T) {
 				c.(*columnar.Lists).Element().AppendNull()
 				c.(*columnar.Lists).Append()
 			},
-			"column l: number: it is required, and null in a row",
+			"column l: number: required value is null",
 		},
-		{required(field{Name: "l", Type: columnar.List{Element: number}}), func(c columnar.Column) { c.AppendNull() }, "column l: it is required, and null in a row"},
+		{required(field{Name: "l", Type: columnar.List{Element: number}}), func(c columnar.Column) { c.AppendNull() }, "column l: required value is null"},
 		{
 			field{Name: "d", Type: iceberg.DecimalTypeOf(9, 0)},
 			func(c columnar.Column) { c.(*columnar.Decimals).Append(decimal128.FromI64(1 << 31)) },
-			"column d: a number has more digits than the column",
+			"column d: decimal exceeds the precision of the column",
 		},
 		{
 			field{Name: "d", Type: iceberg.DecimalTypeOf(18, 0)},
 			func(c columnar.Column) { c.(*columnar.Decimals).Append(decimal128.New(1, 0)) },
-			"column d: a number has more digits than the column",
+			"column d: decimal exceeds the precision of the column",
 		},
 		{
 			field{Name: "d", Type: iceberg.DecimalTypeOf(20, 0)},
 			func(c columnar.Column) { c.(*columnar.Decimals).Append(decimal128.New(1<<40, 0)) },
-			"column d: a number has more digits than the column",
+			"column d: decimal exceeds the precision of the column",
 		},
 	} {
 		c, col := one(t, test.of)
@@ -332,7 +332,7 @@ func TestRefused(t *testing.T) {
 			t.Errorf("the error is %v, not %s", err, test.want)
 		}
 		if _, err := w.End(); err == nil {
-			t.Error("the file ends as if nothing were")
+			t.Error("End succeeded after an error")
 		}
 	}
 	c, err := columnar.New([]field{number, {Name: "other", Type: iceberg.PrimitiveTypes.Bool}})
@@ -340,7 +340,7 @@ func TestRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Column(0).AppendNull()
-	if err := begin(t, c, io.Discard).Write(c); err == nil || err.Error() != "column other: it has 0 values in 1 rows" {
+	if err := begin(t, c, io.Discard).Write(c); err == nil || err.Error() != "column other: 0 values in 1 rows" {
 		t.Error(err)
 	}
 }

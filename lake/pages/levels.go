@@ -73,21 +73,22 @@ func (t *tree) node(f columnar.Field, around levels) (*node, error) {
 	default:
 		w := t.writer
 		if len(w.chunks) >= w.schema.NumColumns() {
-			return nil, errors.New("it is not in the schema")
+			return nil, errors.New("missing in the Parquet schema")
 		}
 		c, err := newChunk(f, w.schema.Column(len(w.chunks)))
 		if err != nil {
 			return nil, err
 		}
 		// Guard against a disagreement with arrow-go's mapping of the schema.
-		if c.column.MaxDefinitionLevel() != int16(n.definition) || c.column.MaxRepetitionLevel() != int16(n.repetition) {
-			return nil, errors.New("the schema has other levels")
+		if c.column.MaxDefinitionLevel() != int16(n.definition) ||
+			c.column.MaxRepetitionLevel() != int16(n.repetition) {
+			return nil, errors.New("levels differ from the Parquet schema")
 		}
 		n.chunk, w.chunks = c, append(w.chunks, c)
 		return n, nil
 	}
 	if inner.definition > maxLevel {
-		return nil, errors.New("it is nested too deep")
+		return nil, fmt.Errorf("nested more than %d levels deep", maxLevel)
 	}
 	// Keys of a map are never null in Parquet.
 	if _, pairs := f.Type.(columnar.Map); pairs {
@@ -121,7 +122,7 @@ func (n *node) write(s *shared, col columnar.Column, in slots) error {
 	case *columnar.Maps:
 		return n.each(s, n.unfold(in, col.Offsets()), col.Keys(), col.Values())
 	}
-	return fmt.Errorf("it is a column of type %T", col)
+	return fmt.Errorf("unexpected column type %T", col)
 }
 
 // each writes the children of a node.
@@ -146,17 +147,22 @@ func (n *node) leaf(s *shared, col columnar.Column, in slots) error {
 		}
 		// Repetition levels come before definition levels.
 		if n.repetition > 0 {
-			body = withLength(body, func(b []byte) []byte { return appendHybrid(b, in.repetition, bits.Len8(n.repetition)) })
+			body = withLength(body, func(b []byte) []byte {
+				return appendHybrid(b, in.repetition, bits.Len8(n.repetition))
+			})
 		}
 		if n.definition > 0 {
-			body = withLength(body, func(b []byte) []byte { return appendHybrid(b, in.definition, bits.Len8(n.definition)) })
+			body = withLength(body, func(b []byte) []byte {
+				return appendHybrid(b, in.definition, bits.Len8(n.definition))
+			})
 		}
 	}
 	s.body = body
 	return n.chunk.page(s, in.n, col)
 }
 
-var errNull = errors.New("it is required, and null in a row")
+// errNull reports a null in a required column.
+var errNull = errors.New("required value is null")
 
 // defined returns the slots with the definition levels of the field: one level higher wherever its
 // value is not null. For a required field it only checks that there are no nulls.
@@ -165,6 +171,7 @@ func (n *node) defined(in slots, valid []byte) (slots, error) {
 	case !n.optional && valid == nil:
 		return in, nil
 	case !n.optional:
+		// i is the index of the slot's value in the column.
 		i := 0
 		for at := range in.n {
 			d, _ := in.at(at)

@@ -44,6 +44,7 @@ const (
 	groupBytes = 64 << 20
 )
 
+// magic begins and ends every Parquet file.
 const magic = "PAR1"
 
 // Writer writes Parquet files with the same columns, one after another. It must not be used by
@@ -70,7 +71,7 @@ type Writer struct {
 type shared struct {
 	zstd       *zstd.Encoder
 	body       []byte   // uncompressed content of the current page
-	other      []byte   // the dictionary's page
+	page       []byte   // the dictionary's page, with its header
 	compressed []byte   // compressed content of the current page
 	indices    []uint32 // dictionary indices of the current page
 }
@@ -82,6 +83,7 @@ type File struct {
 	NaNs     map[int]int64 // number of NaNs by column id, for floating-point columns
 }
 
+// properties are the settings of arrow-go that affect the schema and the footer.
 var properties = parquet.NewWriterProperties(
 	parquet.WithCompression(compress.Codecs.Zstd), parquet.WithStoreDecimalAsInteger(true), parquet.WithCreatedBy("millrace"))
 
@@ -92,12 +94,14 @@ func New(fields []columnar.Field) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{stored: base64.StdEncoding.EncodeToString(flight.SerializeSchema(of, memory.DefaultAllocator)), err: errNoFile}
+	stored := base64.StdEncoding.EncodeToString(flight.SerializeSchema(of, memory.DefaultAllocator))
+	w := &Writer{stored: stored, err: errNoFile}
 	if w.schema, err = pqarrow.ToParquet(of, properties, pqarrow.DefaultWriterProps()); err != nil {
-		return nil, fmt.Errorf("the schema in Parquet: %w", err)
+		return nil, fmt.Errorf("convert schema to Parquet: %w", err)
 	}
 	// Level 1: higher levels cost time and save only about 2 %.
-	w.shared.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
+	w.shared.zstd, err = zstd.NewWriter(nil,
+		zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
 	if err != nil {
 		return nil, fmt.Errorf("zstd: %w", err)
 	}
@@ -113,7 +117,7 @@ func New(fields []columnar.Field) (*Writer, error) {
 }
 
 // errNoFile is the error of calls without Begin, or after End.
-var errNoFile = errors.New("no file is begun")
+var errNoFile = errors.New("pages: Begin has not been called")
 
 // Begin starts a file. An unfinished one is abandoned.
 func (w *Writer) Begin(out io.Writer) {
@@ -154,7 +158,7 @@ func (w *Writer) Write(rows *columnar.Columns) error {
 // column writes a page for each leaf of a column.
 func (w *Writer) column(root *node, col columnar.Column, rows int) error {
 	if col.Len() != rows {
-		return fmt.Errorf("it has %d values in %d rows", col.Len(), rows)
+		return fmt.Errorf("%d values in %d rows", col.Len(), rows)
 	}
 	return root.write(&w.shared, col, slots{n: rows})
 }
@@ -229,7 +233,7 @@ func (w *Writer) End() (File, error) {
 	// The file ends with the size of the footer and the magic number.
 	size := w.at - footer
 	if size > math.MaxInt32 && w.err == nil {
-		w.err = errors.New("the footer has more than 2 GiB")
+		w.err = errors.New("footer exceeds 2 GiB")
 	}
 	w.write(append(binary.LittleEndian.AppendUint32(nil, uint32(size)), magic...))
 	if w.err != nil {
@@ -242,6 +246,7 @@ func (w *Writer) End() (File, error) {
 // counted is a Writer's file as an io.Writer.
 type counted struct{ *Writer }
 
+// Write writes to the file and counts the bytes.
 func (c counted) Write(b []byte) (int, error) {
 	c.write(b)
 	return len(b), c.err

@@ -33,7 +33,7 @@ type field = columnar.Field
 
 // Files must be equivalent to those of pqarrow: the same schema, rows, bounds, and counts of every
 // column.
-func TestFilesAreThoseOfArrow(t *testing.T) {
+func TestFilesMatchArrow(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(r *rapid.T) {
 		fields := columnar.WithIDs(randomFields(r, rapid.IntRange(1, 4).Draw(r, "columns"), deepest))

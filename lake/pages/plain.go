@@ -48,7 +48,7 @@ func (c *chunk) appendPlain(b []byte, col columnar.Column) ([]byte, error) {
 			return b, err
 		}
 	default:
-		return b, fmt.Errorf("it is a column of type %T", col)
+		return b, fmt.Errorf("unexpected column type %T", col)
 	}
 	if valid != nil {
 		b = b[:at+len(dropNulls(b[at:], c.width, valid))]
@@ -56,7 +56,7 @@ func (c *chunk) appendPlain(b []byte, col columnar.Column) ([]byte, error) {
 	return b, nil
 }
 
-// dropNulls moves values together.
+// dropNulls moves the non-null values to the front and returns them.
 func dropNulls(values []byte, width int, valid []byte) []byte {
 	to := 0
 	for i := range len(values) / width {
@@ -89,20 +89,21 @@ func appendBools(b, values, valid []byte, n int) []byte {
 	return b
 }
 
-// appendStrings appends each value behind its length.
+// appendStrings appends each non-null value, preceded by its length.
 func appendStrings(b []byte, col *columnar.Bytes, valid []byte) []byte {
 	offsets, content := col.Offsets(), col.Content()
-	b = slices.Grow(b, len(content)+4*len(offsets)+atOnce)
+	b = slices.Grow(b, len(content)+4*len(offsets)+copySize)
 	begin := int(offsets[0])
 	for i, offset := range offsets[1:] {
 		if valid != nil && !bitutil.BitIsSet(valid, i) {
-			continue // it has no content
+			continue // nulls have no content
 		}
 		end := int(offset)
 		b = binary.LittleEndian.AppendUint32(b, uint32(end-begin))
-		if at := len(b); end-begin <= atOnce && begin+atOnce <= len(content) {
-			// Most are short: to copy too much costs less than to see how much.
-			b = append(b, content[begin:begin+atOnce]...)[:at+end-begin]
+		if at := len(b); end-begin <= copySize && begin+copySize <= len(content) {
+			// Most values are short. Copying a fixed size and truncating is faster than copying the
+			// exact length.
+			b = append(b, content[begin:begin+copySize]...)[:at+end-begin]
 		} else {
 			b = append(b, content[begin:end]...)
 		}
@@ -111,13 +112,14 @@ func appendStrings(b []byte, col *columnar.Bytes, valid []byte) []byte {
 	return b
 }
 
-// atOnce is the length up to which a fixed number of bytes is copied.
-const atOnce = 16
+// copySize is the number of bytes that appendStrings copies for short values.
+const copySize = 16
 
-var errDecimal = errors.New("a number has more digits than the column")
+// errDecimal reports a decimal that does not fit the column's physical type.
+var errDecimal = errors.New("decimal exceeds the precision of the column")
 
-// appendDecimals appends them as the column's physical type: numbers of Parquet's, or bytes from
-// the highest on.
+// appendDecimals appends decimals in the column's physical type: little-endian integers, or
+// big-endian bytes.
 func (c *chunk) appendDecimals(b []byte, values []decimal128.Num) ([]byte, error) {
 	for _, v := range values {
 		low, high := int64(v.LowBits()), v.HighBits()

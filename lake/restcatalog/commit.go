@@ -135,8 +135,8 @@ func readTransaction(r *http.Request) ([]change, error) {
 	return changes, nil
 }
 
-// maxAttempts is the number of attempts if other commits come first. Each attempt checks the client's
-// requirements again, so a commit never lands on a state that the client did not expect.
+// maxAttempts is the number of attempts if other commits come first. Each attempt checks the
+// client's requirements again, so a commit never lands on a state that the client did not expect.
 const maxAttempts = 5
 
 // commit applies all changes or none.
@@ -337,8 +337,8 @@ var pathProperties = []string{
 	table.WriteMetadataPathKey, table.WriteDataPathKey, "write.object-storage.path", "write.folder-storage.path",
 }
 
-// checkPathProperties returns an error if a property newly places files outside of the table's location.
-// Unchanged properties are accepted.
+// checkPathProperties returns an error if a property newly places files outside of the table's
+// location. Unchanged properties are accepted.
 func (s *Server) checkPathProperties(before, after table.Metadata) error {
 	for _, key := range pathProperties {
 		location, ok := after.Properties()[key]

@@ -40,8 +40,8 @@ func commitFailed(format string, args ...any) error {
 	return &apiError{status: http.StatusConflict, kind: "CommitFailedException", message: fmt.Sprintf(format, args...)}
 }
 
-// unavailable reports that nothing was done and the client may retry. The status must be 503: after 500,
-// 502 or 504, clients assume that a commit may have landed, and keep its files.
+// unavailable reports that nothing was done and the client may retry. The status must be 503: after
+// 500, 502 or 504, clients assume that a commit may have landed, and keep its files.
 func unavailable(cause error) error {
 	return &apiError{status: http.StatusServiceUnavailable, kind: "ServiceUnavailableException",
 		message: "the catalog or its storage is unavailable; nothing was changed, try again", cause: cause}
@@ -208,8 +208,8 @@ func jsonType(t reflect.Type) string {
 var goText = regexp.MustCompile(`runtime error|json: |Go (?:value|struct)|strconv\.|reflect[.:]|` +
 	`interface conversion|\*?\b(?:table|iceberg|restcatalog|json)\.[A-Z]`)
 
-// invalidInput returns the error for input that a library refuses. The library's message is included
-// unless it is about Go.
+// invalidInput returns the error for input that a library refuses. The library's message is
+// included unless it is about Go.
 func invalidInput(what string, err error) error {
 	text := strings.TrimSpace(strings.TrimPrefix(err.Error(), "json: "))
 	if goText.MatchString(text) {

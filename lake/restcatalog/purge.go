@@ -116,8 +116,8 @@ func (p TableEntry) name() string { return strings.Join(p.Table, ".") }
 // errMetadata distinguishes a missing metadata file from a missing manifest.
 var errMetadata = errors.New("read its metadata")
 
-// keepReferencedBy removes from files those of the tables that have not been read yet. It stops at the first table
-// that cannot be read.
+// keepReferencedBy removes from files those of the tables that have not been read yet. It stops at
+// the first table that cannot be read.
 func (s *Server) keepReferencedBy(
 	ctx context.Context, tables []TableEntry, read map[string]bool, files map[string]string,
 ) (failed TableEntry, err error) {

@@ -425,8 +425,8 @@ func (s *Server) loadCredentials(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, map[string][]credential{"storage-credentials": s.credentials(r)})
 }
 
-// reportMetrics accepts a client's report about a scan or a commit. Only its type is logged, and not
-// the filters that it contains.
+// reportMetrics accepts a client's report about a scan or a commit. Only its type is logged, and
+// not the filters that it contains.
 func (s *Server) reportMetrics(w http.ResponseWriter, r *http.Request) error {
 	var report struct {
 		Type string `json:"report-type"`

@@ -38,7 +38,7 @@ type ReadAt struct {
 // String describes the state for users.
 func (r ReadAt) String() string {
 	if r.Snapshot == "" {
-		return r.Table + " as it was before its first snapshot: empty"
+		return r.Table + " before its first snapshot: empty"
 	}
 	return fmt.Sprintf("%s at snapshot %s, committed %s, which holds %s before offsets %s",
 		r.Table, r.Snapshot, r.Taken.Format(time.RFC3339Nano), r.Topic, lake.OffsetsText(r.Offsets))
@@ -77,7 +77,9 @@ func readAt(states []lake.TableState) (read []ReadAt) {
 func TablesOf(states []lake.TableState) []Table {
 	tables := make([]Table, len(states))
 	for i, s := range states {
-		tables[i] = Table{Name: s.Name, Location: s.Location, MetadataLocation: s.MetadataLocation, TimePartitions: s.TimePartitions}
+		tables[i] = Table{
+			Name: s.Name, Location: s.Location, MetadataLocation: s.MetadataLocation, TimePartitions: s.TimePartitions,
+		}
 	}
 	return tables
 }
@@ -114,6 +116,7 @@ type heldRows struct {
 	release func()
 }
 
+// Close ends the query and releases the files.
 func (r *heldRows) Close() error {
 	defer r.release()
 	return r.ReadCloser.Close()

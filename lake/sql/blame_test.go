@@ -13,7 +13,7 @@ import (
 )
 
 // Impossible requests are the query's fault, with a reason that does not mention our code or files.
-func TestTheQuerysFault(t *testing.T) {
+func TestQueryErrors(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)
 	w.create("order_lines", orderLines)
@@ -48,7 +48,7 @@ func TestTheQuerysFault(t *testing.T) {
 		{"SELECT arrayMap((x, y) -> x, [1], [1, 2])", "equal size"},
 		{"SELECT x -> x", "Lambda"},
 		{"SELECT getMacro('x')", ""},
-		{"SELECT catboostEvaluate('x', 1)", "are not offered here"},
+		{"SELECT catboostEvaluate('x', 1)", "are not available here"},
 		{"SELECT throwIf(1, 'my reason')", "my reason"},
 		{"SELECT * FROM order_lines WHERE throwIf(quantity > 0, 'my reason')", "my reason"},
 		// Excessive requests.
@@ -69,7 +69,7 @@ func TestTheQuerysFault(t *testing.T) {
 		{"SELECT sum(sum(quantity)) FROM order_lines", "Aggregate function"},
 		{"SELECT (SELECT number FROM numbers(2))", "more than one row"},
 		{"SELECT 1 UNION ALL SELECT 1, 2", "UNION"},
-		{"WITH t AS (SELECT * FROM t) SELECT * FROM t", `there is no table "t"`},
+		{"WITH t AS (SELECT * FROM t) SELECT * FROM t", `unknown table "t"`},
 		{"SELECT * FROM order_lines FINAL", "FINAL"},
 		{"SELECT * FROM order_lines SAMPLE 0.1", "sampling"},
 		{"SELECT * FROM numbers('x')", "Illegal type"},
@@ -95,7 +95,7 @@ func TestTheQuerysFault(t *testing.T) {
 
 // A damaged file is not the query's fault, whatever the engine's message is: the error has the
 // table's name.
-func TestDamagedFileIsNotTheQuerysFault(t *testing.T) {
+func TestDamagedFile(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(b []byte) []byte{
 		"empty":     func([]byte) []byte { return nil },

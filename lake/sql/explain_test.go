@@ -10,7 +10,7 @@ import (
 
 // An error without a code of its own is the query's fault if a library behind a function refuses
 // its arguments, and ours if the machine fails.
-func TestWhoseFaultItIs(t *testing.T) {
+func TestExplain(t *testing.T) {
 	t.Parallel()
 	s := &SQL{reader: clickhouse.NewClient("127.0.0.1:1", clickhouse.Reader, "")}
 	snap := &snapshot{database: "lake_x"}

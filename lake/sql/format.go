@@ -39,10 +39,15 @@ var formats = map[string]format{
 		"describe_compact_output": "1",
 		"limit":                   strconv.Itoa(MaxTableRows + 1), // one more row shows that the output is incomplete
 	})},
-	FormatJSON: {clickhouse: "JSONEachRow", settings: with(jsonSettings, map[string]string{"date_time_output_format": "iso"})},
-	FormatCSV:  {clickhouse: "CSVWithNames", settings: map[string]string{"date_time_output_format": "iso", "format_csv_null_representation": ""}},
+	FormatJSON: {clickhouse: "JSONEachRow", settings: with(jsonSettings, map[string]string{
+		"date_time_output_format": "iso",
+	})},
+	FormatCSV: {clickhouse: "CSVWithNames", settings: map[string]string{
+		"date_time_output_format": "iso", "format_csv_null_representation": "",
+	}},
 }
 
+// jsonSettings make ClickHouse write plain JSON numbers and valid UTF-8.
 var jsonSettings = map[string]string{
 	"output_format_json_quote_64bit_integers":   "0",
 	"output_format_json_quote_decimals":         "0",
@@ -51,6 +56,7 @@ var jsonSettings = map[string]string{
 	"output_format_json_validate_utf8":          "1",
 }
 
+// with returns the union of two sets of settings.
 func with(base, more map[string]string) map[string]string {
 	m := maps.Clone(base)
 	maps.Copy(m, more)
@@ -114,7 +120,7 @@ func renderTable(a *answer) (_ io.ReadCloser, err error) {
 	out := bytes.NewBufferString(t.Render())
 	switch {
 	case more:
-		fmt.Fprintf(out, "\nthe first %d rows; json and csv give all of them\n", count)
+		fmt.Fprintf(out, "\nthe first %d rows; use json or csv for all of them\n", count)
 	case count == 1:
 		out.WriteString("\n1 row\n")
 	default:
@@ -130,7 +136,9 @@ func readRow(r *bufio.Reader, row *[]string) error {
 		return err
 	}
 	if err := json.Unmarshal(line, row); err != nil {
-		return &QueryError{Message: "the table output cannot show an answer in another format: leave FORMAT out, or ask for json or csv output", cause: err}
+		return &QueryError{
+			Message: "the table output does not support FORMAT: omit it, or choose json or csv output", cause: err,
+		}
 	}
 	return nil
 }

@@ -9,7 +9,7 @@ import "strings"
 func qualify(query, to string, tables []string) string {
 	var out strings.Builder
 	var last token // the previous token other than space
-	copied := 0
+	copied := 0    // end of the part of the query that is in out
 	for t, ok := next(query, 0); ok; t, ok = next(query, t.end) {
 		if t.kind == space {
 			continue
@@ -122,7 +122,8 @@ func next(q string, at int) (t token, ok bool) {
 	switch c := q[at]; {
 	case isSpace(c):
 		t.kind = space
-	case strings.HasPrefix(rest, "--"), strings.HasPrefix(rest, "//"), strings.HasPrefix(rest, "# "), strings.HasPrefix(rest, "#!"):
+	case strings.HasPrefix(rest, "--"), strings.HasPrefix(rest, "//"),
+		strings.HasPrefix(rest, "# "), strings.HasPrefix(rest, "#!"):
 		t.kind, t.end = space, at+untilAfter(rest, "\n")
 	case strings.HasPrefix(rest, "/*"):
 		t.kind, t.end = space, at+comment(rest)
@@ -191,6 +192,7 @@ func heredoc(s string) int {
 	return end + 2*len(tag)
 }
 
+// untilAfter returns the position after the first occurrence of end, or the length of s.
 func untilAfter(s, end string) int {
 	if i := strings.Index(s, end); i >= 0 {
 		return i + len(end)
@@ -200,10 +202,12 @@ func untilAfter(s, end string) int {
 
 func isSpace(c byte) bool { return c == ' ' || c >= '\t' && c <= '\r' }
 
+// isWord reports whether a byte may be part of a bare name, a keyword or a number.
 func isWord(c byte) bool {
 	return c == '_' || c == '$' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= 0x80
 }
 
+// quote returns s as a string literal, and quoteName as a quoted identifier.
 func quote(s string) string     { return "'" + escapes.Replace(s) + "'" }
 func quoteName(s string) string { return "`" + escapes.Replace(s) + "`" }
 

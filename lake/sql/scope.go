@@ -42,23 +42,24 @@ func (s *SQL) visible(resolve Tables) Tables {
 // of defence for what grants do not cover: information about the engine, and names of other
 // databases on a shared server.
 
-// byText are table functions whose arguments name the table to read as a string.
-var byText = []string{
-	"merge", "loop", "dictionary", "cluster", "clusterallreplicas", "remote", "remotesecure", "joinget", "joingetornull", "hascolumnintable",
+// tablesByString are table functions whose arguments name the table to read as a string.
+var tablesByString = []string{
+	"merge", "loop", "dictionary", "cluster", "clusterallreplicas", "remote", "remotesecure",
+	"joinget", "joingetornull", "hascolumnintable",
 }
 
 // shown are the SHOW statements that only concern tables.
 var shown = []string{"tables", "columns", "fields", "create", "full", "extended"}
 
-// inScope returns a ScopeError for a query that might reach beyond the caller's tables.
-func (s *SQL) inScope(query string) error {
+// checkScope returns a ScopeError for a query that might reach beyond the caller's tables.
+func (s *SQL) checkScope(query string) error {
 	if s.may == nil {
 		return nil
 	}
 	refuse := func(format string, args ...any) error {
-		return &ScopeError{Message: fmt.Sprintf(format, args...) + ": who may read some tables only asks nothing but these (auth.rights)"}
+		return &ScopeError{Message: fmt.Sprintf(format, args...) + "; callers with rights to some tables may only read those (auth.rights)"}
 	}
-	var last token
+	var last token // the previous token other than space
 	for t, ok := next(query, 0); ok; t, ok = next(query, t.end) {
 		if t.kind == space {
 			continue
@@ -67,18 +68,19 @@ func (s *SQL) inScope(query string) error {
 		name := strings.ToLower(strings.Trim(text, "`\""))
 		switch {
 		case t.kind == quoted && strings.Contains(text, `\`):
-			return refuse("the name %s holds a backslash", text)
+			return refuse("name %s contains a backslash", text)
 		case (t.kind == word || t.kind == quoted) && strings.HasPrefix(name, clickhouse.ReaderPrefix):
-			return refuse("the name %s begins with %s", text, clickhouse.ReaderPrefix)
+			return refuse("name %s begins with %s", text, clickhouse.ReaderPrefix)
 		case (t.kind == word || t.kind == quoted) && (name == "system" || name == "information_schema"):
-			return refuse("%s tells of the engine and of what others ask", text)
-		case t.kind == word && slices.Contains(byText, name) && significant(query, t.end).text(query) == "(",
+			return refuse("%s shows information about the engine and other callers", text)
+		case t.kind == word && slices.Contains(tablesByString, name) && significant(query, t.end).text(query) == "(",
 			t.kind == word && strings.HasPrefix(name, "mergetree") && significant(query, t.end).text(query) == "(":
-			return refuse("%s reads what a text names", text)
+			return refuse("%s reads a table whose name is a string", text)
 		case text == "{":
-			return refuse("{ stands for a name that is not in the query")
-		case strings.EqualFold(last.text(query), "show") && last.start == significant(query, 0).start && !slices.Contains(shown, name):
-			return refuse("SHOW %s tells of the engine", text)
+			return refuse("{ may insert a name that is not in the query")
+		case strings.EqualFold(last.text(query), "show") && last.start == significant(query, 0).start &&
+			!slices.Contains(shown, name):
+			return refuse("SHOW %s shows information about the engine", text)
 		}
 		last = t
 	}
@@ -92,5 +94,5 @@ func (s *SQL) missing(table string) error {
 	if s.may == nil || s.may(table) {
 		return nil
 	}
-	return &ScopeError{Table: table, Message: fmt.Sprintf("the table %q is not among those that this caller may read (auth.rights)", table)}
+	return &ScopeError{Table: table, Message: fmt.Sprintf("this caller may not read table %q (auth.rights)", table)}
 }

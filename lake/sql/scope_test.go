@@ -96,7 +96,8 @@ func TestOnly(t *testing.T) {
 
 // The engine itself enforces the limit: as the user of one database, no form of query reaches
 // another one, whatever its text looks like. (EXPLAIN QUERY TREE requires no grant, and shows the
-// columns of a table whose database can be named. Such names are secret, and inScope refuses them.)
+// columns of a table whose database can be named. Such names are secret, and checkScope refuses
+// them.)
 func TestScopedReadersAreConfined(t *testing.T) {
 	t.Parallel()
 	admin := clickhousetest.Shared(t).Client()
@@ -166,7 +167,7 @@ func TestScopedReadersAreConfined(t *testing.T) {
 
 // The number of users for callers with limited rights is fixed. They are returned, even after the
 // engine was unavailable, so that callers with ever new rights get one.
-func TestScopedReadersAreGivenBack(t *testing.T) {
+func TestScopedReadersAreReleased(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)
 	for i := range clickhouse.ScopedReaders + 4 {

@@ -35,7 +35,8 @@ const unscoped = -1
 
 // others returns the tables of other namespaces, including refused ones.
 func (s *snapshot) others() []string {
-	return slices.DeleteFunc(slices.AppendSeq(slices.Clone(s.tables), maps.Keys(s.refused)), func(name string) bool { return !strings.Contains(name, ".") })
+	all := slices.AppendSeq(slices.Clone(s.tables), maps.Keys(s.refused))
+	return slices.DeleteFunc(all, func(name string) bool { return !strings.Contains(name, ".") })
 }
 
 // snapshots manages the snapshots in which queries run: one per state of the lake that is in use,
@@ -48,6 +49,7 @@ type snapshots struct {
 
 	secret string // makes the names of scoped databases unguessable
 
+	// mu protects the following fields. It is not held while databases are created or dropped.
 	mu     sync.Mutex
 	made   map[string]*snapshot // by key
 	newest *snapshot
@@ -57,8 +59,12 @@ type snapshots struct {
 	scopes    [clickhouse.ScopedReaders]bool // scoped users in use
 }
 
+// newSnapshots returns a manager without snapshots.
 func newSnapshots(client *clickhouse.Client, store S3) *snapshots {
-	return &snapshots{client: client, store: store, making: make(chan struct{}, 1), secret: rand.Text(), made: map[string]*snapshot{}}
+	return &snapshots{
+		client: client, store: store, making: make(chan struct{}, 1),
+		secret: rand.Text(), made: map[string]*snapshot{},
+	}
 }
 
 // acquire returns the snapshot of these tables, creating it if necessary. The caller must release
@@ -90,10 +96,11 @@ func (s *snapshots) acquire(ctx context.Context, tables []Table, scoped bool) (*
 	}
 	snap.pinned = tables
 	if err := s.create(ctx, snap, tables); err != nil {
-		s.mu.Lock()                             // its user is only free after the incomplete database is dropped
-		s.forgotten = append(s.forgotten, snap) // its user is free once the half of it is gone
+		// Its user is only free after the incomplete database is dropped.
+		s.mu.Lock()
+		s.forgotten = append(s.forgotten, snap)
 		s.mu.Unlock()
-		return nil, fmt.Errorf("show the lake's tables to the engine: %w", err)
+		return nil, fmt.Errorf("create the lake's tables in the engine: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -105,7 +112,9 @@ func (s *snapshots) acquire(ctx context.Context, tables []Table, scoped bool) (*
 // name assigns a database and a user to a new snapshot.
 func (s *snapshots) name(key string, scoped bool) (*snapshot, error) {
 	if !scoped {
-		return &snapshot{key: key, database: clickhouse.ReaderPrefix + key, reader: clickhouse.Reader, scope: unscoped}, nil
+		return &snapshot{
+			key: key, database: clickhouse.ReaderPrefix + key, reader: clickhouse.Reader, scope: unscoped,
+		}, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -113,10 +122,13 @@ func (s *snapshots) name(key string, scoped bool) (*snapshot, error) {
 		if !taken {
 			s.scopes[n] = true
 			hash := sha256.Sum256([]byte(s.secret + key))
-			return &snapshot{key: key, database: clickhouse.ScopedPrefix(n) + hex.EncodeToString(hash[:8]), reader: clickhouse.ScopedReader(n), scope: n}, nil
+			return &snapshot{
+				key: key, database: clickhouse.ScopedPrefix(n) + hex.EncodeToString(hash[:8]),
+				reader: clickhouse.ScopedReader(n), scope: n,
+			}, nil
 		}
 	}
-	return nil, fmt.Errorf("%w: callers of %d different rights are reading", ErrBusy, clickhouse.ScopedReaders)
+	return nil, fmt.Errorf("%w: callers with %d different sets of rights are running queries", ErrBusy, clickhouse.ScopedReaders)
 }
 
 // free releases the user of a dropped snapshot.
@@ -199,13 +211,15 @@ func (s *snapshots) drop(ctx context.Context, snap *snapshot) error {
 // attempt, and tolerates another process creating the same database on a shared server, since the
 // name determines the content.
 func (s *snapshots) create(ctx context.Context, snap *snapshot, tables []Table) error {
-	if err := s.client.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+quoteName(snap.database)+" ENGINE = Memory", nil); err != nil {
+	database := quoteName(snap.database)
+	if err := s.client.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+database+" ENGINE = Memory", nil); err != nil {
 		return err
 	}
 	for _, t := range tables {
 		engine, err := s.engine(t)
 		if err == nil {
-			err = s.client.Exec(ctx, fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s.%s ENGINE = %s", quoteName(snap.database), quoteName(t.Name), engine), storeSettings)
+			statement := fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s.%s ENGINE = %s", database, quoteName(t.Name), engine)
+			err = s.client.Exec(ctx, statement, storeSettings)
 			s.store.hide(err)
 		}
 		if refusedTable(err) {
@@ -235,8 +249,10 @@ func (s *snapshots) engine(t Table) (string, error) {
 	// Without this setting, ClickHouse would look for the newest metadata file itself.
 	pinned := " SETTINGS iceberg_metadata_file_path = " + quote(metadata)
 	if !strings.HasPrefix(location, s3Scheme) {
-		if s.client.Outside() {
-			return "", fmt.Errorf("it lies in the folder %s of this machine, which the ClickHouse server at %s does not see: put the warehouse into an object store (lake.warehouse: s3://…), or leave clickhouse.url empty to use the embedded engine", location, s.client.URL())
+		if s.client.External() {
+			return "", fmt.Errorf("it is in the local folder %s, which the ClickHouse server at %s cannot read: "+
+				"put the warehouse into an object store (lake.warehouse: s3://…), "+
+				"or leave clickhouse.url empty to use the embedded engine", location, s.client.URL())
 		}
 		return "IcebergLocal(" + quote(location) + ")" + pinned, nil
 	}
@@ -247,11 +263,14 @@ func (s *snapshots) engine(t Table) (string, error) {
 	return "IcebergS3(" + quote(s.store.url(location)) + keys + ")" + pinned, nil
 }
 
+// s3Scheme is the prefix of locations in an object store.
 const s3Scheme = "s3://"
 
 // storeSettings limit retries against an unreachable object store, which would otherwise take
 // minutes.
-var storeSettings = map[string]string{"s3_retry_attempts": "4", "s3_connect_timeout_ms": "3000", "s3_request_timeout_ms": "20000"}
+var storeSettings = map[string]string{
+	"s3_retry_attempts": "4", "s3_connect_timeout_ms": "3000", "s3_request_timeout_ms": "20000",
+}
 
 // url returns the HTTP address of a folder in the store.
 func (c S3) url(location string) string {
@@ -265,7 +284,9 @@ func (c S3) url(location string) string {
 // hide removes the secret key from an error message.
 func (c S3) hide(err error) {
 	if e := (*clickhouse.Error)(nil); c.SecretKey != "" && errors.As(err, &e) {
-		e.Message = strings.NewReplacer(c.SecretKey, "[HIDDEN]", escapes.Replace(c.SecretKey), "[HIDDEN]").Replace(e.Message)
+		// Statements contain the key in its escaped form.
+		hidden := strings.NewReplacer(c.SecretKey, "[HIDDEN]", escapes.Replace(c.SecretKey), "[HIDDEN]")
+		e.Message = hidden.Replace(e.Message)
 	}
 }
 
@@ -274,7 +295,7 @@ func (t Table) paths() (location, metadata string, err error) {
 	if strings.HasPrefix(t.Location, s3Scheme) {
 		metadata, below := strings.CutPrefix(t.MetadataLocation, t.Location+"/")
 		if !below || !filepath.IsLocal(metadata) {
-			return "", "", fmt.Errorf("its metadata file %s does not lie in its folder %s", t.MetadataLocation, t.Location)
+			return "", "", fmt.Errorf("its metadata file %s is not in its folder %s", t.MetadataLocation, t.Location)
 		}
 		return t.Location, metadata, nil
 	}
@@ -285,7 +306,7 @@ func (t Table) paths() (location, metadata string, err error) {
 	}
 	metadata, err = filepath.Rel(location, file)
 	if err != nil || !filepath.IsLocal(metadata) {
-		return "", "", fmt.Errorf("its metadata file %s does not lie in its folder %s", file, location)
+		return "", "", fmt.Errorf("its metadata file %s is not in its folder %s", file, location)
 	}
 	return location, metadata, nil
 }
@@ -305,14 +326,16 @@ func localPath(s string) (string, error) {
 
 // contentOf returns a hash of the tables, their states, and the settings of the store.
 func contentOf(tables []Table, store S3) string {
-	sorted := slices.SortedFunc(slices.Values(tables), func(a, b Table) int { return strings.Compare(a.Name, b.Name) })
+	sorted := slices.SortedFunc(slices.Values(tables), func(a, b Table) int {
+		return strings.Compare(a.Name, b.Name)
+	})
 	h := sha256.New()
 	parts := []string{store.Endpoint, store.Region, store.AccessKey, store.SecretKey}
 	for _, t := range sorted {
 		parts = append(parts, t.Name, t.Location, t.MetadataLocation)
 	}
 	for _, part := range parts {
-		_, _ = fmt.Fprintf(h, "%d:%s", len(part), part) // a hash takes everything
+		_, _ = fmt.Fprintf(h, "%d:%s", len(part), part) // a hash accepts everything
 	}
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }

@@ -11,7 +11,7 @@
 // INTO OUTFILE are refused. The engine enforces this, not this package: see clickhouse.Reader.
 // Callers with limited rights get a database of their own: see Only.
 //
-// Errors distinguish the query's fault (QueryError, ScopeError) from that of a table
+// Errors distinguish faults of the query (QueryError, ScopeError) from those of a table
 // (UnreadableError, ErrLost) and from temporary conditions (ErrBusy, ErrCatalog).
 package sql
 
@@ -45,8 +45,10 @@ const Namespace = "millrace"
 // Output formats.
 const (
 	FormatTable = "table" // for reading: at most MaxTableRows rows
-	FormatJSON  = "json"  // one object per line; all numbers as numbers, times in ISO 8601, NaN and infinities as null
-	FormatCSV   = "csv"   // with header; null is empty, the empty string is ""
+	// FormatJSON is one object per line. All numbers are JSON numbers, times are in ISO 8601, and
+	// NaN and infinities are null.
+	FormatJSON = "json"
+	FormatCSV  = "csv" // with header; null is empty, the empty string is ""
 )
 
 // S3 describes how the engine accesses tables in an object store.
@@ -93,6 +95,7 @@ func (e *QueryError) Error() string {
 	return e.Message + "; the tables are: " + strings.Join(e.Tables, ", ")
 }
 
+// Unwrap returns the engine's error.
 func (e *QueryError) Unwrap() error { return e.cause }
 
 // ErrBusy reports that the engine has reached its limit of concurrent queries. The query did not
@@ -105,7 +108,7 @@ var ErrCatalog = errors.New("resolve the tables")
 
 // ErrLost reports that files of a table that the query reads are missing, even after repeated
 // attempts.
-var ErrLost = errors.New("files of a table are not there")
+var ErrLost = errors.New("files of a table are missing")
 
 // attempts is how often a query is tried if files of its tables are deleted between resolution and
 // start.
@@ -127,7 +130,7 @@ func (s *SQL) tryRun(ctx context.Context, tables Tables, query, format string) (
 		if err == nil {
 			return answer, nil
 		}
-		if !gone(err) {
+		if !isGone(err) {
 			return nil, err
 		}
 	}
@@ -139,10 +142,11 @@ func (s *SQL) tryRun(ctx context.Context, tables Tables, query, format string) (
 func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io.ReadCloser, error) {
 	f, ok := formats[format]
 	if !ok {
-		return nil, &QueryError{Message: fmt.Sprintf("there is no output format %q; there are %s", format, strings.Join(slices.Sorted(maps.Keys(formats)), ", "))}
+		names := strings.Join(slices.Sorted(maps.Keys(formats)), ", ")
+		return nil, &QueryError{Message: fmt.Sprintf("unknown output format %q; the formats are %s", format, names)}
 	}
 	// Callers with limited rights: refuse suspicious queries before anything is resolved.
-	if err := s.inScope(query); err != nil {
+	if err := s.checkScope(query); err != nil {
 		return nil, err
 	}
 	tables, err := s.visible(resolve)(ctx, func(name string) bool { return mentions(query, name) })
@@ -161,17 +165,21 @@ func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io
 	maps.Copy(settings, storeSettings)
 	lower := strings.ToLower(query)
 	// Such functions may read tables that the query does not mention by identifier.
-	anyTable := slices.ContainsFunc(byText, func(function string) bool { return mentions(lower, function) })
-	if slices.ContainsFunc(tables, func(t Table) bool { return t.TimePartitions && (anyTable || mentions(query, t.Name)) }) {
-		maps.Copy(settings, unpruned)
+	anyTable := slices.ContainsFunc(tablesByString, func(function string) bool { return mentions(lower, function) })
+	readsTimePartitions := slices.ContainsFunc(tables, func(t Table) bool {
+		return t.TimePartitions && (anyTable || mentions(query, t.Name))
+	})
+	if readsTimePartitions {
+		maps.Copy(settings, withoutPruning)
 	}
 	if firstWord(query) == "explain" {
 		delete(settings, "limit") // it would appear in the plan
 	}
-	body, err := s.reader.As(snap.reader).Query(ctx, qualify(query, snap.database, snap.others()), f.clickhouse, settings)
+	qualified := qualify(query, snap.database, snap.others())
+	body, err := s.reader.As(snap.reader).Query(ctx, qualified, f.clickhouse, settings)
 	if err != nil {
 		s.snapshot.release(snap)
-		if gone(err) {
+		if isGone(err) {
 			s.snapshot.forget(snap)
 		}
 		if err := snap.unreadable(query, err); err != nil {
@@ -186,16 +194,16 @@ func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io
 	return f.render(answer)
 }
 
-// unpruned disables partition pruning. ClickHouse limits partition days to its Date type, 1970 to
-// 2149, and so wrongly skips files with earlier and later times (ClickHouse issue 119579).
-var unpruned = map[string]string{"use_iceberg_partition_pruning": "0"}
+// withoutPruning disables partition pruning. ClickHouse limits partition days to its Date type,
+// 1970 to 2149, and so wrongly skips files with earlier and later times (ClickHouse issue 119579).
+var withoutPruning = map[string]string{"use_iceberg_partition_pruning": "0"}
 
 // Lost reports whether an answer broke off because files of a table are missing.
-func Lost(err error) bool { return gone(err) }
+func Lost(err error) bool { return isGone(err) }
 
 // gone reports whether another attempt may succeed: the engine was restarted and has lost our
 // databases, or maintenance deleted files between resolution and start.
-func gone(err error) bool {
+func isGone(err error) bool {
 	e := new(clickhouse.Error)
 	if !errors.As(err, &e) {
 		return false
@@ -226,8 +234,8 @@ var (
 func (s *SQL) explain(err error, snap *snapshot) error {
 	s.store.hide(err)
 	e := new(clickhouse.Error)
-	if errors.As(err, &e) && e.Code == clickhouse.CodeAuthentication && s.reader.Outside() {
-		return fmt.Errorf("run the query: %w; people's queries run as the user %s, which an administrator of ClickHouse makes once: %s",
+	if errors.As(err, &e) && e.Code == clickhouse.CodeAuthentication && s.reader.External() {
+		return fmt.Errorf("run the query: %w; queries run as the user %s, which an administrator of ClickHouse must create: %s",
 			err, snap.reader, clickhouse.ReaderSetup(snap.reader))
 	}
 	switch {
@@ -237,33 +245,37 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 		return fmt.Errorf("%w: %w", ErrBusy, err)
 	case damagedFile(e) != "":
 		return &UnreadableError{snap.tableOf(damagedFile(e)), err}
-	case ours[e.Code] && !refused(e):
+	case engineErrors[e.Code] && !refused(e):
 		return fmt.Errorf("run the query: %w", err)
 	}
-	q := &QueryError{Message: strings.TrimSuffix(strings.ReplaceAll(inFile.ReplaceAllString(e.Message, ""), snap.database, Namespace), "."), cause: err}
+	// Users know the namespace, not the database of the snapshot.
+	message := strings.ReplaceAll(inFile.ReplaceAllString(e.Message, ""), snap.database, Namespace)
+	q := &QueryError{Message: strings.TrimSuffix(message, "."), cause: err}
 	if m := badDate.FindStringSubmatch(e.Message); m != nil {
 		days, _ := strconv.ParseInt(m[1], 10, 32) // digits; no table has values beyond 32 bits
-		q.Message = fmt.Sprintf("column %s has the date %s, and ClickHouse reads dates of the years 1900 to 2299 alone: leave the column out, or read it with another engine",
+		q.Message = fmt.Sprintf("column %s has the date %s, and ClickHouse only supports the years 1900 to 2299; "+
+			"omit the column, or read it with another engine",
 			m[2], time.Unix(days*86_400, 0).UTC().Format(time.DateOnly))
 	}
 	switch e.Code {
 	case clickhouse.CodeStd:
-		q.Message = "a function of this query fails with these arguments, or wants a model, a dictionary, a certificate or a program, which are not offered here"
+		q.Message = "a function of this query failed with these arguments, " +
+			"or needs a model, dictionary, certificate or program, which are not available here"
 	case clickhouse.CodeSyntax:
 		q.Message = expectedTokens.ReplaceAllString(q.Message, "")
 	case clickhouse.CodeAccessDenied:
 		if m := neededGrant.FindStringSubmatch(q.Message); m != nil {
 			if s.may != nil && (strings.HasPrefix(m[1], "SELECT") || strings.HasPrefix(m[1], "SHOW")) {
-				return &ScopeError{Message: "this query reads more than the tables that its caller may read (auth.rights)"}
+				return &ScopeError{Message: "this query reads tables that its caller may not read (auth.rights)"}
 			}
-			q.Message = "only the lake's tables can be read here; this query needs the right to " + m[1]
+			q.Message = "only the lake's tables can be read; this query needs the grant " + m[1]
 		}
 	case clickhouse.CodeUnknownTable:
 		if m := unknownTable.FindStringSubmatch(q.Message); m != nil {
 			if err := s.missing(m[1]); err != nil {
 				return err
 			}
-			q.Message = fmt.Sprintf("there is no table %q", m[1])
+			q.Message = fmt.Sprintf("unknown table %q", m[1])
 		}
 		q.Tables = snap.tables
 	case clickhouse.CodeUnknownDatabase:
@@ -281,6 +293,7 @@ type answer struct {
 	release func()
 }
 
+// Read reads the output and explains errors.
 func (a *answer) Read(p []byte) (int, error) {
 	n, err := a.body.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -289,6 +302,7 @@ func (a *answer) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Close ends the query and releases its snapshot.
 func (a *answer) Close() error {
 	defer a.release()
 	return a.body.Close()

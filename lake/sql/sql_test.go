@@ -93,8 +93,8 @@ func TestShop(t *testing.T) {
 			s := lakesql.New(w.tables, client, store)
 			t.Run("answers", func(t *testing.T) { testAnswers(t, s) })
 			t.Run("long table", func(t *testing.T) { testLongTable(t, s) })
-			t.Run("faults", func(t *testing.T) { testFaults(t, s) })
-			t.Run("not the query's fault", func(t *testing.T) { testNotTheQuerysFault(t, w, client) })
+			t.Run("faults", func(t *testing.T) { testQueryErrors(t, s) })
+			t.Run("not the query's fault", func(t *testing.T) { testOtherErrors(t, w, client) })
 			t.Run("cancel", func(t *testing.T) { testCancel(t, s, client) })
 			t.Run("secret", func(t *testing.T) { testSecret(t, w, s, client, store) })
 		})
@@ -143,12 +143,12 @@ func testSecret(t *testing.T, w *warehouse, s *lakesql.SQL, client *clickhouse.C
 }
 
 // A server cannot see folders of this machine and says so, with what an administrator must do.
-func TestServerNeedsABucket(t *testing.T) {
+func TestServerNeedsObjectStore(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)
 	w.create("order_lines", orderLines)
 	_, err := lakesql.New(w.tables, serverClient(t), lakesql.S3{}).Run(t.Context(), "SELECT 1", lakesql.FormatJSON)
-	if err == nil || !strings.Contains(err.Error(), "does not see") || !strings.Contains(err.Error(), "lake.warehouse") {
+	if err == nil || !strings.Contains(err.Error(), "cannot read") || !strings.Contains(err.Error(), "lake.warehouse") {
 		t.Errorf("error %v", err)
 	}
 	wrong := outside.Config(t)
@@ -216,7 +216,7 @@ func testAnswers(t *testing.T, s *lakesql.SQL) {
 
 func testLongTable(t *testing.T, s *lakesql.SQL) {
 	got := ask(t, s, "SELECT number AS n FROM numbers(1000000000000)", lakesql.FormatTable)
-	if lines := strings.Count(got, "\n"); lines != lakesql.MaxTableRows+5 || !strings.HasSuffix(got, "\nthe first 10000 rows; json and csv give all of them\n") {
+	if lines := strings.Count(got, "\n"); lines != lakesql.MaxTableRows+5 || !strings.HasSuffix(got, "\nthe first 10000 rows; use json or csv for all of them\n") {
 		t.Errorf("%d lines, ending with %q", lines, got[max(0, len(got)-100):])
 	}
 	if got := ask(t, s, "SELECT number AS n FROM numbers(10000)", lakesql.FormatTable); !strings.HasSuffix(got, "\n10000 rows\n") {
@@ -227,32 +227,32 @@ func testLongTable(t *testing.T, s *lakesql.SQL) {
 	}
 }
 
-func testFaults(t *testing.T, s *lakesql.SQL) {
+func testQueryErrors(t *testing.T, s *lakesql.SQL) {
 	const tables = "; the tables are: empty, history, order_lines"
 	for _, c := range []struct{ query, want string }{
-		{"SELECT * FROM orders", `there is no table "orders"` + tables},
-		{"SELECT * FROM millrace.orders", `there is no table "millrace.orders"` + tables},
+		{"SELECT * FROM orders", `unknown table "orders"` + tables},
+		{"SELECT * FROM millrace.orders", `unknown table "millrace.orders"` + tables},
 		{"SELECT * FROM shop.orders", `Database shop does not exist` + tables},
-		{"DESCRIBE orders", `there is no table "millrace.orders"` + tables},
+		{"DESCRIBE orders", `unknown table "millrace.orders"` + tables},
 		{"SELECT nothing FROM millrace.order_lines", "Unknown expression identifier `nothing` in scope SELECT nothing FROM millrace.order_lines"},
 		{"SELECT 1; SELECT 2", "several statements in one request; send one at a time"},
 		{"SELECT (", "Syntax error: failed at position 8 ((): (. Unmatched parentheses: ("},
 		{"SELECT * FRM order_lines", "Syntax error: failed at position 14 (order_lines): order_lines"},
 		{"", "Empty query"},
-		{"DROP TABLE order_lines", "only statements that read are offered here: SELECT, SHOW, DESCRIBE, EXPLAIN, EXISTS"},
-		{"INSERT INTO order_lines SELECT * FROM order_lines", "only statements that read are offered here: SELECT, SHOW, DESCRIBE, EXPLAIN, EXISTS"},
-		{"SELECT * FROM url('http://127.0.0.1:1/')", "only the lake's tables can be read here; this query needs the right to READ ON URL"},
-		{"SELECT file('/etc/passwd')", "the name file is not offered here: it reads files of the server"},
-		{"SELECT 1 FORMAT TSV", "the table output cannot show an answer in another format: leave FORMAT out, or ask for json or csv output"},
-		{"SELECT catboostEvaluate('x', 'y', 'z')", "a function of this query fails with these arguments"},
-		{"SELECT showCertificate()", "a function of this query fails with these arguments"},
+		{"DROP TABLE order_lines", "only statements that read are allowed: SELECT, SHOW, DESCRIBE, EXPLAIN, EXISTS"},
+		{"INSERT INTO order_lines SELECT * FROM order_lines", "only statements that read are allowed: SELECT, SHOW, DESCRIBE, EXPLAIN, EXISTS"},
+		{"SELECT * FROM url('http://127.0.0.1:1/')", "only the lake's tables can be read; this query needs the grant READ ON URL"},
+		{"SELECT file('/etc/passwd')", "the name file is not allowed: the function reads files of the server"},
+		{"SELECT 1 FORMAT TSV", "the table output does not support FORMAT: omit it, or choose json or csv output"},
+		{"SELECT catboostEvaluate('x', 'y', 'z')", "a function of this query failed with these arguments"},
+		{"SELECT showCertificate()", "a function of this query failed with these arguments"},
 		{"SELECT * FROM mongodb('x', 'y', 'z')", ""},
 		{"SELECT dictGetDescendants(NULL)", "Expected const String column"},
 		{"SELECT dictGet('a', 'b', 1)", ""},
 		{"SELECT\n  1 +\n  FRM FRM FRM", "Syntax error: failed at position"},
 		{"SELECT count( FROM order_lines", "Syntax error: failed at position"},
 		{"SELECT 'open", "Single quoted string is not closed: Syntax error: failed at position"},
-		{"SELECT 1 FROM `" + strings.Repeat("t", 3000) + "`", "there is no table"},
+		{"SELECT 1 FROM `" + strings.Repeat("t", 3000) + "`", "unknown table"},
 		{"SELECT toUInt8OrZero(toDecimal32('x', 2))", ""},
 		{"SELECT throwIf(number = 3) FROM numbers(10)", "Value passed to 'throwIf' function is non-zero"},
 	} {
@@ -262,7 +262,7 @@ func testFaults(t *testing.T, s *lakesql.SQL) {
 		}
 	}
 	_, err := s.Run(t.Context(), "SELECT 1", "xml")
-	if fault := (*lakesql.QueryError)(nil); !errors.As(err, &fault) || fault.Message != `there is no output format "xml"; there are csv, json, table` {
+	if fault := (*lakesql.QueryError)(nil); !errors.As(err, &fault) || fault.Message != `unknown output format "xml"; the formats are csv, json, table` {
 		t.Errorf("error %v", err)
 	}
 	// After the first part of the answer.
@@ -273,7 +273,7 @@ func testFaults(t *testing.T, s *lakesql.SQL) {
 }
 
 // Errors that are not the query's fault are not QueryErrors.
-func testNotTheQuerysFault(t *testing.T, w *warehouse, client *clickhouse.Client) {
+func testOtherErrors(t *testing.T, w *warehouse, client *clickhouse.Client) {
 	lost := errors.New("the catalog is away")
 	s := lakesql.New(func(context.Context, func(string) bool) ([]lakesql.Table, error) { return nil, lost }, client, lakesql.S3{})
 	if _, err := s.Run(t.Context(), "SELECT 1", lakesql.FormatJSON); !errors.Is(err, lost) {
@@ -297,7 +297,7 @@ func testNotTheQuerysFault(t *testing.T, w *warehouse, client *clickhouse.Client
 		}
 	}
 	// A table that the engine cannot read is not the query's fault, whether the query mentions the
-	// table or not. See TestUnreadableTableIsLeftOut.
+	// table or not. See TestUnreadableTableIsOmitted.
 	for name, queries := range map[string][]string{"t": {"SELECT * FROM t", "SELECT 1"}, "t`; DROP": {"SELECT 1"}} {
 		table := lakesql.Table{Name: name, Location: "/nowhere/t", MetadataLocation: "/nowhere/t/metadata/1.metadata.json"}
 		s := lakesql.New(func(context.Context, func(string) bool) ([]lakesql.Table, error) { return []lakesql.Table{table}, nil }, client, lakesql.S3{})
@@ -356,7 +356,7 @@ func TestOneMoment(t *testing.T) {
 }
 
 // The engine keeps the databases in use and the newest one. Dropping one deletes no table files.
-func TestOldSnapshotsGo(t *testing.T) {
+func TestOldSnapshotsAreDropped(t *testing.T) {
 	t.Parallel()
 	e := clickhousetest.Start(t)
 	databases := func() []string {
@@ -424,7 +424,7 @@ func files(t *testing.T, dir string) []string {
 }
 
 // A new engine process does not know the previous one's databases.
-func TestEngineStartedAnew(t *testing.T) {
+func TestEngineRestart(t *testing.T) {
 	t.Parallel()
 	e := clickhousetest.Start(t)
 	w := newWarehouse(t)
@@ -461,7 +461,7 @@ func TestEngineStartedAnew(t *testing.T) {
 }
 
 // Maintenance may delete files between the catalog's answer and the query.
-func TestFilesTakenAway(t *testing.T) {
+func TestDeletedFiles(t *testing.T) {
 	t.Parallel()
 	client := clickhousetest.Shared(t).Client()
 	for name, take := range map[string]func(t lakesql.Table) error{

@@ -17,7 +17,7 @@ import (
 
 // SQL returns the times in the tables exactly. ClickHouse only supports dates from 1900 to 2299:
 // others are an error that says so, and never a different date.
-func TestTimesAreThoseOfTheTable(t *testing.T) {
+func TestTimes(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)
 	at := func(of iceberg.Type) *iceberg.Schema {
@@ -57,7 +57,7 @@ func TestTimesAreThoseOfTheTable(t *testing.T) {
 
 // SQL finds the rows of any time in a table partitioned by time. ClickHouse limits partition days
 // to 1970 to 2149, and would otherwise skip files.
-func TestTimesInPartitionsByTime(t *testing.T) {
+func TestTimePartitions(t *testing.T) {
 	t.Parallel()
 	times := []string{
 		"1900-01-01 00:00:00", "1960-06-15 12:34:56", "1969-12-31 22:00:00", "1970-01-01 00:00:00", "2024-02-29 23:59:59", "2149-06-06 23:00:00",

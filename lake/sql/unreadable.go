@@ -21,13 +21,14 @@ type UnreadableError struct {
 }
 
 func (e *UnreadableError) Error() string {
-	return fmt.Sprintf("the SQL engine cannot read table %s as it is: %v", cmp.Or(e.Table, "(unknown)"), e.Err)
+	return fmt.Sprintf("the SQL engine cannot read table %s: %v", cmp.Or(e.Table, "(unknown)"), e.Err)
 }
 
+// Unwrap returns the engine's reason.
 func (e *UnreadableError) Unwrap() error { return e.Err }
 
-// passing are errors about the engine's own state, not about a table that it is asked to create.
-var passing = map[int]bool{
+// transient are errors about the engine's own state, not about a table that it is asked to create.
+var transient = map[int]bool{
 	clickhouse.CodeUnknownDatabase: true, clickhouse.CodeAccessDenied: true, clickhouse.CodeTimeout: true,
 	clickhouse.CodeMemoryLimit: true,
 }
@@ -36,7 +37,7 @@ var passing = map[int]bool{
 // an unreachable store, do not count.
 func refusedTable(err error) bool {
 	e := new(clickhouse.Error)
-	return errors.As(err, &e) && !gone(err) && !passing[e.Code] && !e.Busy() && (!ours[e.Code] || refused(e))
+	return errors.As(err, &e) && !isGone(err) && !transient[e.Code] && !e.Busy() && (!engineErrors[e.Code] || refused(e))
 }
 
 // unreadable returns the error for a query that failed because it refers to a table that the engine
@@ -70,8 +71,8 @@ func (s *snapshot) tableOf(file string) string {
 
 // Limits of the record of refused tables.
 const (
-	mostRefusals = 100
-	refusalHolds = time.Hour
+	maxRefusals = 100
+	refusalTTL  = time.Hour
 )
 
 // refusals has the tables that the engine refused recently.
@@ -98,7 +99,7 @@ func (r *refusals) put(name string, err error) {
 	if r.by == nil {
 		r.by = map[string]refusal{}
 	}
-	if _, had := r.by[name]; had || len(r.by) < mostRefusals {
+	if _, had := r.by[name]; had || len(r.by) < maxRefusals {
 		r.by[name] = refusal{err, time.Now()}
 	}
 }
@@ -110,7 +111,7 @@ func (s *SQL) Unreadable() (all []*UnreadableError) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for name, is := range r.by {
-		if time.Since(is.at) > refusalHolds {
+		if time.Since(is.at) > refusalTTL {
 			delete(r.by, name)
 			continue
 		}

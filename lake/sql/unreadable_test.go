@@ -17,7 +17,7 @@ import (
 
 // A table that the engine cannot read, for any of its schemas and by any writer, does not affect
 // queries of other tables. A query of that table gets the reason.
-func TestUnreadableTableIsLeftOut(t *testing.T) {
+func TestUnreadableTableIsOmitted(t *testing.T) {
 	t.Parallel()
 	engine := clickhousetest.Shared(t)
 	for what, c := range map[string]struct {
@@ -75,7 +75,7 @@ func TestUnreadableTableIsLeftOut(t *testing.T) {
 }
 
 // After the table is changed so that the engine can read it, it is read.
-func TestUnreadableTableComesBack(t *testing.T) {
+func TestUnreadableTableRecovers(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)
 	w.create("order_lines", orderLines)

@@ -10,47 +10,47 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// fits returns an error if the planned columns do not exist, matched by identity, or have other
-// types. Structs may have more columns than the message, left from older versions of it. Those are
-// null.
-func fits(planned, have []columnar.Field) error {
+// checkColumns returns an error if the planned columns do not exist, matched by identity, or have
+// other types. Structs may have more columns than the message, left from older versions of it.
+// Those are null.
+func checkColumns(planned, have []columnar.Field) error {
 	for _, p := range planned {
 		i := indexOf(have, p.Identity())
 		if i < 0 {
-			return inField(p.Name, notInList, errors.New("the table has no column for it"))
+			return inField(p.Name, notInList, errors.New("missing column in the table"))
 		}
 		if have[i].Required && !p.Required {
-			return inField(p.Name, notInList, errors.New("the table has a column that may not be null"))
+			return inField(p.Name, notInList, errors.New("the column must be nullable"))
 		}
-		if err := typeFits(p.Type, have[i].Type); err != nil {
+		if err := checkType(p.Type, have[i].Type); err != nil {
 			return inField(p.Name, notInList, err)
 		}
 	}
 	return nil
 }
 
-// typeFits returns an error unless a column has exactly the planned type, except that structs may
+// checkType returns an error unless a column has exactly the planned type, except that structs may
 // have more fields.
-func typeFits(planned, have columnar.Type) error {
+func checkType(planned, have columnar.Type) error {
 	switch p := planned.(type) {
 	case columnar.Struct:
 		if h, ok := have.(columnar.Struct); ok {
-			return fits(p.Fields, h.Fields)
+			return checkColumns(p.Fields, h.Fields)
 		}
 	case columnar.List:
 		if h, ok := have.(columnar.List); ok {
-			return fits([]columnar.Field{p.Element}, []columnar.Field{h.Element})
+			return checkColumns([]columnar.Field{p.Element}, []columnar.Field{h.Element})
 		}
 	case columnar.Map:
 		if h, ok := have.(columnar.Map); ok {
-			return fits([]columnar.Field{p.Key, p.Value}, []columnar.Field{h.Key, h.Value})
+			return checkColumns([]columnar.Field{p.Key, p.Value}, []columnar.Field{h.Key, h.Value})
 		}
 	default:
 		if planned == have {
 			return nil
 		}
 	}
-	return fmt.Errorf("the table has a column of type %s in place of %s", have, planned)
+	return fmt.Errorf("the column has type %s, want %s", have, planned)
 }
 
 // indexOf returns the index of the field with an identity, or -1.
@@ -63,9 +63,11 @@ func indexOf(fields []columnar.Field, identity string) int {
 	return -1
 }
 
-// bind returns a copy of the message that appends to the given columns. The columns must fit.
+// bind returns a copy of the message that appends to the given columns. checkColumns must have
+// accepted the columns.
 func (m *message) bind(fields []columnar.Field, columns []columnar.Column) *message {
 	b := &message{entry: m.entry, transparent: m.transparent, byNumber: map[protowire.Number]*field{}}
+	// taken marks the columns of known fields.
 	taken, oneofs := make([]bool, len(columns)), map[int]*uint64{}
 	take := func(identity string) int {
 		i := indexOf(fields, identity)
@@ -85,7 +87,7 @@ func (m *message) bind(fields []columnar.Field, columns []columnar.Column) *mess
 		if f.kind == moneyKind && f.bytes == nil {
 			f.bytes = columns[take(key+currencyKey)].(*columnar.Bytes)
 		}
-		// Members of a oneof share a turn, by which a second member is noticed.
+		// Members of a oneof share a generation, by which a second member is noticed.
 		if f.oneofIndex > 0 {
 			if oneofs[f.oneofIndex] == nil {
 				oneofs[f.oneofIndex] = new(uint64)
@@ -119,10 +121,10 @@ func (m *message) add(f *field) {
 		m.bySmallTag[tag] = f
 	}
 	if f.shape == single {
-		f.bit = 1 << len(m.singles) // 0 from the 65th on: see message.rest
+		f.bit = 1 << len(m.singles) // 0 from the 65th on: see Decoder.fillAbsent
 		m.singles = append(m.singles, f)
 	} else {
-		m.runs = append(m.runs, f)
+		m.repeated = append(m.repeated, f)
 	}
 }
 

@@ -22,14 +22,14 @@ type Decoder struct {
 	scratch []byte
 
 	// State of the current message.
-	strange bool // it has unknown fields
-	again   bool // a singular field occurs twice, so the appended values are wrong
+	hasUnknown bool // it has unknown fields
+	duplicate  bool // a singular field occurs twice, so the appended values are wrong
 }
 
 // Bind returns a decoder that appends to the plan's columns, which it finds by their keys. The
 // caller must fill the other columns.
 func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
-	if err := fits(p.fields, columns.Fields()); err != nil {
+	if err := checkColumns(p.fields, columns.Fields()); err != nil {
 		return nil, fmt.Errorf("columns of %s: %w", p.of.FullName(), err)
 	}
 	d := &Decoder{plan: p, columns: columns, root: &message{byNumber: map[protowire.Number]*field{}}}
@@ -44,6 +44,7 @@ func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 		d.unknown = mine[last].(*columnar.Bytes)
 		fields, mine = fields[:last], mine[:last]
 	}
+	// Columns of the table that are not in the plan are the caller's.
 	d.root = p.root.bind(fields, mine)
 	return d, nil
 }
@@ -57,7 +58,7 @@ func (d *Decoder) Append(wire []byte) error {
 	mark := d.rows()
 	err := d.row(wire)
 	// A singular field occurs twice. Merge the occurrences first, then decode again.
-	if d.again && !hopeless(err) {
+	if d.duplicate && !isFinal(err) {
 		d.columns.Rollback(mark)
 		wire = d.root.merged(nil, wire)
 		err = d.row(wire)
@@ -85,9 +86,10 @@ func (d *Decoder) rows() int {
 
 // row decodes one message.
 func (d *Decoder) row(wire []byte) error {
-	d.strange, d.again = false, false
+	d.hasUnknown, d.duplicate = false, false
+	// Columns have 32-bit offsets.
 	if len(wire) > math.MaxInt32 {
-		return errors.New("a message of more than 2 GiB")
+		return errors.New("the message has more than 2 GiB")
 	}
 	return d.message(d.root, wire)
 }
@@ -96,10 +98,10 @@ func (d *Decoder) row(wire []byte) error {
 // refused in a well-formed message, it still reads everything before it returns the first error,
 // because a duplicate field may resolve the problem.
 func (d *Decoder) message(m *message, b []byte) error {
-	// turn identifies this message. Fields that have occurred in it carry its number, so nothing
-	// needs to be reset.
-	m.turn++
-	turn, present, have := m.turn, 0, uint64(0)
+	// generation identifies this message. Fields that have occurred in it carry its number, so
+	// nothing needs to be reset.
+	m.generation++
+	generation, present, have := m.generation, 0, uint64(0)
 	var refused error
 	for len(b) > 0 {
 		var f *field
@@ -118,18 +120,18 @@ func (d *Decoder) message(m *message, b []byte) error {
 		if f == nil {
 			continue
 		}
-		at := notInList
+		at := notInList // index of the value in its list, for errors
 		switch f.shape {
 		case single:
 			// The field, or another member of its oneof, has occurred before.
-			if f.seen == turn || f.oneof != nil && *f.oneof == turn {
-				d.again = true
+			if f.seen == generation || f.oneof != nil && *f.oneof == generation {
+				d.duplicate = true
 			}
-			f.seen = turn
+			f.seen = generation
 			have |= f.bit
 			present++
 			if f.oneof != nil {
-				*f.oneof = turn
+				*f.oneof = generation
 			}
 		case listed:
 			at = f.lists.Element().Len() - f.lists.Start()
@@ -137,7 +139,7 @@ func (d *Decoder) message(m *message, b []byte) error {
 		n, err := d.value(f, b)
 		if err != nil {
 			err = inField(f.name, at, err)
-			if hopeless(err) {
+			if isFinal(err) {
 				return err
 			}
 			refused = cmp.Or(refused, err)
@@ -146,9 +148,9 @@ func (d *Decoder) message(m *message, b []byte) error {
 	}
 	// Append nulls or defaults for singular fields that did not occur.
 	if present < len(m.singles) {
-		refused = cmp.Or(refused, d.rest(m, have))
+		refused = cmp.Or(refused, d.fillAbsent(m, have))
 	}
-	for _, f := range m.runs {
+	for _, f := range m.repeated {
 		d.end(f)
 	}
 	if m.present != nil {
@@ -160,21 +162,22 @@ func (d *Decoder) message(m *message, b []byte) error {
 	return refused
 }
 
-// rest appends values for the singular fields that the message lacks. The first 64 are identified
-// by bits in have, the others by their turn.
-func (d *Decoder) rest(m *message, have uint64) (refused error) {
+// fillAbsent appends values for the singular fields that the message lacks. The first 64 are
+// identified by bits in have, the others by their generation.
+func (d *Decoder) fillAbsent(m *message, have uint64) (refused error) {
 	one := func(f *field) {
 		if err := d.absent(f); err != nil {
 			refused = cmp.Or(refused, inField(f.name, notInList, err))
 		}
 	}
+	// missing &= missing - 1 clears the lowest bit.
 	// Iterate over the bits of missing fields only: most fields are usually present.
 	known := min(len(m.singles), 64)
 	for missing := ^have & (math.MaxUint64 >> (64 - known)); missing != 0; missing &= missing - 1 {
 		one(m.singles[bits.TrailingZeros64(missing)])
 	}
 	for _, f := range m.singles[known:] {
-		if f.seen != m.turn {
+		if f.seen != m.generation {
 			one(f)
 		}
 	}
@@ -199,10 +202,10 @@ func (d *Decoder) lookUp(m *message, b []byte) (f *field, size int, err error) {
 	}
 	n := protowire.ConsumeFieldValue(number, typ, b[tag:])
 	if n < 0 {
-		return nil, 0, inField(fmt.Sprintf("field %d, which is unknown", number), notInList, malformed(n))
+		return nil, 0, inField(fmt.Sprintf("unknown field %d", number), notInList, malformed(n))
 	}
 	if !m.entry { // Protobuf drops unknown fields of map entries
-		d.strange = true
+		d.hasUnknown = true
 	}
 	return nil, tag + n, nil
 }
@@ -229,23 +232,23 @@ func (d *Decoder) end(f *field) {
 		f.lists.Append()
 		return
 	}
-	if start := f.maps.Start(); f.maps.Keys().Len()-start > 1 && !d.again {
-		d.again = repeated(f.maps.Keys(), start)
+	if start := f.maps.Start(); f.maps.Keys().Len()-start > 1 && !d.duplicate {
+		d.duplicate = hasDuplicates(f.maps.Keys(), start)
 	}
 	f.maps.Append()
 }
 
-// repeated reports whether any value from start on occurs twice.
-func repeated(keys columnar.Column, start int) bool {
+// hasDuplicates reports whether any value from start on occurs twice.
+func hasDuplicates(keys columnar.Column, start int) bool {
 	switch keys := keys.(type) {
 	case *columnar.Int32s:
-		return twice(keys.Values()[start:])
+		return duplicates(keys.Values()[start:])
 	case *columnar.Int64s:
-		return twice(keys.Values()[start:])
+		return duplicates(keys.Values()[start:])
 	case *columnar.Decimals:
-		return twice(keys.Values()[start:])
+		return duplicates(keys.Values()[start:])
 	case *columnar.Bytes:
-		return twiceBytes(keys, start)
+		return duplicateBytes(keys, start)
 	}
 	return true // two booleans may be equal, and more must be; merging is correct in any case
 }
@@ -253,8 +256,8 @@ func repeated(keys columnar.Column, start int) bool {
 // few is the number of values up to which comparing all pairs is faster than a map.
 const few = 16
 
-// twice reports whether any value occurs twice.
-func twice[T comparable](values []T) bool {
+// duplicates reports whether any value occurs twice.
+func duplicates[T comparable](values []T) bool {
 	if len(values) <= few {
 		for i, v := range values {
 			for _, other := range values[:i] {
@@ -272,8 +275,8 @@ func twice[T comparable](values []T) bool {
 	return len(seen) < len(values)
 }
 
-// twiceBytes is twice for strings from index start on.
-func twiceBytes(keys *columnar.Bytes, start int) bool {
+// duplicateBytes is duplicates for strings from index start on.
+func duplicateBytes(keys *columnar.Bytes, start int) bool {
 	n := keys.Len() - start
 	if n <= few {
 		for i := range n {

@@ -7,8 +7,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// failure is an error in a message with the path to the field.
-type failure struct {
+// fieldError is an error in a message with the path to the field.
+type fieldError struct {
 	path string // empty for the message itself
 	err  error
 	// refused is set if the message is well-formed but a value does not fit its column. If a field
@@ -16,14 +16,16 @@ type failure struct {
 	refused bool
 }
 
-func (e *failure) Error() string {
+// Error returns the path and the reason.
+func (e *fieldError) Error() string {
 	if e.path == "" {
 		return e.err.Error()
 	}
 	return e.path + ": " + e.err.Error()
 }
 
-func (e *failure) Unwrap() error { return e.err }
+// Unwrap returns the reason.
+func (e *fieldError) Unwrap() error { return e.err }
 
 // malformed returns the error for a code of protowire.
 func malformed(code int) error {
@@ -33,7 +35,7 @@ func malformed(code int) error {
 	if -code < len(reasons) {
 		return errors.New(reasons[-code])
 	}
-	return errors.New("it is no Protobuf")
+	return errors.New("not a Protobuf message")
 }
 
 // Codes of protowire: truncated input, and an invalid field number.
@@ -43,7 +45,7 @@ const (
 )
 
 var (
-	errTruncated = errors.New("it ends too early")
+	errTruncated = errors.New("unexpected end")
 	errDepth     = errors.New("messages are nested too deep")
 )
 
@@ -61,21 +63,21 @@ func consumeTag(b []byte) (protowire.Number, protowire.Type, int) {
 
 // reasons are descriptions of protowire's error codes, by negated code.
 var reasons = [...]string{
-	-badNumber: "a field number that none can have",
-	3:          "a number of more than 64 bits",
-	4:          "a wire type that there is not",
-	5:          "the end of another group than the one that began",
+	-badNumber: "invalid field number",
+	3:          "number of more than 64 bits",
+	4:          "invalid wire type",
+	5:          "mismatched end of group",
 	6:          "groups are nested too deep",
 }
 
-// refusal returns an error for a value that does not fit its column.
-func refusal(format string, args ...any) error {
-	return &failure{err: fmt.Errorf(format, args...), refused: true}
+// refuse returns an error for a value that does not fit its column.
+func refuse(format string, args ...any) error {
+	return &fieldError{err: fmt.Errorf(format, args...), refused: true}
 }
 
-// hopeless reports whether an error is final, whatever else the message contains.
-func hopeless(err error) bool {
-	var e *failure
+// isFinal reports whether an error is final, whatever else the message contains.
+func isFinal(err error) bool {
+	var e *fieldError
 	return err != nil && (!errors.As(err, &e) || !e.refused)
 }
 
@@ -84,17 +86,17 @@ const notInList = -1
 
 // inField adds the field in which an error occurred, and the index in the field's list, to the
 // error's path.
-func inField(name string, place int, err error) error {
+func inField(name string, index int, err error) error {
 	path := name
-	if place != notInList {
-		path = fmt.Sprintf("%s[%d]", name, place)
+	if index != notInList {
+		path = fmt.Sprintf("%s[%d]", name, index)
 	}
-	var e *failure
+	var e *fieldError
 	if !errors.As(err, &e) {
-		return &failure{path: path, err: err}
+		return &fieldError{path: path, err: err}
 	}
 	if e.path != "" {
 		path += "." + e.path
 	}
-	return &failure{path, e.err, e.refused}
+	return &fieldError{path, e.err, e.refused}
 }

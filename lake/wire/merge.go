@@ -14,24 +14,24 @@ import (
 // dynamicpb could do this, too, but it panics if a map entry has its key twice with different wire
 // types.
 
-// once is a field to be written once: a tag with its value, or the content of a message.
-type once struct {
+// part is a field to be written once: a tag with its value, or the content of a message.
+type part struct {
 	field   *field
 	tag     []byte // with the value, if it is copied unchanged
 	content []byte
 	dropped bool // replaced by another member of its oneof
 }
 
-// place identifies something that can occur only once in a message.
-type place struct {
+// slot identifies something that can occur only once in a message.
+type slot struct {
 	field *field
 	key   string // for map entries
 }
 
 // merged appends a rewritten message to out in which everything occurs once. b must be well-formed.
 func (m *message) merged(out, b []byte) []byte {
-	var parts []once
-	places, chosen := map[place]int{}, map[*uint64]*field{}
+	var parts []part
+	slots, chosen := map[slot]int{}, map[*uint64]*field{}
 	for len(b) > 0 {
 		number, typ, tag := protowire.ConsumeTag(b)
 		size := tag + protowire.ConsumeFieldValue(number, typ, b[tag:])
@@ -41,40 +41,40 @@ func (m *message) merged(out, b []byte) []byte {
 		f := m.byNumber[number]
 		// Unknown fields and repeated scalars are kept in order.
 		if f == nil || typ != f.typ || f.shape == listed && f.kind != messageKind {
-			parts = append(parts, once{tag: whole})
+			parts = append(parts, part{tag: whole})
 			continue
 		}
 		if f.oneof != nil {
 			// A later member of a oneof removes an earlier one.
 			if before := chosen[f.oneof]; before != nil && before != f {
-				parts[places[place{field: before}]].dropped = true
-				delete(places, place{field: before})
+				parts[slots[slot{field: before}]].dropped = true
+				delete(slots, slot{field: before})
 			}
 			chosen[f.oneof] = f
 		}
-		part := once{tag: whole}
+		p := part{tag: whole}
 		if f.isMessage() {
 			content := f.unwrap(whole[tag:])
-			part = once{field: f, content: content[:len(content):len(content)]}
+			p = part{field: f, content: content[:len(content):len(content)]}
 		}
 		if f.shape == listed {
-			parts = append(parts, part)
+			parts = append(parts, p)
 			continue
 		}
-		at := place{field: f}
+		at := slot{field: f}
 		if f.shape == mapped {
-			at.key = f.message.key(part.content)
+			at.key = f.message.key(p.content)
 		}
-		i, twice := places[at]
+		i, twice := slots[at]
 		switch {
 		case !twice:
-			places[at] = len(parts)
-			parts = append(parts, part)
+			slots[at] = len(parts)
+			parts = append(parts, p)
 		// Merging messages is the same as concatenating their bytes.
 		case f.shape == single && f.isMessage():
-			parts[i].content = append(parts[i].content, part.content...)
+			parts[i].content = append(parts[i].content, p.content...)
 		default:
-			parts[i] = part
+			parts[i] = p
 		}
 	}
 	for _, p := range parts {

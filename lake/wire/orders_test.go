@@ -31,12 +31,12 @@ func TestOrders(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		mustSay(t, want, rec, row)
+		checkRow(t, want, rec, row)
 	}
 	bad := &orderv1.OrderEvent{Event: &orderv1.OrderEvent_Placed{Placed: &orderv1.OrderPlaced{
 		Lines: []*orderv1.OrderLine{{}, {}, {UnitPrice: &money.Money{Units: 1, Nanos: -1}}},
 	}}}
-	if err := tab.Append(marshal(t, bad)); err == nil || err.Error() != "placed.lines[2].unit_price: 1 units and -1 nanos are no amount" {
+	if err := tab.Append(marshal(t, bad)); err == nil || err.Error() != "placed.lines[2].unit_price: 1 units and -1 nanos are not an amount" {
 		t.Error(err)
 	}
 }

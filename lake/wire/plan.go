@@ -21,11 +21,12 @@ type message struct {
 	bySmallTag [128]*field // fields by one-byte tag
 	byNumber   map[protowire.Number]*field
 	singles    []*field // singular fields
-	runs       []*field
+	repeated   []*field
 	present    *columnar.Bools   // marker of a message without fields
 	others     []columnar.Column // columns of fields that the message no longer has
 
-	turn uint64 // number of messages decoded; fields that occur in the current one carry it
+	// generation is the number of messages decoded. Fields that occur in the current one carry it.
+	generation uint64
 }
 
 // field describes a field on the wire. Once bound, it also has the column of its values.
@@ -36,8 +37,8 @@ type field struct {
 	shape    shape
 	implicit bool    // if absent, its value is the default instead of null
 	bit      uint64  // unique among the first 64 singular fields of a message; otherwise 0
-	seen     uint64  // turn in which the field last occurred
-	oneof    *uint64 // turn in which any member of its oneof last occurred
+	seen     uint64  // generation in which the field last occurred
+	oneof    *uint64 // generation in which any member of its oneof last occurred
 
 	// Set when bound. Only the column for the field's kind is set.
 	bytes    *columnar.Bytes // for money, the column of the currency

@@ -20,12 +20,12 @@ import (
 
 // Rows have the content of their messages: for any content, in any number of parts, known or
 // unknown.
-func TestRowsSayWhatMessagesSay(t *testing.T) {
+func TestRowsEqualMessages(t *testing.T) {
 	t.Parallel()
 	for _, md := range []protoreflect.MessageDescriptor{everything, legacy, flat, wide} {
 		t.Run(string(md.Name()), func(t *testing.T) {
 			t.Parallel()
-			rapid.Check(t, func(r *rapid.T) { rowsSayWhatMessagesSay(t, r, newTable(t, md), md) })
+			rapid.Check(t, func(r *rapid.T) { checkRows(t, r, newTable(t, md), md) })
 		})
 	}
 }
@@ -43,11 +43,11 @@ func TestRowsOfAnyMessage(t *testing.T) {
 		if err != nil {
 			r.Fatal(err)
 		}
-		rowsSayWhatMessagesSay(t, r, tableOf(t, plan), md)
+		checkRows(t, r, tableOf(t, plan), md)
 	})
 }
 
-func rowsSayWhatMessagesSay(t *testing.T, r *rapid.T, tab table, md protoreflect.MessageDescriptor) {
+func checkRows(t *testing.T, r *rapid.T, tab table, md protoreflect.MessageDescriptor) {
 	var want []*dynamicpb.Message
 	for range rapid.IntRange(1, 4).Draw(r, "rows") {
 		var b []byte
@@ -72,7 +72,7 @@ func rowsSayWhatMessagesSay(t *testing.T, r *rapid.T, tab table, md protoreflect
 		r.Fatalf("there are %d rows of %d", rec.NumRows(), len(want))
 	}
 	for row, m := range want {
-		mustSay(t, m, rec, row)
+		checkRow(t, m, rec, row)
 	}
 	if t.Failed() {
 		r.FailNow()
@@ -111,7 +111,7 @@ func TestDamage(t *testing.T) {
 			r.Fatalf("there are %d rows of %d", rec.NumRows(), len(want))
 		}
 		for row, m := range want {
-			mustSay(t, m, rec, row)
+			checkRow(t, m, rec, row)
 		}
 		if t.Failed() {
 			r.FailNow()
@@ -286,7 +286,7 @@ func FuzzAppend(f *testing.F) {
 			t.Fatalf("Append says %v, proto.Unmarshal %v", took, err)
 		}
 		if took == nil {
-			mustSay(t, m, tab.record(t), 0)
+			checkRow(t, m, tab.record(t), 0)
 		} else if tab.columns.Rows() != 0 {
 			t.Error("a row is left behind")
 		}

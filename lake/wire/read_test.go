@@ -323,8 +323,8 @@ func unknownOf(m protoreflect.Message, inside []protoreflect.FullName) protorefl
 	return out
 }
 
-// mustSay compares a row with the message from which it was made.
-func mustSay(tb testing.TB, want *dynamicpb.Message, rec arrow.RecordBatch, row int) {
+// checkRow compares a row with the message from which it was made.
+func checkRow(tb testing.TB, want *dynamicpb.Message, rec arrow.RecordBatch, row int) {
 	tb.Helper()
 	if got, want := rowOf(tb, want.Descriptor(), rec, row), expected(want); !proto.Equal(got, want) {
 		tb.Errorf("row %d says\n\t%v, not\n\t%v", row, got, want)

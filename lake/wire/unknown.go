@@ -7,18 +7,18 @@ import (
 // keepUnknown appends the unknown fields of a message to their column, as a message that has
 // nothing else. Few messages have any, so the second pass over those is affordable.
 func (d *Decoder) keepUnknown(wire []byte) {
-	if d.strange {
-		d.scratch = d.root.rest(d.scratch[:0], wire)
+	if d.hasUnknown {
+		d.scratch = d.root.unknown(d.scratch[:0], wire)
 		d.unknown.Append(d.scratch)
 		return
 	}
 	d.unknown.AppendNull()
 }
 
-// rest appends to out what the columns do not represent. b must be well-formed and have no
-// duplicate fields.
-func (m *message) rest(out, b []byte) []byte {
-	for _, f := range m.runs {
+// unknown appends to out the fields that the columns do not represent. b must be well-formed and
+// have no duplicate fields.
+func (m *message) unknown(out, b []byte) []byte {
+	for _, f := range m.repeated {
 		f.skipped = 0
 	}
 	for len(b) > 0 {
@@ -38,10 +38,10 @@ func (m *message) rest(out, b []byte) []byte {
 			continue
 		}
 		if f.shape == mapped {
-			out = f.restOfEntry(out, f.unwrap(whole[tag:]))
+			out = f.appendUnknownOfEntry(out, f.unwrap(whole[tag:]))
 			continue
 		}
-		rest := inner.rest(nil, f.unwrap(whole[tag:]))
+		rest := inner.unknown(nil, f.unwrap(whole[tag:]))
 		if f.shape == listed {
 			// No element with unknown fields so far: count, and write the elements only if one
 			// follows.
@@ -61,9 +61,9 @@ func (m *message) rest(out, b []byte) []byte {
 	return out
 }
 
-// restOfEntry appends a map entry if its value has unknown fields: the key, and a value with the
-// unknown fields only.
-func (f *field) restOfEntry(out, b []byte) []byte {
+// appendUnknownOfEntry appends a map entry if its value has unknown fields: the key, and a value
+// with the unknown fields only.
+func (f *field) appendUnknownOfEntry(out, b []byte) []byte {
 	value := f.message.byNumber[2]
 	var key, rest []byte
 	for len(b) > 0 {
@@ -73,7 +73,7 @@ func (f *field) restOfEntry(out, b []byte) []byte {
 		case number == 1 && typ == f.message.byNumber[1].typ:
 			key = b[:size]
 		case number == 2 && typ == value.typ && inner != nil:
-			rest = inner.rest(nil, value.unwrap(b[tag:size]))
+			rest = inner.unknown(nil, value.unwrap(b[tag:size]))
 		}
 		b = b[size:]
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/millrace/millrace/internal/timeunit"
 )
 
-var errNotUTF8 = errors.New("the string is not UTF-8")
+var errNotUTF8 = errors.New("invalid UTF-8")
 
 // value appends one value of a field, which starts at b after its tag, and returns its size. The
 // size is also returned if the value is refused.
@@ -108,7 +108,7 @@ func varint(b []byte) (uint64, int) {
 	return v, bits.TrailingZeros64(ends)/8 + 1
 }
 
-// appendVarint, append32 and append64 append a scalar of the given wire type. Values are truncated
+// appendVarint appends a scalar that is a varint on the wire. Values are truncated
 // to the kind's size, as Protobuf does.
 func (f *field) appendVarint(v uint64) {
 	switch f.kind {
@@ -131,6 +131,7 @@ func (f *field) appendVarint(v uint64) {
 	}
 }
 
+// append32 appends a four-byte scalar. See appendVarint.
 func (f *field) append32(v uint32) {
 	switch f.kind {
 	case sfixed32Kind:
@@ -142,6 +143,7 @@ func (f *field) append32(v uint32) {
 	}
 }
 
+// append64 appends an eight-byte scalar. See appendVarint.
 func (f *field) append64(v uint64) {
 	switch f.kind {
 	case sfixed64Kind:
@@ -191,7 +193,7 @@ func (d *Decoder) absent(f *field) error {
 			f.bytes.AppendNull()
 		}
 		if f.required {
-			return refusal("it is required, and missing")
+			return refuse("required field is missing")
 		}
 		return nil
 	}
@@ -244,7 +246,7 @@ func (d *Decoder) pair(b []byte, w protowire.Number) (p pair, err error) {
 			}
 		default:
 			n = protowire.ConsumeFieldValue(number, typ, b[tag:])
-			d.strange = true
+			d.hasUnknown = true
 		}
 		if n < 0 {
 			return p, malformed(n)
@@ -254,6 +256,7 @@ func (d *Decoder) pair(b []byte, w protowire.Number) (p pair, err error) {
 	return p, nil
 }
 
+// nanosPerUnit is the number of nanos in a second, or in a unit of money.
 const nanosPerUnit = 1_000_000_000
 
 // timestamp appends a Timestamp in microseconds. On refusal it appends null, so that the columns
@@ -266,7 +269,7 @@ func (d *Decoder) timestamp(f *field, b []byte) error {
 	micros, ok := timeunit.OfSeconds(p.whole, p.nanos)
 	if !ok {
 		f.int64s.AppendNull()
-		return refusal("%d seconds and %d nanos are no time of the years 1 to 9999", p.whole, p.nanos)
+		return refuse("%d seconds and %d nanos are outside of the years 1 to 9999", p.whole, p.nanos)
 	}
 	f.int64s.Append(micros)
 	return nil
@@ -280,12 +283,12 @@ func (d *Decoder) duration(f *field, b []byte) error {
 	}
 	if !p.signsAgree() {
 		f.int64s.AppendNull()
-		return refusal("%d seconds and %d nanos are no duration", p.whole, p.nanos)
+		return refuse("%d seconds and %d nanos are not a duration", p.whole, p.nanos)
 	}
 	nanos, ok := timeunit.Nanoseconds(p.whole, p.nanos)
 	if !ok {
 		f.int64s.AppendNull()
-		return refusal("%d seconds and %d nanos are more nanoseconds than 64 bits hold", p.whole, p.nanos)
+		return refuse("%d seconds and %d nanos exceed 64 bits of nanoseconds", p.whole, p.nanos)
 	}
 	f.int64s.Append(nanos)
 	return nil
@@ -293,7 +296,8 @@ func (d *Decoder) duration(f *field, b []byte) error {
 
 // signsAgree reports whether units and nanos are valid by Protobuf's rules.
 func (p pair) signsAgree() bool {
-	return p.nanos > -nanosPerUnit && p.nanos < nanosPerUnit && (p.whole <= 0 || p.nanos >= 0) && (p.whole >= 0 || p.nanos <= 0)
+	return p.nanos > -nanosPerUnit && p.nanos < nanosPerUnit &&
+		(p.whole <= 0 || p.nanos >= 0) && (p.whole >= 0 || p.nanos <= 0)
 }
 
 // money appends an amount and its currency, to two columns or to a struct.
@@ -308,10 +312,11 @@ func (d *Decoder) money(f *field, b []byte) error {
 	f.bytes.Append(p.text)
 	if !p.signsAgree() {
 		f.decimals.AppendNull()
-		return refusal("%d units and %d nanos are no amount", p.whole, p.nanos)
+		return refuse("%d units and %d nanos are not an amount", p.whole, p.nanos)
 	}
 	// units × 10⁹ + nanos is the unscaled value of a decimal with nine places.
-	f.decimals.Append(decimal128.FromI64(p.whole).Mul(decimal128.FromI64(nanosPerUnit)).Add(decimal128.FromI64(int64(p.nanos))))
+	units := decimal128.FromI64(p.whole).Mul(decimal128.FromI64(nanosPerUnit))
+	f.decimals.Append(units.Add(decimal128.FromI64(int64(p.nanos))))
 	return nil
 }
 

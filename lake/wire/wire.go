@@ -92,11 +92,12 @@ func Compile(md protoreflect.MessageDescriptor, o Options) (*Plan, error) {
 		})
 	}
 	if len(p.fields) == 0 {
-		return nil, fmt.Errorf("columns of %s: it has no fields", md.FullName())
+		return nil, fmt.Errorf("columns of %s: the message has no fields", md.FullName())
 	}
 	for _, f := range p.fields {
 		if slices.ContainsFunc(o.Reserved, func(name string) bool { return strings.EqualFold(name, f.Name) }) {
-			return nil, fmt.Errorf("columns of %s: field %s is called as a column that the table has anyway: rename it", md.FullName(), f.Name)
+			return nil, fmt.Errorf("columns of %s: field %s has the name of a column that every table has; rename it",
+				md.FullName(), f.Name)
 		}
 	}
 	if err := distinct(p.fields); err != nil {
@@ -118,7 +119,7 @@ type compiler struct {
 // message plans the columns of the message at path.
 func (c *compiler) message(md protoreflect.MessageDescriptor, path string) (*message, []columnar.Field, error) {
 	if len(c.inside) == maxDepth {
-		return nil, nil, fmt.Errorf("%s: messages are nested in each other deeper than %d", path, maxDepth)
+		return nil, nil, fmt.Errorf("%s: messages are nested more than %d deep", path, maxDepth)
 	}
 	c.inside = append(c.inside, md.FullName())
 	defer func() { c.inside = c.inside[:len(c.inside)-1] }()
@@ -160,7 +161,7 @@ func distinct(fields []columnar.Field) error {
 	for _, f := range fields {
 		folded := strings.ToLower(f.Name)
 		if other, twice := names[folded]; twice {
-			return fmt.Errorf("fields %s and %s would be columns of the same name: rename one", other, f.Name)
+			return fmt.Errorf("fields %s and %s would have the same column name; rename one", other, f.Name)
 		}
 		names[folded] = f.Name
 	}
@@ -193,10 +194,12 @@ func (c *compiler) field(fd protoreflect.FieldDescriptor, path string) (*field, 
 		value := columns[0]
 		value.Key, value.Name, value.Doc, value.Required = "", "value", "", true
 		return &field{
-				number: fd.Number(), name: string(fd.Name()), kind: entryKind, typ: protowire.BytesType, shape: mapped,
+				number: fd.Number(), name: string(fd.Name()),
+				kind: entryKind, typ: protowire.BytesType, shape: mapped,
 				message: &message{entry: true, fields: []*field{key, f}},
 			}, []columnar.Field{{
-				Key: columns[0].Key, Name: columns[0].Name, Doc: columns[0].Doc, Type: columnar.Map{Key: keyColumn, Value: value},
+				Key: columns[0].Key, Name: columns[0].Name, Doc: columns[0].Doc,
+				Type: columnar.Map{Key: keyColumn, Value: value},
 			}}, nil
 	case fd.IsList():
 		f.shape = listed
@@ -248,7 +251,7 @@ func (c *compiler) value(fd protoreflect.FieldDescriptor, path string) (*field, 
 	}
 	md := fd.Message()
 	if md.IsPlaceholder() {
-		return nil, columnar.Field{}, fmt.Errorf("%s: what %s is, is not known: its file is missing", path, md.FullName())
+		return nil, columnar.Field{}, fmt.Errorf("%s: message %s is not defined: its file is missing", path, md.FullName())
 	}
 	switch name := md.FullName(); {
 	case name == "google.protobuf.Timestamp":
@@ -304,6 +307,7 @@ func comment(fd protoreflect.FieldDescriptor, more string) string {
 	return text + " (" + more + ")"
 }
 
+// join appends a name to a dotted path.
 func join(path, name string) string {
 	if path == "" {
 		return name

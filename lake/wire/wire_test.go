@@ -16,7 +16,7 @@ import (
 )
 
 // Each text is a message, and its column as Arrow prints it.
-func TestWhatColumnsSay(t *testing.T) {
+func TestColumns(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		text   string
@@ -97,12 +97,12 @@ func TestWhatColumnsSay(t *testing.T) {
 		if got := rec.Column(rec.Schema().FieldIndices(c.column)[0]).ValueStr(0); got != c.want {
 			t.Errorf("%s: column %s says %s, not %s", c.text, c.column, got, c.want)
 		}
-		mustSay(t, m, rec, 0)
+		checkRow(t, m, rec, 0)
 	}
 }
 
 // Fields may occur in any order, several times, and lists in both encodings.
-func TestWhatComesTwice(t *testing.T) {
+func TestDuplicateFields(t *testing.T) {
 	t.Parallel()
 	for name, texts := range map[string][]string{
 		"scalar":                        {`a_int32: 1 a_string: "a"`, `a_int32: 2 a_string: ""`, `a_string: "b"`},
@@ -138,7 +138,7 @@ func TestWhatComesTwice(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 				continue
 			}
-			mustSay(t, want, tab.record(t), 0)
+			checkRow(t, want, tab.record(t), 0)
 		}
 	}
 	t.Run("many keys", func(t *testing.T) {
@@ -161,13 +161,13 @@ func TestWhatComesTwice(t *testing.T) {
 			if err := tab.Append(b); err != nil {
 				t.Fatal(err)
 			}
-			mustSay(t, want, tab.record(t), 0)
+			checkRow(t, want, tab.record(t), 0)
 		}
 	})
 }
 
 // Messages as bytes that a marshaller would not write.
-func TestUnusualInput(t *testing.T) {
+func TestUnusualEncodings(t *testing.T) {
 	t.Parallel()
 	tag := protowire.AppendTag
 	bytesOf := protowire.AppendBytes
@@ -206,12 +206,12 @@ func TestUnusualInput(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		t.Run(name, func(t *testing.T) { mustSay(t, want, tab.record(t), 0) })
+		t.Run(name, func(t *testing.T) { checkRow(t, want, tab.record(t), 0) })
 	}
 }
 
 // proto.Unmarshal panics for a dynamic message, so it is parsed as a generated one.
-func TestKeyTwiceWithAnotherWireType(t *testing.T) {
+func TestDuplicateKeyWithOtherWireType(t *testing.T) {
 	t.Parallel()
 	entry := []byte{0x0a, 1, 'a', 0x08, 1, 0x10, 7}
 	tab := newTable(t, everything)
@@ -224,7 +224,7 @@ func TestKeyTwiceWithAnotherWireType(t *testing.T) {
 	}
 }
 
-func TestErrorsNameTheField(t *testing.T) {
+func TestErrorsHavePaths(t *testing.T) {
 	t.Parallel()
 	text := func(s string) []byte {
 		m := dynamicpb.NewMessage(everything)
@@ -240,32 +240,32 @@ func TestErrorsNameTheField(t *testing.T) {
 		b    []byte
 		want string
 	}{
-		"cut off":               {text(`a_string: "hello"`)[:4], "a_string: it ends too early"},
-		"cut off in a tag":      {[]byte{0x80}, "it ends too early"},
-		"no field":              {[]byte{0x00}, "a field number that none can have"},
-		"varint without end":    {[]byte{0x10, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, "a_int32: a number of more than 64 bits"},
-		"fixed cut off":         {[]byte{0x25, 1}, "a_sfixed32: it ends too early"},
-		"length beyond the end": {[]byte{0x72, 0xff, 0xff, 0xff, 0xff, 0x7f, 'a'}, "a_string: it ends too early"},
-		"not UTF-8":             {field(14, 0xff), "a_string: the string is not UTF-8"},
-		"not UTF-8 in a map":    {field(81, 0x0a, 1, 0xff), "by_string.key: the string is not UTF-8"},
-		"not UTF-8 in a list":   {append(field(44, 'a'), field(44, 0xff)...), "strings[1]: the string is not UTF-8"},
-		"not UTF-8, overridden": {append(field(14, 0xff), field(14, 'a')...), "a_string: the string is not UTF-8"},
-		"deep in a list":        {append(field(50), field(50, append(field(3), field(3, field(1, 0xff)...)...)...)...), "inners[1].deeps[1].tags[0]: the string is not UTF-8"},
-		"deep, refused":         {text(`inners: {} inners: {deep: {at: {nanos: -1}}}`), "inners[1].deep.at: 0 seconds and -1 nanos are no time of the years 1 to 9999"},
-		"refused in a list":     {text(`prices: {} prices: {units: 1 nanos: -1}`), "prices[1]: 1 units and -1 nanos are no amount"},
-		"packed":                {field(32, 1, 2, 0x80), "int32s[2]: it ends too early"},
-		"time of the year 0":    {text(`a_time: {seconds: -62135596801}`), "a_time: -62135596801 seconds and 0 nanos are no time of the years 1 to 9999"},
+		"cut off":               {text(`a_string: "hello"`)[:4], "a_string: unexpected end"},
+		"cut off in a tag":      {[]byte{0x80}, "unexpected end"},
+		"no field":              {[]byte{0x00}, "invalid field number"},
+		"varint without end":    {[]byte{0x10, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, "a_int32: number of more than 64 bits"},
+		"fixed cut off":         {[]byte{0x25, 1}, "a_sfixed32: unexpected end"},
+		"length beyond the end": {[]byte{0x72, 0xff, 0xff, 0xff, 0xff, 0x7f, 'a'}, "a_string: unexpected end"},
+		"not UTF-8":             {field(14, 0xff), "a_string: invalid UTF-8"},
+		"not UTF-8 in a map":    {field(81, 0x0a, 1, 0xff), "by_string.key: invalid UTF-8"},
+		"not UTF-8 in a list":   {append(field(44, 'a'), field(44, 0xff)...), "strings[1]: invalid UTF-8"},
+		"not UTF-8, overridden": {append(field(14, 0xff), field(14, 'a')...), "a_string: invalid UTF-8"},
+		"deep in a list":        {append(field(50), field(50, append(field(3), field(3, field(1, 0xff)...)...)...)...), "inners[1].deeps[1].tags[0]: invalid UTF-8"},
+		"deep, refused":         {text(`inners: {} inners: {deep: {at: {nanos: -1}}}`), "inners[1].deep.at: 0 seconds and -1 nanos are outside of the years 1 to 9999"},
+		"refused in a list":     {text(`prices: {} prices: {units: 1 nanos: -1}`), "prices[1]: 1 units and -1 nanos are not an amount"},
+		"packed":                {field(32, 1, 2, 0x80), "int32s[2]: unexpected end"},
+		"time of the year 0":    {text(`a_time: {seconds: -62135596801}`), "a_time: -62135596801 seconds and 0 nanos are outside of the years 1 to 9999"},
 		"time of the year 10000": {
-			text(`a_time: {seconds: 253402300800}`), "a_time: 253402300800 seconds and 0 nanos are no time of the years 1 to 9999"},
-		"signs of a duration": {text(`a_duration: {seconds: 1 nanos: -1}`), "a_duration: 1 seconds and -1 nanos are no duration"},
-		"a long duration":     {text(`a_duration: {seconds: 9223372037}`), "a_duration: 9223372037 seconds and 0 nanos are more nanoseconds than 64 bits hold"},
-		"nanos of money":      {text(`a_price: {nanos: 1000000000}`), "a_price: 0 units and 1000000000 nanos are no amount"},
-		"currency":            {field(19, 0x0a, 1, 0xff), "a_price.currency_code: the string is not UTF-8"},
-		"refused, and worse":  {append(text(`a_price: {nanos: 1000000000}`), field(14, 0xff)...), "a_string: the string is not UTF-8"},
-		"unknown":             {[]byte{0x92, 0x3f, 5}, "field 1010, which is unknown: it ends too early"},
-		"inside itself":       {field(21, 0x72, 1, 0xff), "itself.a_string: the string is not UTF-8"},
-		"a number too high":   {protowire.AppendVarint(nil, 1<<32), "a field number that none can have"},
-		"group without end":   {[]byte{0xb3, 0x0f}, "field 246, which is unknown: it ends too early"},
+			text(`a_time: {seconds: 253402300800}`), "a_time: 253402300800 seconds and 0 nanos are outside of the years 1 to 9999"},
+		"signs of a duration": {text(`a_duration: {seconds: 1 nanos: -1}`), "a_duration: 1 seconds and -1 nanos are not a duration"},
+		"a long duration":     {text(`a_duration: {seconds: 9223372037}`), "a_duration: 9223372037 seconds and 0 nanos exceed 64 bits of nanoseconds"},
+		"nanos of money":      {text(`a_price: {nanos: 1000000000}`), "a_price: 0 units and 1000000000 nanos are not an amount"},
+		"currency":            {field(19, 0x0a, 1, 0xff), "a_price.currency_code: invalid UTF-8"},
+		"refused, and worse":  {append(text(`a_price: {nanos: 1000000000}`), field(14, 0xff)...), "a_string: invalid UTF-8"},
+		"unknown":             {[]byte{0x92, 0x3f, 5}, "unknown field 1010: unexpected end"},
+		"inside itself":       {field(21, 0x72, 1, 0xff), "itself.a_string: invalid UTF-8"},
+		"a number too high":   {protowire.AppendVarint(nil, 1<<32), "invalid field number"},
+		"group without end":   {[]byte{0xb3, 0x0f}, "unknown field 246: unexpected end"},
 	} {
 		tab := newTable(t, everything)
 		if err := tab.Append(text(`a_string: "before"`)); err != nil {
@@ -304,7 +304,7 @@ func TestDepth(t *testing.T) {
 	}
 }
 
-func TestOldSyntax(t *testing.T) {
+func TestProto2(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
 		`id: "a"`,
@@ -329,12 +329,12 @@ func TestOldSyntax(t *testing.T) {
 				t.Errorf("%s: %v", text, err)
 				continue
 			}
-			mustSay(t, want, tab.record(t), row)
+			checkRow(t, want, tab.record(t), row)
 		}
 	}
 	for text, want := range map[string]string{
-		`count: 1`:                   "id: it is required, and missing",
-		`id: "a" Detail: {Item: {}}`: "detail.item[0].n: it is required, and missing",
+		`count: 1`:                   "id: required field is missing",
+		`id: "a" Detail: {Item: {}}`: "detail.item[0].n: required field is missing",
 	} {
 		m := dynamicpb.NewMessage(legacy)
 		if err := (prototext.UnmarshalOptions{AllowPartial: true}).Unmarshal([]byte(text), m); err != nil {
@@ -380,13 +380,13 @@ func TestFields(t *testing.T) {
 	}
 }
 
-func TestWhatDoesNotCompile(t *testing.T) {
+func TestCompileErrors(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		`message M { int32 offset = 1; }`:                                                                   "columns of M: field offset is called as a column that the table has anyway: rename it",
-		`message M { bytes _unknown = 1; }`:                                                                 "columns of M: fields _unknown and _unknown would be columns of the same name: rename one",
-		`message M { N n = 1; } message N { int32 a = 1; int32 A = 2; }`:                                    "columns of M: n: fields a and A would be columns of the same name: rename one",
-		"import \"google/type/money.proto\"; message M { google.type.Money p = 1; string p_currency = 2; }": "columns of M: fields p_currency and p_currency would be columns of the same name: rename one",
+		`message M { int32 offset = 1; }`:                                                                   "columns of M: field offset has the name of a column that every table has; rename it",
+		`message M { bytes _unknown = 1; }`:                                                                 "columns of M: fields _unknown and _unknown would have the same column name; rename one",
+		`message M { N n = 1; } message N { int32 a = 1; int32 A = 2; }`:                                    "columns of M: n: fields a and A would have the same column name; rename one",
+		"import \"google/type/money.proto\"; message M { google.type.Money p = 1; string p_currency = 2; }": "columns of M: fields p_currency and p_currency would have the same column name; rename one",
 	} {
 		file, err := compileProto(`syntax = "proto3"; ` + text)
 		if err != nil {
@@ -422,7 +422,7 @@ func TestWhatDoesNotCompile(t *testing.T) {
 }
 
 // A table may have columns of fields that the message has lost, in any order and inside structs.
-func TestTablesThatHaveMore(t *testing.T) {
+func TestTablesWithMoreColumns(t *testing.T) {
 	t.Parallel()
 	plan, err := wire.Compile(everything, wire.Options{Unknown: wire.UnknownColumn})
 	if err != nil {
@@ -460,9 +460,9 @@ func TestTablesThatHaveMore(t *testing.T) {
 	if rec.NumRows() != 3 {
 		t.Errorf("there are %d rows", rec.NumRows())
 	}
-	mustSay(t, m, rec, 0)
-	mustSay(t, dynamicpb.NewMessage(everything), rec, 1)
-	mustSay(t, m, rec, 2)
+	checkRow(t, m, rec, 0)
+	checkRow(t, dynamicpb.NewMessage(everything), rec, 1)
+	checkRow(t, m, rec, 2)
 	if typ := rec.Schema().Field(0).Type; !arrow.TypeEqual(typ, arrow.FixedWidthTypes.Boolean) {
 		t.Error(typ)
 	}
@@ -471,7 +471,7 @@ func TestTablesThatHaveMore(t *testing.T) {
 	if columns, err = columnar.New(fields); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := plan.Bind(columns); err == nil || !strings.Contains(err.Error(), "a_sint32: the table has a column of type boolean in place of int") {
+	if _, err := plan.Bind(columns); err == nil || !strings.Contains(err.Error(), "a_sint32: the column has type boolean, want int") {
 		t.Error(err)
 	}
 }

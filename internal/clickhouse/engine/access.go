@@ -50,7 +50,8 @@ const configXML = `<clickhouse>
 func usersConfig() string {
 	var roles, granted strings.Builder
 	add := func(role, databases string) {
-		fmt.Fprintf(&roles, "<%[1]s><grants><query>GRANT SELECT, SHOW DATABASES, SHOW TABLES, SHOW COLUMNS ON %[2]s*.*</query></grants></%[1]s>", role, databases)
+		fmt.Fprintf(&roles, "<%[1]s><grants><query>GRANT SELECT, SHOW DATABASES, SHOW TABLES, SHOW COLUMNS "+
+			"ON %[2]s*.*</query></grants></%[1]s>", role, databases)
 		fmt.Fprintf(&granted, "<query>GRANT %s</query>", role)
 	}
 	add(clickhouse.Reader, clickhouse.ReaderPrefix)
@@ -99,16 +100,20 @@ func becomeReader(user string, streamed bool) []string {
 // callers. Other tables show queries of other callers, or the machine. A server refuses them
 // without a grant (select_from_system_db_requires_grant), but chdb ignores that setting.
 var systemTables = map[string]bool{
-	"one": true, "numbers": true, "numbers_mt": true, "zeros": true, "zeros_mt": true, "tables": true, "columns": true, "databases": true,
-	"functions": true, "table_functions": true, "aggregate_function_combinators": true, "data_type_families": true, "formats": true,
-	"table_engines": true, "time_zones": true, "collations": true, "keywords": true, "build_options": true, "licenses": true, "contributors": true,
+	"one": true, "numbers": true, "numbers_mt": true, "zeros": true, "zeros_mt": true,
+	"tables": true, "columns": true, "databases": true, "functions": true, "table_functions": true,
+	"aggregate_function_combinators": true, "data_type_families": true, "formats": true, "table_engines": true,
+	"time_zones": true, "collations": true, "keywords": true,
+	"build_options": true, "licenses": true, "contributors": true,
 }
 
+// systemTable matches a system table in a query, and wordProcesslist SHOW PROCESSLIST.
 var (
 	systemTable     = regexp.MustCompile("(?:\\bsystem\\b|`system`|\"system\")\\s*\\.\\s*[`\"]?(\\w*)")
 	wordProcesslist = regexp.MustCompile(`(?i)\bprocesslist\b`)
 )
 
+// wordFile matches the function file.
 var wordFile = regexp.MustCompile(`\bfile\b`)
 
 // guardReader refuses what roles and readonly do not: anything but one read-only statement, and the
@@ -118,7 +123,10 @@ var wordFile = regexp.MustCompile(`\bfile\b`)
 // and comments. A remaining backslash is an escape in a quoted name, which could hide the name.
 func guardReader(c *connection, sql string, class statementClass) error {
 	if class != classRead {
-		return &clickhouse.Error{Code: clickhouse.CodeReadOnly, Name: "READONLY", Message: "only statements that read are offered here: SELECT, SHOW, DESCRIBE, EXPLAIN, EXISTS"}
+		return &clickhouse.Error{
+			Code: clickhouse.CodeReadOnly, Name: "READONLY",
+			Message: "only statements that read are allowed: SELECT, SHOW, DESCRIBE, EXPLAIN, EXISTS",
+		}
 	}
 	bare, err := c.run("SELECT normalizeQueryKeepNames("+quote(sql)+")", "RawBLOB")
 	if err != nil {
@@ -126,19 +134,27 @@ func guardReader(c *connection, sql string, class statementClass) error {
 	}
 	for _, named := range systemTable.FindAllSubmatch(bare, -1) {
 		if !systemTables[string(named[1])] {
-			return &clickhouse.Error{Code: clickhouse.CodeUnknownTable, Name: "UNKNOWN_TABLE", Message: fmt.Sprintf("Table system.%s does not exist", named[1])}
+			return &clickhouse.Error{
+				Code: clickhouse.CodeUnknownTable, Name: "UNKNOWN_TABLE",
+				Message: fmt.Sprintf("Table system.%s does not exist", named[1]),
+			}
 		}
 	}
 	if wordProcesslist.Match(bare) {
-		return &clickhouse.Error{Code: clickhouse.CodeAccessDenied, Name: "ACCESS_DENIED", Message: "the list of processes is not offered here: it shows other callers' queries"}
+		return denied("the process list is not allowed: it shows other callers' queries")
 	}
 	if wordFile.Match(bare) {
-		return &clickhouse.Error{Code: clickhouse.CodeAccessDenied, Name: "ACCESS_DENIED", Message: "the name file is not offered here: it reads files of the server"}
+		return denied("the name file is not allowed: the function reads files of the server")
 	}
 	if strings.ContainsRune(string(bare), '\\') {
-		return &clickhouse.Error{Code: clickhouse.CodeAccessDenied, Name: "ACCESS_DENIED", Message: "escapes in quoted names are not offered here"}
+		return denied("escapes in quoted names are not allowed")
 	}
 	return nil
+}
+
+// denied returns the error for a statement that a reader may not run.
+func denied(message string) error {
+	return &clickhouse.Error{Code: clickhouse.CodeAccessDenied, Name: "ACCESS_DENIED", Message: message}
 }
 
 // explainUnparsable returns the parser's reason. It does not run the statement.
@@ -147,7 +163,7 @@ func explainUnparsable(c *connection, sql string) error {
 	if e := (*clickhouse.Error)(nil); errors.As(err, &e) {
 		e.Message, _, _ = strings.Cut(e.Message, ": In scope SELECT formatQuery(")
 	} else if err == nil {
-		err = notImplemented("statements of this kind are not known to the embedded engine")
+		err = notImplemented("the embedded engine does not support statements of this kind")
 	}
 	return err
 }

@@ -58,7 +58,7 @@ func FromEnv(log *slog.Logger) (Config, error) {
 	c.Parent = os.Stdin
 	fd, err := strconv.ParseUint(os.Getenv(clickhouse.EnvListener), 10, 16)
 	if err != nil || c.DataDir == "" {
-		return Config{}, errors.New("the engine is not meant to be started by hand: millrace starts it")
+		return Config{}, errors.New("the engine cannot be started by hand; millrace starts it")
 	}
 	f := os.NewFile(uintptr(fd), "listener")
 	c.Listener, err = net.FileListener(f)
@@ -81,7 +81,7 @@ func Main(ctx context.Context, c Config) (err error) {
 	if c.Parent != nil {
 		go func() { // ends with the process, because a read of standard input cannot be interrupted
 			_, _ = io.Copy(io.Discard, c.Parent)
-			c.Logger.Info("the process that started this engine is gone; stopping")
+			c.Logger.Info("parent process has exited; stopping")
 			cancel()
 		}()
 	}
@@ -93,7 +93,7 @@ func Main(ctx context.Context, c Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, ignoreClosed(ln.Close())) }()
 	if a, ok := ln.Addr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
-		return fmt.Errorf("the engine listens on loopback only, not on %s", ln.Addr())
+		return fmt.Errorf("listen on %s: the engine requires a loopback address", ln.Addr())
 	}
 	unlock, err := lock(ctx, c.DataDir)
 	if err != nil {
@@ -122,12 +122,12 @@ func Main(ctx context.Context, c Config) (err error) {
 		defer done()
 		stopped <- hs.Shutdown(grace)
 	}()
-	c.Logger.Debug("ClickHouse engine serves", "addr", ln.Addr().String(), "chdb", control.lib.version(), "data", c.DataDir)
+	c.Logger.Debug("ClickHouse engine is listening", "addr", ln.Addr().String(), "chdb", control.lib.version(), "data", c.DataDir)
 	if err := hs.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve: %w", err)
 	}
 	if err := <-stopped; err != nil {
-		return fmt.Errorf("queries still ran %v after they were cancelled: %w", stopTimeout, err)
+		return fmt.Errorf("queries did not stop within %v of being cancelled: %w", stopTimeout, err)
 	}
 	return nil
 }
@@ -136,14 +136,14 @@ func Main(ctx context.Context, c Config) (err error) {
 // may take a moment to end.
 func lock(ctx context.Context, dir string) (unlock func() error, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the engine's folder: %w", err)
+		return nil, fmt.Errorf("create the engine's folder: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
 	// The kernel releases the lock when the process ends, even if it is killed.
 	l := flock.New(filepath.Join(dir, "lock"))
 	if _, err := l.TryLockContext(ctx, 20*time.Millisecond); err != nil {
-		return nil, fmt.Errorf("another engine runs on %s: %w", dir, err)
+		return nil, fmt.Errorf("another engine is using %s: %w", dir, err)
 	}
 	return l.Unlock, nil
 }
@@ -164,7 +164,7 @@ func boot(c Config) (*connection, error) {
 	home, data := filepath.Join(dir, "home"), filepath.Join(dir, "data")
 	for _, d := range []string{home, data} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("make the engine's folder: %w", err)
+			return nil, fmt.Errorf("create the engine's folder: %w", err)
 		}
 	}
 	config, err := writeConfig(dir)
@@ -198,18 +198,20 @@ func prepare(control *connection) error {
 		return fmt.Errorf("prepare the engine: %w", err)
 	}
 	// Databases in memory are restored without their tables.
-	left, err := control.run("SELECT name FROM system.databases WHERE engine = 'Memory' AND startsWith(name, "+quote(clickhouse.ReaderPrefix)+")", "JSONCompactEachRow")
+	left, err := control.run("SELECT name FROM system.databases WHERE engine = 'Memory' AND startsWith(name, "+
+		quote(clickhouse.ReaderPrefix)+")", "JSONCompactEachRow")
 	if err != nil {
 		return fmt.Errorf("prepare the engine: %w", err)
 	}
 	for name := range rows(left) {
 		if _, err := control.run("DROP DATABASE "+quoteName(name), "Null"); err != nil {
-			return fmt.Errorf("drop what the last run left: %w", err)
+			return fmt.Errorf("drop databases of the last run: %w", err)
 		}
 	}
 	return nil
 }
 
+// ignoreClosed returns nil for a listener that was closed before.
 func ignoreClosed(err error) error {
 	if errors.Is(err, net.ErrClosed) {
 		return nil

@@ -111,7 +111,7 @@ func TestErrors(t *testing.T) {
 }
 
 // chdb streams many small documents. Joined, they must equal its answer in one piece.
-func TestStreamIsOneDocument(t *testing.T) {
+func TestStreamsFormOneDocument(t *testing.T) {
 	t.Parallel()
 	c := clickhousetest.Shared(t).Client()
 	const rows = "SELECT number AS n, toString(number) AS `a\"name\nof, \t two lines`, if(modulo(number, 2) = 0, NULL, 'x\ny\"z') AS s FROM numbers(%d) ORDER BY n"
@@ -252,12 +252,12 @@ func TestHTTP(t *testing.T) {
 		"no password":             {method: "POST", target: "/", header: map[string]string{"X-ClickHouse-Key": ""}, body: "SELECT 1", status: 401, want: "Code: 516. DB::Exception: default: Authentication failed", answer: map[string]string{"X-ClickHouse-Exception-Code": "516"}},
 		"unknown table":           {method: "POST", target: "/", body: "SELECT * FROM nowhere", status: 404, want: "(UNKNOWN_TABLE)", answer: map[string]string{"X-ClickHouse-Exception-Code": "60"}},
 		"syntax error":            {method: "POST", target: "/", body: "SELECT (", status: 400, want: "(SYNTAX_ERROR)", answer: map[string]string{"X-ClickHouse-Exception-Code": "62"}},
-		"session":                 {method: "POST", target: "/?session_id=a", body: "SELECT 1", status: 501, want: "session_id is not offered"},
-		"parameter":               {method: "POST", target: "/?param_a=1", body: "SELECT {a:Int8}", status: 501, want: "param_a is not offered"},
-		"compressed":              {method: "POST", target: "/?compress=1", body: "SELECT 1", status: 501, want: "compression is not offered"},
+		"session":                 {method: "POST", target: "/?session_id=a", body: "SELECT 1", status: 501, want: "session_id is not supported"},
+		"parameter":               {method: "POST", target: "/?param_a=1", body: "SELECT {a:Int8}", status: 501, want: "param_a is not supported"},
+		"compressed":              {method: "POST", target: "/?compress=1", body: "SELECT 1", status: 501, want: "compression is not supported"},
 		"too large":               {method: "POST", target: "/", body: "SELECT '" + strings.Repeat("x", 1<<20) + "'", status: 413, want: "longer than"},
 		"large":                   {method: "POST", target: "/", body: "SELECT length('" + strings.Repeat("'' ", 200_000) + "')", status: 200, want: "400000\n"},
-		"other path":              {method: "POST", target: "/play", body: "SELECT 1", status: 404, want: "There is no handle /play"},
+		"other path":              {method: "POST", target: "/play", body: "SELECT 1", status: 404, want: "unknown path /play"},
 		"other method":            {method: "DELETE", target: "/", body: "SELECT 1", status: 405, want: "GET or POST", answer: map[string]string{"Allow": "GET, POST"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -459,7 +459,7 @@ func TestReader(t *testing.T) {
 	}
 }
 
-func TestQueryIsNoURL(t *testing.T) {
+func TestQueryIsNotAURL(t *testing.T) {
 	t.Parallel()
 	const sql = "SELECT '100% & +'"
 	if got, err := answerOf(t.Context(), clickhousetest.Shared(t).Client(), "", "TSV", map[string]string{"query": sql}); err != nil || got != "100% & +\n" {

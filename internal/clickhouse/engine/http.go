@@ -50,14 +50,14 @@ func newServer(control *connection, c Config) *server {
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.URL.Path == "/ping", r.URL.Path == "/replicas_status":
-		_, _ = io.WriteString(w, "Ok.\n") // an error means that the client is gone
+		_, _ = io.WriteString(w, "Ok.\n") // the client may have disconnected
 		return
 	case r.URL.Path != "/":
-		http.Error(w, "There is no handle "+r.URL.Path+"; queries go to /", http.StatusNotFound)
+		http.Error(w, "unknown path "+r.URL.Path+"; send queries to /", http.StatusNotFound)
 		return
 	case r.Method != http.MethodGet && r.Method != http.MethodPost:
 		w.Header().Set("Allow", "GET, POST")
-		http.Error(w, "queries are sent by GET or POST", http.StatusMethodNotAllowed)
+		http.Error(w, "method not allowed; use GET or POST", http.StatusMethodNotAllowed)
 		return
 	}
 	a := &answer{w: w, id: uuid.NewString(), format: "TabSeparated"}
@@ -72,12 +72,15 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.end(err)
 }
 
-// run executes req when there is a place for it.
+// run executes req as soon as fewer than maxRunning statements run.
 func (s *server) run(ctx context.Context, req request, a *answer) error {
 	select {
 	case s.waiting <- struct{}{}:
 	default:
-		return &clickhouse.Error{Code: clickhouse.CodeTooMany, Name: "TOO_MANY_SIMULTANEOUS_QUERIES", Message: fmt.Sprintf("%d queries run and %d wait; try again later", maxRunning, maxWaiting)}
+		return &clickhouse.Error{
+			Code: clickhouse.CodeTooMany, Name: "TOO_MANY_SIMULTANEOUS_QUERIES",
+			Message: fmt.Sprintf("%d queries are running and %d are queued; try again later", maxRunning, maxWaiting),
+		}
 	}
 	select {
 	case s.running <- struct{}{}:
@@ -127,21 +130,26 @@ func (s *server) parse(w http.ResponseWriter, r *http.Request) (request, error) 
 	// All users have the same password. The user decides the rights only.
 	known := req.user == clickhouse.Admin || clickhouse.IsReader(req.user)
 	if subtle.ConstantTimeCompare([]byte(password), []byte(s.password)) != 1 || !known {
-		return req, &clickhouse.Error{Code: clickhouse.CodeAuthentication, Name: "AUTHENTICATION_FAILED", Message: req.user + ": Authentication failed: password is incorrect, or there is no user with such name."}
+		return req, &clickhouse.Error{
+			Code: clickhouse.CodeAuthentication, Name: "AUTHENTICATION_FAILED",
+			Message: req.user + ": Authentication failed: password is incorrect, or there is no user with such name.",
+		}
 	}
 	for name, values := range params {
 		switch {
 		case notSettings[name]:
 		case name == "session_id" || strings.HasPrefix(name, "param_"):
-			return req, notImplemented(name + " is not offered by the embedded engine")
+			return req, notImplemented(name + " is not supported by the embedded engine")
 		case !settingName.MatchString(name):
-			return req, &clickhouse.Error{Code: clickhouse.CodeBadArguments, Name: "BAD_ARGUMENTS", Message: fmt.Sprintf("%q is no setting", name)}
+			return req, &clickhouse.Error{
+				Code: clickhouse.CodeBadArguments, Name: "BAD_ARGUMENTS", Message: fmt.Sprintf("%q is not a setting", name),
+			}
 		default:
 			req.settings = append(req.settings, setting{name, values[len(values)-1]})
 		}
 	}
 	if params.Get("compress") == "1" || params.Get("decompress") == "1" || r.Header.Get("Content-Encoding") != "" {
-		return req, notImplemented("compression is not offered by the embedded engine: it listens on loopback")
+		return req, notImplemented("compression is not supported by the embedded engine")
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxQuery))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
@@ -189,7 +197,7 @@ func (a *answer) write(piece []byte) error {
 		return err
 	}
 	if _, err := a.w.Write(piece); err != nil {
-		return fmt.Errorf("the client is gone: %w", err)
+		return fmt.Errorf("write to the client: %w", err)
 	}
 	return rc.Flush()
 }
@@ -206,8 +214,8 @@ func (a *answer) begin() {
 }
 
 // end completes the answer. An error after its start is written into the body, marked with the tag,
-// as ClickHouse does. Then the connection is aborted, so that no client takes the part for the
-// whole.
+// as ClickHouse does. Then the connection is aborted, so that no client mistakes a partial
+// answer for a complete one.
 func (a *answer) end(err error) {
 	if err == nil {
 		if a.tag == "" {
@@ -226,15 +234,16 @@ func (a *answer) end(err error) {
 		h.Set("Content-Type", "text/plain; charset=UTF-8")
 		h.Set("X-ClickHouse-Exception-Code", fmt.Sprint(e.Code))
 		a.w.WriteHeader(statusOf(e.Code))
-		_, _ = io.WriteString(a.w, text+"\n") // an error means that the client is gone
+		_, _ = io.WriteString(a.w, text+"\n") // the client may have disconnected
 		return
 	}
 	const longest = 15 << 10 // clients expect all of it in the last 16 KiB
 	if len(text) > longest {
 		text = text[:longest]
 	}
-	// An error means that the client is gone.
-	_, _ = fmt.Fprintf(a.w, "\r\n__exception__\r\n%s\r\n%s\n%d %s\r\n__exception__\r\n", a.tag, text, len(text)+1, a.tag)
+	// The client may have disconnected.
+	_, _ = fmt.Fprintf(a.w, "\r\n__exception__\r\n%s\r\n%s\n%d %s\r\n__exception__\r\n",
+		a.tag, text, len(text)+1, a.tag)
 	_ = http.NewResponseController(a.w).Flush()
 	// net/http closes the connection without the final chunk.
 	panic(http.ErrAbortHandler)
@@ -256,9 +265,11 @@ func statusOf(code int) int {
 		return http.StatusUnauthorized
 	case clickhouse.CodeAccessDenied, clickhouse.CodeReadOnly:
 		return http.StatusForbidden
-	case clickhouse.CodeSyntax, clickhouse.CodeBadArguments, 6, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 130, 131: // what cannot be parsed or does not fit its type
+	// Input that cannot be parsed or does not fit its type.
+	case clickhouse.CodeSyntax, clickhouse.CodeBadArguments, 6, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 130, 131:
 		return http.StatusBadRequest
-	case clickhouse.CodeUnknownTable, clickhouse.CodeUnknownDatabase, 46, 47, 50, 56, 63, 73, 115, 124: // unknown function, identifier, type, engine, aggregate function, format, setting
+	// Unknown function, identifier, type, engine, aggregate function, format or setting.
+	case clickhouse.CodeUnknownTable, clickhouse.CodeUnknownDatabase, 46, 47, 50, 56, 63, 73, 115, 124:
 		return http.StatusNotFound
 	case clickhouse.CodeTooManyBytes:
 		return http.StatusRequestEntityTooLarge

@@ -60,7 +60,8 @@ func loadLibrary(path string) (*library, error) {
 	} {
 		symbol, err := purego.Dlsym(handle, f.name)
 		if err != nil {
-			return nil, fmt.Errorf("%s has no %s, so it is older than 26.7.3: install the version that tools/package.json names with `make tools`", path, f.name)
+			return nil, fmt.Errorf("%s has no %s, so it is older than 26.7.3: "+
+				"run `make tools` to install the version in tools/package.json", path, f.name)
 		}
 		purego.RegisterFunc(f.ptr, symbol)
 	}
@@ -89,7 +90,7 @@ func (l *library) open() (*connection, error) {
 	pin.Pin(&argv[0])
 	p := l.connect(int32(len(argv)), unsafe.Pointer(&argv[0])) //nolint:gosec // C's argv, pinned
 	if p == nil {
-		return nil, errors.New("chdb refused the connection; its reason stands on standard error")
+		return nil, errors.New("chdb refused the connection; the reason is on standard error")
 	}
 	return &connection{lib: l, ptr: p}, nil
 }
@@ -118,7 +119,7 @@ func (c *connection) analyze(sql string) (statements int, class statementClass, 
 	rc := c.lib.classify(*c.ptr, bytesOf(sql), uintptr(len(sql)), nil, 0, unsafe.Pointer(&out)) //nolint:gosec // written before the call returns
 	runtime.KeepAlive(sql)
 	if rc != 0 {
-		return 0, classUnknown, errors.New("chdb cannot analyze a statement: the connection is closed")
+		return 0, classUnknown, errors.New("chdb cannot analyze the statement: the connection is closed")
 	}
 	return int(out.statements), statementClass(out.class), nil
 }
@@ -129,7 +130,7 @@ func (c *connection) run(sql, format string) ([]byte, error) {
 	runtime.KeepAlive(sql)
 	runtime.KeepAlive(format)
 	if r == nil {
-		return nil, errors.New("chdb gave no answer")
+		return nil, errors.New("chdb returned no answer")
 	}
 	defer c.lib.destroyResult(r)
 	if text := c.lib.resultError(r); text != "" {
@@ -152,7 +153,7 @@ func (c *connection) stream(sql, format string) (*stream, error) {
 	runtime.KeepAlive(sql)
 	runtime.KeepAlive(format)
 	if p == nil {
-		return nil, errors.New("chdb gave no answer")
+		return nil, errors.New("chdb returned no answer")
 	}
 	if text := c.lib.resultError(p); text != "" {
 		c.lib.destroyResult(p)
@@ -170,7 +171,7 @@ func (s *stream) next() ([]byte, error) {
 	s.chunk = s.conn.lib.streamFetch(*s.conn.ptr, s.ptr)
 	if s.chunk == nil {
 		s.ended = true
-		return nil, errors.New("chdb gave no answer")
+		return nil, errors.New("chdb returned no answer")
 	}
 	if text := s.conn.lib.resultError(s.chunk); text != "" {
 		s.ended = true

@@ -64,7 +64,7 @@ func (s *server) execute(ctx context.Context, r request, emit func([]byte) error
 			return err
 		}
 	}
-	// From here on, the query ends when its client is gone.
+	// From here on, the query ends when its client disconnects.
 	defer s.killWhenDone(ctx, r.id)()
 	if streamed {
 		if err := runStream(c, r, cut, emit); !errors.Is(err, errNotStreamable) {
@@ -86,7 +86,10 @@ func check(c *connection, r request) (statementClass, error) {
 	case err != nil:
 		return classUnknown, err
 	case statements > 1:
-		return classUnknown, &clickhouse.Error{Code: clickhouse.CodeSyntax, Name: "SYNTAX_ERROR", Message: "several statements in one request; send one at a time"}
+		return classUnknown, &clickhouse.Error{
+			Code: clickhouse.CodeSyntax, Name: "SYNTAX_ERROR",
+			Message: "several statements in one request; send one at a time",
+		}
 	case class == classUnknown:
 		return classUnknown, explainUnparsable(c, r.query)
 	case clickhouse.IsReader(r.user):
@@ -135,7 +138,7 @@ func set(settings []setting) string {
 
 // errNotStreamable means that chdb cannot stream the statement, because it is not a SELECT, and
 // that nothing has run.
-var errNotStreamable = errors.New("the statement has no stream")
+var errNotStreamable = errors.New("the statement cannot be streamed")
 
 // runStream passes the pieces of an answer to emit. It removes the head from all but the first.
 func runStream(c *connection, r request, cut func([]byte) []byte, emit func([]byte) error) error {
@@ -194,8 +197,9 @@ func (s *server) killWhenDone(ctx context.Context, id string) (stop func()) {
 func (s *server) kill(id string) {
 	s.controlMu.Lock()
 	defer s.controlMu.Unlock()
-	if _, err := s.control.run("KILL QUERY WHERE Settings['log_comment'] = "+quote(id)+" ASYNC", "Null"); err != nil {
-		s.log.Warn("a query could not be cancelled", "query", id, "error", err)
+	statement := "KILL QUERY WHERE Settings['log_comment'] = " + quote(id) + " ASYNC"
+	if _, err := s.control.run(statement, "Null"); err != nil {
+		s.log.Warn("cannot cancel query", "query", id, "error", err)
 	}
 }
 
