@@ -8,13 +8,13 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// checkInterval is how often a running relay checks that its announcements are still the last records
-// under their keys, and the longest that it waits for the store at a time.
+// checkInterval is how often a running relay checks that its announcements are still the last
+// records under their keys, and the longest that it waits for the store at a time.
 const checkInterval = time.Minute
 
-// ownAnnouncements is what a relay knows about the announcements of its store. Compaction keeps only the
-// last record of a key. So each announcement must be the last record under its key, and is written
-// again after a stray.
+// ownAnnouncements is what a relay knows about the announcements of its store. Compaction keeps only
+// the last record of a key. So each announcement must be the last record under its key, and is
+// written again after an invalid record.
 type ownAnnouncements struct {
 	key  ed25519.PrivateKey // signs announcements
 	name string             // under which this relay seals
@@ -40,9 +40,9 @@ func newOwnAnnouncements(secret []byte, service, topicID string) (*ownAnnounceme
 	}, nil
 }
 
-// loadAnnouncements prepares the announcements of a session. begun reports whether relays have published to
-// the topic before. If so, records before the floors may have no seal and remain valid. If not,
-// every record on the topic without a seal is a stray, and the floors are 0.
+// loadAnnouncements prepares the announcements of a session. begun reports whether relays have
+// published to the topic before. If so, records before the floors may have no seal and remain valid.
+// If not, every record on the topic without a seal is invalid, and the floors are 0.
 func (l *inspector) loadAnnouncements(ctx context.Context, m *checkpoint, begun bool) (*ownAnnouncements, error) {
 	a, err := newOwnAnnouncements(l.secret, l.cfg.Aggregate.Service, l.info.ID)
 	if err != nil {
@@ -50,9 +50,9 @@ func (l *inspector) loadAnnouncements(ctx context.Context, m *checkpoint, begun 
 	}
 	seen, err := l.checkAnnouncements(ctx, l.admin, a)
 	if err != nil {
-		// Count the strays that checkAnnouncements only counted, too.
 		return nil, err
 	}
+	// checkAnnouncements keeps some of the invalid records, and only counts the others.
 	for _, s := range seen.first {
 		l.invalid.add(s.record, s.reason)
 	}
@@ -62,7 +62,7 @@ func (l *inspector) loadAnnouncements(ctx context.Context, m *checkpoint, begun 
 	}
 	floors := make([]int64, l.info.Partitions)
 	switch {
-	case m != nil && m.seal == a.name && len(m.sealFloors) > 0: // it was announced, and the announcement was lost
+	case m != nil && m.seal == a.name && len(m.sealFloors) > 0: // the announcement was lost
 		floors = m.sealFloors
 	case begun && len(a.own) > 0: // the topic was restored under another id
 		for _, before := range a.own {
@@ -80,11 +80,13 @@ func (l *inspector) loadAnnouncements(ctx context.Context, m *checkpoint, begun 
 	return a, nil
 }
 
-// checkAnnouncements reads the new records of PositionsTopic. It notes which announcements are lost, and
-// returns the strays among the new records. The first call of a session reads the whole topic. It
-// then omits strays before the store's last valid record, because an earlier session has reported
-// them.
-func (r *Relay) checkAnnouncements(ctx context.Context, admin *kafka.Admin, a *ownAnnouncements) (seen invalidRecords, err error) {
+// checkAnnouncements reads the new records of PositionsTopic. It notes which announcements are lost,
+// and returns the invalid records among the new ones. The first call of a session reads the whole
+// topic. It then omits invalid records before the store's last valid one, because an earlier session
+// has reported them.
+func (r *Relay) checkAnnouncements(
+	ctx context.Context, admin *kafka.Admin, a *ownAnnouncements,
+) (seen invalidRecords, err error) {
 	topic, err := withTimeout(ctx, func(ctx context.Context) (kafka.TopicInfo, error) {
 		return admin.Topic(ctx, PositionsTopic)
 	})
@@ -141,7 +143,7 @@ func (r *Relay) checkAnnouncements(ctx context.Context, admin *kafka.Admin, a *o
 	return seen, nil
 }
 
-// shorter reports whether a log ends before what was read of it.
+// shorter reports whether a log ends before the offsets that were read from it.
 func shorter(end, read map[int32]int64) bool {
 	for p, next := range read {
 		if end[p] < next {
@@ -151,7 +153,8 @@ func shorter(end, read map[int32]int64) bool {
 	return false
 }
 
-// maintainAnnouncements checks the announcements at most every checkInterval, and restores lost ones.
+// maintainAnnouncements checks the announcements at most every checkInterval, and writes lost ones
+// again.
 func (r *Relay) maintainAnnouncements(
 	ctx context.Context, p *kafka.TransactionalProducer, admin *kafka.Admin, a *ownAnnouncements,
 ) error {

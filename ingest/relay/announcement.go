@@ -13,7 +13,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// announcement says that the relay seals the records of a topic under a name, from the floors on.
+// announcement states that the relay seals the records of a topic under a name, from the floors on.
 // It is signed with a key derived from the store's secret. The name is a hash of the public key and
 // the topic's id. So no other process can announce the name or change its floors.
 type announcement struct {
@@ -77,8 +77,8 @@ func announcementKey(m kafka.Message) (service, name string, ok bool) {
 }
 
 var (
-	errNotAnnounced = errors.New("not an announcement of a relay's seal: it is not signed, or was changed")
-	errOtherKey     = errors.New("another system announces its seal; only one may publish to a topic")
+	errNotAnnounced = errors.New("not an announcement of a relay's seal: its signature is missing or invalid")
+	errOtherKey     = errors.New("another system announces its seal, but only one system may publish to a topic")
 )
 
 // parseAnnouncement reads a record that record returned. An empty wanted key accepts any key. For a

@@ -36,6 +36,7 @@ func newSealed(t *testing.T, b broker) sealed {
 	return sealed{b, s, w, b.nameOnTopic(t)}
 }
 
+// nameOnTopic returns the name in the last seal on the topic.
 func (b broker) nameOnTopic(t *testing.T) (name string) {
 	t.Helper()
 	err := b.read(t.Context(), func(m kafka.Message) error {
@@ -84,6 +85,7 @@ func (b broker) announcements(t *testing.T, name string) (found []kafka.Message)
 	return found
 }
 
+// positions returns the records of PositionsTopic, in order.
 func (b broker) positions(t *testing.T) (all []kafka.Message) {
 	t.Helper()
 	a, err := kafka.NewAdmin(b.Config)
@@ -116,7 +118,8 @@ func (b broker) announced(t *testing.T, name string) bool {
 	return err == nil && got == name
 }
 
-func (b broker) ownAnnouncements(name, value string) kafka.Record {
+// announcementRecord returns an unsigned record with the key of an announcement.
+func (b broker) announcementRecord(name, value string) kafka.Record {
 	r := kafka.Record{Topic: relay.PositionsTopic, Key: []byte(b.order.Service + "/seal/" + name)}
 	if value != "" { // otherwise a tombstone
 		r.Value = []byte(value)
@@ -146,48 +149,49 @@ func (s sealed) everyReader(t *testing.T, check func(t *testing.T, readers *rela
 	t.Run("without the store", func(t *testing.T) { check(t, s.seals(t)) })
 }
 
-func (s sealed) checkCounts(t *testing.T, readers *relay.Seals, taken, refused int) {
+func (s sealed) checkCounts(t *testing.T, readers *relay.Seals, accepted, rejected int) {
 	t.Helper()
-	if gotTaken, gotRefused := s.countAccepted(t, readers); gotTaken != taken || gotRefused != refused {
-		t.Errorf("%d records are taken and %d refused, want %d and %d", gotTaken, gotRefused, taken, refused)
+	if gotAccepted, gotRejected := s.countAccepted(t, readers); gotAccepted != accepted || gotRejected != rejected {
+		t.Errorf("%d records were accepted and %d rejected, want %d and %d", gotAccepted, gotRejected, accepted, rejected)
 	}
 }
 
-// Announcements that no relay has signed have no effect on readers: they accept real events and
-// refuse forged ones.
-func TestStrayAnnouncements(t *testing.T) {
+// Announcements that were not signed by a relay have no effect on readers, which accept real events
+// and reject forged ones.
+func TestInvalidAnnouncements(t *testing.T) {
 	t.Parallel()
 	most := fmt.Sprint(math.MaxInt64)
 	everywhere := strings.Join([]string{most, most, most, most}, ",")
-	for name, strays := range map[string]func(t *testing.T, s sealed) []kafka.Record{
+	for name, invalid := range map[string]func(t *testing.T, s sealed) []kafka.Record{
 		"junk": func(t *testing.T, s sealed) []kafka.Record {
 			genuine := s.announcements(t, s.name)[0]
 			out := []kafka.Record{
-				s.ownAnnouncements("", "0,0,0"), s.ownAnnouncements("x", "junk"), s.ownAnnouncements("y", "-1"), s.ownAnnouncements("z", ""),
+				s.announcementRecord("", "0,0,0"), s.announcementRecord("x", "junk"),
+				s.announcementRecord("y", "-1"), s.announcementRecord("z", ""),
 				{Topic: relay.PositionsTopic, Key: []byte("/seal/z"), Value: []byte("0")},
 				{
 					Topic: relay.PositionsTopic, Key: []byte("x/seal/" + s.name), Value: genuine.Value, Headers: genuine.Headers,
 				},
 			}
 			for n := range 1000 {
-				out = append(out, s.ownAnnouncements(fmt.Sprint(n), "0,0,0"))
+				out = append(out, s.announcementRecord(fmt.Sprint(n), "0,0,0"))
 			}
 			return out
 		},
 		"another name": func(_ *testing.T, s sealed) []kafka.Record {
-			return []kafka.Record{s.ownAnnouncements("evil", "0,0,0,0")}
+			return []kafka.Record{s.announcementRecord("evil", "0,0,0,0")}
 		},
 		"the highest floors": func(_ *testing.T, s sealed) []kafka.Record {
-			return []kafka.Record{s.ownAnnouncements("zzzz", everywhere)}
+			return []kafka.Record{s.announcementRecord("zzzz", everywhere)}
 		},
 		"the genuine name, with other floors": func(_ *testing.T, s sealed) []kafka.Record {
-			return []kafka.Record{s.ownAnnouncements(s.name, everywhere)}
+			return []kafka.Record{s.announcementRecord(s.name, everywhere)}
 		},
 		"the genuine name and public key, with other floors": func(t *testing.T, s sealed) []kafka.Record {
 			genuine := s.announcements(t, s.name)[0]
-			r := s.ownAnnouncements(s.name, everywhere)
+			r := s.announcementRecord(s.name, everywhere)
 			r.Headers = genuine.Headers
-			other := s.ownAnnouncements("evil", "0,0,0")
+			other := s.announcementRecord("evil", "0,0,0")
 			other.Headers = genuine.Headers
 			return []kafka.Record{r, other}
 		},
@@ -197,10 +201,10 @@ func TestStrayAnnouncements(t *testing.T) {
 			return []kafka.Record{r}
 		},
 		"the genuine one deleted": func(_ *testing.T, s sealed) []kafka.Record {
-			return []kafka.Record{s.ownAnnouncements(s.name, "")}
+			return []kafka.Record{s.announcementRecord(s.name, "")}
 		},
 		"the genuine one deleted, and another name": func(_ *testing.T, s sealed) []kafka.Record {
-			return []kafka.Record{s.ownAnnouncements(s.name, ""), s.ownAnnouncements("evil", "0,0,0,0")}
+			return []kafka.Record{s.announcementRecord(s.name, ""), s.announcementRecord("evil", "0,0,0,0")}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -209,7 +213,7 @@ func TestStrayAnnouncements(t *testing.T) {
 				s := newSealed(t, b)
 				began := s.seals(t)
 				s.checkCounts(t, began, 30, 0)
-				s.produce(t, append(strays(t, s), s.forge(""), s.forge("evil"), s.forge("zzzz")))
+				s.produce(t, append(invalid(t, s), s.forge(""), s.forge("evil"), s.forge("zzzz")))
 				s.everyReader(t, func(t *testing.T, readers *relay.Seals) { s.checkCounts(t, readers, 30, 3) })
 				s.append(t, 10)
 				s.publish(t, s.store)
@@ -223,9 +227,9 @@ func TestStrayAnnouncements(t *testing.T) {
 	}
 }
 
-// A relay that starts writes a deleted or overwritten announcement again, and reports the stray. A
-// relay that finds its own writes nothing.
-func TestARelayAnnouncesAgain(t *testing.T) {
+// A relay that starts writes a deleted or overwritten announcement again, and reports the invalid
+// record. A relay that finds its own announcement writes nothing.
+func TestRelayRestoresAnnouncementAtStart(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := newSealed(t, b)
@@ -235,10 +239,10 @@ func TestARelayAnnouncesAgain(t *testing.T) {
 		}
 		first := s.announcements(t, s.name)[0]
 		for _, value := range []string{"", "junk", "0,0,0,0"} {
-			s.produce(t, []kafka.Record{s.ownAnnouncements(s.name, value)})
+			s.produce(t, []kafka.Record{s.announcementRecord(s.name, value)})
 			deadLetters, change := s.deadLetters(t)
 			if got := s.publish(t, s.store, change); got.InvalidRecords != 1 || deadLetters() != 1 {
-				t.Errorf("%q: %d strays counted and %d put aside", value, got.InvalidRecords, deadLetters())
+				t.Errorf("%q: %d invalid records counted and %d dead letters", value, got.InvalidRecords, deadLetters())
 			}
 			all := s.announcements(t, s.name)
 			if last := all[len(all)-1]; !s.announced(t, s.name) || !bytes.Equal(last.Value, first.Value) {
@@ -249,7 +253,7 @@ func TestARelayAnnouncesAgain(t *testing.T) {
 }
 
 // A running relay restores its announcement, too, even without events to publish.
-func TestARunningRelayAnnouncesAgain(t *testing.T) {
+func TestRunningRelayRestoresAnnouncement(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := newSealed(t, b)
@@ -257,10 +261,10 @@ func TestARunningRelayAnnouncesAgain(t *testing.T) {
 		r := s.newRelay(t, s.store, change)
 		r.CheckInterval(50 * time.Millisecond)
 		run(t, r).await(t, s.store)
-		s.produce(t, []kafka.Record{s.ownAnnouncements(s.name, "")})
+		s.produce(t, []kafka.Record{s.announcementRecord(s.name, "")})
 		eventually(t, func() bool { return s.announced(t, s.name) }, "the announcement is restored")
 		if got := r.Progress().InvalidRecords; got != 1 || deadLetters() != 1 {
-			t.Errorf("%d strays counted and %d put aside", got, deadLetters())
+			t.Errorf("%d invalid records counted and %d dead letters", got, deadLetters())
 		}
 		s.everyReader(t, func(t *testing.T, readers *relay.Seals) { s.checkCounts(t, readers, 30, 0) })
 	})
@@ -288,9 +292,9 @@ func TestTwoSystemsAnnounce(t *testing.T) {
 	})
 }
 
-// Another system's seal says nothing about this relay's checks. So a reader in doubt does not count
-// it as a check.
-func TestASealInDoubtIsNoCheck(t *testing.T) {
+// If two systems announce, another system's seal does not prove that this relay checked the record.
+// So the reader accepts it, but does not report it as sealed.
+func TestSealWithConflictIsNotChecked(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := newSealed(t, b)
@@ -311,9 +315,8 @@ func TestASealInDoubtIsNoCheck(t *testing.T) {
 	})
 }
 
-// After compaction, only a foreign record may be left in place of an announcement. Real events are
-// still accepted.
-func TestOnlyAForeignAnnouncementIsLeft(t *testing.T) {
+// After compaction, only another system's announcement may be left. Real events are still accepted.
+func TestOnlyAnotherSystemsAnnouncementIsLeft(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		store := b.newStore(t)
@@ -331,8 +334,8 @@ func TestOnlyAForeignAnnouncementIsLeft(t *testing.T) {
 		s.checkCounts(t, s.seals(t, store), 30, 1) // there is no announcement
 		s.checkCounts(t, s.seals(t), 31, 0)
 
-		foreign := relay.Announcement([]byte("other"), s.order.Service, s.topicID(t), 0, 0, 0)
-		s.produce(t, []kafka.Record{s.ownAnnouncements(s.name, ""), foreign})
+		other := relay.Announcement([]byte("other"), s.order.Service, s.topicID(t), 0, 0, 0)
+		s.produce(t, []kafka.Record{s.announcementRecord(s.name, ""), other})
 		s.checkCounts(t, s.seals(t, store), 30, 1)
 		readers := s.seals(t)
 		s.checkCounts(t, readers, 31, 0)
@@ -343,9 +346,9 @@ func TestOnlyAForeignAnnouncementIsLeft(t *testing.T) {
 	})
 }
 
-// A checkpoint contains the floors of the seal, too. So a lost announcement does not make records without
-// a seal acceptable.
-func TestTheCheckpointKnowsTheFloors(t *testing.T) {
+// A checkpoint contains the floors of the seal, too. So a lost announcement does not make records
+// without a seal valid.
+func TestCheckpointContainsSealFloors(t *testing.T) {
 	t.Parallel()
 	k, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Logger: quiet})
 	if err != nil {
@@ -402,7 +405,7 @@ func FuzzAnnouncement(f *testing.F) {
 			return
 		}
 		if !bytes.Equal(key, r.Key) || !bytes.Equal(value, r.Value) || !bytes.Equal(topic, h[1].Value) {
-			t.Errorf("%s, %v is taken for signed", name, floors)
+			t.Errorf("the forged announcement %s, %v was accepted", name, floors)
 		}
 	})
 }

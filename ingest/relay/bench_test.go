@@ -45,7 +45,8 @@ func benchmarkBroker(b *testing.B, sync bool) broker {
 	}
 	b.Cleanup(func() { _ = k.Close() })
 	cfg := kafka.Config{Brokers: k.Addr(), Logger: quiet}
-	if err := kafka.EnsureTopics(b.Context(), cfg, relay.Topics([]event.Aggregate{event.Order}, partitions)...); err != nil {
+	topics := relay.Topics([]event.Aggregate{event.Order}, partitions)
+	if err := kafka.EnsureTopics(b.Context(), cfg, topics...); err != nil {
 		b.Fatal(err)
 	}
 	return broker{cfg, event.Order}
@@ -85,6 +86,7 @@ func BenchmarkRelay(b *testing.B) {
 	}
 }
 
+// BenchmarkCeiling is the upper limit of BenchmarkRelay.
 func BenchmarkCeiling(b *testing.B) {
 	for _, sync := range []bool{false, true} {
 		b.Run(fmt.Sprintf("sync=%t", sync), func(b *testing.B) {
@@ -107,7 +109,10 @@ func BenchmarkCeiling(b *testing.B) {
 						b.Fatal(err)
 					}
 					for _, e := range events[i:min(i+5000, len(events))] {
-						err := p.Produce(b.Context(), kafka.Record{Topic: event.Order.Topic, Partition: kafka.AnyPartition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()})
+						err := p.Produce(b.Context(), kafka.Record{
+							Topic: event.Order.Topic, Partition: kafka.AnyPartition,
+							Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers(),
+						})
 						if err != nil {
 							b.Fatal(err)
 						}

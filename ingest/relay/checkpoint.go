@@ -16,18 +16,20 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// checkpoint is the checkpoint record of a transaction. It says that the transaction contains the events
-// after from, up to and including to.
+// checkpoint is the record that ends each transaction of a relay. It states that the transaction
+// contains the events after from, up to and including to.
 type checkpoint struct {
 	from, to event.Position // of the last transaction
 	recorded time.Time      // when the store recorded the event at to
 	identity
 }
 
-// identity names the store and the topic that a checkpoint belongs to, so that a relay can report whether
-// they are the ones that it uses. Other producers may write to PositionsTopic, and a forged
-// identity could make a relay stop, skip events or move keys. So an identity is trusted only if it
-// is signed with the store's secret. Checkpoints of earlier versions have none.
+// identity names the store and the topic that a checkpoint belongs to, so that a relay can check
+// whether they are the ones that it uses.
+//
+// Other producers may write to PositionsTopic, and a forged identity could make a relay stop, skip
+// events or move keys. So an identity is trusted only if it is signed with the store's secret.
+// Checkpoints of earlier versions have none.
 type identity struct {
 	epoch      string // of the store
 	topicID    string // empty if the brokers have no ids
@@ -49,12 +51,13 @@ type identity struct {
 	sealFloors []int64
 }
 
-// identified reports whether the checkpoint has an identity. It has one only if its signature is valid.
-func (m checkpoint) identified() bool { return m.id != uuid.Nil }
+// identified reports whether the checkpoint has an identity. It has one only if its signature is
+// valid.
+func (c checkpoint) identified() bool { return c.id != uuid.Nil }
 
-// last returns the event at to, with the fields that the checkpoint knows.
-func (m checkpoint) last() event.Event {
-	return event.Event{ID: m.id, Stream: m.stream, Version: m.version, Position: m.to, RecordedAt: m.recorded}
+// last returns the event at to, with the fields that the checkpoint contains.
+func (c checkpoint) last() event.Event {
+	return event.Event{ID: c.id, Stream: c.stream, Version: c.version, Position: c.to, RecordedAt: c.recorded}
 }
 
 // Headers of a checkpoint's record.
@@ -78,6 +81,7 @@ const (
 // under the store's secret.
 func sign(secret []byte, key, value []byte, headers []event.Header) []byte {
 	h := hmac.New(sha256.New, secret)
+	// The purpose is part of the format, and separates checkpoints from other signed records.
 	h.Write(signedBytes("millrace mark 1", key, value, headers))
 	return h.Sum(nil)
 }
@@ -104,32 +108,35 @@ func signed(secret []byte, m kafka.Message) bool {
 		hmac.Equal(m.Headers[last].Value, sign(secret, m.Key, m.Value, m.Headers[:last]))
 }
 
-// record returns the checkpoint as it is written. It is signed if the checkpoint has an identity.
-func (m checkpoint) record(service string, secret []byte) kafka.Record {
-	r := kafka.Record{Topic: PositionsTopic, Partition: kafka.AnyPartition, Key: []byte(service), Value: []byte(m.to.String())}
+// record returns the checkpoint as a Kafka record. It is signed if the checkpoint has an identity.
+func (c checkpoint) record(service string, secret []byte) kafka.Record {
+	r := kafka.Record{
+		Topic: PositionsTopic, Partition: kafka.AnyPartition, Key: []byte(service), Value: []byte(c.to.String()),
+	}
 	add := func(key, value string) { r.Headers = append(r.Headers, event.Header{Key: key, Value: []byte(value)}) }
-	add(fromHeader, m.from.String())
-	add(recordedHeader, m.recorded.UTC().Format(time.RFC3339Nano))
-	if m.identified() {
-		add(epochHeader, m.epoch)
-		add(topicHeader, m.topicID)
-		add(partitionsHeader, strconv.Itoa(int(m.partitions)))
-		add(eventHeader, m.id.String())
-		add(streamHeader, m.stream)
-		add(versionHeader, strconv.FormatUint(m.version, 10))
-		add(baseHeader, m.base.String())
-		add(floorsHeader, formatFloors(m.floors))
-		add(sealHeader, m.seal)
-		if len(m.sealFloors) > 0 {
-			add(sealFloorsHeader, formatFloors(m.sealFloors))
+	add(fromHeader, c.from.String())
+	add(recordedHeader, c.recorded.UTC().Format(time.RFC3339Nano))
+	if c.identified() {
+		add(epochHeader, c.epoch)
+		add(topicHeader, c.topicID)
+		add(partitionsHeader, strconv.Itoa(int(c.partitions)))
+		add(eventHeader, c.id.String())
+		add(streamHeader, c.stream)
+		add(versionHeader, strconv.FormatUint(c.version, 10))
+		add(baseHeader, c.base.String())
+		add(floorsHeader, formatFloors(c.floors))
+		add(sealHeader, c.seal)
+		if len(c.sealFloors) > 0 {
+			add(sealFloorsHeader, formatFloors(c.sealFloors))
 		}
 		add(signatureHeader, string(sign(secret, r.Key, r.Value, r.Headers)))
 	}
 	return r
 }
 
-// parseCheckpoint reads a record that record returned. It rejects a checkpoint that contradicts itself. If the
-// signature is not valid, it reads only the positions, like a checkpoint of an earlier version.
+// parseCheckpoint reads a record that record returned. It rejects a checkpoint that contradicts
+// itself. If the signature is not valid, it reads the positions only, as for a checkpoint of an
+// earlier version.
 func parseCheckpoint(m kafka.Message, secret []byte) (checkpoint, error) {
 	var out checkpoint
 	headers := make(map[string]string, len(m.Headers))
@@ -144,7 +151,7 @@ func parseCheckpoint(m kafka.Message, secret []byte) (checkpoint, error) {
 		return checkpoint{}, fmt.Errorf("header %s: %w", fromHeader, err)
 	}
 	if out.from.Compare(out.to) > 0 {
-		return checkpoint{}, fmt.Errorf("it goes from %s back to %s", out.from, out.to)
+		return checkpoint{}, fmt.Errorf("from %s is after to %s", out.from, out.to)
 	}
 	if text, ok := headers[recordedHeader]; ok {
 		if out.recorded, err = time.Parse(time.RFC3339Nano, text); err != nil {
@@ -158,14 +165,16 @@ func parseCheckpoint(m kafka.Message, secret []byte) (checkpoint, error) {
 		return checkpoint{}, err
 	}
 	if out.base.Compare(out.from) > 0 {
-		return checkpoint{}, fmt.Errorf("its base %s is after %s, where it begins", out.base, out.from)
+		return checkpoint{}, fmt.Errorf("base %s is after from %s", out.base, out.from)
 	}
 	return out, nil
 }
 
 // parseIdentity reads the headers that a signature covers.
 func parseIdentity(headers map[string]string) (identity, error) {
-	id := identity{epoch: headers[epochHeader], topicID: headers[topicHeader], stream: headers[streamHeader], seal: headers[sealHeader]}
+	id := identity{
+		epoch: headers[epochHeader], topicID: headers[topicHeader], stream: headers[streamHeader], seal: headers[sealHeader],
+	}
 	var errs [4]error
 	var partitions int64
 	id.id, errs[0] = uuid.Parse(headers[eventHeader])
@@ -187,7 +196,8 @@ func parseIdentity(headers map[string]string) (identity, error) {
 	}
 	// A widened topic has more partitions, and so more floors, than its keys are spread over.
 	if id.id == uuid.Nil || id.partitions < 1 || len(id.floors) < int(id.partitions) {
-		return identity{}, fmt.Errorf("event %s, %d partitions and offsets of %d", id.id, id.partitions, len(id.floors))
+		return identity{}, fmt.Errorf("event %s, %d partitions and %d floors do not make an identity",
+			id.id, id.partitions, len(id.floors))
 	}
 	return id, nil
 }
@@ -206,7 +216,7 @@ func parseFloors(list string) (floors []int64, err error) {
 	for text := range strings.SplitSeq(list, ",") {
 		floor, err := strconv.ParseInt(text, 10, 64)
 		if err != nil || floor < 0 {
-			return nil, fmt.Errorf("offset %q", text)
+			return nil, fmt.Errorf("%q is not an offset", text)
 		}
 		floors = append(floors, floor)
 	}

@@ -23,7 +23,8 @@ func (b broker) log(t *testing.T) (all []kafka.Record) {
 			headers[i] = event.Header{Key: h.Key, Value: slices.Clone(h.Value)}
 		}
 		all = append(all, kafka.Record{
-			Topic: b.order.Topic, Partition: m.Partition, Key: slices.Clone(m.Key), Value: slices.Clone(m.Value), Headers: headers,
+			Topic: b.order.Topic, Partition: m.Partition,
+			Key: slices.Clone(m.Key), Value: slices.Clone(m.Value), Headers: headers,
 		})
 		return nil
 	})
@@ -33,9 +34,9 @@ func (b broker) log(t *testing.T) (all []kafka.Record) {
 	return all
 }
 
-// checkEachOnce fails unless a reader accepts each of the store's events once and refuses the given number
-// of records.
-func (b broker) checkEachOnce(t *testing.T, s eventstore.Store, refused int) {
+// checkEachOnce fails unless a reader accepts each of the store's events once and rejects the given
+// number of records.
+func (b broker) checkEachOnce(t *testing.T, s eventstore.Store, rejected int) {
 	t.Helper()
 	want := map[uuid.UUID]int{}
 	for _, e := range b.stored(t, s, event.Position{}) {
@@ -47,13 +48,13 @@ func (b broker) checkEachOnce(t *testing.T, s eventstore.Store, refused int) {
 	err := b.read(t.Context(), func(m kafka.Message) error {
 		e, sealed, err := values.Sealed(t.Context(), b.record(m))
 		if err == nil && !sealed {
-			t.Error("a record without a seal is taken")
+			t.Error("a record without a seal was accepted")
 		}
 		if err == nil {
 			sequences[m.Partition], err = sequences[m.Partition].Next(e.Position, m.Headers)
 		}
 		if errors.Is(err, event.ErrNotEvent) {
-			refused--
+			rejected--
 			return nil
 		}
 		want[e.ID]--
@@ -64,11 +65,11 @@ func (b broker) checkEachOnce(t *testing.T, s eventstore.Store, refused int) {
 	}
 	for id, n := range want {
 		if n != 0 {
-			t.Errorf("event %s is taken %d times, want once", id, 1-n)
+			t.Errorf("event %s was accepted %d times, want once", id, 1-n)
 		}
 	}
-	if refused != 0 {
-		t.Errorf("%d more copies are there than are refused", refused)
+	if rejected != 0 {
+		t.Errorf("%d copies were not rejected", rejected)
 	}
 }
 
@@ -97,21 +98,21 @@ func TestCopiesAreNotEvents(t *testing.T) {
 					b.produce(t, log)
 					return len(log)
 				}
-				refused := copied(b.log(t)[:1], partitions)
-				b.checkEachOnce(t, s, refused)
-				refused += copied(b.log(t), partitions)
-				b.checkEachOnce(t, s, refused)
+				rejected := copied(b.log(t)[:1], partitions)
+				b.checkEachOnce(t, s, rejected)
+				rejected += copied(b.log(t), partitions)
+				b.checkEachOnce(t, s, rejected)
 				w.append(t, 30)
 				b.publish(t, s)
-				b.checkEachOnce(t, s, refused)
+				b.checkEachOnce(t, s, rejected)
 				if err := server.Widen(t.Context(), b.Brokers, b.order.Topic, 2*partitions); err != nil {
 					t.Fatal(err)
 				}
-				refused += copied(b.log(t), 2*partitions)
-				b.checkEachOnce(t, s, refused)
+				rejected += copied(b.log(t), 2*partitions)
+				b.checkEachOnce(t, s, rejected)
 				w.append(t, 30)
 				b.publish(t, s)
-				b.checkEachOnce(t, s, refused)
+				b.checkEachOnce(t, s, rejected)
 			})
 		})
 	}
@@ -120,7 +121,7 @@ func TestCopiesAreNotEvents(t *testing.T) {
 // A tool that reads uncommitted records may copy an event of a transaction that the relay does not
 // complete. The copy then takes the event's place. The next relay publishes the events before it,
 // and readers accept them.
-func TestCopiesOfWhatIsNotPublished(t *testing.T) {
+func TestCopiesOfUnpublishedEvents(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -149,15 +150,15 @@ func TestCopiesOfWhatIsNotPublished(t *testing.T) {
 			t.Errorf("published %d events, want %d", got, want)
 		}
 		b.checkEachOnce(t, s, 0)
-		refused := 0
+		rejected := 0
 		for range 2 {
 			log := b.log(t)
 			b.produce(t, log)
-			refused += len(log)
-			b.checkEachOnce(t, s, refused)
+			rejected += len(log)
+			b.checkEachOnce(t, s, rejected)
 			w.append(t, 10)
 			b.publish(t, s)
-			b.checkEachOnce(t, s, refused)
+			b.checkEachOnce(t, s, rejected)
 		}
 	})
 }

@@ -9,13 +9,15 @@ import (
 
 // Steps are the steps at which OnStep can make a relay fail.
 var Steps = map[string]step{
-	string(beforeBegin): beforeBegin, string(afterProduce): afterProduce, string(beforeCommit): beforeCommit, string(afterCommit): afterCommit,
+	string(beforeBegin): beforeBegin, string(afterProduce): afterProduce,
+	string(beforeCommit): beforeCommit, string(afterCommit): afterCommit,
 }
 
 // OnStep calls f at each step. The step fails with f's error. Call it before Run.
 func (r *Relay) OnStep(f func(at string) error) { r.hook = func(s step) error { return f(string(s)) } }
 
-// CheckpointRecord returns the checkpoint of a transaction that contains the events after from, up to to.
+// CheckpointRecord returns the checkpoint of a transaction that contains the events after from, up
+// to to. It is not signed, like those of earlier versions.
 func CheckpointRecord(from, to event.Position, service string) kafka.Record {
 	return checkpoint{from: from, to: to}.record(service, nil)
 }
@@ -38,7 +40,8 @@ func Announcement(secret []byte, service, topicID string, floors ...int64) kafka
 	if err != nil {
 		panic(err)
 	}
-	return announcement{name: a.name, key: publicKey(a.key), topicID: topicID, floors: floors}.record(service, a.key)
+	out := announcement{name: a.name, key: publicKey(a.key), topicID: topicID, floors: floors}
+	return out.record(service, a.key)
 }
 
 // ParseAnnouncement reads an announcement of any key.

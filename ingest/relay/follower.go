@@ -12,8 +12,8 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// Follower reads from PositionsTopic how far the relays are, in any process. It is safe for
-// concurrent use.
+// Follower reads the relays' progress from PositionsTopic, whichever process they run in. It is safe
+// for concurrent use.
 type Follower struct {
 	cfg    kafka.Config
 	admin  *kafka.Admin
@@ -49,7 +49,7 @@ func (f *Follower) Poll(ctx context.Context) (map[string]Progress, error) {
 	for service, store := range f.stores {
 		var err error
 		if secrets[service], err = store.Secret(ctx); err != nil {
-			return nil, fmt.Errorf("follow the relays: %w", err)
+			return nil, fmt.Errorf("read the relays' checkpoints: %w", err)
 		}
 	}
 	topic, err := f.admin.Topic(ctx, PositionsTopic)
@@ -60,28 +60,29 @@ func (f *Follower) Poll(ctx context.Context) (map[string]Progress, error) {
 	if err != nil {
 		return nil, err
 	}
-	if topic.ID != f.topicID { // the topic was recreated, so earlier offsets and positions are void
+	// After the topic was recreated, earlier offsets and positions are void.
+	if topic.ID != f.topicID {
 		f.topicID, f.next, f.known = topic.ID, map[int32]int64{}, map[string]Progress{}
 	}
 	found := map[string][]event.Event{}
 	err = kafka.ReadAll(ctx, f.cfg, PositionsTopic, f.next, end, func(m kafka.Message) error {
 		service := string(m.Key)
 		read, err := parseCheckpoint(m, secrets[service])
-		// Skip checkpoints of earlier versions, which the relay replaces when it starts, and strays,
-		// which the relay reports.
+		// Skip checkpoints of earlier versions, which the relay replaces when it starts, and invalid
+		// ones, which the relay reports.
 		if err == nil && read.identified() && read.to.Compare(f.known[service].Position) > 0 {
 			found[service] = append(found[service], read.last())
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("follow the relays: %w", err)
+		return nil, fmt.Errorf("read the relays' checkpoints: %w", err)
 	}
-	for service, marked := range found {
-		for chunk := range slices.Chunk(marked, knownBatch) {
+	for service, events := range found {
+		for chunk := range slices.Chunk(events, knownBatch) {
 			has, err := f.stores[service].Known(ctx, chunk)
 			if err != nil {
-				return nil, fmt.Errorf("follow the relays: %w", err)
+				return nil, fmt.Errorf("read the relays' checkpoints: %w", err)
 			}
 			for i, e := range chunk {
 				if has[i] && e.Position.Compare(f.known[service].Position) > 0 {

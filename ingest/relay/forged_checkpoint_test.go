@@ -21,7 +21,9 @@ import (
 
 // forged returns a copy of a relay's checkpoint with some headers changed.
 func forged(m kafka.Message, value string, headers map[string]string) kafka.Record {
-	r := kafka.Record{Topic: relay.PositionsTopic, Partition: 0, Key: m.Key, Value: m.Value, Headers: slices.Clone(m.Headers)}
+	r := kafka.Record{
+		Topic: relay.PositionsTopic, Partition: 0, Key: m.Key, Value: m.Value, Headers: slices.Clone(m.Headers),
+	}
 	if value != "" {
 		r.Value = []byte(value)
 	}
@@ -33,13 +35,13 @@ func forged(m kafka.Message, value string, headers map[string]string) kafka.Reco
 	return r
 }
 
-// names returns the headers with which a checkpoint names an event.
+// names returns the headers in which a checkpoint identifies an event.
 func names(e event.Event) map[string]string {
 	return map[string]string{"event": e.ID.String(), "stream": e.Stream, "version": strconv.FormatUint(e.Version, 10)}
 }
 
-// A forged checkpoint may be consistent and name events that exist. It has no effect: the relay starts,
-// publishes what is missing, and puts the forgery aside. A Follower does not show it.
+// A forged checkpoint may be consistent and name events that exist. It has no effect: the relay
+// starts, publishes the missing events, and makes the forgery a dead letter. A Follower ignores it.
 func TestForgedCheckpoints(t *testing.T) {
 	t.Parallel()
 	for name, forge := range map[string]func(m kafka.Message, published, waiting []event.Event) []kafka.Record{
@@ -50,7 +52,8 @@ func TestForgedCheckpoints(t *testing.T) {
 			return []kafka.Record{forged(m, "", map[string]string{"topic-id": uuid.NewString()})}
 		},
 		"the topic had more partitions": func(m kafka.Message, _, _ []event.Event) []kafka.Record {
-			return []kafka.Record{forged(m, "", map[string]string{"partitions": "64", "floors": strings.Repeat("0,", 63) + "0"})}
+			floors := strings.Repeat("0,", 63) + "0"
+			return []kafka.Record{forged(m, "", map[string]string{"partitions": "64", "floors": floors})}
 		},
 		"keys are spread over fewer partitions": func(m kafka.Message, _, _ []event.Event) []kafka.Record {
 			return []kafka.Record{forged(m, "", map[string]string{"partitions": "1"})}
@@ -71,12 +74,15 @@ func TestForgedCheckpoints(t *testing.T) {
 			headers["from"], headers["base"] = "0.0", "0.0"
 			return []kafka.Record{forged(m, first.Position.String(), headers)}
 		},
-		"an event is published that nobody has, and it stands on the topic": func(m kafka.Message, published, _ []event.Event) []kafka.Record {
+		"an unknown event on the topic is published": func(m kafka.Message, published, _ []event.Event) []kafka.Record {
 			e := published[len(published)-1]
 			e.ID, e.Version, e.Position.Sequence = uuid.New(), e.Version+1, e.Position.Sequence+1000
 			topic := event.Order.Topic + "-" + string(m.Key)
 			return []kafka.Record{
-				{Topic: topic, Partition: kafka.Partition([]byte(e.Stream), partitions), Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()},
+				{
+					Topic: topic, Partition: kafka.Partition([]byte(e.Stream), partitions),
+					Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers(),
+				},
 				forged(m, e.Position.String(), names(e)),
 			}
 		},
@@ -110,19 +116,19 @@ func TestForgedCheckpoints(t *testing.T) {
 
 				f := b.follower(t, s)
 				if got := poll(t, f)[b.order.Service].Position; got != at {
-					t.Errorf("a follower shows %v, want %v, which is published", got, at)
+					t.Errorf("a follower returns %v, want the published %v", got, at)
 				}
 				deadLetters, change := b.deadLetters(t)
 				got := b.publish(t, s, change)
 				if got.Published != 30 {
-					t.Errorf("published %d events, want the 30 that waited", got.Published)
+					t.Errorf("published %d events, want the 30 waiting ones", got.Published)
 				}
 				if got.InvalidRecords == 0 || deadLetters() == 0 {
-					t.Errorf("%d strays were counted, %d put aside", got.InvalidRecords, deadLetters())
+					t.Errorf("%d invalid records were counted and %d became dead letters", got.InvalidRecords, deadLetters())
 				}
 				b.checkStreams(t, s)
 				if got := poll(t, f)[b.order.Service].Position; got != b.head(t, s) {
-					t.Errorf("a follower shows %v at last, want %v", got, b.head(t, s))
+					t.Errorf("a follower finally returns %v, want %v", got, b.head(t, s))
 				}
 				if again := b.publish(t, s).Published; again != 0 {
 					t.Errorf("the next relay published %d events again", again)
@@ -132,9 +138,9 @@ func TestForgedCheckpoints(t *testing.T) {
 	}
 }
 
-// Compaction keeps the last record of a key, which may be a forged checkpoint. A relay without new events
-// writes its own checkpoint again, so that it is the last one.
-func TestAForgedCheckpointIsNotTheLastOneForLong(t *testing.T) {
+// Compaction keeps the last record of a key, which may be a forged checkpoint. Even without new
+// events, a relay writes its own checkpoint again, so that it is the last one.
+func TestForgedCheckpointIsReplaced(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -150,14 +156,14 @@ func TestAForgedCheckpointIsNotTheLastOneForLong(t *testing.T) {
 		}
 		b.publish(t, s)
 		if got := len(b.checkpoints(t)); got != 3 {
-			t.Fatalf("a relay that finds its own checkpoint last left %d more", got-3)
+			t.Fatalf("a relay whose own checkpoint was the last one wrote %d more", got-3)
 		}
 	})
 }
 
-// If no checkpoint with the store's signature is left, the relay ignores a forged one and compares the
-// whole log with the store.
-func TestOnlyAForgedCheckpointIsLeft(t *testing.T) {
+// If no checkpoint with the store's signature is left, the relay ignores a forged one and compares
+// the whole log with the store.
+func TestOnlyForgedCheckpointIsLeft(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -181,17 +187,17 @@ func TestOnlyAForgedCheckpointIsLeft(t *testing.T) {
 		b.produce(t, []kafka.Record{forged(checkpoint, last.Position.String(), names(last))})
 
 		if got := poll(t, b.follower(t, s))[b.order.Service].Position; !got.IsZero() {
-			t.Errorf("a follower shows %v, which no relay of this store has said", got)
+			t.Errorf("a follower returns %v, which no relay of this store has signed", got)
 		}
 		if got := b.publish(t, s).Published; got != 30 {
-			t.Errorf("published %d events, want the 30 that waited", got)
+			t.Errorf("published %d events, want the 30 waiting ones", got)
 		}
 		b.checkStreams(t, s)
 	})
 }
 
-// A copy of an old checkpoint has a valid signature and states something true, so it does no harm.
-func TestAnOldCheckpointIsRepeated(t *testing.T) {
+// A copy of an old checkpoint has a valid signature and is true, so it has no effect.
+func TestRepeatedOldCheckpoint(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -203,7 +209,7 @@ func TestAnOldCheckpointIsRepeated(t *testing.T) {
 		f := b.follower(t, s)
 		b.produce(t, []kafka.Record{forged(b.checkpoints(t)[0], "", nil)})
 		if got := poll(t, f)[b.order.Service].Position; got != b.head(t, s) {
-			t.Errorf("a follower shows %v, want %v", got, b.head(t, s))
+			t.Errorf("a follower returns %v, want %v", got, b.head(t, s))
 		}
 		w.append(t, 20)
 		if got := b.publish(t, s).Published; got != 20 {
@@ -214,7 +220,7 @@ func TestAnOldCheckpointIsRepeated(t *testing.T) {
 }
 
 // A topic that was restored completely, under another id, is as good as the old one.
-func TestTheTopicIsBroughtBack(t *testing.T) {
+func TestRestoredTopic(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -223,7 +229,9 @@ func TestTheTopicIsBroughtBack(t *testing.T) {
 		b.publish(t, s)
 		var kept []kafka.Record
 		err := b.read(t.Context(), func(m kafka.Message) error {
-			kept = append(kept, kafka.Record{Topic: m.Topic, Partition: m.Partition, Key: m.Key, Value: m.Value, Headers: m.Headers})
+			kept = append(kept, kafka.Record{
+				Topic: m.Topic, Partition: m.Partition, Key: m.Key, Value: m.Value, Headers: m.Headers,
+			})
 			return nil
 		})
 		if err != nil {
@@ -231,7 +239,7 @@ func TestTheTopicIsBroughtBack(t *testing.T) {
 		}
 		b.recreate(t)
 		b.produce(t, kept[:len(kept)-1])
-		b.stopsWith(t, s, relay.ErrLogChanged, "made again") // the last event is missing
+		b.stopsWith(t, s, relay.ErrLogChanged, "recreated") // the last event is missing
 		b.produce(t, kept[len(kept)-1:])
 		if got := b.publish(t, s).Published; got != 0 {
 			t.Errorf("published %d events again", got)
@@ -242,6 +250,7 @@ func TestTheTopicIsBroughtBack(t *testing.T) {
 	})
 }
 
+// recreate deletes the topic and creates it again, without records.
 func (b broker) recreate(t *testing.T) {
 	t.Helper()
 	if err := server.Delete(t.Context(), b.Brokers, b.order.Topic); err != nil {
@@ -251,7 +260,7 @@ func (b broker) recreate(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		return kafka.EnsureTopics(ctx, b.Config, relay.Topics([]event.Aggregate{b.order}, partitions)...) == nil
-	}, "the topic is made again")
+	}, "the topic is recreated")
 }
 
 func (b broker) stored(t *testing.T, s eventstore.Store, after event.Position) []event.Event {
@@ -291,7 +300,7 @@ func poll(t *testing.T, f *relay.Follower) map[string]relay.Progress {
 	return progress
 }
 
-// deadLetters counts the records that a relay puts aside.
+// deadLetters counts the dead letters of a relay that is configured by change.
 func (b broker) deadLetters(t *testing.T) (count func() int, change func(*relay.Config)) {
 	t.Helper()
 	var mu sync.Mutex
@@ -302,7 +311,7 @@ func (b broker) deadLetters(t *testing.T) (count func() int, change func(*relay.
 			mu.Lock()
 			defer mu.Unlock()
 			if n++; reason == nil {
-				return errors.New("no reason is given")
+				return errors.New("the dead letter has no reason")
 			}
 			return nil
 		}

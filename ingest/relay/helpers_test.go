@@ -22,7 +22,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// broker is a broker, and an aggregate that only one test uses there.
+// broker is a Kafka broker, and an aggregate that only one test uses on it.
 type broker struct {
 	kafka.Config
 	order event.Aggregate
@@ -34,12 +34,14 @@ func each(t *testing.T, test func(t *testing.T, b broker)) {
 	apache.Each(t, func(t *testing.T, brokers string) { test(t, newBroker(t, brokers)) })
 }
 
+// newBroker returns an aggregate of its own on the brokers, with its topics.
 func newBroker(t testing.TB, brokers string) broker {
 	t.Helper()
 	b := broker{kafka.Config{Brokers: brokers, Logger: quiet}, event.Order}
 	b.order.Service += "-" + uuid.NewString()
 	b.order.Topic += "-" + b.order.Service
-	if err := kafka.EnsureTopics(t.Context(), b.Config, relay.Topics([]event.Aggregate{b.order}, partitions)...); err != nil {
+	topics := relay.Topics([]event.Aggregate{b.order}, partitions)
+	if err := kafka.EnsureTopics(t.Context(), b.Config, topics...); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -90,12 +92,15 @@ func (w *writer) batch(ctx context.Context, n int) error {
 			data = orderPlaced(stream)
 		}
 		by[stream] = append(by[stream], event.Event{
-			ID: uuid.Must(uuid.NewV7()), Type: "millrace.order.v1.OrderPlaced", Data: data, OccurredAt: now, RecordedAt: now, CorrelationID: "c",
+			ID: uuid.Must(uuid.NewV7()), Type: "millrace.order.v1.OrderPlaced", Data: data,
+			OccurredAt: now, RecordedAt: now, CorrelationID: "c",
 		})
 	}
 	var b eventstore.Batch
 	for stream, events := range by {
-		b.Streams = append(b.Streams, eventstore.StreamAppend{Stream: stream, ExpectedVersion: w.versions[stream], Events: events})
+		b.Streams = append(b.Streams, eventstore.StreamAppend{
+			Stream: stream, ExpectedVersion: w.versions[stream], Events: events,
+		})
 	}
 	if _, err := w.store.Append(ctx, b); err != nil {
 		return err
@@ -106,6 +111,7 @@ func (w *writer) batch(ctx context.Context, n int) error {
 	return nil
 }
 
+// orderPlaced returns the payload of a valid event.
 func orderPlaced(stream string) []byte {
 	amount := &money.Money{CurrencyCode: "GBP", Units: 2}
 	b, err := proto.Marshal(&orderv1.OrderEvent{Event: &orderv1.OrderEvent_Placed{Placed: &orderv1.OrderPlaced{
@@ -118,6 +124,7 @@ func orderPlaced(stream string) []byte {
 	return b
 }
 
+// append is batch for tests, which must not fail.
 func (w *writer) append(t testing.TB, n int) {
 	t.Helper()
 	if err := w.batch(t.Context(), n); err != nil {
@@ -127,7 +134,9 @@ func (w *writer) append(t testing.TB, n int) {
 
 func (b broker) newRelay(t testing.TB, s eventstore.Store, change ...func(*relay.Config)) *relay.Relay {
 	t.Helper()
-	c := relay.Config{Store: s, Aggregate: b.order, Kafka: b.Config, TransactionalID: "relay-" + b.order.Service, Logger: quiet}
+	c := relay.Config{
+		Store: s, Aggregate: b.order, Kafka: b.Config, TransactionalID: "relay-" + b.order.Service, Logger: quiet,
+	}
 	for _, f := range change {
 		f(&c)
 	}
@@ -146,6 +155,7 @@ type running struct {
 	err    error
 }
 
+// run starts a relay and stops it when the test ends.
 func run(t testing.TB, r *relay.Relay) *running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -181,13 +191,14 @@ func (x *running) await(t testing.TB, s eventstore.Store) {
 	}, "the relay reaches %s", head)
 }
 
+// eventually polls ok until it returns true, and fails after three minutes.
 func eventually(t testing.TB, ok func() bool, what string, args ...any) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(3 * time.Minute); !ok(); <-tick.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within three minutes: "+what, args...)
+			t.Fatalf("timed out after three minutes: "+what, args...)
 		}
 	}
 }
@@ -222,6 +233,7 @@ func (b broker) checkEqual(t testing.TB, s eventstore.Store) {
 	compare(t, s, got)
 }
 
+// compare fails unless got, by partition, are the store's events in store order.
 func compare(t testing.TB, s eventstore.Store, got [partitions][]event.Event) {
 	t.Helper()
 	var want [partitions][]event.Event
@@ -245,7 +257,7 @@ func compare(t testing.TB, s eventstore.Store, got [partitions][]event.Event) {
 			case i >= len(got[p]):
 				t.Fatalf("partition %d ends before %s; %d of %d events", p, want[p][i].Position, len(got[p]), len(want[p]))
 			case i >= len(want[p]):
-				t.Fatalf("partition %d goes on with %s; %d of %d events", p, got[p][i].Position, len(got[p]), len(want[p]))
+				t.Fatalf("partition %d continues with %s; %d of %d events", p, got[p][i].Position, len(got[p]), len(want[p]))
 			case !reflect.DeepEqual(want[p][i], got[p][i]):
 				t.Fatalf("partition %d, event %d:\n got %+v\nwant %+v", p, i, got[p][i], want[p][i])
 			}

@@ -32,8 +32,8 @@ func (b broker) publish(t *testing.T, s eventstore.Store, change ...func(*relay.
 	return x.relay.Progress()
 }
 
-// checkStreams fails unless the topic has each of the store's events once, and those of a stream on one
-// partition and in order. It ignores other records.
+// checkStreams fails unless the topic has each of the store's events once, and those of a stream in
+// one partition and in order. It ignores other records.
 func (b broker) checkStreams(t *testing.T, s eventstore.Store) {
 	t.Helper()
 	events, err := s.Read(t.Context(), event.Position{}, 100_000)
@@ -48,17 +48,18 @@ func (b broker) checkStreams(t *testing.T, s eventstore.Store) {
 	err = b.read(t.Context(), func(m kafka.Message) error {
 		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
 		if err != nil || !want[e.ID] {
-			return nil //nolint:nilerr // a stray
+			return nil //nolint:nilerr // an invalid record
 		}
 		seen[e.ID]++
 		if p, ok := at[e.Stream]; ok && p != m.Partition {
-			t.Errorf("stream %s is on the partitions %d and %d", e.Stream, p, m.Partition)
+			t.Errorf("stream %s is in partitions %d and %d", e.Stream, p, m.Partition)
 		}
 		if e.Version != version[e.Stream]+1 {
 			t.Errorf("stream %s: version %d follows %d", e.Stream, e.Version, version[e.Stream])
 		}
-		if n := kafka.PartitionsOf(m.Headers); n > 0 && kafka.Partition(m.Key, n) != m.Partition { // earlier versions have none
-			t.Errorf("stream %s is on partition %d, and says that keys are spread over %d", e.Stream, m.Partition, n)
+		// Records of earlier versions have no such header.
+		if n := kafka.PartitionsOf(m.Headers); n > 0 && kafka.Partition(m.Key, n) != m.Partition {
+			t.Errorf("stream %s is in partition %d, but its header claims %d partitions", e.Stream, m.Partition, n)
 		}
 		at[e.Stream], version[e.Stream] = m.Partition, e.Version
 		return nil
@@ -66,21 +67,21 @@ func (b broker) checkStreams(t *testing.T, s eventstore.Store) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	doubled, lost := 0, 0
+	duplicated, lost := 0, 0
 	for _, e := range events {
 		switch n := seen[e.ID]; {
 		case n == 0:
 			lost++
 		case n > 1:
-			doubled++
+			duplicated++
 		}
 	}
-	if doubled > 0 || lost > 0 {
-		t.Errorf("of %d events %d are doubled on the log and %d missing", len(events), doubled, lost)
+	if duplicated > 0 || lost > 0 {
+		t.Errorf("of %d events, %d are duplicated on the log and %d are missing", len(events), duplicated, lost)
 	}
 }
 
-// checkpoints returns the position records of the broker's service, in order.
+// checkpoints returns the checkpoints of the broker's service, in order.
 func (b broker) checkpoints(t *testing.T) (checkpoints []kafka.Message) {
 	t.Helper()
 	for _, m := range b.positions(t) {
@@ -115,7 +116,7 @@ func (b broker) produce(t *testing.T, records []kafka.Record) {
 	}
 }
 
-// positionsReadable waits until no open transaction, of any test, hides a position that is written.
+// positionsReadable blocks until no open transaction, of any test, hides a written checkpoint.
 func (b broker) positionsReadable(t *testing.T) {
 	t.Helper()
 	a, err := kafka.NewAdmin(b.Config)
@@ -130,28 +131,32 @@ func (b broker) positionsReadable(t *testing.T) {
 	eventually(t, func() bool {
 		readable, err := a.EndOffsets(t.Context(), relay.PositionsTopic)
 		return err == nil && readable[0] >= written[0]
-	}, "positions are readable")
+	}, "all checkpoints are readable")
 }
 
-// stopsWith fails unless a relay stops with the given error without having written anything.
-func (b broker) stopsWith(t *testing.T, s eventstore.Store, want error, says string, change ...func(*relay.Config)) {
+// stopsWith fails unless a relay stops with the given error, which contains the text and a remedy,
+// without having published any event.
+func (b broker) stopsWith(
+	t *testing.T, s eventstore.Store, want error, text string, change ...func(*relay.Config),
+) {
 	t.Helper()
 	x := run(t, b.newRelay(t, s, change...))
 	select {
 	case <-x.done:
 	case <-time.After(3 * time.Minute): // it may have to wait for the end of another test's transaction
-		t.Fatal("the relay runs")
+		t.Fatal("the relay did not stop")
 	}
-	if !errors.Is(x.err, want) || !strings.Contains(x.err.Error(), says) || !strings.Contains(x.err.Error(), "millrace rebuild --service") {
-		t.Fatalf("the relay stopped with %v, want %v that says %q and what to do", x.err, want, says)
+	if !errors.Is(x.err, want) || !strings.Contains(x.err.Error(), text) ||
+		!strings.Contains(x.err.Error(), "millrace rebuild --service") {
+		t.Fatalf("the relay stopped with %v, want %v with %q and a remedy", x.err, want, text)
 	}
 	if n := x.relay.Progress().Published; n != 0 {
 		t.Fatalf("it published %d events", n)
 	}
 }
 
-// A topic may be widened while a relay runs or not. Keys remain in their partitions.
-func TestTheTopicIsWidened(t *testing.T) {
+// A topic may be widened, whether a relay runs or not. Keys remain in their partitions.
+func TestWidenedTopic(t *testing.T) {
 	t.Parallel()
 	t.Run("from 4 to 8 while stopped", func(t *testing.T) {
 		t.Parallel()
@@ -177,7 +182,7 @@ func TestTheTopicIsWidened(t *testing.T) {
 			b.checkStreams(t, s)
 			err := b.read(t.Context(), func(m kafka.Message) error {
 				if n := kafka.PartitionsOf(m.Headers); n != 4 {
-					t.Errorf("a record says that keys are spread over %d partitions, want 4", n)
+					t.Errorf("a record's header claims %d partitions, want 4", n)
 				}
 				return nil
 			})
@@ -238,12 +243,13 @@ func (b broker) publishAsEarlier(t *testing.T, s eventstore.Store) {
 	for _, e := range events {
 		records = append(records, b.onTopic(e, kafka.Partition([]byte(e.Stream), partitions)))
 	}
-	b.produce(t, append(records, relay.CheckpointRecord(event.Position{}, events[len(events)-1].Position, b.order.Service)))
+	last := events[len(events)-1].Position
+	b.produce(t, append(records, relay.CheckpointRecord(event.Position{}, last, b.order.Service)))
 }
 
 // A checkpoint of an earlier version, which has no identity, is accepted if the log confirms it, and
 // replaced at once.
-func TestCheckpointOfAnEarlierVersionIsReplaced(t *testing.T) {
+func TestCheckpointOfEarlierVersionIsReplaced(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -255,7 +261,8 @@ func TestCheckpointOfAnEarlierVersionIsReplaced(t *testing.T) {
 		}
 		checkpoints := b.checkpoints(t)
 		has := func(key string) bool {
-			return slices.ContainsFunc(checkpoints[len(checkpoints)-1].Headers, func(h event.Header) bool { return h.Key == key && len(h.Value) > 0 })
+			last := checkpoints[len(checkpoints)-1]
+			return slices.ContainsFunc(last.Headers, func(h event.Header) bool { return h.Key == key && len(h.Value) > 0 })
 		}
 		for _, key := range []string{"epoch", "topic-id", "partitions", "event", "stream", "version"} {
 			if !has(key) {
@@ -266,15 +273,15 @@ func TestCheckpointOfAnEarlierVersionIsReplaced(t *testing.T) {
 		before := len(checkpoints)
 		b.publish(t, s)
 		if got := len(b.checkpoints(t)); got != before {
-			t.Errorf("a relay with nothing to say left %d checkpoints", got-before)
+			t.Errorf("a relay without new events wrote %d checkpoints", got-before)
 		}
 	})
 }
 
-// A topic that was recreated, or has lost events, is not what its readers have read.
-func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
+// A relay refuses to publish to a topic that was recreated or has lost events.
+func TestChangedLogIsRefused(t *testing.T) {
 	t.Parallel()
-	t.Run("made again while stopped", func(t *testing.T) {
+	t.Run("recreated while stopped", func(t *testing.T) {
 		t.Parallel()
 		each(t, func(t *testing.T, b broker) {
 			s := b.newStore(t)
@@ -282,14 +289,14 @@ func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 			w.append(t, 30)
 			b.publish(t, s)
 			b.recreate(t)
-			b.stopsWith(t, s, relay.ErrLogChanged, "made again")
+			b.stopsWith(t, s, relay.ErrLogChanged, "recreated")
 			w.append(t, 30)
-			b.stopsWith(t, s, relay.ErrLogChanged, "made again")
+			b.stopsWith(t, s, relay.ErrLogChanged, "recreated")
 		})
 	})
 	// This runs on Apache Kafka only. Deleting topics is unusual on the embedded broker, which may
 	// keep the open transaction of a deleted one.
-	t.Run("made again while publishing", func(t *testing.T) {
+	t.Run("recreated while publishing", func(t *testing.T) {
 		t.Parallel()
 		b := newBroker(t, apache.Brokers(t))
 		s := b.newStore(t)
@@ -300,13 +307,13 @@ func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 		select {
 		case <-x.done:
 		case <-time.After(time.Minute):
-			t.Fatal("the relay runs")
+			t.Fatal("the relay did not stop")
 		}
 		if !errors.Is(x.err, relay.ErrLogChanged) {
 			t.Fatalf("the relay stopped with %v, want ErrLogChanged", x.err)
 		}
 	})
-	t.Run("cut off at the end", func(t *testing.T) {
+	t.Run("truncated at the end", func(t *testing.T) {
 		t.Parallel()
 		dir := filepath.Join(t.TempDir(), "log")
 		with := func(use func(b broker)) {
@@ -343,7 +350,7 @@ func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 }
 
 // Records that were deleted from the beginning of the topic are not published again.
-func TestTheTopicIsCutAtItsBeginning(t *testing.T) {
+func TestTruncatedTopic(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -360,11 +367,11 @@ func TestTheTopicIsCutAtItsBeginning(t *testing.T) {
 	})
 }
 
-// A store that was restored from a backup and has recorded other events since has another history
-// than the log.
-func TestAStoreThatLostEventsIsRefused(t *testing.T) {
+// A store that was restored from a backup, and may have recorded other events since, has another
+// history than the log.
+func TestStoreThatLostEventsIsRefused(t *testing.T) {
 	t.Parallel()
-	for name, more := range map[string]int{"and is behind": 0, "and has gone on": 100} {
+	for name, more := range map[string]int{"and is behind": 0, "and has recorded others since": 100} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			each(t, func(t *testing.T, b broker) {
@@ -400,6 +407,7 @@ func TestAStoreThatLostEventsIsRefused(t *testing.T) {
 	}
 }
 
+// backUp copies the file of a closed store.
 func backUp(t *testing.T, path, backup string) {
 	t.Helper()
 	raw, err := os.ReadFile(path)
@@ -411,28 +419,32 @@ func backUp(t *testing.T, path, backup string) {
 	}
 }
 
+// appendTo appends n events to one stream.
 func appendTo(ctx context.Context, s eventstore.Store, w *writer, stream string, n int) error {
 	var events []event.Event
 	for range n {
 		now := event.Time(time.Now())
 		events = append(events, event.Event{
-			ID: uuid.Must(uuid.NewV7()), Type: "millrace.order.v1.OrderPlaced", Data: []byte("x"), OccurredAt: now, RecordedAt: now,
+			ID: uuid.Must(uuid.NewV7()), Type: "millrace.order.v1.OrderPlaced", Data: []byte("x"),
+			OccurredAt: now, RecordedAt: now,
 		})
 	}
-	_, err := s.Append(ctx, eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: stream, ExpectedVersion: w.versions[stream], Events: events}}})
+	_, err := s.Append(ctx, eventstore.Batch{Streams: []eventstore.StreamAppend{{
+		Stream: stream, ExpectedVersion: w.versions[stream], Events: events,
+	}}})
 	w.versions[stream] += uint64(n)
 	return err
 }
 
-// A client that can write to the topics cannot confuse a relay: it starts, publishes what is
-// missing, and puts the strays aside.
-func TestStrayRecords(t *testing.T) {
+// A client that can write to the topics cannot stop or mislead a relay: it starts, publishes the
+// missing events, and makes the invalid records dead letters.
+func TestInvalidRecords(t *testing.T) {
 	t.Parallel()
 	forged := func(change func(*event.Event)) event.Event {
 		now := event.Time(time.Now())
 		e := event.Event{
-			ID: uuid.New(), Aggregate: event.Order.Name, Type: "millrace.order.v1.OrderPlaced", Stream: "order-1", Version: 7, Data: []byte("\xff\xff garbage"),
-			OccurredAt: now, RecordedAt: now,
+			ID: uuid.New(), Aggregate: event.Order.Name, Type: "millrace.order.v1.OrderPlaced", Stream: "order-1", Version: 7,
+			Data: []byte("\xff\xff garbage"), OccurredAt: now, RecordedAt: now,
 		}
 		change(&e)
 		return e
@@ -460,7 +472,8 @@ func TestStrayRecords(t *testing.T) {
 			return []kafka.Record{relay.CheckpointRecord(at, at, b.order.Service)}
 		},
 		"an event and a position that agree": func(b broker, _ []event.Event) []kafka.Record {
-			return []kafka.Record{b.onTopic(forged(func(e *event.Event) { e.Position = far }), 0), relay.CheckpointRecord(far, far, b.order.Service)}
+			ahead := forged(func(e *event.Event) { e.Position = far })
+			return []kafka.Record{b.onTopic(ahead, 0), relay.CheckpointRecord(far, far, b.order.Service)}
 		},
 		"copies of an old event": func(b broker, known []event.Event) (out []kafka.Record) {
 			for range 300 {
@@ -469,10 +482,13 @@ func TestStrayRecords(t *testing.T) {
 			return out
 		},
 		"a copy on another partition": func(b broker, known []event.Event) []kafka.Record {
-			return []kafka.Record{b.onTopic(known[0], (kafka.Partition([]byte(known[0].Stream), partitions)+1)%partitions)}
+			other := (kafka.Partition([]byte(known[0].Stream), partitions) + 1) % partitions
+			return []kafka.Record{b.onTopic(known[0], other)}
 		},
 		"an event of another aggregate": func(b broker, known []event.Event) []kafka.Record {
-			return []kafka.Record{b.onTopic(forged(func(e *event.Event) { e.Aggregate, e.Position = event.Stock.Name, known[0].Position }), 0)}
+			return []kafka.Record{b.onTopic(forged(func(e *event.Event) {
+				e.Aggregate, e.Position = event.Stock.Name, known[0].Position
+			}), 0)}
 		},
 		"garbage of 10,000 records": func(b broker, _ []event.Event) (out []kafka.Record) {
 			for range 10_000 {
@@ -486,7 +502,10 @@ func TestStrayRecords(t *testing.T) {
 				{Topic: relay.PositionsTopic, Partition: 0, Key: key, Value: []byte("junk")},
 				{Topic: relay.PositionsTopic, Partition: 0, Key: key},
 				{Topic: relay.PositionsTopic, Partition: 0, Key: []byte("another"), Value: []byte("1.1")},
-				{Topic: relay.PositionsTopic, Partition: 0, Key: key, Value: []byte("1.1"), Headers: []event.Header{{Key: "from", Value: []byte("9.9")}}},
+				{
+					Topic: relay.PositionsTopic, Partition: 0, Key: key, Value: []byte("1.1"),
+					Headers: []event.Header{{Key: "from", Value: []byte("9.9")}},
+				},
 			}
 		},
 	} {
@@ -501,30 +520,29 @@ func TestStrayRecords(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				strays := make(b, known)
-				b.produce(t, strays)
+				b.produce(t, make(b, known))
 				w.append(t, 30)
 				var mu sync.Mutex
-				var aside []kafka.Message
+				var deadLetters []kafka.Message
 				got := b.publish(t, s, func(c *relay.Config) {
 					c.DeadLetter = func(_ context.Context, m kafka.Message, reason error) error {
 						mu.Lock()
 						defer mu.Unlock()
 						if reason == nil {
-							t.Error("no reason")
+							t.Error("a dead letter has no reason")
 						}
-						aside = append(aside, m)
+						deadLetters = append(deadLetters, m)
 						return nil
 					}
 				})
 				if got.Published != 30 {
 					t.Errorf("published %d events, want the 30 new ones", got.Published)
 				}
-				if copies := strings.HasPrefix(name, "copies"); !copies && (got.InvalidRecords == 0 || len(aside) == 0) {
-					t.Errorf("%d strays were counted, %d put aside", got.InvalidRecords, len(aside))
+				if copies := strings.HasPrefix(name, "copies"); !copies && (got.InvalidRecords == 0 || len(deadLetters) == 0) {
+					t.Errorf("%d invalid records were counted and %d became dead letters", got.InvalidRecords, len(deadLetters))
 				}
-				if len(aside) > 2000 {
-					t.Errorf("%d strays were put aside, which is no bound", len(aside))
+				if len(deadLetters) > 2000 {
+					t.Errorf("%d records became dead letters, want at most 2000", len(deadLetters))
 				}
 				if !strings.Contains(name, "cop") {
 					b.checkStreams(t, s)
@@ -537,6 +555,9 @@ func TestStrayRecords(t *testing.T) {
 	}
 }
 
+// onTopic returns the record of an event, without a seal.
 func (b broker) onTopic(e event.Event, partition int32) kafka.Record {
-	return kafka.Record{Topic: b.order.Topic, Partition: partition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()}
+	return kafka.Record{
+		Topic: b.order.Topic, Partition: partition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers(),
+	}
 }

@@ -19,11 +19,11 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// childRole makes this binary a victim of the kill tests, instead of running tests.
+// childRole makes this binary the process that a kill test kills, instead of running tests.
 const (
 	childRole  = "MILLRACE_TEST_RELAY_ROLE" // "relay" or "everything"
 	childStore = "MILLRACE_TEST_RELAY_STORE"
-	childKafka = "MILLRACE_TEST_RELAY_KAFKA" // address of the broker, or directory if the child runs the broker
+	childKafka = "MILLRACE_TEST_RELAY_KAFKA" // address of the broker, or the folder of the child's own broker
 	childTopic = "MILLRACE_TEST_RELAY_TOPIC" // followed by a space and the service
 )
 
@@ -49,7 +49,9 @@ func child(role string) error {
 			return err
 		}
 	}
-	r, err := relay.New(relay.Config{Store: s, Aggregate: order, Kafka: cfg, TransactionalID: id, MaxEvents: 50, Logger: quiet})
+	r, err := relay.New(relay.Config{
+		Store: s, Aggregate: order, Kafka: cfg, TransactionalID: id, MaxEvents: 50, Logger: quiet,
+	})
 	if err != nil {
 		return err
 	}
@@ -61,7 +63,8 @@ func child(role string) error {
 func (b broker) start(t *testing.T, role, store, kafkaAt string) (addr string, kill func()) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), childRole+"="+role, childStore+"="+store, childKafka+"="+kafkaAt, childTopic+"="+b.order.Topic+" "+b.order.Service)
+	cmd.Env = append(os.Environ(),
+		childRole+"="+role, childStore+"="+store, childKafka+"="+kafkaAt, childTopic+"="+b.order.Topic+" "+b.order.Service)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -103,6 +106,7 @@ func load(t *testing.T, w *writer) (stop func() int) {
 	return func() int { cancel(); <-done; return n }
 }
 
+// killCount returns the number of kills of a test, and skips it in short mode.
 func killCount(t *testing.T) int {
 	if testing.Short() {
 		t.Skip("kills processes for a while")
@@ -110,8 +114,8 @@ func killCount(t *testing.T) int {
 	return 12
 }
 
-// awaitGrowth returns a function that blocks until the log has grown by n records since its last call, so
-// that every kill hits a relay that is publishing.
+// awaitGrowth returns a function that blocks until the log has grown by n records since its last
+// call, so that every kill hits a relay that is publishing.
 func (b broker) awaitGrowth(t *testing.T) func(n int64) {
 	t.Helper()
 	a, err := kafka.NewAdmin(b.Config)
@@ -135,6 +139,7 @@ func (b broker) awaitGrowth(t *testing.T) func(n int64) {
 	}
 }
 
+// A relay that is killed at random moments neither loses nor duplicates events.
 func TestKillRelayUnderLoad(t *testing.T) {
 	t.Parallel()
 	n := killCount(t)
@@ -145,7 +150,8 @@ func TestKillRelayUnderLoad(t *testing.T) {
 		grow := b.awaitGrowth(t)
 		for range n {
 			_, kill := b.start(t, "relay", path, b.Brokers)
-			grow(2*partitions + rand.N[int64](300)) // more than the last transaction's markers, and a random number
+			// More records than the markers that end the last transaction, and a random number.
+			grow(2*partitions + rand.N[int64](300))
 			kill()
 		}
 		total := stop()
@@ -156,14 +162,14 @@ func TestKillRelayUnderLoad(t *testing.T) {
 		}
 		b.checkEqual(t, s)
 		if last := x.relay.Progress().Published; int(last) == total {
-			t.Fatal("the killed relays published nothing")
+			t.Fatal("the killed relays published no event")
 		}
 		t.Logf("%d events, the last relay published %d of them", total, x.relay.Progress().Published)
 	})
 }
 
-// This runs on the embedded broker only, which is killed with the relay in the same process.
-// TestALeaderIsKilledUnderLoad kills real brokers.
+// As TestKillRelayUnderLoad, but the embedded broker is killed with the relay, in the same process.
+// TestKillLeaderUnderLoad kills real brokers.
 func TestKillEverythingUnderLoad(t *testing.T) {
 	t.Parallel()
 	n := killCount(t)

@@ -11,7 +11,7 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// reader is a consumer that stores its records and position, like a sink.
+// reader is a consumer that keeps its records and position, like a sink.
 type reader struct {
 	mu       sync.Mutex
 	next     map[kafka.TopicPartition]int64
@@ -39,7 +39,7 @@ func (b broker) follow(t *testing.T) *reader {
 		for ctx.Err() == nil {
 			m, err := c.Poll(50 * time.Millisecond)
 			if err != nil {
-				t.Errorf("the reader stops: %v", err)
+				t.Errorf("the reader stopped: %v", err)
 				return
 			}
 			if m != nil && !m.End {
@@ -57,6 +57,7 @@ func (b broker) follow(t *testing.T) *reader {
 	return r
 }
 
+// take keeps an event and measures the pause before it.
 func (r *reader) take(t *testing.T, m *kafka.Message) {
 	e, err := event.FromRecord(m.Key, m.Value, m.Headers)
 	if err != nil {
@@ -100,7 +101,7 @@ func (r *reader) since() (int, time.Duration) {
 
 // Of three nodes, the leader, or the coordinator of the transactions, is killed under load. No
 // event is lost, duplicated or out of order, and the relay and a consumer recover by themselves.
-func TestALeaderIsKilledUnderLoad(t *testing.T) {
+func TestKillLeaderUnderLoad(t *testing.T) {
 	t.Parallel()
 	killCount(t)
 	c := &server.Cluster{Nodes: 3}
@@ -125,7 +126,9 @@ func TestALeaderIsKilledUnderLoad(t *testing.T) {
 		find func() (int, error)
 	}{
 		{"the leader of a partition", func() (int, error) { return c.Leader(t.Context(), b.order.Topic, 0) }},
-		{"the coordinator of the relay's transactions", func() (int, error) { return c.Coordinator(t.Context(), "relay-"+b.order.Service) }},
+		{"the coordinator of the relay's transactions", func() (int, error) {
+			return c.Coordinator(t.Context(), "relay-"+b.order.Service)
+		}},
 	} {
 		node, err := victim.find()
 		if err != nil {
@@ -142,11 +145,12 @@ func TestALeaderIsKilledUnderLoad(t *testing.T) {
 			return err == nil && now != node
 		}, "another node is %s", victim.what)
 		published := x.relay.Progress().Published
-		eventually(t, func() bool { return x.relay.Progress().Published > published+1000 }, "the relay publishes without %s", victim.what)
+		eventually(t, func() bool { return x.relay.Progress().Published > published+1000 },
+			"the relay publishes without %s", victim.what)
 		_, before := r.since()
 		flows("without " + victim.what)
 		_, after := r.since()
-		t.Logf("%s is killed: nothing comes for %.1f s", victim.what, max(before, after).Seconds())
+		t.Logf("%s was killed: no event for %.1f s", victim.what, max(before, after).Seconds())
 		if err := c.RestartNode(t.Context(), node); err != nil {
 			t.Fatal(err)
 		}

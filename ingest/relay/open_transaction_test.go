@@ -17,12 +17,14 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// Another relay's open transaction hides the newest checkpoints of this one. What they say still counts: the relay waits for
-// the end of that transaction if an older checkpoint, or none, would not do.
+// Another relay's open transaction hides the newest checkpoints of this one. The relay waits for the
+// end of that transaction if an older checkpoint, or none, does not explain the log. Otherwise it
+// starts at once.
 //
-// It is not parallel to other tests: its transactions would hide their positions, too.
-func TestCheckpointsBehindAnOpenTransaction(t *testing.T) {
-	// restored returns a store that is published, and what a backup of it without its last events gives.
+// This test is not parallel to others, because its transactions would hide their checkpoints, too.
+func TestCheckpointsBehindOpenTransaction(t *testing.T) {
+	// restored returns a writer of a published store, and the store restored from a backup that lacks
+	// the events that are written later.
 	restored := func(t *testing.T, b broker) (w *writer, before eventstore.Store) {
 		t.Helper()
 		dir := t.TempDir()
@@ -47,22 +49,22 @@ func TestCheckpointsBehindAnOpenTransaction(t *testing.T) {
 			b.stopsWith(t, before, relay.ErrStoreBehind, "the store does not have", other.endWhenAwaited)
 			b.checkEqual(t, w.store)
 		},
-		"the store lost more events than are remembered": func(t *testing.T, b broker) {
+		"the store lost more events than a scan keeps": func(t *testing.T, b broker) {
 			w, before := restored(t, b)
 			other := b.openTransaction(t)
 			w.append(t, 1500)
 			b.publish(t, w.store)
 			b.stopsWith(t, before, relay.ErrStoreBehind, "the store does not have", other.endWhenAwaited)
 		},
-		"the topic was made again": func(t *testing.T, b broker) {
+		"the topic was recreated": func(t *testing.T, b broker) {
 			s := b.newStore(t)
 			other := b.openTransaction(t)
 			newWriter(s).append(t, 10)
 			b.publish(t, s)
 			b.recreate(t)
-			b.stopsWith(t, s, relay.ErrLogChanged, "made again", other.endWhenAwaited)
+			b.stopsWith(t, s, relay.ErrLogChanged, "recreated", other.endWhenAwaited)
 		},
-		"the topic was cut at its beginning": func(t *testing.T, b broker) {
+		"retention deleted the beginning of the topic": func(t *testing.T, b broker) {
 			s := b.newStore(t)
 			w := newWriter(s)
 			w.append(t, 30)
@@ -78,7 +80,7 @@ func TestCheckpointsBehindAnOpenTransaction(t *testing.T) {
 				t.Errorf("published %d events, want the 7 new ones", got)
 			}
 		},
-		"nothing else happened": func(t *testing.T, b broker) {
+		"the log has not changed otherwise": func(t *testing.T, b broker) {
 			s := b.newStore(t)
 			w := newWriter(s)
 			w.append(t, 30)
@@ -87,7 +89,7 @@ func TestCheckpointsBehindAnOpenTransaction(t *testing.T) {
 			w.append(t, 10)
 			b.publish(t, s)
 			w.append(t, 7)
-			if got := b.publish(t, s).Published; got != 7 { // it does not wait
+			if got := b.publish(t, s).Published; got != 7 { // without waiting
 				t.Errorf("published %d events, want the 7 new ones", got)
 			}
 			other.end()
@@ -101,11 +103,12 @@ func TestCheckpointsBehindAnOpenTransaction(t *testing.T) {
 	}
 }
 
-// openTransaction is another relay's open transaction on the positions topic.
+// openTransaction is another relay's open transaction on PositionsTopic. end aborts it.
 type openTransaction struct {
 	end func()
 }
 
+// openTransaction opens a transaction on PositionsTopic, which hides all later checkpoints.
 func (b broker) openTransaction(t *testing.T) openTransaction {
 	t.Helper()
 	other, err := kafka.NewTransactionalProducer(b.Config, uuid.NewString())
@@ -119,9 +122,10 @@ func (b broker) openTransaction(t *testing.T) openTransaction {
 	if err := other.Produce(t.Context(), record); err != nil {
 		t.Fatal(err)
 	}
+	// The broker aborts the transaction itself after 30 s, and then fences its producer.
 	h := openTransaction{sync.OnceFunc(func() {
 		err := other.Abort(context.WithoutCancel(t.Context()))
-		if err != nil && !errors.Is(err, kafka.ErrFenced) { // the broker ends it after 30 s
+		if err != nil && !errors.Is(err, kafka.ErrFenced) {
 			t.Error(err)
 		}
 		other.Close()
@@ -130,27 +134,27 @@ func (b broker) openTransaction(t *testing.T) openTransaction {
 	return h
 }
 
-// endWhenAwaited ends the transaction when the relay says that it waits for it.
+// endWhenAwaited ends the transaction when the relay logs that it waits for it.
 func (h openTransaction) endWhenAwaited(c *relay.Config) {
-	c.Logger = slog.New(onMessage{c.Logger.Handler(), "waiting for the end of another relay's transaction", h.end})
+	c.Logger = slog.New(messageHandler{c.Logger.Handler(), "waiting for another relay's open transaction", h.end})
 }
 
-// onMessage is a log handler that calls do for each message that contains a text.
-type onMessage struct {
+// messageHandler is a log handler that calls do for each message that contains text.
+type messageHandler struct {
 	slog.Handler
 	text string
 	do   func()
 }
 
-func (h onMessage) Enabled(context.Context, slog.Level) bool { return true }
+func (h messageHandler) Enabled(context.Context, slog.Level) bool { return true }
 
-func (h onMessage) Handle(_ context.Context, r slog.Record) error {
+func (h messageHandler) Handle(_ context.Context, r slog.Record) error {
 	if strings.Contains(r.Message, h.text) {
 		h.do()
 	}
 	return nil
 }
 
-func (h onMessage) WithAttrs([]slog.Attr) slog.Handler { return h }
+func (h messageHandler) WithAttrs([]slog.Attr) slog.Handler { return h }
 
-func (h onMessage) WithGroup(string) slog.Handler { return h }
+func (h messageHandler) WithGroup(string) slog.Handler { return h }

@@ -8,18 +8,18 @@
 // Invariants:
 //
 //   - Each Kafka transaction contains a batch of events and the checkpoint that it reaches, so the
-//     log itself records how far it is. In this package a checkpoint is a checkpoint.
+//     log itself records how far it is.
 //   - The log is the only truth about what was published. After any error, above all a commit whose
 //     answer was lost, the relay starts a new session and reads its position from the log.
 //   - At most one relay of a store publishes. A new one takes over the transactional id, which
 //     aborts the open transaction of the previous one and fences it.
 //   - Events are published in store order. So the events of a stream keep their order, the store
 //     position (a header) only increases within a partition, and the last event of a partition
-//     tells which earlier events it has.
+//     shows which earlier events it has.
 //
-// relay.go runs a session. resume.go finds out where to continue and compares log and store, with
-// the help of scan.go. place.go is the state of a session, checkpoint.go the checkpoint record,
-// announcement.go and announce.go the announcement of the seal.
+// relay.go runs sessions, and session.go is the state of one. resume.go determines where a session
+// continues and compares log and store, with the help of scan.go. checkpoint.go is the checkpoint
+// record, announcement.go and announce.go are the announcement of the seal.
 package relay
 
 import (
@@ -61,9 +61,9 @@ type Config struct {
 	// Encoder writes the values of the topic. Nil writes plain Protobuf.
 	Encoder *registry.Encoder
 
-	// DeadLetter receives each record that no relay has written, on the aggregate's topic or on
-	// PositionsTopic, with the reason. It may receive the same record more than once. If it is nil,
-	// such records remain on the log only.
+	// DeadLetter stores a record that was not written by a relay, with the reason. The record is
+	// from the aggregate's topic or from PositionsTopic. The same record may be passed more than
+	// once. If DeadLetter is nil, such records remain on the log only.
 	DeadLetter func(ctx context.Context, m kafka.Message, reason error) error
 
 	// TransactionalID is held by at most one relay of the store, in any process and on any machine.
@@ -82,7 +82,7 @@ var (
 	// ErrFenced means that another relay took over, or that the broker aborted a transaction that
 	// was open too long (the machine slept). Run does not retry: two relays would fence each other
 	// forever. The caller decides whether to start the relay again.
-	ErrFenced = errors.New("relay: another one took over")
+	ErrFenced = errors.New("relay: fenced by another relay, or a transaction timed out")
 
 	// ErrStoreBehind means that the log has events that were published from this store and that the
 	// store does not have: the store was lost, restored from a backup, or replaced by another one.
@@ -92,19 +92,19 @@ var (
 	// ErrLogChanged means that the log is not the one that the store was published to: the topic
 	// was recreated, or has lost events. Its readers would miss events that are published now, or
 	// see them twice.
-	ErrLogChanged = errors.New("relay: the log is not the one that was written")
+	ErrLogChanged = errors.New("relay: the log was replaced or has lost events")
 
 	// ErrCannotWrite means that the registry refuses the topic's schema, or that an event cannot be
 	// written in the topic's codec without loss. Skipping the event would make a false history.
-	ErrCannotWrite = errors.New("relay: an event cannot be written")
+	ErrCannotWrite = errors.New("relay: cannot encode an event for its topic")
 )
 
-// Progress is how far the log is.
+// Progress describes how far the log has come.
 type Progress struct {
 	Position       event.Position // of the last event on the log; zero if none is known
 	RecordedAt     time.Time      // when the store recorded that event
 	Published      uint64         // events that this relay has published
-	InvalidRecords uint64         // records found that no relay has written
+	InvalidRecords uint64         // records found that were not written by a relay
 	Live           bool           // this relay holds its transactional id and has resumed
 }
 
@@ -136,13 +136,13 @@ const (
 func New(cfg Config) (*Relay, error) {
 	switch {
 	case cfg.Store == nil:
-		return nil, errors.New("relay: no store given")
+		return nil, errors.New("relay: Config.Store is not set")
 	case cfg.Aggregate.Topic == "" || cfg.Aggregate.Service == "":
-		return nil, errors.New("relay: the aggregate has no topic or no service")
+		return nil, errors.New("relay: Config.Aggregate has no topic or no service")
 	case cfg.TransactionalID == "":
-		return nil, errors.New("relay: no transactional id given")
+		return nil, errors.New("relay: Config.TransactionalID is not set")
 	case cfg.MaxEvents < 0 || cfg.MaxBytes < 0:
-		return nil, errors.New("relay: a transaction cannot be bounded by a negative number")
+		return nil, errors.New("relay: Config.MaxEvents and Config.MaxBytes must not be negative")
 	}
 	if cfg.MaxEvents == 0 {
 		cfg.MaxEvents = 5000
@@ -161,7 +161,7 @@ func New(cfg Config) (*Relay, error) {
 	}, nil
 }
 
-// Progress returns how far the log is. It may be called at any time.
+// Progress returns how far the log has come. It may be called at any time.
 func (r *Relay) Progress() Progress {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -193,8 +193,8 @@ func (r *Relay) Run(ctx context.Context) error {
 		switch {
 		case errors.Is(err, kafka.ErrFenced):
 			return fmt.Errorf("%w: %w", ErrFenced, err)
-		case errors.Is(err, ErrStoreBehind), errors.Is(err, ErrLogChanged), errors.Is(err, ErrCannotWrite), errors.Is(err, eventstore.ErrReplaced),
-			errors.Is(err, eventstore.ErrClosed):
+		case errors.Is(err, ErrStoreBehind), errors.Is(err, ErrLogChanged), errors.Is(err, ErrCannotWrite),
+			errors.Is(err, eventstore.ErrReplaced), errors.Is(err, eventstore.ErrClosed):
 			return err
 		}
 		// A session that published something made progress, so the next wait is short again.
@@ -202,26 +202,26 @@ func (r *Relay) Run(ctx context.Context) error {
 			waits.Reset()
 		}
 		wait := waits.Next()
-		r.log.Warn("relay: starting over", "error", err, "in", wait)
+		r.log.Warn("relay: publishing failed; resuming from the last checkpoint", "error", err, "in", wait)
 		if !backoff.Sleep(ctx, wait) {
 			return nil
 		}
 	}
 }
 
-// attempt bounds every call to Kafka, the store or the registry, so that a hung server cannot block
-// the relay. Waiting for new events is not bounded by it; see wait. Long reads are bounded per
-// step.
+// callTimeout bounds every call to Kafka, the store or the registry, so that a hung server cannot
+// block the relay. It does not apply to waiting for new events; see waitForEvents. Long reads are
+// bounded per step.
 const callTimeout = time.Minute
 
-// errTimeout is the cause of a context that within has ended.
+// errTimeout is the cause of a context that callTimeout has ended.
 var errTimeout = errors.New("no answer within a minute")
 
-// within calls ask with a context that ends after attempt.
-func withTimeout[T any](ctx context.Context, ask func(context.Context) (T, error)) (T, error) {
+// withTimeout calls f with a context that ends after callTimeout.
+func withTimeout[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errTimeout)
 	defer cancel()
-	return ask(ctx)
+	return f(ctx)
 }
 
 // runSession publishes with one producer until an error occurs or ctx ends. It always returns an
@@ -229,7 +229,9 @@ func withTimeout[T any](ctx context.Context, ask func(context.Context) (T, error
 func (r *Relay) runSession(ctx context.Context) error {
 	// Start the encoder before fencing the previous relay: a relay that cannot write must not stop
 	// one that can.
-	_, err := withTimeout(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, r.cfg.Encoder.Start(ctx) })
+	_, err := withTimeout(ctx, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, r.cfg.Encoder.Start(ctx)
+	})
 	if err != nil {
 		return cannotWrite(err)
 	}
@@ -240,7 +242,8 @@ func (r *Relay) runSession(ctx context.Context) error {
 	defer p.Close()
 	// Init takes over the transactional id. From here on, the previous relay is fenced and none of
 	// its transactions is open.
-	if _, err := withTimeout(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, p.Init(ctx) }); err != nil {
+	_, err = withTimeout(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, p.Init(ctx) })
+	if err != nil {
 		return err
 	}
 	a, err := kafka.NewAdmin(r.cfg.Kafka)
@@ -286,7 +289,7 @@ func (r *Relay) runSession(ctx context.Context) error {
 		// The epoch is read after the events. If it has changed since resume, the store may have
 		// lost events that the log has. A new session compares them.
 		if len(read.events) > 0 && read.epoch != s.epoch {
-			return fmt.Errorf("the store's epoch was %s and is %s, after a failover or a restore", s.epoch, read.epoch)
+			return fmt.Errorf("the store's epoch changed from %s to %s: it failed over or was restored", s.epoch, read.epoch)
 		}
 		events := read.events
 		if len(events) == r.cfg.MaxEvents { // there is probably more: read it while this page is published
@@ -315,7 +318,7 @@ func (r *Relay) runSession(ctx context.Context) error {
 	}
 }
 
-// waitForEvents returns when the store may have an event after a position. It also returns after
+// waitForEvents blocks until the store may have an event after a position. It also returns after
 // checkInterval, because a connection can be dead without an error, and because the announcements
 // have to be checked.
 func (r *Relay) waitForEvents(ctx context.Context, after event.Position) error {
@@ -354,8 +357,8 @@ func (r *Relay) readAhead(ctx context.Context, after event.Position) <-chan page
 	return c
 }
 
-// takeBatch returns the events, from the front, that fit in one transaction: at least one, and at most
-// MaxBytes.
+// takeBatch returns the events, from the front, that fit in one transaction: at least one, and at
+// most MaxBytes.
 func (r *Relay) takeBatch(events []event.Event) []event.Event {
 	bytes := 0
 	for i, e := range events {
@@ -371,7 +374,9 @@ func (r *Relay) takeBatch(events []event.Event) []event.Event {
 const headerBytes = 400
 
 // publish publishes a batch in one transaction. Events that are on the log already are left out.
-func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, a *kafka.Admin, s *session, batch []event.Event) error {
+func (r *Relay) publish(
+	ctx context.Context, p *kafka.TransactionalProducer, a *kafka.Admin, s *session, batch []event.Event,
+) error {
 	if s.hasAll(batch) {
 		return nil
 	}
@@ -395,7 +400,9 @@ func (r *Relay) checkTopic(ctx context.Context, a *kafka.Admin, s *session) erro
 	if err := l.load(ctx); err != nil {
 		return err
 	}
-	now := checkpoint{to: s.after, identity: identity{topicID: s.topicID, partitions: s.partitions, floors: s.floors}}
+	now := checkpoint{
+		to: s.after, identity: identity{topicID: s.topicID, partitions: s.partitions, floors: s.floors},
+	}
 	if err := l.compareLog(&now); err != nil {
 		return err
 	}
@@ -413,7 +420,9 @@ func (r *Relay) checkTopic(ctx context.Context, a *kafka.Admin, s *session) erro
 
 // commit publishes a batch and its checkpoint in one transaction. Events that are on the log
 // already are left out; the checkpoint covers them. last is the last event covered.
-func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, s *session, batch []event.Event, last event.Event) error {
+func (r *Relay) commit(
+	ctx context.Context, p *kafka.TransactionalProducer, s *session, batch []event.Event, last event.Event,
+) error {
 	if err := r.hook(beforeBegin); err != nil {
 		return err
 	}
@@ -433,7 +442,8 @@ func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, s *s
 	// A failed transaction is not aborted here. An abort beside a request in progress can fail an
 	// assertion of librdkafka, which kills the process. The next session takes over the
 	// transactional id, and this aborts the transaction at once.
-	for _, record := range append(records, s.checkpoint(last).record(r.cfg.Aggregate.Service, s.secret)) {
+	checkpoint := s.checkpoint(last).record(r.cfg.Aggregate.Service, s.secret)
+	for _, record := range append(records, checkpoint) {
 		if err := p.Produce(ctx, record); err != nil {
 			return err
 		}
@@ -459,29 +469,30 @@ func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, s *s
 // records encodes the events of a batch that are not on the log yet.
 func (r *Relay) records(ctx context.Context, s *session, batch []event.Event) ([]kafka.Record, error) {
 	// The extra element of capacity is for the checkpoint.
-	records, spread := make([]kafka.Record, 0, len(batch)+1), kafka.PartitionsHeader(s.partitions)
+	records, partitions := make([]kafka.Record, 0, len(batch)+1), kafka.PartitionsHeader(s.partitions)
 	for _, e := range batch {
 		if s.has(e) {
 			continue
 		}
 		value, contentType, err := r.cfg.Encoder.Encode(ctx, e.Data)
 		if err != nil {
-			return nil, cannotWrite(fmt.Errorf("event %s, version %d of stream %q: %w", e.ID, e.Version, e.Stream, err))
+			return nil, cannotWrite(fmt.Errorf("event %s (version %d of stream %q): %w", e.ID, e.Version, e.Stream, err))
 		}
 		headers := e.HeadersOf(contentType)
 		if err := r.cfg.Aggregate.Check(e); err == nil {
-			headers = append(headers, e.Seal(s.seals.name)) // without a seal, every reader rejects it
-		} else { // without a seal, every reader rejects it alike
-			r.log.Error("relay: the store has an event that readers reject",
+			headers = append(headers, e.Seal(s.seals.name))
+		} else { // publish it without a seal, so that every reader rejects it alike
+			r.log.Error("relay: publishing an invalid event of the store, which readers will reject",
 				"event", e.ID, "stream", e.Stream, "version", e.Version, "error", err)
 		}
-		// This happens when the log lost an event of its last transaction in one partition, and
-		// later ones exist. The header tells readers that the event is not a copy.
-		if passed, late := s.partitionHead(e); late {
-			headers = append(headers, event.LateHeader(passed))
+		// The partition has later events, because the log lost this one of its last transaction.
+		// The header tells readers that the event is not a copy.
+		if head, late := s.partitionHead(e); late {
+			headers = append(headers, event.LateHeader(head))
 		}
 		records = append(records, kafka.Record{
-			Topic: r.cfg.Aggregate.Topic, Partition: s.partition(e), Key: []byte(e.Stream), Value: value, Headers: append(headers, spread),
+			Topic: r.cfg.Aggregate.Topic, Partition: s.partition(e),
+			Key: []byte(e.Stream), Value: value, Headers: append(headers, partitions),
 		})
 	}
 	return records, nil

@@ -37,8 +37,8 @@ var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 var apache server.Cluster
 
 // A relay publishes the events of its store and those that are appended later. The next relay
-// continues after them.
-func TestPublishesWhatTheStoreHasAndGets(t *testing.T) {
+// continues after the last one.
+func TestRelayPublishesStoredAndNewEvents(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -74,7 +74,7 @@ func TestPublishesWhatTheStoreHasAndGets(t *testing.T) {
 }
 
 // Config.MaxBytes bounds the events of a transaction.
-func TestBatchesAreBoundedInBytes(t *testing.T) {
+func TestMaxBytes(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -117,7 +117,7 @@ func TestSecondRelayFencesTheFirst(t *testing.T) {
 			second.await(t, s)
 		}
 		eventually(t, func() bool {
-			w.append(t, 1) // it notices the other relay when it publishes
+			w.append(t, 1) // it notices the other relay only when it publishes
 			select {
 			case <-first.done:
 				return true
@@ -136,9 +136,9 @@ func TestSecondRelayFencesTheFirst(t *testing.T) {
 	})
 }
 
-// After an error at any step of a transaction, the relay starts over without losing or duplicating
+// After an error at any step of a transaction, the relay resumes without losing or duplicating
 // events.
-func TestTroubleAtAnyStep(t *testing.T) {
+func TestErrorAtAnyStep(t *testing.T) {
 	t.Parallel()
 	for name := range relay.Steps {
 		t.Run(name, func(t *testing.T) {
@@ -166,7 +166,7 @@ func TestTroubleAtAnyStep(t *testing.T) {
 					t.Fatal(err)
 				}
 				if fails == 0 {
-					t.Fatal("nothing went wrong")
+					t.Fatal("no step failed")
 				}
 				b.checkEqual(t, s)
 			})
@@ -175,10 +175,10 @@ func TestTroubleAtAnyStep(t *testing.T) {
 }
 
 // The embedded broker can be killed between the partitions of a commit. Then only some of them have
-// the transaction.
-func TestTransactionThatOnlySomePartitionsHave(t *testing.T) {
+// the transaction, and the next relay completes it.
+func TestPartialTransaction(t *testing.T) {
 	t.Parallel()
-	for name, c := range map[string]struct{ checkpoint, events bool }{
+	for name, c := range map[string]struct{ checkpoint, events bool }{ // what was committed
 		"the checkpoint and one partition": {checkpoint: true, events: true},
 		"the checkpoint alone":             {checkpoint: true},
 		"one partition alone":              {events: true},
@@ -212,7 +212,7 @@ func TestTransactionThatOnlySomePartitionsHave(t *testing.T) {
 				var records []kafka.Record
 				for _, e := range events {
 					if partition := kafka.Partition([]byte(e.Stream), partitions); c.events && partition == 1 {
-						records = append(records, kafka.Record{Topic: b.order.Topic, Partition: partition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()})
+						records = append(records, b.onTopic(e, partition))
 					}
 				}
 				if c.checkpoint {
@@ -240,8 +240,8 @@ func TestTransactionThatOnlySomePartitionsHave(t *testing.T) {
 }
 
 // An open transaction on PositionsTopic, which all services share, hides later checkpoints. A relay
-// starts all the same, from an older checkpoint.
-func TestAnotherServicesOpenTransactionIsNotWaitedFor(t *testing.T) {
+// nevertheless starts, from an older checkpoint.
+func TestOpenTransactionOfAnotherService(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -255,7 +255,8 @@ func TestAnotherServicesOpenTransactionIsNotWaitedFor(t *testing.T) {
 		if err := errors.Join(p.Init(t.Context()), p.Begin()); err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = p.Abort(context.WithoutCancel(t.Context())) }() // it would hide the other tests' checkpoints
+		// Left open, it would hide the other tests' checkpoints.
+		defer func() { _ = p.Abort(context.WithoutCancel(t.Context())) }()
 		w := newWriter(s)
 		for i := range 3 {
 			w.append(t, 20)
@@ -265,7 +266,8 @@ func TestAnotherServicesOpenTransactionIsNotWaitedFor(t *testing.T) {
 				t.Fatal(err)
 			}
 			if i == 0 { // hides all later checkpoints
-				if err := p.Produce(t.Context(), relay.CheckpointRecord(event.Position{}, event.Position{Sequence: 7}, event.Stock.Service)); err != nil {
+				other := relay.CheckpointRecord(event.Position{}, event.Position{Sequence: 7}, event.Stock.Service)
+				if err := p.Produce(t.Context(), other); err != nil {
 					t.Fatal(err)
 				}
 				a, err := kafka.NewAdmin(b.Config)
@@ -283,7 +285,7 @@ func TestAnotherServicesOpenTransactionIsNotWaitedFor(t *testing.T) {
 						t.Fatal(err)
 					}
 					return visible[0] < high[0]
-				}, "the transaction is open on the positions")
+				}, "the open transaction hides the end of the topic")
 			}
 		}
 		b.checkEqual(t, s)
@@ -291,7 +293,7 @@ func TestAnotherServicesOpenTransactionIsNotWaitedFor(t *testing.T) {
 }
 
 // A relay whose store lost the published events stops with ErrStoreBehind.
-func TestLogAheadOfTheStoreIsRefused(t *testing.T) {
+func TestStoreBehindLog(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -312,8 +314,9 @@ func TestLogAheadOfTheStoreIsRefused(t *testing.T) {
 	})
 }
 
-// Foreign records on both topics, more than the first window that a relay reads, do not confuse it.
-func TestRecordThatIsNoEventIsPassedOver(t *testing.T) {
+// Records of other producers on both topics are skipped, even if there are more than fit in the first
+// window that a relay reads.
+func TestInvalidRecordsAreSkipped(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -331,7 +334,8 @@ func TestRecordThatIsNoEventIsPassedOver(t *testing.T) {
 		defer p.Close()
 		for _, topic := range []string{b.order.Topic, relay.PositionsTopic} {
 			for range 200 { // more than the relay's first window
-				if err := p.Produce(t.Context(), kafka.Record{Topic: topic, Partition: 0, Key: []byte(b.order.Service), Value: []byte("junk")}); err != nil {
+				junk := kafka.Record{Topic: topic, Partition: 0, Key: []byte(b.order.Service), Value: []byte("junk")}
+				if err := p.Produce(t.Context(), junk); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -346,7 +350,7 @@ func TestRecordThatIsNoEventIsPassedOver(t *testing.T) {
 }
 
 // Without a broker the relay retries until it is stopped.
-func TestWaitsForABroker(t *testing.T) {
+func TestRetryWithoutBroker(t *testing.T) {
 	t.Parallel()
 	b := broker{kafka.Config{Brokers: "127.0.0.1:1", Logger: quiet}, event.Order}
 	x := run(t, b.newRelay(t, b.newStore(t)))
@@ -360,8 +364,8 @@ func TestWaitsForABroker(t *testing.T) {
 	}
 }
 
-// New refuses a configuration that is incomplete or contradictory.
-func TestNewRefuses(t *testing.T) {
+// New rejects a configuration that is incomplete or out of range.
+func TestNewRejectsInvalidConfig(t *testing.T) {
 	t.Parallel()
 	s := broker{order: event.Order}.newStore(t)
 	good := relay.Config{Store: s, Aggregate: event.Order, TransactionalID: "x"}

@@ -19,13 +19,12 @@ import (
 //
 // It takes four steps:
 //
-//   - Find the last checkpoint (checkpoint) that is signed with the store's secret and whose event the
-//     store has.
-//   - Check that the log is the checkpoint's: the same topic, and no shorter than it was. A topic with
-//     another id also passes if it has every event.
-//   - Read the log since the checkpoint's base and compare it with the store, event by event. A record is
-//     an event if the store knows it. Anything else is a stray, which is put aside. So a stray
-//     record or checkpoint changes nothing.
+//   - Find the last checkpoint that is signed with the store's secret and whose event the store has.
+//   - Check that the log is the checkpoint's: the same topic, and no shorter than it was. A topic
+//     with another id also passes if it has every event.
+//   - Read the log since the checkpoint's base and compare it with the store, event by event. A
+//     record is an event if the store has it. Any other record is invalid and becomes a dead letter.
+//     So a forged record or checkpoint changes nothing.
 //   - Check that the log has every event of the transactions before the last one.
 //
 // Kafka makes a transaction visible completely or not at all. The embedded broker writes the
@@ -43,6 +42,7 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *session, err err
 		return nil, err
 	}
 	seen, err := l.readFrom(ctx, m)
+	// Newer checkpoints may be hidden. Wait for them only if this one does not explain the log.
 	if l.openTransaction && (errors.Is(err, ErrLogChanged) || err == nil && !l.isSufficient(m, seen)) {
 		if err := l.awaitCheckpoints(ctx); err != nil {
 			return nil, err
@@ -60,8 +60,8 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *session, err err
 		return nil, err
 	}
 	if m != nil && !m.identified() && !seen.has(m.to) {
-		// A checkpoint without a signature could be forged. Only the log can confirm it, and here it does
-		// not have the checkpoint's event: ignore the checkpoint and read the whole log.
+		// A checkpoint without a signature could be forged. Only the log can confirm it, and here it
+		// does not have the checkpoint's event: ignore the checkpoint and read the whole log.
 		unconfirmed, m = append(unconfirmed, *m), nil
 		if seen, err = l.readFrom(ctx, nil); err != nil {
 			return nil, err
@@ -70,8 +70,10 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *session, err err
 	if err := l.compareStore(m, unconfirmed, seen); err != nil {
 		return nil, err
 	}
-	p = &session{epoch: l.epoch, secret: l.secret, topicID: l.info.ID, partitions: seen.partitions, floors: seen.floors,
-		published: seen.events, highest: seen.highest, topicChecked: time.Now()}
+	p = &session{
+		epoch: l.epoch, secret: l.secret, topicID: l.info.ID, topicChecked: time.Now(),
+		partitions: seen.partitions, floors: seen.floors, published: seen.events, highest: seen.highest,
+	}
 	if m != nil {
 		p.base = m.from
 		if m.identified() {
@@ -84,27 +86,27 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *session, err err
 			if seen.newest.Position.Compare(m.to) < 0 {
 				seen.newest = m.last()
 			}
-			r.log.Warn("relay: records were deleted from the beginning of the log; what it had is taken from the last position",
+			r.log.Warn("relay: retention deleted unverified records from the log; relying on the last checkpoint for them",
 				"topic", l.topic, "partitions", len(p.truncated))
 		}
 		if err := l.checkComplete(ctx, p, m.from); err != nil {
 			return nil, err
 		}
 	}
-	// Continue at the base, not at the checkpoint. Events on the log are skipped, and events that the
-	// last transaction lacks are published.
+	// Continue at the base, not at the checkpoint. Events on the log are skipped, and events that
+	// the last transaction lacks are published.
 	p.after = p.base
 	if p.seals, err = l.loadAnnouncements(ctx, m, m != nil || len(seen.events) > 0); err != nil {
 		return nil, err
 	}
 	if int(l.info.Partitions) > int(p.partitions) {
-		r.log.Warn("relay: the topic has more partitions than its keys are spread over, because it was widened; "+
-			"keys stay where they are, as their events would lose their order", "topic", l.topic, "partitions", l.info.Partitions, "used", p.partitions)
+		r.log.Warn("relay: the topic was widened; keys remain in their old partitions to keep events in order",
+			"topic", l.topic, "partitions", l.info.Partitions, "used", p.partitions)
 	}
 	r.writeDeadLetters(ctx, l.invalid)
 	r.writeDeadLetters(ctx, seen.invalid)
-	// The newest checkpoint must identify this store and topic, and be the last record under its key.
-	// Compaction would otherwise keep a stray and delete the checkpoint.
+	// The newest checkpoint must identify this store and topic, and be the last record under its
+	// key. Otherwise compaction would keep an invalid record and delete the checkpoint.
 	if seen.newest.ID != uuid.Nil && (m == nil || !m.identified() || m.epoch != l.epoch || l.invalidLast) {
 		p.renew = &seen.newest
 	}
@@ -115,7 +117,8 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *session, err err
 	return p, nil
 }
 
-// inspector is what a relay sees of log and store when it resumes, or when it checks its topic.
+// inspector reads the log and the store, for a relay that resumes or checks its topic. It holds what
+// it has read, so one inspector serves one inspection.
 type inspector struct {
 	*Relay
 	admin *kafka.Admin
@@ -128,9 +131,10 @@ type inspector struct {
 	begin, end map[int32]int64
 
 	invalid     invalidRecords // found on PositionsTopic
-	invalidLast bool           // the service's last record is a stray, and compaction would keep it
-	// written is where PositionsTopic ends, committed or not. hides reports whether another relay's
-	// open transaction hides some of this service's records before that.
+	invalidLast bool           // the service's last record is invalid, and compaction would keep it
+
+	// highWatermarks are the ends of PositionsTopic, committed or not. openTransaction reports
+	// whether another relay's open transaction hides records of this service before them.
 	highWatermarks  map[int32]int64
 	openTransaction bool
 }
@@ -142,7 +146,9 @@ func (r *Relay) storeHas(ctx context.Context, events []event.Event) ([]bool, err
 
 // readStore returns at most limit events after a position.
 func (r *Relay) readStore(ctx context.Context, after event.Position, limit int) ([]event.Event, error) {
-	return withTimeout(ctx, func(ctx context.Context) ([]event.Event, error) { return r.cfg.Store.Read(ctx, after, limit) })
+	return withTimeout(ctx, func(ctx context.Context) ([]event.Event, error) {
+		return r.cfg.Store.Read(ctx, after, limit)
+	})
 }
 
 // load reads the store's epoch and secret, and the topic's id and offsets. It uses high watermarks,
@@ -166,8 +172,8 @@ func (l *inspector) load(ctx context.Context) (err error) {
 	return err
 }
 
-// readFrom reads the log since the base of a checkpoint, after checking that it is the checkpoint's log.
-// Without a checkpoint it reads everything.
+// readFrom reads the log since the base of a checkpoint, after checking that it is the checkpoint's
+// log. Without a checkpoint it reads everything.
 func (l *inspector) readFrom(ctx context.Context, m *checkpoint) (*scanResult, error) {
 	switch {
 	case m == nil:
@@ -217,12 +223,13 @@ func (l *inspector) readEntireLog(ctx context.Context, m *checkpoint, changed er
 	if err != nil {
 		return nil, err
 	}
-	l.log.Warn("relay: the log is another one, and has all that was published; going on", "topic", l.topic, "up to", m.to, "was", changed)
+	l.log.Warn("relay: the topic was replaced but has every published event; resuming",
+		"topic", l.topic, "up to", m.to, "change", changed)
 	return seen, nil
 }
 
-// covers reports whether each partition was read from its beginning, or has an event that was read
-// and is not after a position.
+// covers reports whether a scan reaches back to a position: each partition was read from its
+// beginning, or an event that was read from it is not after the position.
 func (l *inspector) covers(seen *scanResult, at event.Position) bool {
 	for p, floor := range seen.floors {
 		lowest, ok := seen.lowest[int32(p)]
@@ -233,19 +240,21 @@ func (l *inspector) covers(seen *scanResult, at event.Position) bool {
 	return true
 }
 
-// compareLog returns ErrLogChanged if the log is not the one that the checkpoint belongs to: if its id
-// differs, or if it has fewer partitions or records.
+// compareLog returns ErrLogChanged if the log is not the one that the checkpoint belongs to: if its
+// id differs, or if it has fewer partitions or records.
 func (l *inspector) compareLog(m *checkpoint) error {
 	if m.topicID != "" && l.info.ID != "" && m.topicID != l.info.ID {
-		return fmt.Errorf("%w: topic %s was deleted and made again (its id was %s and is %s) after events up to %s had been published: %s",
-			ErrLogChanged, l.topic, m.topicID, l.info.ID, m.to, l.remedy())
+		return fmt.Errorf("%w: topic %s was deleted and recreated after events up to %s were published (id %s, was %s): %s",
+			ErrLogChanged, l.topic, m.to, l.info.ID, m.topicID, l.remedy())
 	}
 	if l.info.Partitions < m.partitions {
-		return fmt.Errorf("%w: topic %s has %d partitions, and had %d: %s", ErrLogChanged, l.topic, l.info.Partitions, m.partitions, l.remedy())
+		return fmt.Errorf("%w: topic %s has %d partitions, but had %d: %s",
+			ErrLogChanged, l.topic, l.info.Partitions, m.partitions, l.remedy())
 	}
 	for p, floor := range m.floors {
 		if end := l.end[int32(p)]; end < floor {
-			return fmt.Errorf("%w: topic %s, partition %d ends at offset %d, and had come to %d: %s", ErrLogChanged, l.topic, p, end, floor, l.remedy())
+			return fmt.Errorf("%w: partition %d of topic %s ends at offset %d, but ended at %d before: %s",
+				ErrLogChanged, p, l.topic, end, floor, l.remedy())
 		}
 	}
 	return nil
@@ -253,33 +262,33 @@ func (l *inspector) compareLog(m *checkpoint) error {
 
 // remedy returns what an operator can do about a changed log.
 func (l *inspector) remedy() string {
-	return fmt.Sprintf("stop Millrace and bring the topic back, or run `millrace rebuild --service %s`, which makes the log and all that is read from it anew from the store",
-		l.cfg.Aggregate.Service)
+	return fmt.Sprintf("stop Millrace and restore the topic, or run `millrace rebuild --service %s`, "+
+		"which rebuilds the topic, its views and its tables from the store", l.cfg.Aggregate.Service)
 }
 
-// truncatedPartitions returns the partitions whose log begins after their floor, because retention deleted
-// records.
+// truncatedPartitions returns the partitions whose log begins after their floor, because retention
+// deleted records.
 func (l *inspector) truncatedPartitions(floors []int64) map[int32]bool {
-	cut := map[int32]bool{}
+	truncated := map[int32]bool{}
 	for p, floor := range floors {
 		if l.begin[int32(p)] > floor {
-			cut[int32(p)] = true
+			truncated[int32(p)] = true
 		}
 	}
-	return cut
+	return truncated
 }
 
 // compareStore returns ErrStoreBehind if the log has events that this store published and no longer
 // has.
 //
-// An unknown event alone proves nothing, since it may be a stray. These do:
+// An unknown event alone proves nothing, since it may be forged. These do:
 //
-//   - A checkpoint that is signed with the store's secret, on this topic, and names an event that the
-//     store lacks. Only a relay of a store that had the event could sign it.
-//   - A checkpoint without a signature, if no confirmed checkpoint has one and its event is on the log. An
-//     earlier version wrote it, or a store that this one has replaced.
-//   - Any unknown event up to the checkpoint, if the store's epoch has changed. Then the store may have
-//     lost events.
+//   - A checkpoint that is signed with the store's secret, on this topic, and names an event that
+//     the store lacks. Only a relay of a store that had the event could sign it.
+//   - A checkpoint without a signature, if no confirmed checkpoint has one and its event is on the
+//     log. An earlier version wrote it, or the relay of a store that this one has replaced.
+//   - Any unknown event up to the checkpoint, if the store's epoch has changed. Then the store may
+//     have lost events.
 func (l *inspector) compareStore(m *checkpoint, unconfirmed []checkpoint, seen *scanResult) error {
 	for _, d := range unconfirmed {
 		if d.identified() {
@@ -305,16 +314,18 @@ func (l *inspector) compareStore(m *checkpoint, unconfirmed []checkpoint, seen *
 			return l.storeBehind(s)
 		}
 	}
-	l.log.Warn("relay: the store has another epoch, after a failover or a restore; it has all that is on the log",
-		"epoch", l.epoch, "before", m.epoch, "compared", len(seen.events))
+	l.log.Warn("relay: the store failed over or was restored; it has every event that is on the log",
+		"epoch", l.epoch, "previous_epoch", m.epoch, "compared", len(seen.events))
 	return nil
 }
 
 // storeBehind returns the error for an event that the store lacks.
 func (l *inspector) storeBehind(e event.Event) error {
-	return fmt.Errorf("%w: topic %s has event %s (version %d of stream %q, position %s), which was published from this store and which the store does not have: "+
-		"it was lost, restored from a backup, or is another one. Stop Millrace and bring the newest store back; "+
-		"or, to go on with what the store has, run `millrace rebuild --service %s`, which makes the log and all that is read from it anew",
+	return fmt.Errorf("%w: topic %s has event %s (version %d of stream %q, position %s), "+
+		"which was published from this store and which the store does not have: "+
+		"the store lost it, was restored from a backup, or was replaced. Stop Millrace and restore the newest store; "+
+		"or, to continue with the events that the store has, run `millrace rebuild --service %s`, "+
+		"which rebuilds the topic, its views and its tables",
 		ErrStoreBehind, l.topic, e.ID, e.Version, e.Stream, e.Position, l.cfg.Aggregate.Service)
 }
 
@@ -346,16 +357,18 @@ type checkpointRecord struct {
 	at kafka.Message
 }
 
-// findCheckpoint returns the best checkpoint of the service, or nil if there is none. A checkpoint counts only if the
-// store confirms its event. Signed checkpoints precede unsigned ones, checkpoints of this topic precede others,
-// and then the highest wins. unconfirmed are checkpoints that the store does not confirm, at most the newest
-// thousand.
+// findCheckpoint returns the best checkpoint of the service, or nil if there is none. A checkpoint
+// counts only if the store confirms its event. Signed checkpoints precede unsigned ones, checkpoints
+// of this topic precede others, and then the highest wins. unconfirmed are checkpoints that the
+// store does not confirm, at most the newest thousand.
 //
-// It reads backwards in growing windows, because the last checkpoint is usually among the last records.
-// It stops at a signed and confirmed checkpoint, or at the beginning of the topic. It also sets strays,
-// hidden, written and hides.
+// It reads backwards in growing windows, because the last checkpoint is usually among the last
+// records. It stops at a signed and confirmed checkpoint, or at the beginning of the topic. It also
+// sets invalid, invalidLast, highWatermarks and openTransaction.
 func (l *inspector) findCheckpoint(ctx context.Context) (best *checkpoint, unconfirmed []checkpoint, err error) {
-	begin, err := withTimeout(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.StartOffsets(ctx, PositionsTopic) })
+	begin, err := withTimeout(ctx, func(ctx context.Context) (map[int32]int64, error) {
+		return l.admin.StartOffsets(ctx, PositionsTopic)
+	})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -365,8 +378,8 @@ func (l *inspector) findCheckpoint(ctx context.Context) (best *checkpoint, uncon
 	if err != nil {
 		return nil, nil, err
 	}
-	// Another relay's open transaction, which may withGrace it by half a minute, hides what is behind it. An older checkpoint
-	// may suffice.
+	// Another relay's open transaction hides everything after it, for up to half a minute after
+	// that relay died. An older checkpoint may be sufficient.
 	to, err := withTimeout(ctx, func(ctx context.Context) (map[int32]int64, error) {
 		return l.admin.EndOffsets(ctx, PositionsTopic)
 	})
@@ -382,10 +395,10 @@ func (l *inspector) findCheckpoint(ctx context.Context) (best *checkpoint, uncon
 		return nil, nil, err
 	}
 	for window := int64(100); ; window *= 10 {
-		from, whole := map[int32]int64{}, true
+		from, entire := map[int32]int64{}, true
 		for p, end := range to {
 			from[p] = max(begin[p], end-window)
-			whole = whole && from[p] == begin[p]
+			entire = entire && from[p] == begin[p]
 		}
 		var checkpoints []checkpointRecord
 		newest := int64(-1)
@@ -397,7 +410,7 @@ func (l *inspector) findCheckpoint(ctx context.Context) (best *checkpoint, uncon
 			newest = m.Offset
 			parsed, err := parseCheckpoint(m, l.secret)
 			if err != nil {
-				l.invalid.add(m, fmt.Errorf("not a position of a relay: %w", err))
+				l.invalid.add(m, fmt.Errorf("not a checkpoint of a relay: %w", err))
 				return nil
 			}
 			checkpoints = append(checkpoints, checkpointRecord{parsed, m})
@@ -428,36 +441,37 @@ func (l *inspector) findCheckpoint(ctx context.Context) (best *checkpoint, uncon
 		for i, m := range checkpoints {
 			switch {
 			case m.identified() && !confirmed[i]:
-				l.invalid.add(m.at, errors.New("a position of an event that the store does not have"))
+				l.invalid.add(m.at, errors.New("a checkpoint at an event that the store does not have"))
 			case !m.identified() && i > since:
-				l.invalid.add(m.at, errors.New("a position that is not signed with the store's secret"))
+				l.invalid.add(m.at, errors.New("a checkpoint that is not signed with the store's secret"))
 			}
 		}
 		if best != nil {
 			l.invalidLast = newest > checkpoints[last].at.Offset
 		}
-		if best != nil && best.identified() || whole {
+		if best != nil && best.identified() || entire {
 			return best, unconfirmed[max(0, len(unconfirmed)-maxInvalid):], nil
 		}
 		best, unconfirmed = nil, nil
 	}
 }
 
-// isSufficient reports whether a checkpoint will do although newer ones may be hidden: it is of this topic and this store, and
-// the log has no more than it and the store explain. Otherwise the newest checkpoint decides: the topic may have been made
-// again or cut since, and events that the store does not have may be lost ones or strays.
+// isSufficient reports whether a checkpoint is sufficient although newer ones may be hidden: it
+// identifies this topic and this store, and together with the store it explains every event on the
+// log. Otherwise the newest checkpoint is needed: the topic may have been recreated or truncated
+// since, and unknown events on the log may be lost by the store or forged.
 func (l *inspector) isSufficient(m *checkpoint, seen *scanResult) bool {
 	return m != nil && m.identified() && m.topicID == l.info.ID && m.epoch == l.epoch &&
 		len(seen.unknown) == 0 && len(l.truncatedPartitions(seen.floors)) == 0
 }
 
-// awaitCheckpoints waits until every position that was written before can be read. All of this relay's own are among them:
-// its transactions have ended, and no other relay of the service writes. Brokers end a dead relay's transaction after
-// its timeout, 30 s.
+// awaitCheckpoints blocks until every checkpoint that was written so far can be read. This includes
+// all of this relay's own: its transactions have ended, and no other relay of the service writes.
+// Brokers abort a dead relay's transaction after its timeout, 30 s.
 func (l *inspector) awaitCheckpoints(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errTimeout)
 	defer cancel()
-	l.log.Warn("relay: waiting for the end of another relay's transaction, which hides where this relay was",
+	l.log.Warn("relay: waiting for another relay's open transaction, which hides the last checkpoint",
 		"topic", PositionsTopic)
 	for {
 		readable, err := l.admin.EndOffsets(ctx, PositionsTopic)
@@ -473,7 +487,7 @@ func (l *inspector) awaitCheckpoints(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("another relay's open transaction on %s hides where this relay was: %w",
+			return fmt.Errorf("another relay's open transaction on topic %s hides the last checkpoint: %w",
 				PositionsTopic, context.Cause(ctx))
 		case <-time.After(100 * time.Millisecond):
 		}
@@ -491,8 +505,8 @@ func (l *inspector) isAsGood(a, b checkpoint) bool {
 	return a.to.Compare(b.to) <= 0
 }
 
-// confirm reports for each checkpoint whether the store has its event. A checkpoint of an earlier version names
-// only a position, so any event at that position confirms it.
+// confirm reports for each checkpoint whether the store has its event. A checkpoint of an earlier
+// version contains only a position, so any event at that position confirms it.
 func (l *inspector) confirm(ctx context.Context, checkpoints []checkpointRecord) ([]bool, error) {
 	confirmed := make([]bool, len(checkpoints))
 	for chunk := range slices.Chunk(indexes(checkpoints), knownBatch) {
@@ -508,15 +522,15 @@ func (l *inspector) confirm(ctx context.Context, checkpoints []checkpointRecord)
 			confirmed[at] = known[i]
 		}
 	}
-	// Checkpoints without an identity are checked from the last one backwards, each with a read of its
-	// own. The first that is confirmed isSufficient.
+	// Checkpoints without an identity are checked from the last one backwards, each with a read of
+	// its own. The first that is confirmed is enough.
 	for i := len(checkpoints) - 1; i >= 0; i-- {
 		if checkpoints[i].identified() || checkpoints[i].to.IsZero() {
 			continue
 		}
 		events, err := l.readStore(ctx, before(checkpoints[i].to), 1)
 		if err != nil {
-			return nil, fmt.Errorf("look for the event at %s: %w", checkpoints[i].to, err)
+			return nil, fmt.Errorf("read the store's event at %s: %w", checkpoints[i].to, err)
 		}
 		if confirmed[i] = len(events) == 1 && events[0].Position == checkpoints[i].to; confirmed[i] {
 			break

@@ -10,7 +10,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// scanResult is the content of the log from given floors to its end.
+// scanResult is the content of the log from given floors to its end, compared with the store.
 type scanResult struct {
 	floors     []int64                  // offsets where the reading began, by partition
 	partitions int32                    // number of partitions that keys are spread over
@@ -30,22 +30,25 @@ func (f *scanResult) has(p event.Position) bool {
 
 const (
 	knownBatch = 1000 // events per call of Store.Known
-	maxInvalid = 1000 // strays that are remembered; more are only counted
+	maxInvalid = 1000 // invalid records that are kept; more are only counted
 )
 
 // scan reads the log from floors to its end and asks the store about each event. partitions is the
 // number of partitions that keys are spread over. If it is 0, scan infers it: it is the highest
 // number that explains where all events are.
 func (l *inspector) scan(ctx context.Context, floors []int64, partitions int32) (*scanResult, error) {
-	f := &scanResult{floors: floors, partitions: partitions, lowest: map[int32]event.Position{}, highest: map[int32]event.Position{}}
+	f := &scanResult{
+		floors: floors, partitions: partitions,
+		lowest: map[int32]event.Position{}, highest: map[int32]event.Position{},
+	}
 	counts := partitionCounts{max: l.info.Partitions}
 	type unclassified struct {
 		event.Event
 		at kafka.Message
 	}
 	var pending []unclassified
-	// classify sorts the events in pending. They are collected first, because one call of the store
-	// per event would be slow.
+	// classify divides the events in pending into known, unknown and copied ones. They are collected
+	// first, because one call of the store per event would be slow.
 	classify := func() error {
 		events := make([]event.Event, len(pending))
 		for i, a := range pending {
@@ -65,7 +68,7 @@ func (l *inspector) scan(ctx context.Context, floors []int64, partitions int32) 
 				f.invalid.add(a.at, errors.New("an event that the store does not have"))
 				continue
 			case partitions > 0 && kafka.Partition([]byte(e.Stream), partitions) != a.at.Partition:
-				f.invalid.add(a.at, errors.New("a copy of an event on a partition that is not its key's"))
+				f.invalid.add(a.at, errors.New("a copy of an event in another partition than its key's"))
 				continue
 			}
 			if partitions == 0 {
@@ -92,7 +95,7 @@ func (l *inspector) scan(ctx context.Context, floors []int64, partitions int32) 
 	err := kafka.ReadAll(ctx, l.cfg.Kafka, l.topic, from, l.end, func(m kafka.Message) error {
 		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
 		if err == nil && e.Aggregate != l.cfg.Aggregate.Name {
-			err = fmt.Errorf("an event of %q on the topic of %q", e.Aggregate, l.cfg.Aggregate.Name)
+			err = fmt.Errorf("an event of aggregate %q on the topic of %q", e.Aggregate, l.cfg.Aggregate.Name)
 		}
 		if err != nil {
 			f.invalid.add(m, err)
@@ -118,8 +121,8 @@ func (l *inspector) scan(ctx context.Context, floors []int64, partitions int32) 
 	return f, nil
 }
 
-// partitionCounts infers the number of partitions that keys are spread over. A topic that was widened has
-// more partitions than its keys use.
+// partitionCounts infers the number of partitions that keys are spread over. A topic that was widened
+// has more partitions than its keys use.
 type partitionCounts struct {
 	max  int32          // the topic's number of partitions
 	fits map[int32]bool // numbers that explain every key seen so far; nil before the first key
@@ -151,19 +154,19 @@ func (s *partitionCounts) highest() int32 {
 	return s.max
 }
 
-// stray is a record that no relay of this store has written.
+// invalidRecord is a record that was not written by a relay of this store.
 type invalidRecord struct {
 	record kafka.Message
 	reason error
 }
 
-// strays are the first maxInvalid of some strays, and the number of all.
+// invalidRecords are the first maxInvalid of some invalid records, and the number of all.
 type invalidRecords struct {
 	first []invalidRecord
 	count uint64
 }
 
-// add counts a stray and remembers it if there is room.
+// add counts a record, and keeps it if there is room.
 func (s *invalidRecords) add(m kafka.Message, reason error) {
 	s.count++
 	if len(s.first) < maxInvalid {
@@ -171,21 +174,22 @@ func (s *invalidRecords) add(m kafka.Message, reason error) {
 	}
 }
 
-// writeDeadLetters logs strays and passes them to Config.DeadLetter. If that fails, the relay continues,
-// because the records are still on the log.
+// writeDeadLetters logs invalid records and passes them to Config.DeadLetter. If that fails, the
+// relay continues, because the records are still on the log.
 func (r *Relay) writeDeadLetters(ctx context.Context, s invalidRecords) {
 	if s.count == 0 {
 		return
 	}
 	first := s.first[0]
-	r.log.Error("relay: records that no relay has written are passed over; somebody else writes to this topic", "records", s.count,
-		"topic", first.record.Topic, "partition", first.record.Partition, "offset", first.record.Offset, "reason", first.reason)
+	r.log.Error("relay: skipping records that were not written by a relay; another producer writes to this topic",
+		"records", s.count, "topic", first.record.Topic,
+		"partition", first.record.Partition, "offset", first.record.Offset, "reason", first.reason)
 	if r.cfg.DeadLetter == nil {
 		return
 	}
 	for _, s := range s.first {
 		if err := r.cfg.DeadLetter(ctx, s.record, s.reason); err != nil {
-			r.log.Warn("relay: stray records are not put aside", "error", err)
+			r.log.Warn("relay: cannot write invalid records to the dead letters", "error", err)
 			return
 		}
 	}

@@ -36,8 +36,8 @@ type announcementSet struct {
 	overflow    bool                    // there are more names than a real topic can have
 }
 
-// maxNames bounds the memory that a flood of strays can use. A real topic has one name for each
-// time that it was restored.
+// maxNames bounds the memory that a flood of forged announcements can use. A real topic has one name
+// for each time that it was restored.
 const maxNames = 10_000
 
 // add reads a record of the service. Only announcements under the wanted key count. An empty key
@@ -113,7 +113,7 @@ type Seals struct {
 	services map[string]string           // by topic
 	stores   map[string]eventstore.Store // by service
 
-	// known maps topics to what is trusted. The map is replaced, never changed.
+	// known maps topics to their trust. The map is replaced, never changed.
 	known atomic.Pointer[map[string]*trust]
 
 	// mu is held by refresh and protects the fields below.
@@ -154,8 +154,8 @@ const refreshInterval = time.Second
 var (
 	errUnsealed       = errors.New("it has no seal, so the relay did not publish it")
 	errOtherSystem    = errors.New("it has the seal of another system, so the relay did not publish it")
-	errModified       = errors.New("its seal does not match, so the relay did not publish it like this")
-	errWrongPartition = errors.New("a copy of an event on a partition that is not its key's")
+	errModified       = errors.New("its seal does not match, so it was changed after the relay published it")
+	errWrongPartition = errors.New("a copy of an event in another partition than its key's")
 )
 
 // CheckSeal returns an error if the relay of the topic did not publish the record. sealed reports
@@ -234,7 +234,7 @@ func (s *Seals) refresh(ctx context.Context, topic string, since time.Time) (err
 	defer cancel()
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("look for the relays' seals: %w", err)
+			err = fmt.Errorf("read the relays' announcements: %w", err)
 		}
 	}()
 	now := time.Now()
@@ -290,7 +290,7 @@ func (s *Seals) readKeys(ctx context.Context) error {
 func (s *Seals) decide(topic string, t *trust) {
 	known := maps.Clone(*s.known.Load()) // concurrent checks read the current map
 	if before := known[topic]; t.conflict != "" && (before == nil || before.conflict == "") {
-		s.logger().Error("seals of records are not checked", "topic", topic, "reason", t.conflict, "remedy", s.remedy())
+		s.logger().Error("relay: seals are not checked", "topic", topic, "reason", t.conflict, "remedy", s.remedy())
 	}
 	known[topic] = t
 	s.known.Store(&known)
@@ -298,7 +298,8 @@ func (s *Seals) decide(topic string, t *trust) {
 
 // remedy returns what an operator can do if two systems announce seals.
 func (s *Seals) remedy() string {
-	return "remove one from " + PositionsTopic + " and restart this process, or restrict who may write there"
+	return "remove one of the announcements from topic " + PositionsTopic +
+		" and restart this process, or restrict writes to that topic"
 }
 
 func (s *Seals) logger() *slog.Logger {
@@ -314,7 +315,7 @@ func (s *Seals) Settings(context.Context) (faults []settings.Fault, err error) {
 		if t.conflict != "" {
 			faults = append(faults, settings.Fault{
 				Resource: "topic " + topic, Setting: "seals", Value: t.conflict, Want: "announced by one system",
-				Effect: "records that no relay has published may be taken for events", Remedy: s.remedy(),
+				Effect: "records that the relay did not publish may be accepted as events", Remedy: s.remedy(),
 			})
 		}
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 )
 
-// seals returns a reader's Seals. Without a store it represents a process that has none.
+// seals returns a reader's Seals. Without a store, it is that of a process that has no store.
 func (b broker) seals(t *testing.T, store ...eventstore.Store) *relay.Seals {
 	t.Helper()
 	stores := map[string]eventstore.Store{}
@@ -31,11 +31,13 @@ func (b broker) seals(t *testing.T, store ...eventstore.Store) *relay.Seals {
 }
 
 func (b broker) record(m kafka.Message) registry.Record {
-	return registry.Record{Topic: b.order.Topic, Partition: m.Partition, Offset: m.Offset, Key: m.Key, Value: m.Value, Headers: m.Headers}
+	return registry.Record{
+		Topic: b.order.Topic, Partition: m.Partition, Offset: m.Offset, Key: m.Key, Value: m.Value, Headers: m.Headers,
+	}
 }
 
-// countAccepted reads the topic, and counts the records that a reader accepts and those that it refuses.
-func (b broker) countAccepted(t *testing.T, s *relay.Seals) (taken, refused int) {
+// countAccepted reads the topic, and counts the records that a reader accepts and rejects.
+func (b broker) countAccepted(t *testing.T, s *relay.Seals) (accepted, rejected int) {
 	t.Helper()
 	err := b.read(t.Context(), func(m kafka.Message) error {
 		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
@@ -44,9 +46,9 @@ func (b broker) countAccepted(t *testing.T, s *relay.Seals) (taken, refused int)
 		}
 		switch _, err := s.CheckSeal(t.Context(), b.record(m), e); {
 		case err == nil:
-			taken++
+			accepted++
 		case errors.Is(err, event.ErrNotEvent):
-			refused++
+			rejected++
 		default:
 			return err
 		}
@@ -55,12 +57,12 @@ func (b broker) countAccepted(t *testing.T, s *relay.Seals) (taken, refused int)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return taken, refused
+	return accepted, rejected
 }
 
-// Only a record that the relay has written is an event of its store, even if other records look
+// Only a record that was written by the relay is an event of its store, even if other records look
 // like one.
-func TestReadersTellRelaysRecordsFromOthers(t *testing.T) {
+func TestReadersAcceptOnlyRelayRecords(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -69,7 +71,8 @@ func TestReadersTellRelaysRecordsFromOthers(t *testing.T) {
 		w.append(t, 30)
 		b.publish(t, s)
 		var published []kafka.Message
-		if err := b.read(t.Context(), func(m kafka.Message) error { published = append(published, m); return nil }); err != nil {
+		err := b.read(t.Context(), func(m kafka.Message) error { published = append(published, m); return nil })
+		if err != nil {
 			t.Fatal(err)
 		}
 		first, err := event.FromRecord(published[0].Key, published[0].Value, published[0].Headers)
@@ -90,9 +93,9 @@ func TestReadersTellRelaysRecordsFromOthers(t *testing.T) {
 		}
 		readers := b.seals(t)
 		for name, r := range map[string]registry.Record{
-			"of a stream that nobody knows":        made(func(e *event.Event) { e.ID, e.Stream, e.Version = uuid.New(), "ghost", 1 }),
+			"of an unknown stream":                 made(func(e *event.Event) { e.ID, e.Stream, e.Version = uuid.New(), "ghost", 1 }),
 			"of the free version of a real stream": made(func(e *event.Event) { e.ID, e.Version = uuid.New(), 1000 }),
-			"the same event, made again":           made(func(*event.Event) {}),
+			"the same event without its seal":      made(func(*event.Event) {}),
 			"a copy with another version":          changed(func(e *event.Event) { e.Version++ }),
 			"a copy at another position":           changed(func(e *event.Event) { e.Position.Sequence = 99999999 }),
 			"a copy with another payload":          changed(func(e *event.Event) { e.Data = []byte("other") }),
@@ -107,23 +110,23 @@ func TestReadersTellRelaysRecordsFromOthers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for who, readers := range map[string]*relay.Seals{"without the store": readers, "with the store": b.seals(t, s)} {
+			for reader, readers := range map[string]*relay.Seals{"without the store": readers, "with the store": b.seals(t, s)} {
 				if _, err := readers.CheckSeal(t.Context(), r, e); !errors.Is(err, event.ErrNotEvent) {
-					t.Errorf("a reader %s, %s: %v", who, name, err)
+					t.Errorf("a reader %s, %s: %v", reader, name, err)
 				}
 			}
 		}
-		if taken, refused := b.countAccepted(t, readers); taken != 30 || refused != 0 {
-			t.Errorf("of the relay's 30 records %d are taken and %d refused", taken, refused)
+		if accepted, rejected := b.countAccepted(t, readers); accepted != 30 || rejected != 0 {
+			t.Errorf("of the relay's 30 records, %d were accepted and %d rejected", accepted, rejected)
 		}
 		// A reader that started before continues, and so does a relay that takes over.
 		w.append(t, 20)
 		b.publish(t, s)
-		if taken, refused := b.countAccepted(t, readers); taken != 50 || refused != 0 {
-			t.Errorf("of the relays' 50 records %d are taken and %d refused", taken, refused)
+		if accepted, rejected := b.countAccepted(t, readers); accepted != 50 || rejected != 0 {
+			t.Errorf("of the relays' 50 records, %d were accepted and %d rejected", accepted, rejected)
 		}
-		if taken, refused := b.countAccepted(t, b.seals(t)); taken != 50 || refused != 0 {
-			t.Errorf("a new reader takes %d of the relays' 50 records and refuses %d", taken, refused)
+		if accepted, rejected := b.countAccepted(t, b.seals(t)); accepted != 50 || rejected != 0 {
+			t.Errorf("a new reader accepted %d of the relays' 50 records and rejected %d", accepted, rejected)
 		}
 	})
 }
@@ -147,8 +150,8 @@ func TestRecordsOfEarlierVersions(t *testing.T) {
 		}
 		b.produce(t, append(old, relay.CheckpointRecord(event.Position{}, known[29].Position, b.order.Service)))
 		before := b.seals(t)
-		if taken, refused := b.countAccepted(t, before); taken != 30 || refused != 0 {
-			t.Fatalf("before there are seals %d of 30 records are taken and %d refused", taken, refused)
+		if accepted, rejected := b.countAccepted(t, before); accepted != 30 || rejected != 0 {
+			t.Fatalf("before the first seal, %d of 30 records were accepted and %d rejected", accepted, rejected)
 		}
 		w.append(t, 10)
 		if got := b.publish(t, s).Published; got != 10 {
@@ -158,35 +161,38 @@ func TestRecordsOfEarlierVersions(t *testing.T) {
 		late.ID, late.Version = uuid.New(), 100
 		b.produce(t, []kafka.Record{b.onTopic(late, 0), b.onTopic(known[0], 1)})
 		for name, readers := range map[string]*relay.Seals{
-			"who began before": before, "who begins now": b.seals(t), "who has the store": b.seals(t, s),
+			"a reader from before": before, "a new reader": b.seals(t), "a reader with the store": b.seals(t, s),
 		} {
-			eventually(t, func() bool { // a reader without an announcement looks once a second
-				taken, refused := b.countAccepted(t, readers)
-				return taken == 40 && refused == 2
-			}, "%s takes the 40 events and refuses the 2 others", name)
+			eventually(t, func() bool { // a reader without an announcement reads new ones once a second
+				accepted, rejected := b.countAccepted(t, readers)
+				return accepted == 40 && rejected == 2
+			}, "%s accepts the 40 events and rejects the 2 others", name)
 		}
 	})
 }
 
-// On a topic without a relay's record, nothing is an event.
-func TestStraysBeforeTheFirstEvent(t *testing.T) {
+// A record that was on the topic before the relay's first event is not an event.
+func TestInvalidRecordBeforeFirstEvent(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
 		now := event.Time(time.Now())
-		stray := event.Event{ID: uuid.New(), Aggregate: "order", Type: "millrace.order.v1.OrderPlaced", Stream: "ghost", Version: 1, Data: []byte("x"), OccurredAt: now, RecordedAt: now}
-		b.produce(t, []kafka.Record{b.onTopic(stray, 0)})
+		forged := event.Event{
+			ID: uuid.New(), Aggregate: "order", Type: "millrace.order.v1.OrderPlaced", Stream: "ghost", Version: 1,
+			Data: []byte("x"), OccurredAt: now, RecordedAt: now,
+		}
+		b.produce(t, []kafka.Record{b.onTopic(forged, 0)})
 		run(t, b.newRelay(t, s))
 		readers := b.seals(t)
 		eventually(t, func() bool {
-			taken, refused := b.countAccepted(t, readers)
-			return taken == 0 && refused == 1
-		}, "the stray is refused")
+			accepted, rejected := b.countAccepted(t, readers)
+			return accepted == 0 && rejected == 1
+		}, "the record is rejected")
 	})
 }
 
-// If the log is unavailable, no record is a stray: the reader retries.
-func TestSealsWithoutTheLog(t *testing.T) {
+// If the announcements cannot be read, the check returns an error that readers retry.
+func TestSealsWithoutLog(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)

@@ -8,7 +8,8 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// place is the position of a relay in its store, and the log and store that it is valid for.
+// session is the state of a relay between two errors: its position in the store, and the log and
+// store that the position is valid for. Only the goroutine of Run uses it.
 type session struct {
 	after event.Position // every event up to here is on the log
 
@@ -18,25 +19,26 @@ type session struct {
 	topicID    string
 	partitions int32 // number of partitions that keys are spread over; a widened topic has more
 
-	base   event.Position // see identity; the next relay compares from here
+	base   event.Position // see identity; the next session compares from here
 	floors []int64        // see identity
 
-	topicChecked time.Time // when the topic was last checked; see compare
+	topicChecked time.Time // when the topic was last checked; see checkTopic
 
 	// published are the events after base that resume found on the log, in order. These are usually
 	// the events of one transaction. They are not published again.
 	published []event.Position
 	highest   map[int32]event.Position // highest position in published, by partition
-	// cut are the partitions whose log begins after their floor, so they cannot show what they had.
-	// Transactions are complete up to cutAt, so these partitions have had all events up to there.
+	// truncated are the partitions whose log begins after their floor, so they cannot show what they
+	// had. Transactions are complete up to truncatedUpTo, so these partitions have had all events up
+	// to there.
 	truncated     map[int32]bool
 	truncatedUpTo event.Position
 
-	// renew is the newest event on the log if the last checkpoint does not identify this store and topic.
-	// A checkpoint that does is then written for it. Otherwise it is nil.
+	// renew is the newest event on the log if the last checkpoint does not identify this store and
+	// topic. The session then writes one that does. Otherwise renew is nil.
 	renew *event.Event
 
-	seals *ownAnnouncements
+	seals *ownAnnouncements // the name to seal records with, and its announcement
 }
 
 // has reports whether an event is on the log.
@@ -48,9 +50,9 @@ func (s *session) has(e event.Event) bool {
 	return ok
 }
 
-// partitionHead returns the highest position that the log has in the event's partition. late reports
-// whether it is after the event. Readers take such an event for a copy unless a header says that it
-// is late.
+// partitionHead returns the highest position in the event's partition of the log. late reports
+// whether it is after the event. Readers take such an event for a copy unless a header marks it as
+// late.
 func (s *session) partitionHead(e event.Event) (at event.Position, late bool) {
 	if len(s.published) == 0 {
 		return event.Position{}, false
@@ -72,8 +74,8 @@ func (s *session) hasAll(batch []event.Event) bool {
 	return true
 }
 
-// advance records that every event up to a position is on the log. It forgets what was only needed
-// up to there.
+// advance records that every event up to a position is on the log. It drops the state that was only
+// needed up to there.
 func (s *session) advance(after event.Position) {
 	s.after = after
 	if n := len(s.published); n > 0 && after.Compare(s.published[n-1]) >= 0 {
@@ -96,7 +98,8 @@ func (s *session) partition(e event.Event) int32 {
 // checkpoint returns the checkpoint of a transaction whose last event is last.
 func (s *session) checkpoint(last event.Event) checkpoint {
 	return checkpoint{from: s.after, to: last.Position, recorded: last.RecordedAt, identity: identity{
-		epoch: s.epoch, topicID: s.topicID, partitions: s.partitions, id: last.ID, stream: last.Stream, version: last.Version,
+		epoch: s.epoch, topicID: s.topicID, partitions: s.partitions,
+		id: last.ID, stream: last.Stream, version: last.Version,
 		base: s.base, floors: s.floors, seal: s.seals.name, sealFloors: s.seals.own[s.seals.name].floors,
 	}}
 }
