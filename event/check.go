@@ -41,14 +41,14 @@ func CheckOn(topic string, e Event) error {
 // check is Check without the wrapping error. The cheap checks of the envelope come first.
 func (a Aggregate) check(e Event) error {
 	if e.Aggregate != a.Name {
-		return fmt.Errorf("its aggregate is %q, want %q", e.Aggregate, a.Name)
+		return fmt.Errorf("aggregate is %q, want %q", e.Aggregate, a.Name)
 	}
 	if e.Version > math.MaxInt64 {
 		return fmt.Errorf("version %d is too large", e.Version)
 	}
 	for _, s := range [...]string{e.Stream, e.Type, e.CorrelationID, e.CausationID, e.TraceParent} {
 		if !utf8.ValidString(s) {
-			return errors.New("key or headers are not UTF-8")
+			return errors.New("the key or a header is not UTF-8")
 		}
 	}
 	c, err := contractOf(a.Message)
@@ -69,7 +69,7 @@ func (c *contract) check(a Aggregate, e Event) error {
 	case !known:
 		// "millrace.order.v2.OrderSplit" is of the same family as "millrace.order.v1.OrderEvent".
 		if !protoreflect.FullName(e.Type).IsValid() || !strings.HasPrefix(e.Type, family(a.Message)) {
-			return fmt.Errorf("type %q is not one of %s", e.Type, a.Message)
+			return fmt.Errorf("type %q does not belong to %s", e.Type, a.Message)
 		}
 		if number != 0 {
 			return fmt.Errorf("type is %s, but the payload contains another event", e.Type)

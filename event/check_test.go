@@ -36,7 +36,9 @@ func orderPlaced(change func(*orderv1.OrderPlaced)) []byte {
 }
 
 func confirmed() []byte {
-	b, err := proto.Marshal(&orderv1.OrderEvent{Event: &orderv1.OrderEvent_Confirmed{Confirmed: &orderv1.OrderConfirmed{OrderId: orderID}}})
+	b, err := proto.Marshal(&orderv1.OrderEvent{Event: &orderv1.OrderEvent_Confirmed{
+		Confirmed: &orderv1.OrderConfirmed{OrderId: orderID},
+	}})
 	if err != nil {
 		panic(err)
 	}
@@ -50,41 +52,41 @@ func field(n protowire.Number, content string) []byte {
 // TestCheck checks which records are events, and which only look like events.
 func TestCheck(t *testing.T) {
 	t.Parallel()
-	as := func(*orderv1.OrderPlaced) {}
+	unchanged := func(*orderv1.OrderPlaced) {}
 	for name, c := range map[string]struct {
 		change func(*event.Event)
-		is     bool
+		valid  bool
 	}{
-		"as the service makes it":   {func(*event.Event) {}, true},
+		"as the service writes it":  {func(*event.Event) {}, true},
 		"another kind":              {func(e *event.Event) { e.Type, e.Data = "millrace.order.v1.OrderConfirmed", confirmed() }, true},
 		"a newer kind":              {func(e *event.Event) { e.Type, e.Data = "millrace.order.v1.OrderSplit", field(50, "x") }, true},
 		"a kind of a newer version": {func(e *event.Event) { e.Type, e.Data = "millrace.order.v2.OrderPlaced", field(51, "x") }, true},
 		"a newer field":             {func(e *event.Event) { e.Data = append(e.Data, field(50, "x")...) }, true},
 
-		"of another aggregate":       {func(e *event.Event) { e.Aggregate = "stock" }, false},
-		"a version beyond bigint":    {func(e *event.Event) { e.Version = math.MaxInt64 + 1 }, false},
-		"a key that is no text":      {func(e *event.Event) { e.Stream = "\xff" }, false},
-		"a correlation id of bytes":  {func(e *event.Event) { e.CorrelationID = "\xc3\x28" }, false},
-		"a type of another family":   {func(e *event.Event) { e.Type = "millrace.inventory.v1.StockReceived" }, false},
-		"a type that is no name":     {func(e *event.Event) { e.Type = "millrace.order.v1.Order Placed" }, false},
-		"a newer kind without more":  {func(e *event.Event) { e.Type, e.Data = "millrace.order.v1.OrderSplit", nil }, false},
-		"a newer kind, but a known":  {func(e *event.Event) { e.Type = "millrace.order.v1.OrderSplit" }, false},
-		"a newer kind, but rubbish":  {func(e *event.Event) { e.Type, e.Data = "millrace.order.v1.OrderSplit", []byte{0xff} }, false},
-		"nothing":                    {func(e *event.Event) { e.Data = nil }, false},
-		"rubbish":                    {func(e *event.Event) { e.Data = []byte{0xff, 0xfe, 1} }, false},
-		"text":                       {func(e *event.Event) { e.Data = []byte(`{"placed":{}}`) }, false},
-		"rubbish that is Protobuf":   {func(e *event.Event) { e.Data = field(77, "x") }, false},
-		"rubbish behind it":          {func(e *event.Event) { e.Data = append(e.Data, 0xff) }, false},
-		"cut short":                  {func(e *event.Event) { e.Data = e.Data[:len(e.Data)-3] }, false},
-		"rubbish inside":             {func(e *event.Event) { e.Data = field(1, "\xff\xff") }, false},
-		"a number for the message":   {func(e *event.Event) { e.Data = []byte{1 << 3, 7} }, false},
-		"another kind than its type": {func(e *event.Event) { e.Data = confirmed() }, false},
-		"two kinds":                  {func(e *event.Event) { e.Data = append(e.Data, confirmed()...) }, false},
-		"twice the same":             {func(e *event.Event) { e.Data = append(e.Data, e.Data...) }, false},
-		"about another stream":       {func(e *event.Event) { e.Data = orderPlaced(func(p *orderv1.OrderPlaced) { p.OrderId = "b" }) }, false},
-		"about no stream":            {func(e *event.Event) { e.Data = orderPlaced(func(p *orderv1.OrderPlaced) { p.OrderId = "" }) }, false},
-		"without a time":             {func(e *event.Event) { e.Data = orderPlaced(func(p *orderv1.OrderPlaced) { p.OrderedAt = nil }) }, false},
-		"at no time": {func(e *event.Event) {
+		"of another aggregate":        {func(e *event.Event) { e.Aggregate = "stock" }, false},
+		"a version beyond bigint":     {func(e *event.Event) { e.Version = math.MaxInt64 + 1 }, false},
+		"a key that is not UTF-8":     {func(e *event.Event) { e.Stream = "\xff" }, false},
+		"a correlation id of bytes":   {func(e *event.Event) { e.CorrelationID = "\xc3\x28" }, false},
+		"a type of another family":    {func(e *event.Event) { e.Type = "millrace.inventory.v1.StockReceived" }, false},
+		"a type that is not a name":   {func(e *event.Event) { e.Type = "millrace.order.v1.Order Placed" }, false},
+		"a newer kind, but empty":     {func(e *event.Event) { e.Type, e.Data = "millrace.order.v1.OrderSplit", nil }, false},
+		"a newer kind, but not newer": {func(e *event.Event) { e.Type = "millrace.order.v1.OrderSplit" }, false},
+		"a newer kind, but garbage":   {func(e *event.Event) { e.Type, e.Data = "millrace.order.v1.OrderSplit", []byte{0xff} }, false},
+		"nothing":                     {func(e *event.Event) { e.Data = nil }, false},
+		"garbage":                     {func(e *event.Event) { e.Data = []byte{0xff, 0xfe, 1} }, false},
+		"text":                        {func(e *event.Event) { e.Data = []byte(`{"placed":{}}`) }, false},
+		"garbage that is Protobuf":    {func(e *event.Event) { e.Data = field(77, "x") }, false},
+		"garbage at the end":          {func(e *event.Event) { e.Data = append(e.Data, 0xff) }, false},
+		"cut short":                   {func(e *event.Event) { e.Data = e.Data[:len(e.Data)-3] }, false},
+		"garbage inside":              {func(e *event.Event) { e.Data = field(1, "\xff\xff") }, false},
+		"a number for the message":    {func(e *event.Event) { e.Data = []byte{1 << 3, 7} }, false},
+		"another kind than its type":  {func(e *event.Event) { e.Data = confirmed() }, false},
+		"two kinds":                   {func(e *event.Event) { e.Data = append(e.Data, confirmed()...) }, false},
+		"twice the same":              {func(e *event.Event) { e.Data = append(e.Data, e.Data...) }, false},
+		"about another stream":        {func(e *event.Event) { e.Data = orderPlaced(func(p *orderv1.OrderPlaced) { p.OrderId = "b" }) }, false},
+		"about no stream":             {func(e *event.Event) { e.Data = orderPlaced(func(p *orderv1.OrderPlaced) { p.OrderId = "" }) }, false},
+		"without a time":              {func(e *event.Event) { e.Data = orderPlaced(func(p *orderv1.OrderPlaced) { p.OrderedAt = nil }) }, false},
+		"at a time out of range": {func(e *event.Event) {
 			e.Data = orderPlaced(func(p *orderv1.OrderPlaced) { p.OrderedAt.Seconds = 1 << 60 })
 		}, false},
 		"at a time of minus a nano": {func(e *event.Event) {
@@ -102,21 +104,21 @@ func TestCheck(t *testing.T) {
 		"a line number of 32 bits": {func(e *event.Event) {
 			e.Data = orderPlaced(func(p *orderv1.OrderPlaced) { p.Lines[0].Number = 1 << 31 })
 		}, false},
-		"text that is none": {func(e *event.Event) {
+		"text that is not UTF-8": {func(e *event.Event) {
 			e.Data = field(1, string(field(1, orderID))+string(field(5, "\xff")))
 		}, false},
 	} {
 		e := event.Event{
-			ID: uuid.New(), Aggregate: "order", Stream: orderID, Version: 1, Type: "millrace.order.v1.OrderPlaced", Data: orderPlaced(as),
-			OccurredAt: time.Unix(1, 0), RecordedAt: time.Unix(1, 0),
+			ID: uuid.New(), Aggregate: "order", Stream: orderID, Version: 1, Type: "millrace.order.v1.OrderPlaced",
+			Data: orderPlaced(unchanged), OccurredAt: time.Unix(1, 0), RecordedAt: time.Unix(1, 0),
 		}
 		c.change(&e)
 		err := event.CheckOn(event.Order.Topic, e)
-		if (err == nil) != c.is || err != nil && !errors.Is(err, event.ErrNotEvent) {
+		if (err == nil) != c.valid || err != nil && !errors.Is(err, event.ErrNotEvent) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if err := event.CheckOn("elsewhere", e); err != nil {
-			t.Errorf("%s, on a topic of others: %v", name, err)
+			t.Errorf("%s, on another topic: %v", name, err)
 		}
 	}
 }

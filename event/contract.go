@@ -13,9 +13,9 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 )
 
-// contract describes the payloads of an aggregate. It is compiled from the descriptor of the events
-// message, because readers check millions of payloads, and most readers turn them into columns
-// without decoding a message.
+// contract describes the payloads of an aggregate, for a check of their wire format. It is compiled
+// from the descriptor of the events message. The check does not decode a message, because readers
+// check millions of payloads, and most of them turn the bytes into columns directly.
 type contract struct {
 	types   map[string]protowire.Number // members of the oneof "event", by full name of the message
 	members map[protowire.Number]*member
@@ -85,7 +85,10 @@ func contractOf(name string) (*contract, error) {
 	for members, i := md.Oneofs().ByName("event").Fields(), 0; i < members.Len(); i++ {
 		fd := members.Get(i)
 		c.types[string(fd.Message().FullName())] = fd.Number()
-		c.members[fd.Number()] = &member{message: compile(fd.Message(), compiled), money: fd.Message().Fields().ByName("currency") != nil}
+		// An event with a field "currency" states all its amounts in that currency.
+		c.members[fd.Number()] = &member{
+			message: compile(fd.Message(), compiled), money: fd.Message().Fields().ByName("currency") != nil,
+		}
 	}
 	contracts.Store(name, c)
 	return c, nil
@@ -102,7 +105,9 @@ func compile(md protoreflect.MessageDescriptor, compiled map[protoreflect.FullNa
 	for i := range md.Fields().Len() {
 		fd := md.Fields().Get(i)
 		n := int(fd.Number())
-		if n >= 64 { // no contract has such a number; it would be treated as a newer field
+		// The number must fit the bit sets. No contract has a higher one, which would be treated as
+		// a newer field.
+		if n >= 64 {
 			continue
 		}
 		for len(m.fields) <= n {
@@ -137,7 +142,7 @@ func (c *contract) member(payload []byte) (number protowire.Number, content []by
 			return 0, nil, protowire.ParseError(size)
 		}
 		payload = payload[size:]
-		if c.members[v.number] == nil {
+		if c.members[v.number] == nil { // a type of event, or a field, of a newer version
 			continue
 		}
 		if v.typ != protowire.BytesType {
@@ -161,7 +166,7 @@ type value struct {
 
 // consume reads one field and returns its size. A negative size is an error code of protowire.
 func consume(b []byte) (v value, size int) {
-	if b[0] < 0x80 && b[0] >= 8 { // true for nearly all fields
+	if b[0] < 0x80 && b[0] >= 8 { // a tag of one byte, as nearly all fields have
 		v.number, v.typ, size = protowire.Number(b[0]>>3), protowire.Type(b[0]&7), 1
 	} else if v.number, v.typ, size = protowire.ConsumeTag(b); size < 0 {
 		return v, size
@@ -181,17 +186,17 @@ func consume(b []byte) (v value, size int) {
 	return v, size + n
 }
 
-// walk decodes an event's message to its end. The first field of every event names its stream.
+// walk checks an event's message to its end. The first field of every event names its stream.
 func (m *member) walk(b []byte, stream string) error {
 	w := walker{}
 	if err := w.message(m.message, b, maxDepth); err != nil {
 		return err
 	}
 	if string(w.first) != stream {
-		return fmt.Errorf("its stream is %q, but the key is %q", w.first, stream)
+		return fmt.Errorf("stream is %q, but the key is %q", w.first, stream)
 	}
 	if m.money {
-		w.meet(w.own) // the event's own currency, which its amounts repeat
+		w.addCurrency(w.own) // the event's own currency, which its amounts repeat
 	}
 	if w.mixed {
 		return errors.New("amounts are in more than one currency")
@@ -204,15 +209,15 @@ type walker struct {
 	first    []byte // the outer message's field 1
 	own      []byte // the outer message's field "currency"
 	currency []byte // of the first amount
-	met      bool   // an amount was seen
+	seen     bool   // an amount was seen
 	mixed    bool   // a later amount had another currency
 }
 
-// meet records the currency of an amount.
-func (w *walker) meet(currency []byte) {
+// addCurrency records the currency of an amount.
+func (w *walker) addCurrency(currency []byte) {
 	switch {
-	case !w.met:
-		w.currency, w.met = currency, true
+	case !w.seen:
+		w.currency, w.seen = currency, true
 	case !bytes.Equal(w.currency, currency):
 		w.mixed = true
 	}
@@ -224,9 +229,9 @@ func (w *walker) message(m *message, b []byte, depth int) error {
 	if depth == 0 {
 		return errTooDeep
 	}
-	var there uint64
-	var whole, nanos int64 // of a timestamp or an amount
-	var code []byte
+	var present uint64     // bit set of the numbers of fields that occur
+	var units, nanos int64 // of a timestamp (in seconds) or an amount
+	var code []byte        // the currency of an amount
 	for len(b) > 0 {
 		v, size := consume(b)
 		if size < 0 {
@@ -238,15 +243,15 @@ func (w *walker) message(m *message, b []byte, depth int) error {
 			continue
 		}
 		f := &m.fields[n]
-		if f.message != nil && !f.list && there&(1<<n) != 0 {
-			// Readers could differ in how they merge the two.
-			return fmt.Errorf("%s occurs twice", f.name)
+		if f.message != nil && !f.list && present&(1<<n) != 0 {
+			// Readers could merge the two in different ways.
+			return fmt.Errorf("field %s occurs twice", f.name)
 		}
-		there |= 1 << n
+		present |= 1 << n
 		switch {
 		case typ == protowire.VarintType && f.typ == typ:
 			if f.kind == protoreflect.Uint32Kind && uint32(v.varint) > math.MaxInt32 {
-				return fmt.Errorf("%s is too large", f.name) // an int column is signed
+				return fmt.Errorf("field %s is too large", f.name) // tables store it as a signed integer
 			}
 			if !m.stamp && !m.amount {
 				continue
@@ -254,7 +259,7 @@ func (w *walker) message(m *message, b []byte, depth int) error {
 			if f.name == "nanos" {
 				nanos = int64(int32(v.varint))
 			} else {
-				whole = int64(v.varint)
+				units = int64(v.varint)
 			}
 		case typ == protowire.BytesType && f.typ == typ:
 			if err := w.bytes(f, v.content, depth); err != nil {
@@ -263,34 +268,35 @@ func (w *walker) message(m *message, b []byte, depth int) error {
 			switch {
 			case m.amount && n == 1:
 				code = v.content
-			case depth == maxDepth && n == 1:
+			case depth == maxDepth && n == 1: // of the event itself, not of a nested message
 				w.first = v.content
 			case depth == maxDepth && f.name == "currency":
 				w.own = v.content
 			}
 		case typ == protowire.BytesType && f.list: // packed
 			if !packed(f.typ, v.content) {
-				return fmt.Errorf("%s: it is not a packed list", f.name)
+				return fmt.Errorf("field %s is not a packed list", f.name)
 			}
 		case typ != f.typ:
-			return fmt.Errorf("%s is of another type", f.name)
+			return fmt.Errorf("field %s has the wrong wire type", f.name)
 		}
 	}
-	if lacks := m.required &^ there; lacks != 0 {
+	if missing := m.required &^ present; missing != 0 {
 		for n := range m.fields {
-			if lacks&(1<<n) != 0 {
-				return fmt.Errorf("%s is missing", m.fields[n].name)
+			if missing&(1<<n) != 0 {
+				return fmt.Errorf("field %s is missing", m.fields[n].name)
 			}
 		}
 	}
 	if m.amount {
-		w.meet(code)
+		w.addCurrency(code)
 	}
 	switch {
-	case m.stamp && (whole < firstSecond || whole > lastSecond || nanos < 0 || nanos >= nanosPerUnit):
-		return fmt.Errorf("%d seconds and %d nanos are not a time between the years 1 and 9999", whole, nanos)
-	case m.amount && (nanos <= -nanosPerUnit || nanos >= nanosPerUnit || whole > 0 && nanos < 0 || whole < 0 && nanos > 0):
-		return fmt.Errorf("%w: %d units and %d nanos", ErrMoney, whole, nanos)
+	case m.stamp && (units < firstSecond || units > lastSecond || nanos < 0 || nanos >= nanosPerUnit):
+		return fmt.Errorf("%d seconds and %d nanos are not a time in the years 1 to 9999", units, nanos)
+	case m.amount && (nanos <= -nanosPerUnit || nanos >= nanosPerUnit ||
+		units > 0 && nanos < 0 || units < 0 && nanos > 0):
+		return fmt.Errorf("%w: %d units and %d nanos", ErrMoney, units, nanos)
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-// Package event defines what an event is while it is stored and while it travels on the log.
+// Package event defines events, as they are stored and as they travel on the log.
 //
 // Event is the envelope: id, stream, version, type, times and position, with the payload as
 // protobuf bytes. Aggregate names the streams of one kind, their store and their topic. Headers and
@@ -48,19 +48,32 @@ type Aggregate struct {
 	Service string // "order"; also the name of its store
 	Topic   string // "millrace.orders"
 	Message string // full name of its events message: "millrace.order.v1.OrderEvent"
-	UUIDs   bool   // its streams are named by UUIDs; otherwise by names that people chose, such as SKUs
+	UUIDs   bool   // its streams are named by UUIDs; otherwise by chosen names, such as SKUs
 }
 
 // The aggregates of the platform.
 var (
-	Order    = Aggregate{Name: "order", Service: "order", Topic: "millrace.orders", Message: "millrace.order.v1.OrderEvent", UUIDs: true}
-	Product  = Aggregate{Name: "product", Service: "catalog", Topic: "millrace.products", Message: "millrace.catalog.v1.ProductEvent"}
-	Customer = Aggregate{Name: "customer", Service: "customer", Topic: "millrace.customers", Message: "millrace.customer.v1.CustomerEvent", UUIDs: true}
-	Stock    = Aggregate{Name: "stock", Service: "inventory", Topic: "millrace.stock", Message: "millrace.inventory.v1.StockEvent"}
+	Order = Aggregate{
+		Name: "order", Service: "order", Topic: "millrace.orders",
+		Message: "millrace.order.v1.OrderEvent", UUIDs: true,
+	}
+	Product = Aggregate{
+		Name: "product", Service: "catalog", Topic: "millrace.products",
+		Message: "millrace.catalog.v1.ProductEvent",
+	}
+	Customer = Aggregate{
+		Name: "customer", Service: "customer", Topic: "millrace.customers",
+		Message: "millrace.customer.v1.CustomerEvent", UUIDs: true,
+	}
+	Stock = Aggregate{
+		Name: "stock", Service: "inventory", Topic: "millrace.stock",
+		Message: "millrace.inventory.v1.StockEvent",
+	}
 )
 
-// CanonicalStream returns a stream's name as every store has it. UUIDs are not case-sensitive and
-// are brought to lower case. Other names, such as SKUs, are case-sensitive and stay as they are.
+// CanonicalStream returns the form of a stream's name that every store uses. UUIDs are not
+// case-sensitive and are converted to lower case. Other names, such as SKUs, are case-sensitive and
+// returned unchanged.
 func CanonicalStream(service, stream string) string {
 	for _, a := range aggregates {
 		if a.Service == service && a.UUIDs {
@@ -70,8 +83,8 @@ func CanonicalStream(service, stream string) string {
 	return stream
 }
 
-// Aggregates returns all of them, in display order.
+// Aggregates returns all aggregates, in display order.
 func Aggregates() []Aggregate { return []Aggregate{Customer, Product, Stock, Order} }
 
-// aggregates is the list for lookups, which would otherwise allocate it each time.
+// aggregates is the list for lookups, because Aggregates allocates a new one on each call.
 var aggregates = Aggregates()

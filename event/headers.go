@@ -69,8 +69,8 @@ func (e Event) HeadersOf(contentType string) []Header {
 	return h
 }
 
-// ErrNotEvent is wrapped by every error of FromRecord: the record is not an event of ours, or it is
-// damaged.
+// ErrNotEvent is wrapped by every error of FromRecord: the record was not written as an event, or it
+// is damaged.
 var ErrNotEvent = errors.New("record is not an event")
 
 // FromRecord reads an event from a record's key, value and headers. Data aliases value. Unknown
@@ -89,7 +89,7 @@ func FromRecord(key, value []byte, headers []Header) (Event, error) {
 		case headerType:
 			e.Type = intern(h.Value)
 		case headerSource:
-			if name, ours := bytes.CutPrefix(h.Value, []byte(sourcePrefix)); !ours || len(name) == 0 {
+			if name, ok := bytes.CutPrefix(h.Value, []byte(sourcePrefix)); !ok || len(name) == 0 {
 				bad = fmt.Errorf("want %s<aggregate>", sourcePrefix)
 			} else {
 				e.Aggregate = intern(name)
@@ -119,7 +119,8 @@ func FromRecord(key, value []byte, headers []Header) (Event, error) {
 	case err != nil:
 	case string(spec) != specVersion:
 		err = fmt.Errorf("header %s is %q, want %q", headerSpec, spec, specVersion)
-	case e.ID == uuid.Nil, e.Type == "", e.Aggregate == "", e.Version == 0, e.OccurredAt.IsZero(), e.RecordedAt.IsZero():
+	case e.ID == uuid.Nil, e.Type == "", e.Aggregate == "", e.Version == 0,
+		e.OccurredAt.IsZero(), e.RecordedAt.IsZero():
 		err = errors.New("a required header is missing or zero: id, type, source, streamversion, time, recordedtime")
 	case e.Stream == "" || e.Stream != string(subject):
 		err = fmt.Errorf("key %q differs from the subject %q", e.Stream, subject)

@@ -9,9 +9,9 @@ import (
 	"github.com/google/uuid"
 )
 
-// NamedID returns a UUIDv7 for something that a client names. Its time is at, in whole
-// milliseconds; the rest is derived from name. The same time and name result in the same id, so a
-// repeated command is recognised. Times before 1970 count as 1970.
+// NamedID returns a UUIDv7 that is derived from a time and a name. Its time is at, in whole
+// milliseconds; the rest is a hash of name. The same time and name result in the same id, so a
+// repeated command is recognised. Times before 1970 are replaced by 1970.
 func NamedID(at time.Time, name string) uuid.UUID {
 	hash := sha256.Sum256([]byte(name))
 	ms := uint64(max(at.UnixMilli(), 0))
@@ -23,9 +23,9 @@ func NamedID(at time.Time, name string) uuid.UUID {
 	return id
 }
 
-// CanonicalID returns a UUID as every store, document and token has it: in lower case. Anything but
-// a UUID of 36 characters is returned unchanged and rejected later: no service accepts braces,
-// "urn:uuid:" or a UUID without hyphens.
+// CanonicalID returns the form of a UUID that every store, document and token uses: lower case.
+// Anything but a UUID of 36 characters is returned unchanged and rejected later: no service accepts
+// braces, "urn:uuid:" or a UUID without hyphens.
 func CanonicalID(id string) string {
 	if len(id) != 36 || uuid.Validate(id) != nil {
 		return id

@@ -12,7 +12,7 @@ import (
 )
 
 // Money is google.type.Money: whole units and billionths of a unit ("nanos"), with the same sign.
-// Arithmetic is exact. A result that does not fit is an error.
+// Arithmetic is exact, and a result that does not fit is an error.
 var (
 	// ErrMoney is wrapped by errors about malformed amounts and about amounts of different
 	// currencies.
@@ -31,11 +31,11 @@ const (
 func ValidateMoney(m *money.Money) error {
 	switch units, nanos := m.GetUnits(), m.GetNanos(); {
 	case m == nil:
-		return fmt.Errorf("%w: it is absent", ErrMoney)
+		return fmt.Errorf("%w: it is not set", ErrMoney)
 	case !isCurrency(m.GetCurrencyCode()):
 		return fmt.Errorf("%w: currency %q is not three capital letters", ErrMoney, m.GetCurrencyCode())
 	case nanos <= -nanosPerUnit || nanos >= nanosPerUnit:
-		return fmt.Errorf("%w: %d nanos are a unit or more", ErrMoney, nanos)
+		return fmt.Errorf("%w: %d nanos are one unit or more", ErrMoney, nanos)
 	case units > 0 && nanos < 0, units < 0 && nanos > 0:
 		return fmt.Errorf("%w: units %d and nanos %d differ in sign", ErrMoney, units, nanos)
 	}

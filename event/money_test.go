@@ -77,14 +77,14 @@ func TestParseMoney(t *testing.T) {
 	}
 }
 
-func TestMoneyDoesNotMixCurrencies(t *testing.T) {
+func TestAddMoneyRejectsMixedCurrencies(t *testing.T) {
 	t.Parallel()
 	if sum, err := event.AddMoney(gbp(1, 0), &money.Money{CurrencyCode: "EUR", Units: 1}); !errors.Is(err, event.ErrMoney) {
 		t.Fatalf("£1 + €1 = %v, %v", sum, err)
 	}
 }
 
-func TestMulMoneyAtTheLimits(t *testing.T) {
+func TestMulMoneyLimits(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		m    *money.Money
@@ -122,7 +122,7 @@ func TestMoneyArithmeticIsExact(t *testing.T) {
 	})
 }
 
-func TestMoneyStringIsReadBack(t *testing.T) {
+func TestMoneyStringRoundTrip(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		m := amount(t, "m")

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// CanonicalName returns a name given by people or other systems (a SKU, a reference) as every
-// store, document and token has it: in Unicode's NFC, so that names that look the same are equal.
+// CanonicalName returns the form of a name (a SKU, a reference) that every store, document and token
+// uses: Unicode's NFC, so that names that look the same are equal.
 func CanonicalName(s string) string { return norm.NFC.String(s) }
 
 // CheckName rejects a name that looks like another one: with spaces at an end, two spaces in a row,
@@ -39,6 +39,7 @@ func CheckName(s string) error {
 // invisible reports whether a character has no glyph: control, format, space, private and
 // unassigned characters, and those that Unicode ignores by default.
 func invisible(r rune) bool {
-	return !unicode.IsGraphic(r) || unicode.Is(unicode.Z, r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) ||
+	return !unicode.IsGraphic(r) || unicode.Is(unicode.Z, r) ||
+		unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) ||
 		r == '\u2800' // braille pattern without dots
 }

@@ -47,9 +47,9 @@ func TestCheckName(t *testing.T) {
 	}
 }
 
-// TestCanonicalFormsAreFinal checks that canonical forms do not change when they are normalised
+// TestCanonicalFormsAreStable checks that canonical forms do not change when they are normalised
 // again.
-func TestCanonicalFormsAreFinal(t *testing.T) {
+func TestCanonicalFormsAreStable(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		id := rapid.StringMatching("[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}").Draw(t, "id")
@@ -77,7 +77,7 @@ func TestCanonicalID(t *testing.T) {
 	}
 }
 
-func TestTokensNameStreamsInOneForm(t *testing.T) {
+func TestTokenHasCanonicalStream(t *testing.T) {
 	t.Parallel()
 	const id = "0198C5A0-7C1E-7ABC-8DEF-0123456789AB"
 	for service, want := range map[string]string{

@@ -40,7 +40,7 @@ func ParsePosition(s string) (Position, error) {
 	t, err1 := strconv.ParseUint(tx, 10, 64)
 	q, err2 := strconv.ParseUint(seq, 10, 64)
 	if !ok || err1 != nil || err2 != nil {
-		return Position{}, fmt.Errorf("position %q: want two numbers joined by a dot", s)
+		return Position{}, fmt.Errorf("position %q: want two numbers separated by a dot", s)
 	}
 	return Position{t, q}, nil
 }
@@ -55,7 +55,7 @@ type Token struct {
 }
 
 // ErrToken is wrapped by the errors of ParseToken.
-var ErrToken = errors.New("not a token of a command's receipt")
+var ErrToken = errors.New("not a token from a command's receipt")
 
 // String returns the opaque form that clients carry.
 func (t Token) String() string {
@@ -80,7 +80,7 @@ func ParseToken(s string) (Token, error) {
 		return Token{}, fmt.Errorf("%w: %w", ErrToken, err)
 	}
 	if p.Service == "" || p.Stream == "" {
-		return Token{}, fmt.Errorf("%w: it names no stream", ErrToken)
+		return Token{}, fmt.Errorf("%w: it has no service or no stream", ErrToken)
 	}
 	return Token{p.Service, CanonicalStream(p.Service, p.Stream), p.Version, Position{p.Transaction, p.Sequence}}, nil
 }

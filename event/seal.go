@@ -10,11 +10,11 @@ import (
 )
 
 // A seal marks a record as published by the relay of its store. It consists of a name, which the
-// relay announces on the log, and a checksum of the event under that name. Readers use it to
-// recognise the store's events without a question to the store. Records made by hand, edited copies
-// and records of other systems have no valid seal.
+// relay announces on the log, and a checksum of the event under that name. It lets readers recognise
+// the store's events without querying the store. Handmade records, edited copies and records of
+// other systems have no valid seal.
 //
-// A seal is not a signature: anybody who can read the name can compute one. Broker ACLs and the
+// A seal is not a signature: any client that can read the name can compute one. Broker ACLs and the
 // comparison with the store protect against that.
 const headerSeal = "ce_storeseal" // "name:sum", the sum in 16 hexadecimal digits
 
@@ -35,9 +35,9 @@ func appendSum(b []byte, sum uint64) []byte {
 	return hex.AppendEncode(b, bits[:])
 }
 
-// Sealed returns the name in a record's seal, which may not be UTF-8. ok is false if the record has
+// SealName returns the name in a record's seal, which may not be UTF-8. ok is false if the record has
 // no seal.
-func Sealed(headers []Header) (name []byte, ok bool) {
+func SealName(headers []Header) (name []byte, ok bool) {
 	name, _, ok = seal(headers)
 	return name, ok
 }
@@ -52,8 +52,8 @@ func seal(headers []Header) (name, sum []byte, ok bool) {
 	return nil, nil, false
 }
 
-// SealHolds reports whether the seal in the record's headers matches the event.
-func (e Event) SealHolds(headers []Header) bool {
+// SealMatches reports whether the seal in the record's headers matches the event.
+func (e Event) SealMatches(headers []Header) bool {
 	name, sum, ok := seal(headers)
 	if !ok || len(sum) != sumDigits {
 		return false

@@ -15,7 +15,8 @@ import (
 func sealedEvent() event.Event {
 	return event.Event{
 		ID: uuid.MustParse("0192f0c8-1111-7222-8333-444455556666"), Aggregate: "order", Stream: orderID, Version: 2,
-		Type: "millrace.order.v1.OrderConfirmed", Data: confirmed(), OccurredAt: time.Unix(1_700_000_000, 1000).UTC(), RecordedAt: time.Unix(1_700_000_001, 0).UTC(),
+		Type: "millrace.order.v1.OrderConfirmed", Data: confirmed(),
+		OccurredAt: time.Unix(1_700_000_000, 1000).UTC(), RecordedAt: time.Unix(1_700_000_001, 0).UTC(),
 		CorrelationID: "c", CausationID: "d", TraceParent: "00-1-2-3", Position: event.Position{Transaction: 3, Sequence: 4},
 	}
 }
@@ -26,14 +27,14 @@ func TestSeal(t *testing.T) {
 	e := sealedEvent()
 	headers := append(e.Headers(), e.Seal("here"))
 	back, err := event.FromRecord([]byte(e.Stream), e.Data, headers)
-	if err != nil || !back.SealHolds(headers) {
-		t.Fatalf("%v: the seal of %v does not hold", err, back)
+	if err != nil || !back.SealMatches(headers) {
+		t.Fatalf("%v: the seal does not match %v", err, back)
 	}
-	if name, ok := event.Sealed(headers); !ok || string(name) != "here" {
-		t.Errorf("it is sealed under %q", name)
+	if name, ok := event.SealName(headers); !ok || string(name) != "here" {
+		t.Errorf("name in the seal is %q, want here", name)
 	}
-	if _, ok := event.Sealed(e.Headers()); ok || e.SealHolds(e.Headers()) {
-		t.Error("what nobody sealed has a seal")
+	if _, ok := event.SealName(e.Headers()); ok || e.SealMatches(e.Headers()) {
+		t.Error("a record without a seal has one")
 	}
 	for name, change := range map[string]func(*event.Event){
 		"id":             func(e *event.Event) { e.ID[15]++ },
@@ -53,24 +54,24 @@ func TestSeal(t *testing.T) {
 		"numbers change": func(e *event.Event) { e.Position = event.Position{Transaction: 4, Sequence: 3} },
 	} {
 		other := e
-		if change(&other); other.SealHolds(headers) {
-			t.Errorf("%s: the seal holds for another event", name)
+		if change(&other); other.SealMatches(headers) {
+			t.Errorf("%s: the seal matches another event", name)
 		}
 	}
 	for name, h := range map[string]event.Header{
 		"another name": {Key: e.Seal("here").Key, Value: append([]byte("there"), e.Seal("here").Value[4:]...)},
-		"cut short":    {Key: e.Seal("here").Key, Value: e.Seal("here").Value[:8]},
+		"truncated":    {Key: e.Seal("here").Key, Value: e.Seal("here").Value[:8]},
 		"no sum":       {Key: e.Seal("here").Key, Value: []byte("here")},
 		"empty":        {Key: e.Seal("here").Key},
 		"bytes":        {Key: e.Seal("here").Key, Value: []byte{0xff, ':', 0}},
 	} {
-		if e.SealHolds([]event.Header{h}) {
-			t.Errorf("%s: holds", name)
+		if e.SealMatches([]event.Header{h}) {
+			t.Errorf("%s: the seal matches", name)
 		}
 	}
 }
 
-func TestSealsOfTwoEventsDiffer(t *testing.T) {
+func TestSealMatchesOnlyEqualEvents(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		draw := func() event.Event {
@@ -81,22 +82,23 @@ func TestSealsOfTwoEventsDiffer(t *testing.T) {
 			return e
 		}
 		a, b := draw(), draw()
-		same := a.Stream == b.Stream && a.Type == b.Type && a.CorrelationID == b.CorrelationID && a.CausationID == b.CausationID &&
+		equal := a.Stream == b.Stream && a.Type == b.Type &&
+			a.CorrelationID == b.CorrelationID && a.CausationID == b.CausationID &&
 			a.Version == b.Version && bytes.Equal(a.Data, b.Data)
-		if holds := b.SealHolds([]event.Header{a.Seal("n")}); holds != same {
-			rt.Fatalf("of %v for %v: %v", a, b, holds)
+		if matches := b.SealMatches([]event.Header{a.Seal("n")}); matches != equal {
+			rt.Fatalf("the seal of %v matches %v: %v", a, b, matches)
 		}
 	})
 }
 
-func BenchmarkSealHolds(b *testing.B) {
+func BenchmarkSealMatches(b *testing.B) {
 	e := sealedEvent()
 	e.Data = orderPlaced(func(*orderv1.OrderPlaced) {})
 	headers := append(e.Headers(), e.Seal("0123456789abcdef"))
 	b.ReportAllocs()
 	for b.Loop() {
-		if !e.SealHolds(headers) {
-			b.Fatal("it does not hold")
+		if !e.SealMatches(headers) {
+			b.Fatal("the seal does not match")
 		}
 	}
 }

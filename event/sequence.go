@@ -6,12 +6,14 @@ import (
 	"strings"
 )
 
-// ErrRepeat marks a copy of an event that its partition already contains. It wraps ErrNotEvent.
-var ErrRepeat = fmt.Errorf("%w: a copy of an earlier event of this partition", ErrNotEvent)
+// ErrDuplicate is wrapped by the errors about copies of an event that its partition already contains.
+// It wraps ErrNotEvent.
+var ErrDuplicate = fmt.Errorf("%w: a copy of an earlier event of this partition", ErrNotEvent)
 
 // Sequence distinguishes the events of one partition from copies of them, as a mirror or a replay
-// tool may produce them. The relay publishes in store order, so positions rise along a partition,
-// and an event at a position that was passed is a copy.
+// tool may produce them. The relay publishes in store order, so positions only increase along a
+// partition. An event at or before the highest position so far is a copy, unless its header marks it
+// as late.
 //
 // Readers pass every sealed event of the partition to Next, in log order. Events without a seal may
 // not come from the relay, so their positions do not count. The zero Sequence has seen no event.
@@ -21,19 +23,19 @@ type Sequence struct {
 }
 
 // headerLate marks events that the relay publishes behind later ones, because the log lost them or
-// because somebody copied the later ones before the relay's transaction was complete. Its value is
-// the highest position of the partition.
+// because a tool copied the later ones before the relay's transaction was complete. Its value is the
+// highest position of the partition when the event was published.
 const headerLate = "millrace-late"
 
-// LateHeader returns the header of an event that is published behind a later one at position
-// passed.
-func LateHeader(passed Position) Header { return Header{headerLate, []byte(passed.String())} }
+// LateHeader returns the header of an event that is published behind later ones, the last of which
+// is at position last.
+func LateHeader(last Position) Header { return Header{headerLate, []byte(last.String())} }
 
-// Next returns the Sequence after an event. The error wraps ErrRepeat if the event is a copy.
+// Next returns the Sequence after an event. The error wraps ErrDuplicate if the event is a copy.
 func (s Sequence) Next(p Position, headers []Header) (Sequence, error) {
 	if p.Compare(s.last) > 0 {
 		next := Sequence{last: p}
-		if _, ok := passed(headers); ok {
+		if _, ok := lateAfter(headers); ok {
 			next.late = p
 		}
 		return next, nil
@@ -41,15 +43,15 @@ func (s Sequence) Next(p Position, headers []Header) (Sequence, error) {
 	// A late event is accepted once: its copy follows it, or follows an event published in order
 	// since. In the first case p equals late; in the second, the header's position is lower than
 	// last.
-	if passed, ok := passed(headers); ok && passed.Compare(s.last) >= 0 && p.Compare(s.late) > 0 {
+	if last, ok := lateAfter(headers); ok && last.Compare(s.last) >= 0 && p.Compare(s.late) > 0 {
 		s.late = p
 		return s, nil
 	}
-	return s, fmt.Errorf("%w: its position is %s, and the last one was %s", ErrRepeat, p, s.last)
+	return s, fmt.Errorf("%w: position %s is not after the last position %s", ErrDuplicate, p, s.last)
 }
 
-// passed returns the position in a late event's header.
-func passed(headers []Header) (p Position, ok bool) {
+// lateAfter returns the position in a late event's header.
+func lateAfter(headers []Header) (p Position, ok bool) {
 	for i := range headers {
 		if headers[i].Key == headerLate {
 			p, err := ParsePosition(string(headers[i].Value))
@@ -78,7 +80,7 @@ func ParseSequence(text string) (s Sequence, err error) {
 			return Sequence{}, err
 		}
 		if s.late.IsZero() || s.late.Compare(s.last) > 0 {
-			return Sequence{}, errors.New("a late event must be before the last one")
+			return Sequence{}, errors.New("the late position must not be zero or after the last one")
 		}
 	}
 	return s, nil

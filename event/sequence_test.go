@@ -10,29 +10,29 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// copyable is the part of a record that a Sequence reads.
-type copyable struct {
+// record is the part of a Kafka record that a Sequence reads.
+type record struct {
 	at      event.Position
 	headers []event.Header
 }
 
-// TestEachEventOfAPartitionCountsOnce checks that each event of a partition counts once, whatever
-// is copied and wherever a reader restarts. The relay publishes in order. Only if a part of its
-// transaction was on the log before, it publishes behind a later event and marks that.
-func TestEachEventOfAPartitionCountsOnce(t *testing.T) {
+// TestSequenceAcceptsEachEventOnce checks that each event of a partition is accepted once, whichever
+// records are copied and wherever a reader restarts. The relay publishes in order. It publishes
+// behind a later event only if a part of its transaction was on the log before, and marks that.
+func TestSequenceAcceptsEachEventOnce(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		var log []copyable
+		var log []record
 		var want, got []event.Position
 		var highest event.Position
 		var reader event.Sequence
-		put := func(r copyable) {
+		put := func(r record) {
 			log = append(log, r)
 			next, err := reader.Next(r.at, r.headers)
 			switch {
 			case err == nil:
 				got = append(got, r.at)
-			case !errors.Is(err, event.ErrRepeat) || !errors.Is(err, event.ErrNotEvent) || next != reader:
+			case !errors.Is(err, event.ErrDuplicate) || !errors.Is(err, event.ErrNotEvent) || next != reader:
 				t.Fatalf("%v, and %v after %v", err, next, reader)
 			}
 			reader = next
@@ -40,7 +40,7 @@ func TestEachEventOfAPartitionCountsOnce(t *testing.T) {
 				highest = r.at
 			}
 		}
-		disturb := func() {
+		copyOrRestart := func() {
 			for range rapid.IntRange(0, 4).Draw(t, "disturbances") {
 				if len(log) > 0 && rapid.Bool().Draw(t, "copy") {
 					put(rapid.SampledFrom(log).Draw(t, "copied"))
@@ -48,7 +48,7 @@ func TestEachEventOfAPartitionCountsOnce(t *testing.T) {
 				}
 				back, err := event.ParseSequence(reader.String())
 				if err != nil || back != reader {
-					t.Fatalf("%v is read as %v, %v", reader, back, err)
+					t.Fatalf("%v was parsed as %v, %v", reader, back, err)
 				}
 			}
 		}
@@ -64,25 +64,25 @@ func TestEachEventOfAPartitionCountsOnce(t *testing.T) {
 				store.Transaction += rapid.Uint64Range(0, 2).Draw(t, "transaction")
 				store.Sequence++
 				want = append(want, store)
-				if rapid.IntRange(0, 3).Draw(t, "there before") == 0 {
+				if rapid.IntRange(0, 3).Draw(t, "published before") == 0 {
 					first = append(first, store)
 				} else {
 					rest = append(rest, store)
 				}
 			}
 			for _, p := range first {
-				put(copyable{at: p})
-				disturb()
+				put(record{at: p})
+				copyOrRestart()
 			}
 			for passed := highest; len(rest) > 0; passed = highest {
 				some := rapid.IntRange(1, len(rest)).Draw(t, "until the next crash")
 				for _, p := range rest[:some] {
-					r := copyable{at: p}
+					r := record{at: p}
 					if passed.Compare(p) > 0 {
 						r.headers = []event.Header{{Key: "other"}, event.LateHeader(passed)}
 					}
 					put(r)
-					disturb()
+					copyOrRestart()
 				}
 				rest = rest[some:]
 			}
@@ -92,7 +92,7 @@ func TestEachEventOfAPartitionCountsOnce(t *testing.T) {
 		}
 		slices.SortFunc(got, event.Position.Compare)
 		if !slices.Equal(got, want) {
-			t.Fatalf("events %v\ncount %v", want, got)
+			t.Fatalf("accepted %v, want %v", got, want)
 		}
 	})
 }
@@ -124,7 +124,7 @@ func FuzzParseSequence(f *testing.F) {
 			return
 		}
 		if back, err := event.ParseSequence(s.String()); err != nil || back != s {
-			t.Fatalf("%q is read as %v, then as %v, %v", text, s, back, err)
+			t.Fatalf("%q was parsed as %v, then as %v, %v", text, s, back, err)
 		}
 	})
 }

@@ -138,7 +138,7 @@ func (f Freshness) parse(request proto.Message, token string) (t event.Token, gi
 		return event.Token{}, false, nil
 	}
 	if t, err = event.ParseToken(token); err != nil {
-		return event.Token{}, false, InvalidField(request, "token", "not a token of a command's receipt")
+		return event.Token{}, false, InvalidField(request, "token", "not a token from a command's receipt")
 	}
 	if t.Service != f.Aggregate.Service {
 		return event.Token{}, false, InvalidField(request, "token",

@@ -40,7 +40,7 @@ func newSealed(t *testing.T, b broker) sealed {
 func (b broker) nameOnTopic(t *testing.T) (name string) {
 	t.Helper()
 	err := b.read(t.Context(), func(m kafka.Message) error {
-		if n, ok := event.Sealed(m.Headers); ok { // records of earlier versions have none
+		if n, ok := event.SealName(m.Headers); ok { // records of earlier versions have none
 			name = string(n)
 		}
 		return nil

@@ -129,7 +129,7 @@ func TestCopiesOfUnpublishedEvents(t *testing.T) {
 		w.valid = true
 		w.append(t, 30)
 		b.publish(t, s)
-		name, ok := event.Sealed(b.log(t)[0].Headers)
+		name, ok := event.SealName(b.log(t)[0].Headers)
 		if !ok {
 			t.Fatal("the relay's records have no seal")
 		}

@@ -193,10 +193,10 @@ func (s *Seals) judge(r registry.Record, e event.Event) (sealed, final bool, bad
 	if t == nil {
 		return false, false, nil
 	}
-	name, ok := event.Sealed(r.Headers)
+	name, ok := event.SealName(r.Headers)
 	switch {
 	case ok && t.names[string(name)]:
-		if !e.SealHolds(r.Headers) {
+		if !e.SealMatches(r.Headers) {
 			return false, true, errModified
 		}
 		if t.conflict != "" { // another system may have sealed a record that the relay would not

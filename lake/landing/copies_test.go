@@ -23,8 +23,8 @@ import (
 type testSeals string
 
 func (s testSeals) CheckSeal(_ context.Context, r registry.Record, e event.Event) (bool, error) {
-	name, _ := event.Sealed(r.Headers)
-	if string(name) != string(s) || !e.SealHolds(r.Headers) || partitionOf(e.Stream) != r.Partition {
+	name, _ := event.SealName(r.Headers)
+	if string(name) != string(s) || !e.SealMatches(r.Headers) || partitionOf(e.Stream) != r.Partition {
 		return false, fmt.Errorf("%w: the relay did not publish it", event.ErrNotEvent)
 	}
 	return true, nil
