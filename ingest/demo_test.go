@@ -11,9 +11,10 @@ import (
 	"github.com/millrace/millrace/ingest/demo"
 )
 
-func TestDemoIsPlayedOnce(t *testing.T) {
+// TestSecondDemoRunChangesNothing checks that a repeated demo replays all commands.
+func TestSecondDemoRunChangesNothing(t *testing.T) {
 	t.Parallel()
-	s := startServices(t, asIs)
+	s := startServices(t, unwrapped)
 	var done, total int
 	cfg := demo.Config{BaseURL: s.url, Progress: func(d, n int) { done, total = d, n }}
 	first, err := demo.Run(t.Context(), cfg)
@@ -26,14 +27,15 @@ func TestDemoIsPlayedOnce(t *testing.T) {
 	}
 	t.Logf("%d commands: %v", sum, first.Commands)
 	if sum < 300 || sum > 450 || done != sum || total != sum || first.Refused != 0 || first.Replayed != 0 {
-		t.Errorf("first run: %d commands, progress %d of %d, %d refused, %d replayed", sum, done, total, first.Refused, first.Replayed)
+		t.Errorf("first run: %d commands, progress %d of %d, %d refused, %d replayed",
+			sum, done, total, first.Refused, first.Replayed)
 	}
 	for _, name := range []string{
 		"RegisterCustomer", "ChangeAddress", "SetConsent", "ListProduct", "SetPrice", "ReceiveStock",
 		"ReserveStock", "CommitReservation", "ReleaseReservation", "PlaceOrder", "ConfirmOrder", "CancelOrder",
 	} {
 		if first.Commands[name] == 0 {
-			t.Errorf("the demo has no %s", name)
+			t.Errorf("the demo has no accepted %s", name)
 		}
 	}
 	before := s.count(t)
@@ -42,16 +44,19 @@ func TestDemoIsPlayedOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	if again.Replayed != sum || !maps.Equal(before, s.count(t)) {
-		t.Errorf("the second run replayed %d of %d commands; events before %v, after %v", again.Replayed, sum, before, s.count(t))
+		t.Errorf("the second run replayed %d of %d commands; events before %v, after %v",
+			again.Replayed, sum, before, s.count(t))
 	}
-	if again.OrderID != first.OrderID || again.Token != first.Token || again.Reference != first.Reference || again.SKU != first.SKU {
-		t.Errorf("the second run shows another order: %+v, not %+v", again, first)
+	if again.OrderID != first.OrderID || again.Token != first.Token ||
+		again.Reference != first.Reference || again.SKU != first.SKU {
+		t.Errorf("the second run returned order %+v, want %+v", again, first)
 	}
 }
 
-func TestDemoShowsAnOrderThatIsThere(t *testing.T) {
+// TestDemoReturnsExistingOrder checks that the store has the order that the demo returns.
+func TestDemoReturnsExistingOrder(t *testing.T) {
 	t.Parallel()
-	s := startServices(t, asIs)
+	s := startServices(t, unwrapped)
 	got, err := demo.Run(t.Context(), demo.Config{BaseURL: s.url, Orders: 3, Seed: 7})
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +70,7 @@ func TestDemoShowsAnOrderThatIsThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	if p := placed.GetPlaced(); p.GetReference() != got.Reference || p.GetLines()[0].GetSku() != got.SKU {
-		t.Errorf("order %v is not the one shown: %+v", p, got)
+		t.Errorf("the stored order is %v, but the demo returned %+v", p, got)
 	}
 	token, err := event.ParseToken(got.Token)
 	if err != nil || token.Stream != got.OrderID || token.Version != 2 {

@@ -46,16 +46,16 @@ func importRetail(t testing.TB, cfg onlineretail.Config) onlineretail.Summary {
 	return summary
 }
 
-// known is what the events say about an order.
-type known struct {
+// knownOrder is an order as its events describe it.
+type knownOrder struct {
 	head  string
 	lines []string
 	total string
 }
 
-func (s services) orders(t testing.TB) map[string]known {
+func (s services) orders(t testing.TB) map[string]knownOrder {
 	t.Helper()
-	orders := map[string]known{}
+	orders := map[string]knownOrder{}
 	for _, e := range s.events(t, event.Order) {
 		var m orderv1.OrderEvent
 		if err := proto.Unmarshal(e.Data, &m); err != nil {
@@ -67,14 +67,17 @@ func (s services) orders(t testing.TB) map[string]known {
 		switch {
 		case m.GetPlaced() != nil:
 			p := m.GetPlaced()
-			o.head = strings.Join([]string{p.GetReference(), p.GetCustomerId(), p.GetCountry(), p.GetOrderedAt().AsTime().String()}, "|")
+			o.head = strings.Join([]string{
+				p.GetReference(), p.GetCustomerId(), p.GetCountry(), p.GetOrderedAt().AsTime().String(),
+			}, "|")
 			lines, total = p.GetLines(), p.GetTotal()
 		case m.GetLinesAdded() != nil:
 			lines, total = m.GetLinesAdded().GetLines(), m.GetLinesAdded().GetTotal()
 		}
 		for _, l := range lines {
 			o.lines = append(o.lines, strings.Join([]string{
-				strconv.Itoa(int(l.GetNumber())), l.GetSku(), l.GetDescription(), strconv.FormatInt(l.GetQuantity(), 10), event.MoneyString(l.GetUnitPrice()),
+				strconv.Itoa(int(l.GetNumber())), l.GetSku(), l.GetDescription(),
+				strconv.FormatInt(l.GetQuantity(), 10), event.MoneyString(l.GetUnitPrice()),
 			}, "|"))
 		}
 		o.total = event.MoneyString(total)
@@ -83,7 +86,7 @@ func (s services) orders(t testing.TB) map[string]known {
 	return orders
 }
 
-func sameOrders(t testing.TB, got, want map[string]known) {
+func sameOrders(t testing.TB, got, want map[string]knownOrder) {
 	t.Helper()
 	if len(got) != len(want) {
 		t.Errorf("%d orders, want %d", len(got), len(want))
@@ -96,10 +99,11 @@ func sameOrders(t testing.TB, got, want map[string]known) {
 	}
 }
 
-func TestTheLimitMayGrow(t *testing.T) {
+// TestGrowingLimit checks that imports with growing limits result in the same orders as one import.
+func TestGrowingLimit(t *testing.T) {
 	t.Parallel()
 	path := realFile(t)
-	grown, atOnce := startServices(t, asIs), startServices(t, asIs)
+	grown, atOnce := startServices(t, unwrapped), startServices(t, unwrapped)
 	rejects := filepath.Join(t.TempDir(), "rejects.csv")
 	limits := []int{7, 11, 11, 100, 600} // the first three cut one invoice
 	for _, limit := range limits {
@@ -126,7 +130,7 @@ func TestTheLimitMayGrow(t *testing.T) {
 			commands += n
 		}
 		if again.Replayed != commands {
-			t.Errorf("limit %d again: %d of %d commands were known", limit, again.Replayed, commands)
+			t.Errorf("limit %d again: %d of %d commands were replayed", limit, again.Replayed, commands)
 		}
 	}
 	if after := grown.count(t); !maps.Equal(events, after) {
@@ -138,35 +142,37 @@ func TestTheLimitMayGrow(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
-	if int64(len(lines)) != whole.Rejected || lines[0] != "142,C536379,D,cancellation: returns come later" {
-		t.Errorf("the file of rejects has %d lines for %d rejects, and begins with %q", len(lines), whole.Rejected, lines[0])
+	if int64(len(lines)) != whole.Rejected || lines[0] != "142,C536379,D,cancellation: returns are not imported" {
+		t.Errorf("the rejects file has %d lines for %d rejects, and begins with %q", len(lines), whole.Rejected, lines[0])
 	}
 }
 
-func TestImportIsStoppedAndResumed(t *testing.T) {
+// TestStopAndResume checks that a stopped import resumes without losing or duplicating lines.
+func TestStopAndResume(t *testing.T) {
 	t.Parallel()
 	path := realFile(t)
-	stopped, calm := startServices(t, asIs), startServices(t, asIs)
+	stopped, calm := startServices(t, unwrapped), startServices(t, unwrapped)
 	for _, after := range []int64{1, 90, 400, 500} {
 		ctx, cancel := context.WithCancel(t.Context())
-		_, err := onlineretail.Import(ctx, onlineretail.Config{Path: path, BaseURL: stopped.url, Limit: 600, Progress: func(p onlineretail.Progress) {
+		stop := func(p onlineretail.Progress) {
 			if p.Commands == after {
 				cancel()
 			}
-		}})
+		}
+		_, err := onlineretail.Import(ctx, onlineretail.Config{Path: path, BaseURL: stopped.url, Limit: 600, Progress: stop})
 		cancel()
 		if err == nil {
-			t.Fatalf("the import was stopped after %d commands, and says nothing of it", after)
+			t.Fatalf("the import was stopped after %d commands, but returned no error", after)
 		}
 	}
 	resumed := importRetail(t, onlineretail.Config{Path: path, BaseURL: stopped.url, Limit: 600})
 	whole := importRetail(t, onlineretail.Config{Path: path, BaseURL: calm.url, Limit: 600})
 	sameOrders(t, stopped.orders(t), calm.orders(t))
 	if a, b := stopped.count(t), calm.count(t); !maps.Equal(a, b) {
-		t.Errorf("stopped and resumed, events are %v; at once %v", a, b)
+		t.Errorf("events are %v after a resumed import, want %v", a, b)
 	}
 	if resumed.Replayed < 500 || resumed.Accepted != whole.Accepted || !maps.Equal(resumed.Reasons, whole.Reasons) {
-		t.Errorf("resumed:\n%vat once:\n%v", resumed, whole)
+		t.Errorf("resumed:\n%vuninterrupted:\n%v", resumed, whole)
 	}
 }
 
@@ -185,30 +191,30 @@ func TestServerFails(t *testing.T) {
 				panic(http.ErrAbortHandler)
 			case n%5 == 0: // the command is executed, but its response is lost
 				lost.Add(1)
-				h.ServeHTTP(&deaf{header: http.Header{}}, r)
+				h.ServeHTTP(&lostResponse{header: http.Header{}}, r)
 				panic(http.ErrAbortHandler)
 			default:
 				h.ServeHTTP(w, r)
 			}
 		})
 	})
-	calm := startServices(t, asIs)
+	calm := startServices(t, unwrapped)
 	cfg := onlineretail.Config{Path: path, BaseURL: shaky.url, Limit: 300}
 	importRetail(t, cfg)
 	cfg.BaseURL = calm.url
 	importRetail(t, cfg)
 	sameOrders(t, shaky.orders(t), calm.orders(t))
 	if a, b := shaky.count(t), calm.count(t); !maps.Equal(a, b) || lost.Load() == 0 {
-		t.Errorf("with %d lost answers events are %v, without %v", lost.Load(), a, b)
+		t.Errorf("events are %v after %d lost responses, want %v", a, lost.Load(), b)
 	}
 }
 
-// deaf is a ResponseWriter whose output is lost.
-type deaf struct{ header http.Header }
+// lostResponse is a ResponseWriter that discards its output.
+type lostResponse struct{ header http.Header }
 
-func (d *deaf) Header() http.Header         { return d.header }
-func (d *deaf) WriteHeader(int)             {}
-func (d *deaf) Write(b []byte) (int, error) { return len(b), nil }
+func (d *lostResponse) Header() http.Header         { return d.header }
+func (d *lostResponse) WriteHeader(int)             {}
+func (d *lostResponse) Write(b []byte) (int, error) { return len(b), nil }
 
 // TestOrdersAreRefused makes the server refuse some orders. Their lines are rejected, and the
 // import continues.
@@ -220,7 +226,8 @@ func TestOrdersAreRefused(t *testing.T) {
 	s := startServices(t, func(h http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if refusing.Load() && r.URL.Path == orderv1connect.OrderServicePlaceOrderProcedure && orders.Add(1)%4 == 0 {
-				if err := connect.NewErrorWriter().Write(w, r, connect.NewError(connect.CodeInvalidArgument, errors.New("not today"))); err != nil {
+				refusal := connect.NewError(connect.CodeInvalidArgument, errors.New("not today"))
+				if err := connect.NewErrorWriter().Write(w, r, refusal); err != nil {
 					t.Error(err)
 				}
 				return
@@ -240,24 +247,29 @@ func TestOrdersAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	lost := int64(strings.Count(string(data), ",not today\n"))
-	if lost == 0 || lost != first.Reasons["not today"] || first.Refused["PlaceOrder: not today"] != orders.Load()/4 || first.Accepted+first.Rejected != 300 {
-		t.Errorf("%d lines are in the file of rejects after %d orders:\n%v", lost, orders.Load(), first)
+	if lost == 0 || lost != first.Reasons["not today"] ||
+		first.Refused["PlaceOrder: not today"] != orders.Load()/4 || first.Accepted+first.Rejected != 300 {
+		t.Errorf("the rejects file has %d lines after %d orders:\n%v", lost, orders.Load(), first)
 	}
 	refusing.Store(false)
 	if second := importRetail(t, cfg); second.Accepted != first.Accepted+lost {
-		t.Errorf("later, when the server takes them:\n%v", second)
+		t.Errorf("when the server accepts them:\n%v", second)
 	}
 }
 
+// TestNoServer checks that the error of an unavailable server contains a remedy.
 func TestNoServer(t *testing.T) {
 	t.Parallel()
 	path := realFile(t)
 	s := startServices(t, func(http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "away", http.StatusServiceUnavailable) })
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "away", http.StatusServiceUnavailable)
+		})
 	})
-	_, err := onlineretail.Import(t.Context(), onlineretail.Config{Path: path, BaseURL: s.url, Limit: 10, Patience: 50 * time.Millisecond})
+	cfg := onlineretail.Config{Path: path, BaseURL: s.url, Limit: 10, RetryFor: 50 * time.Millisecond}
+	_, err := onlineretail.Import(t.Context(), cfg)
 	if !errors.Is(err, client.ErrUnreachable) || !strings.Contains(err.Error(), "run the import again") {
-		t.Errorf("got %v, want ErrUnreachable and what to do", err)
+		t.Errorf("got %v, want ErrUnreachable and a remedy", err)
 	}
 }
 
@@ -265,7 +277,7 @@ func TestNoServer(t *testing.T) {
 func BenchmarkYear(b *testing.B) {
 	path := realFile(b)
 	for b.Loop() {
-		s := startServices(b, asIs)
+		s := startServices(b, unwrapped)
 		b.Logf("first: %v", importRetail(b, onlineretail.Config{Path: path, BaseURL: s.url}))
 		b.Logf("again: %v", importRetail(b, onlineretail.Config{Path: path, BaseURL: s.url}))
 	}

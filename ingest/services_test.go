@@ -34,7 +34,8 @@ func startServices(t testing.TB, wrap func(http.Handler) http.Handler) services 
 	mux := http.NewServeMux()
 	dir := t.TempDir()
 	for aggregate, handler := range map[event.Aggregate]func(eventstore.Store, ...commands.Option) (string, http.Handler){
-		event.Customer: customer.NewHandler, event.Product: catalog.NewHandler, event.Stock: inventory.NewHandler, event.Order: order.NewHandler,
+		event.Customer: customer.NewHandler, event.Product: catalog.NewHandler,
+		event.Stock: inventory.NewHandler, event.Order: order.NewHandler,
 	} {
 		store, err := sqlite.Open(context.Background(), filepath.Join(dir, aggregate.Name+".db"), aggregate)
 		if err != nil {
@@ -57,7 +58,7 @@ func startServices(t testing.TB, wrap func(http.Handler) http.Handler) services 
 	return s
 }
 
-func asIs(h http.Handler) http.Handler { return h }
+func unwrapped(h http.Handler) http.Handler { return h }
 
 // events reads a store to its end.
 func (s services) events(t testing.TB, aggregate event.Aggregate) []event.Event {

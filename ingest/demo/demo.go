@@ -1,8 +1,12 @@
-// Package demo sets up a small shop in a running Millrace and lets it trade for a day, so that a
-// new user has data to look at. Run sends a few hundred commands that look like real ones.
+// Package demo sets up a small shop in a running Millrace and plays a day of trading, so that a new
+// user has data to look at. Run sends a few hundred commands that look like real ones.
 //
-// The commands depend on Config.Seed only, and so do their ids and idempotency keys. So a second
-// run changes nothing. script.go writes the commands, shop.go has the products and names.
+// A story is a list of commands that depend on each other, for example those of one order. Stories
+// are played concurrently, and the commands of a story in order. script.go writes the stories, and
+// shop.go has the products and names.
+//
+// The commands depend on Config.Seed and Config.Orders only, and so do their ids and idempotency
+// keys. So a second run changes nothing.
 package demo
 
 import (
@@ -47,24 +51,24 @@ type Result struct {
 const (
 	defaultSeed   = 1
 	defaultOrders = 30
-	atOnce        = 8                // stories that are played concurrently
-	patience      = 30 * time.Second // how long an unavailable server is tolerated
+	concurrency   = 8                // stories that are played at the same time
+	retryFor      = 30 * time.Second // how long to retry while the server is unavailable
 )
 
 // Run sends the demo's commands. It counts a refused command and continues.
 func Run(ctx context.Context, cfg Config) (Result, error) {
-	server := client.New(cfg.BaseURL, patience, cfg.Client...)
+	server := client.New(cfg.BaseURL, retryFor, cfg.Client...)
 	defer server.Close()
-	goods, trade := script(cmp.Or(cfg.Seed, defaultSeed), cmp.Or(cfg.Orders, defaultOrders))
+	setup, orders := script(cmp.Or(cfg.Seed, defaultSeed), cmp.Or(cfg.Orders, defaultOrders))
 	p := &player{server: server, progress: cfg.Progress, result: Result{Commands: map[string]int{}}}
-	for _, s := range slices.Concat(goods, trade) {
+	for _, s := range slices.Concat(setup, orders) {
 		p.total += len(s)
 	}
 	// Orders need the products and customers, so these come first.
-	if err := p.playAll(ctx, goods); err != nil {
+	if err := p.playAll(ctx, setup); err != nil {
 		return p.result, err
 	}
-	if err := p.playAll(ctx, trade); err != nil {
+	if err := p.playAll(ctx, orders); err != nil {
 		return p.result, err
 	}
 	return p.result, nil
@@ -73,7 +77,7 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 // story is a list of commands that depend on each other, so they are sent in order.
 type story []proto.Message
 
-// player sends the commands of the stories and counts their results.
+// player sends the commands of stories and counts their results. It is safe for concurrent use.
 type player struct {
 	server   *client.Client
 	progress func(done, total int)
@@ -87,7 +91,7 @@ type player struct {
 // playAll plays stories concurrently. The order in Result is the last story's.
 func (p *player) playAll(ctx context.Context, stories []story) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(atOnce)
+	group.SetLimit(concurrency)
 	for i, s := range stories {
 		group.Go(func() error { return p.play(ctx, s, i == len(stories)-1) })
 	}
@@ -102,13 +106,13 @@ func (p *player) play(ctx context.Context, s story, last bool) error {
 		if _, refused := client.Refusal(err); err != nil && !refused {
 			return fmt.Errorf("demo: %s: %w", client.Name(command), err)
 		}
-		p.account(command, receipt, last)
+		p.record(command, receipt, last)
 	}
 	return nil
 }
 
-// account counts the result of a command. receipt is nil if it was refused.
-func (p *player) account(command proto.Message, receipt *eventv1.Receipt, last bool) {
+// record counts the result of a command. receipt is nil if it was refused.
+func (p *player) record(command proto.Message, receipt *eventv1.Receipt, last bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.done++
@@ -123,7 +127,8 @@ func (p *player) account(command proto.Message, receipt *eventv1.Receipt, last b
 	if last {
 		switch c := command.(type) {
 		case *orderv1.PlaceOrderRequest:
-			p.result.OrderID, p.result.Reference, p.result.SKU = c.GetOrderId(), c.GetReference(), c.GetLines()[0].GetSku()
+			p.result.OrderID, p.result.Reference = c.GetOrderId(), c.GetReference()
+			p.result.SKU = c.GetLines()[0].GetSku()
 			p.result.Token = receipt.GetToken()
 		case *orderv1.ConfirmOrderRequest:
 			p.result.Token = receipt.GetToken()

@@ -20,42 +20,43 @@ import (
 var opening = time.Date(2026, 1, 5, 9, 0, 0, 0, time.UTC)
 
 const (
-	currency  = "GBP"
-	customers = 24
-	holdGoods = 24 * time.Hour // lifetime of a reservation
+	currency       = "GBP"
+	customers      = 24
+	reservationTTL = 24 * time.Hour // lifetime of a reservation
 )
 
-// writer writes the stories. All random numbers come from the seed, and a higher number of orders
-// does not change the first ones.
+// writer writes the stories. All random numbers come from the seed, and are drawn in a fixed order.
+// So a higher number of orders does not change the first ones.
 type writer struct {
 	seed uint64
 	rand *rand.Rand
 	ids  int // number of ids so far
 }
 
-// script returns all stories: goods set up the shop, and trade are its orders. goods must be played
-// first.
-func script(seed uint64, orders int) (goods, trade []story) {
+// script returns all stories: setup lists products and registers customers, and orders refer to them,
+// so setup must be played first.
+func script(seed uint64, orderCount int) (setup, orders []story) {
 	w := &writer{seed: seed, rand: rand.New(rand.NewPCG(seed, 0))}
 	for _, p := range products {
-		goods = append(goods, w.list(p))
+		setup = append(setup, w.list(p))
 	}
 	var people []person
 	for n := range customers {
 		p := w.person(n)
 		people = append(people, p)
-		goods = append(goods, w.register(p))
+		setup = append(setup, w.register(p))
 	}
-	for n := range orders {
-		trade = append(trade, w.order(n, people, n == orders-1))
+	for n := range orderCount {
+		orders = append(orders, w.order(n, people, n == orderCount-1))
 	}
-	return goods, trade
+	return setup, orders
 }
 
-// key returns an idempotency key.
+// key returns the idempotency key of a command, for example "demo:1:price:KIT-0101".
 func (w *writer) key(what, of string) string { return fmt.Sprintf("demo:%d:%s:%s", w.seed, what, of) }
 
-// id returns an id that depends on the seed and the name.
+// id returns an id that depends on the seed and the name. Ids are a minute apart, so that they sort
+// in the order in which the stories use them.
 func (w *writer) id(name string) string {
 	w.ids++
 	return event.NamedID(opening.Add(time.Duration(w.ids)*time.Minute), fmt.Sprintf("demo/%d/%s", w.seed, name)).String()
@@ -79,7 +80,7 @@ func (w *writer) list(p product) story {
 	return s
 }
 
-// person is a registered customer.
+// person is a customer to register. Orders refer to it by id.
 type person struct {
 	id, reference, name, email string
 	address                    *customerv1.Address
@@ -111,10 +112,13 @@ func (w *writer) register(p person) story {
 		},
 		&customerv1.ChangeAddressRequest{CustomerId: p.id, Address: p.address, IdempotencyKey: w.key("address", p.reference)},
 	}
-	for purpose := customerv1.ConsentPurpose_CONSENT_PURPOSE_MARKETING; purpose <= customerv1.ConsentPurpose_CONSENT_PURPOSE_PERSONALISATION; purpose++ {
+	// Each customer consents to some of the purposes.
+	const last = customerv1.ConsentPurpose_CONSENT_PURPOSE_PERSONALISATION
+	for purpose := customerv1.ConsentPurpose_CONSENT_PURPOSE_MARKETING; purpose <= last; purpose++ {
 		if w.rand.IntN(3) == 0 {
 			s = append(s, &customerv1.SetConsentRequest{
-				CustomerId: p.id, Purpose: purpose, Granted: true, IdempotencyKey: w.key("consent", fmt.Sprintf("%s/%d", p.reference, purpose)),
+				CustomerId: p.id, Purpose: purpose, Granted: true,
+				IdempotencyKey: w.key("consent", fmt.Sprintf("%s/%d", p.reference, purpose)),
 			})
 		}
 	}
@@ -137,30 +141,36 @@ func (w *writer) order(n int, people []person, last bool) story {
 	}
 	// The minimum of two numbers makes small orders more likely.
 	lines := 1 + min(w.rand.IntN(5), w.rand.IntN(6))
-	var held, taken, freed story // reservations, and their commits and releases
+	var reservations, commits, releases story // reservations, and their commits and releases
+	// The first product is the delivery, which is not drawn.
 	for line, at := range w.rand.Perm(len(products) - 1)[:lines] {
 		p, quantity := products[at+1], 1+min(w.rand.Int64N(6), w.rand.Int64N(6))
 		place.Lines = append(place.Lines, p.line(quantity))
 		name := fmt.Sprintf("%s/%d", reference, line+1)
-		held = append(held, &inventoryv1.ReserveStockRequest{
-			Sku: p.sku, ReservationId: name, Quantity: quantity, TimeToLive: durationpb.New(holdGoods), IdempotencyKey: w.key("reserve", name),
+		reservations = append(reservations, &inventoryv1.ReserveStockRequest{
+			Sku: p.sku, ReservationId: name, Quantity: quantity, TimeToLive: durationpb.New(reservationTTL),
+			IdempotencyKey: w.key("reserve", name),
 		})
-		taken = append(taken, &inventoryv1.CommitReservationRequest{Sku: p.sku, ReservationId: name, IdempotencyKey: w.key("commit", name)})
-		freed = append(freed, &inventoryv1.ReleaseReservationRequest{Sku: p.sku, ReservationId: name, IdempotencyKey: w.key("release", name)})
+		commits = append(commits, &inventoryv1.CommitReservationRequest{
+			Sku: p.sku, ReservationId: name, IdempotencyKey: w.key("commit", name),
+		})
+		releases = append(releases, &inventoryv1.ReleaseReservationRequest{
+			Sku: p.sku, ReservationId: name, IdempotencyKey: w.key("release", name),
+		})
 	}
 	if lines < 4 { // small orders pay for delivery
 		place.Lines = append(place.Lines, delivery.line(1))
 	}
-	s := append(story{place}, held...)
+	s := append(story{place}, reservations...)
 	// 70 % are confirmed, 15 % are cancelled, and the rest remain open.
 	switch fate := w.rand.IntN(20); {
 	case fate < 14 || last:
 		s = append(s, &orderv1.ConfirmOrderRequest{OrderId: id, IdempotencyKey: w.key("confirm", reference)})
-		return append(s, taken...)
+		return append(s, commits...)
 	case fate < 17:
-		why := regrets[w.rand.IntN(len(regrets))]
+		why := cancelReasons[w.rand.IntN(len(cancelReasons))]
 		s = append(s, &orderv1.CancelOrderRequest{OrderId: id, Reason: why, IdempotencyKey: w.key("cancel", reference)})
-		return append(s, freed...)
+		return append(s, releases...)
 	}
 	return s
 }

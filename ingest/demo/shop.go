@@ -58,7 +58,7 @@ var products = []product{
 	{"STA-0302", "Stationery", "Notebook A6, plain", "96 pages; fits a back pocket.", 725},
 	{"STA-0307", "Stationery", "Fountain pen, fine", "Steel nib; takes standard cartridges.", 3200},
 	{"STA-0311", "Stationery", "Ink, bottle-green, 30 ml", "Dries fast, washes out if you are quick.", 1150},
-	{"STA-0316", "Stationery", "Pencils HB, box of 12", "Cedar, no eraser, no regrets.", 990},
+	{"STA-0316", "Stationery", "Pencils HB, box of 12", "Cedar, no eraser, no cancelReasons.", 990},
 	{"STA-0320", "Stationery", "Letter paper, 50 sheets", "Cotton rag, 120 g.", 1600},
 	{"STA-0325", "Stationery", "Brass paper clips, 40 pieces", "In a tin.", 640},
 	{"HOM-0401", "Home", "Wool blanket, herringbone", "130 × 180 cm, woven in Wales.", 8900},
@@ -76,6 +76,7 @@ var products = []product{
 	{"TOY-0521", "Toys", "Kite, red diamond", "60 m of line; best on a beach.", 2200},
 }
 
+// The parts of which invented customers are made.
 var (
 	firstNames = []string{
 		"Amara", "Bruno", "Clara", "Dilip", "Edith", "Farid", "Greta", "Hamish", "Imani", "Jonas", "Keiko", "Lewis",
@@ -96,5 +97,8 @@ var (
 		{"Rue du Marché", "69001", "Lyon", "FR"},
 		{"Prinsengracht", "1015 AA", "Amsterdam", "NL"},
 	}
-	regrets = []string{"ordered twice by mistake", "delivery takes too long", "found it in the attic", "customer changed their mind"}
+	// cancelReasons are the reasons of cancelled orders.
+	cancelReasons = []string{
+		"ordered twice by mistake", "delivery takes too long", "found it in the attic", "customer changed their mind",
+	}
 )

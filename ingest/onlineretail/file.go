@@ -35,7 +35,8 @@ var columns = []struct {
 	{"InvoiceDate", []arrow.Type{arrow.TIMESTAMP}},
 }
 
-// source is an open file.
+// source is an open file. It reads one batch of rows at a time, so its memory does not depend on the
+// size of the file.
 type source struct {
 	parquet *file.Reader
 	records pqarrow.RecordReader
@@ -53,7 +54,7 @@ func open(ctx context.Context, path string) (_ *source, err error) {
 			err = errors.Join(fmt.Errorf("%s: %w", path, err), reader.Close())
 		}
 	}()
-	// Read only the needed columns.
+	// Read only the needed columns. A flat file has one leaf per column.
 	var leaves []int
 	for _, c := range columns {
 		leaf := reader.MetaData().Schema.ColumnIndexByName(c.name)
@@ -62,7 +63,8 @@ func open(ctx context.Context, path string) (_ *source, err error) {
 		}
 		leaves = append(leaves, leaf)
 	}
-	decoder, err := pqarrow.NewFileReader(reader, pqarrow.ArrowReadProperties{BatchSize: windowRows}, memory.DefaultAllocator)
+	properties := pqarrow.ArrowReadProperties{BatchSize: windowRows}
+	decoder, err := pqarrow.NewFileReader(reader, properties, memory.DefaultAllocator)
 	if err != nil {
 		return nil, err
 	}
@@ -85,14 +87,15 @@ func checkColumn(schema *arrow.Schema, name string, types []arrow.Type) error {
 	fields, _ := schema.FieldsByName(name)
 	// Arrow allows several columns of one name.
 	if len(fields) != 1 {
-		return fmt.Errorf("%w: %d columns are called %s", ErrFile, len(fields), name)
+		return fmt.Errorf("%w: %d columns are named %s", ErrFile, len(fields), name)
 	}
 	for _, t := range types {
 		if fields[0].Type.ID() == t {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: column %s is of type %s, not %s", ErrFile, name, fields[0].Type, strings.ToLower(types[0].String()))
+	return fmt.Errorf("%w: column %s is of type %s, not %s",
+		ErrFile, name, fields[0].Type, strings.ToLower(types[0].String()))
 }
 
 // all yields the rows in file order. If reading fails, the last pair is an error.

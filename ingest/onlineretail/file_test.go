@@ -58,7 +58,7 @@ func planReal(t testing.TB, each func(window)) (rows int64) {
 	return rows
 }
 
-func TestRealFileGivesThePublishedFigures(t *testing.T) {
+func TestRealFileFigures(t *testing.T) {
 	t.Parallel()
 	commands, reasons := map[string]int{}, map[string]int{}
 	var lines, customerLines, customerOrders, items int
@@ -69,7 +69,7 @@ func TestRealFileGivesThePublishedFigures(t *testing.T) {
 			reasons[r.reason]++
 			rejected++
 		}
-		for _, c := range append(w.groundwork, w.orders...) {
+		for _, c := range append(w.prerequisites, w.orders...) {
 			commands[client.Name(c.request)]++
 			accepted += int64(len(c.lines))
 			place, ok := c.request.(*orderv1.PlaceOrderRequest)
@@ -104,7 +104,7 @@ func TestRealFileGivesThePublishedFigures(t *testing.T) {
 		{"accepted + rejected", accepted + rejected, rows},
 		{"order lines", lines, 530_104},
 		{"orders", commands["PlaceOrder"], 19_960},
-		{"orders in more than one piece", commands["AddLines"], 0},
+		{"orders in more than one command", commands["AddLines"], 0},
 		{"lines with a customer", customerLines, 397_884},
 		{"orders with a customer", customerOrders, 18_532},
 		{"items with a customer", items, 5_167_812},
@@ -112,7 +112,7 @@ func TestRealFileGivesThePublishedFigures(t *testing.T) {
 		{"customers", commands["RegisterCustomer"], 4_372},
 		{"cancelled lines", reasons[reasonCancelled], 9_288},
 		{"gifts", reasons[reasonGift], 40},
-		{"entries of the books", reasons[reasonNegative], 2},
+		{"accounting entries", reasons[reasonNegative], 2},
 	} {
 		if figure.got != figure.want {
 			t.Errorf("%s: %v, want %v", figure.name, figure.got, figure.want)
@@ -167,7 +167,7 @@ func fields(change func(map[string]arrow.DataType)) *arrow.Schema {
 	return arrow.NewSchema(list, nil)
 }
 
-func TestFileOfOtherColumnsIsNamed(t *testing.T) {
+func TestOpenRejectsOtherColumns(t *testing.T) {
 	t.Parallel()
 	for want, change := range map[string]func(map[string]arrow.DataType){
 		"column UnitPrice is missing":                         func(m map[string]arrow.DataType) { delete(m, "UnitPrice") },
@@ -186,7 +186,7 @@ func TestFileOfOtherColumnsIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := open(context.Background(), path); err == nil || !strings.Contains(err.Error(), path) {
-		t.Errorf("a text file gave %v", err)
+		t.Errorf("opening a text file returned %v", err)
 	}
 }
 
@@ -227,10 +227,14 @@ func TestMissingValues(t *testing.T) {
 	if len(got) != 2 || src.rows != 2 {
 		t.Fatalf("read %v", got)
 	}
-	if r := got[0]; r.invoice != "" || r.description != "" || r.quantity != 0 || !r.at.IsZero() || !math.IsNaN(r.price) || !math.IsNaN(r.customer) {
+	r := got[0]
+	if r.invoice != "" || r.description != "" || r.quantity != 0 || !r.at.IsZero() ||
+		!math.IsNaN(r.price) || !math.IsNaN(r.customer) {
 		t.Errorf("a row of nulls is %+v", r)
 	}
-	want := row{number: 2, invoice: "536365", code: "85123A", country: "EIRE", quantity: 6, price: 2.55, customer: 2.55, at: at}
+	want := row{
+		number: 2, invoice: "536365", code: "85123A", country: "EIRE", quantity: 6, price: 2.55, customer: 2.55, at: at,
+	}
 	if got[1] != want {
 		t.Errorf("got %+v, want %+v", got[1], want)
 	}

@@ -3,12 +3,12 @@
 // them to a running Millrace.
 //
 // Import reads rows (file.go), classifies them (rules.go), plans commands for a window of rows at a
-// time (plan.go) and sends them (issue.go). Summary says what became of each line.
+// time (plan.go) and sends them (issue.go). Summary counts the lines and commands by their outcome.
 //
 // Invariants:
 //
 //   - The plan depends on the file only, and so do the ids and idempotency keys of the commands. So
-//     an import that was killed is resumed by running it again, and a second run changes nothing.
+//     running the import again resumes one that was killed, and otherwise changes nothing.
 //   - Each line is either accepted, as part of a command, or rejected with a reason.
 package onlineretail
 
@@ -37,17 +37,17 @@ type Config struct {
 	// written.
 	RejectsPath string
 	Concurrency int            // maximum number of commands in flight; 0 means 64
-	Patience    time.Duration  // how long an unavailable server is tolerated; 0 means 1 minute
+	RetryFor    time.Duration  // how long to retry while the server is unavailable; 0 means 1 minute
 	Progress    func(Progress) // called as lines are done, never concurrently; may be nil
 }
 
-// Progress is how far an import is.
+// Progress describes how far an import has come.
 type Progress struct {
 	RowsRead  int64 // lines that are accepted or rejected
 	RowsTotal int64 // lines to be read
 	Rejected  int64 // of RowsRead
-	Commands  int64 // commands that the server answered
-	Replayed  int64 // of Commands: answered in an earlier import
+	Commands  int64 // commands that the server accepted or refused
+	Replayed  int64 // of Commands: accepted in an earlier import
 }
 
 // windowRows is how many rows are planned and sent at a time. It bounds the memory of an import.
@@ -55,30 +55,31 @@ const windowRows = 16_384
 
 const (
 	defaultConcurrency = 64
-	defaultPatience    = time.Minute
+	defaultRetryFor    = time.Minute
 )
 
 // Import imports a file. The error wraps ErrFile if the file is not usable, and
-// client.ErrUnreachable if the server was unavailable for too long. Then the summary says how far
-// the import came, and another call continues from there.
+// client.ErrUnreachable if the server was unavailable for too long. After an error, the summary
+// contains what was done, and another call resumes from there.
 func Import(ctx context.Context, cfg Config) (Summary, error) {
 	start := time.Now()
 	cfg.Concurrency = cmp.Or(cfg.Concurrency, defaultConcurrency)
-	server := client.New(cfg.BaseURL, cmp.Or(cfg.Patience, defaultPatience), cfg.Client...)
+	server := client.New(cfg.BaseURL, cmp.Or(cfg.RetryFor, defaultRetryFor), cfg.Client...)
 	defer server.Close()
 	im := &importer{Config: cfg, server: server, planner: newPlanner(), summary: newSummary()}
 	err := im.run(ctx)
 	im.summary.Elapsed = time.Since(start)
 	if errors.Is(err, client.ErrUnreachable) {
-		err = fmt.Errorf("%w; run the import again once the server is back: it goes on where it stopped", err)
+		err = fmt.Errorf("%w; run the import again when the server is available: it resumes where it stopped", err)
 	}
 	if err != nil {
-		return im.summary, fmt.Errorf("import of %s: %w", cfg.Path, err)
+		return im.summary, fmt.Errorf("import %s: %w", cfg.Path, err)
 	}
 	return im.summary, im.summary.check()
 }
 
-// importer is the state of one import.
+// importer is the state of one import. One goroutine plans windows, and several send the commands of
+// a window.
 type importer struct {
 	Config
 	server  *client.Client
@@ -91,7 +92,8 @@ type importer struct {
 	refused  []reject // lines of this window that the server refused
 }
 
-// run reads the file in windows and sends each.
+// run reads the file in windows. It plans a window and sends all its commands before it reads the
+// next one, so an error leaves only the current window incomplete.
 func (im *importer) run(ctx context.Context) (err error) {
 	src, err := open(ctx, im.Path)
 	if err != nil {
@@ -120,22 +122,22 @@ func (im *importer) run(ctx context.Context) (err error) {
 		// The window or the file ends here.
 		if r.number%windowRows == 0 || r.number == total {
 			if err := im.send(ctx, im.planner.end(r.number, r.number == total)); err != nil {
-				return fmt.Errorf("%d of %d lines are done: %w", im.progress.RowsRead, total, err)
+				return fmt.Errorf("stopped after %d of %d lines: %w", im.progress.RowsRead, total, err)
 			}
 		}
 	}
 	return nil
 }
 
-// send sends the commands of a window and writes its rejects. Orders are sent after the groundwork,
-// because they refer to it.
+// send sends the commands of a window and writes its rejects. Orders are sent after the
+// prerequisites, because they refer to them.
 func (im *importer) send(ctx context.Context, w window) error {
 	for _, r := range w.rejects {
 		im.summary.reject(r)
 	}
 	im.progress.RowsRead += int64(len(w.rejects))
 	im.progress.Rejected += int64(len(w.rejects))
-	for _, stage := range [][]command{w.groundwork, w.orders} {
+	for _, stage := range [][]command{w.prerequisites, w.orders} {
 		if err := im.sendAll(ctx, stage); err != nil {
 			return err
 		}
@@ -148,7 +150,8 @@ func (im *importer) send(ctx context.Context, w window) error {
 	return im.rejects.write(rejects)
 }
 
-// sendAll sends the commands of different streams concurrently, and those of one stream in order.
+// sendAll sends the commands of different streams concurrently, and those of one stream in order. It
+// stops at the first command that the server did not answer. A refused command is not an error.
 func (im *importer) sendAll(ctx context.Context, commands []command) error {
 	// One queue per stream keeps its commands in order. The index is the stream's queue.
 	streams := map[string]int{}
@@ -171,7 +174,7 @@ func (im *importer) sendAll(ctx context.Context, commands []command) error {
 				if err != nil {
 					return err
 				}
-				im.account(c, o)
+				im.record(c, o)
 			}
 			return nil
 		})
@@ -179,8 +182,8 @@ func (im *importer) sendAll(ctx context.Context, commands []command) error {
 	return group.Wait()
 }
 
-// account counts the result of a command.
-func (im *importer) account(c command, o outcome) {
+// record counts the result of a command.
+func (im *importer) record(c command, o outcome) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	name := client.Name(c.request)

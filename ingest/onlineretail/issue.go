@@ -9,14 +9,14 @@ import (
 	"github.com/millrace/millrace/internal/client"
 )
 
-// outcome is the server's answer to a command.
+// outcome is the server's response to a command.
 type outcome struct {
-	accepted int    // number of the command's lines that it accepted
+	accepted int    // number of the command's lines that the server accepted
 	refused  string // why it refused the others; empty if it accepted all
-	replayed bool   // it had accepted all of them before
+	replayed bool   // it had accepted all of them in an earlier import
 }
 
-// Rules and facts in the services' refusals.
+// Rules and facts in the services' refusals, which are part of their API.
 const (
 	ruleKeyReused = "idempotency_key_reused"
 	factLines     = "lines"
@@ -32,24 +32,29 @@ func (im *importer) issue(ctx context.Context, c command) (outcome, error) {
 	if !ok {
 		return outcome{}, err
 	}
-	// An earlier import with another limit sent the same key with other lines.
+	// An earlier import with another limit sent the same key with other lines. The order exists, but
+	// may lack lines.
 	if refusal.GetRule() == ruleKeyReused {
 		switch r := c.request.(type) {
 		case *orderv1.PlaceOrderRequest:
-			return im.complete(ctx, c, refusal, addLines(r.GetOrderId(), r.GetReference(), 0, r.GetLines(), r.GetOrderedAt()))
+			all := addLines(r.GetOrderId(), r.GetReference(), 0, r.GetLines(), r.GetOrderedAt())
+			return im.addMissingLines(ctx, c, refusal, all)
 		case *orderv1.AddLinesRequest:
-			return im.complete(ctx, c, refusal, r)
+			return im.addMissingLines(ctx, c, refusal, r)
 		}
 	}
 	return outcome{refused: refusal.GetReason()}, nil
 }
 
-// complete handles an invoice that an earlier import sent under the same key with fewer lines,
-// because its limit was lower, or with more. The refusal says how many lines the order has, and
-// complete adds the others. all is the request that would add every line of the command.
-func (im *importer) complete(ctx context.Context, c command, refusal *eventv1.Rejection, all *orderv1.AddLinesRequest) (outcome, error) {
-	have, ok := linesOf(refusal)
-	known := have - int(all.GetAfterLine())
+// addMissingLines handles an invoice that an earlier import sent under the same key with fewer lines,
+// because its limit was lower, or with more. The refusal contains the number of lines that the order
+// has, and addMissingLines adds the others. all is the request that would add every line of the
+// command.
+func (im *importer) addMissingLines(
+	ctx context.Context, c command, refusal *eventv1.Rejection, all *orderv1.AddLinesRequest,
+) (outcome, error) {
+	have, ok := lineCount(refusal)
+	known := have - int(all.GetAfterLine()) // lines of the command that the order has
 	if !ok || known < 0 {
 		return outcome{refused: refusal.GetReason()}, nil
 	}
@@ -67,8 +72,8 @@ func (im *importer) complete(ctx context.Context, c command, refusal *eventv1.Re
 	return outcome{}, err
 }
 
-// linesOf returns how many lines the order in a refusal has.
-func linesOf(refusal *eventv1.Rejection) (int, bool) {
+// lineCount returns how many lines the order in a refusal has.
+func lineCount(refusal *eventv1.Rejection) (int, bool) {
 	n, err := strconv.Atoi(refusal.GetFacts()[factLines])
 	return n, err == nil
 }

@@ -37,12 +37,12 @@ type reject struct {
 	reason string
 }
 
-// window is the plan for a range of rows. orders refer to customers and products in groundwork, so
-// groundwork is sent first.
+// window is the plan for a range of rows. orders refer to customers and products in prerequisites, so
+// prerequisites are sent first.
 type window struct {
-	groundwork []command
-	orders     []command
-	rejects    []reject
+	prerequisites []command
+	orders        []command
+	rejects       []reject
 }
 
 // planner turns rows into commands. It depends on the rows so far only, so a higher limit does not
@@ -56,18 +56,18 @@ type planner struct {
 	invoices  map[string]*invoice
 	// Invoices with lines that are not planned yet, in the order of their first such line.
 	open   []*invoice
-	window window
+	window window // the window that is being planned
 }
 
-// product is what the planner knows of a product.
+// product is the planner's state of a product.
 type product struct {
 	service bool
 	titled  bool    // the title is from a sale; otherwise it is the code
 	price   float64 // last price that was set; 0 before the first
-	// A price other than the product's, and the number of consecutive sales at it.
+	// A price other than the product's, and the number of consecutive sales at it. See priceAfter.
 	otherPrice float64
 	otherSales int
-	// Stock if each sale took its goods at once.
+	// The stock if each sale took its goods at once.
 	onHand int64
 }
 
@@ -89,27 +89,30 @@ type invoice struct {
 
 // newPlanner returns a planner that has seen no rows.
 func newPlanner() *planner {
-	return &planner{completeAfter: completeAfter, customers: map[int64]string{}, products: map[string]*product{}, invoices: map[string]*invoice{}}
+	return &planner{
+		completeAfter: completeAfter,
+		customers:     map[int64]string{}, products: map[string]*product{}, invoices: map[string]*invoice{},
+	}
 }
 
 const (
-	// An invoice is complete after this many rows without one of its lines. In the real file,
+	// An invoice is complete after this many rows without one of its lines. In the published file,
 	// invoices interleave by two rows at most. Lines that come even later are added to the order.
 	completeAfter = 1000
 	// A product's price changes after this many consecutive sales at the new one, because a single
 	// discount is not a price change.
 	priceAfter = 3
-	// A delivery brings lotFactor times what is missing, and at least smallestLot.
-	smallestLot = 96
-	lotFactor   = 8
+	// A delivery brings lotFactor times the missing quantity, and at least minLot.
+	minLot    = 96
+	lotFactor = 8
 	// Maximum number of lines in a command. With it, an event always fits its size limit.
-	mostLines = 2500
+	maxLines = 2500
 )
 
 // add plans one row.
 func (p *planner) add(r row) {
-	// A row that no command could contain must not register its customer either.
-	if reason := unusable(r); reason != "" {
+	// An invalid row must not register its customer either.
+	if reason := invalid(r); reason != "" {
 		p.reject(r, reason)
 		return
 	}
@@ -118,7 +121,7 @@ func (p *planner) add(r row) {
 	case sale:
 		p.sell(r, customer)
 	case correction:
-		p.correct(r)
+		p.adjustStock(r)
 	case neither:
 		p.reject(r, reason)
 	}
@@ -144,9 +147,9 @@ func (p *planner) reject(r row, reason string) {
 	p.window.rejects = append(p.window.rejects, reject{r.line(), reason})
 }
 
-// first adds a command to the window's groundwork.
-func (p *planner) first(stream string, request proto.Message, lines ...line) {
-	p.window.groundwork = append(p.window.groundwork, command{stream, request, lines})
+// addPrerequisite adds a command to the window's prerequisites.
+func (p *planner) addPrerequisite(stream string, request proto.Message, lines ...line) {
+	p.window.prerequisites = append(p.window.prerequisites, command{stream, request, lines})
 }
 
 // customer returns the id of the row's customer, or "" for a guest. It plans the registration of a
@@ -162,7 +165,7 @@ func (p *planner) customer(r row) string {
 	reference := strconv.FormatInt(number, 10)
 	id := event.NamedID(r.at, "online-retail/customer/"+reference).String()
 	p.customers[number] = id
-	p.first("customer/"+id, &customerv1.RegisterCustomerRequest{
+	p.addPrerequisite("customer/"+id, &customerv1.RegisterCustomerRequest{
 		CustomerId:     id,
 		Reference:      reference,
 		Country:        r.country,
@@ -188,7 +191,7 @@ func (p *planner) product(r row, title string) *product {
 		if title == "" {
 			title = r.code
 		}
-		p.first("product/"+r.code, &catalogv1.ListProductRequest{
+		p.addPrerequisite("product/"+r.code, &catalogv1.ListProductRequest{
 			Sku:            r.code,
 			Title:          title,
 			Kind:           kind,
@@ -197,7 +200,7 @@ func (p *planner) product(r row, title string) *product {
 		})
 	case !item.titled && title != "":
 		item.titled = true
-		p.first("product/"+r.code, &catalogv1.ReviseProductRequest{
+		p.addPrerequisite("product/"+r.code, &catalogv1.ReviseProductRequest{
 			Sku:            r.code,
 			Title:          title,
 			RevisedAt:      timestamppb.New(r.at),
@@ -207,7 +210,8 @@ func (p *planner) product(r row, title string) *product {
 	return item
 }
 
-// sell adds a sale to its invoice, and plans the product, its price and its stock.
+// sell adds a sale to its invoice, and plans the product, its price and its stock. The order itself
+// is planned later, when its invoice is complete.
 func (p *planner) sell(r row, customer string) {
 	// The shortest decimal that parses to this float is the price that the shop wrote.
 	price, err := event.ParseMoney(currency, strconv.FormatFloat(r.price, 'f', -1, 64))
@@ -236,19 +240,21 @@ func (p *planner) sell(r row, customer string) {
 		p.open = append(p.open, i)
 	}
 	i.lines = append(i.lines, r.line())
-	i.pending = append(i.pending, &orderv1.NewLine{Sku: r.code, Description: r.description, Quantity: r.quantity, UnitPrice: price})
+	i.pending = append(i.pending, &orderv1.NewLine{
+		Sku: r.code, Description: r.description, Quantity: r.quantity, UnitPrice: price,
+	})
 
 	item := p.product(r, r.description)
-	p.charge(r, item, price)
+	p.updatePrice(r, item, price)
 	if !item.service {
-		p.receive(r, item, r.quantity)
+		p.ensureStock(r, item, r.quantity)
 		item.onHand -= r.quantity
 	}
 }
 
-// charge plans a new price at the first sale of a product, and when priceAfter consecutive sales
+// updatePrice plans a new price at the first sale of a product, and when priceAfter consecutive sales
 // had the same other price.
-func (p *planner) charge(r row, item *product, price *money.Money) {
+func (p *planner) updatePrice(r row, item *product, price *money.Money) {
 	switch {
 	case item.price == r.price:
 		item.otherSales = 0
@@ -263,7 +269,7 @@ func (p *planner) charge(r row, item *product, price *money.Money) {
 		return
 	}
 	item.price, item.otherSales = r.price, 0
-	p.first("product/"+r.code, &catalogv1.SetPriceRequest{
+	p.addPrerequisite("product/"+r.code, &catalogv1.SetPriceRequest{
 		Sku:            r.code,
 		Price:          price,
 		ValidFrom:      timestamppb.New(r.at),
@@ -271,16 +277,16 @@ func (p *planner) charge(r row, item *product, price *money.Money) {
 	})
 }
 
-// receive plans a delivery if the stock is lower than need. The file has no deliveries, so they are
-// made up: one arrives a minute before it is needed.
-func (p *planner) receive(r row, item *product, need int64) {
+// ensureStock plans a delivery if the stock is lower than need. The file has no deliveries, so they
+// are invented: one arrives a minute before it is needed.
+func (p *planner) ensureStock(r row, item *product, need int64) {
 	missing := need - item.onHand
 	if missing <= 0 {
 		return
 	}
-	lot := min(max(smallestLot, lotFactor*missing), mostQuantity)
+	lot := min(max(minLot, lotFactor*missing), maxQuantity)
 	item.onHand += lot
-	p.first("stock/"+r.code, &inventoryv1.ReceiveStockRequest{
+	p.addPrerequisite("stock/"+r.code, &inventoryv1.ReceiveStockRequest{
 		Sku:            r.code,
 		Quantity:       lot,
 		ReceivedAt:     timestamppb.New(r.at.Add(-time.Minute)),
@@ -288,16 +294,16 @@ func (p *planner) receive(r row, item *product, need int64) {
 	})
 }
 
-// correct plans an adjustment of the stock: goods found, counted, broken or thrown away.
-func (p *planner) correct(r row) {
+// adjustStock plans an adjustment of the stock: goods found, counted, broken or thrown away.
+func (p *planner) adjustStock(r row) {
 	item := p.product(r, "")
-	p.receive(r, item, -r.quantity)
+	p.ensureStock(r, item, -r.quantity)
 	item.onHand += r.quantity
 	reason := r.description
 	if reason == "" {
 		reason = "no reason given"
 	}
-	p.first("stock/"+r.code, &inventoryv1.AdjustStockRequest{
+	p.addPrerequisite("stock/"+r.code, &inventoryv1.AdjustStockRequest{
 		Sku:            r.code,
 		Delta:          r.quantity,
 		Reason:         reason,
@@ -311,8 +317,9 @@ func (p *planner) correct(r row) {
 func (p *planner) order(i *invoice) {
 	for len(i.pending) > 0 {
 		// A large invoice is split into several commands.
-		n := min(len(i.pending), mostLines)
-		p.window.orders = append(p.window.orders, command{"order/" + i.orderID, i.request(i.pending[:n]), i.lines[:n]})
+		n := min(len(i.pending), maxLines)
+		part := command{"order/" + i.orderID, i.request(i.pending[:n]), i.lines[:n]}
+		p.window.orders = append(p.window.orders, part)
 		i.planned += n
 		i.pending, i.lines = i.pending[n:], i.lines[n:]
 	}
@@ -340,7 +347,9 @@ func (i *invoice) request(lines []*orderv1.NewLine) proto.Message {
 }
 
 // addLines returns the command that adds lines to an order that has have lines.
-func addLines(orderID, number string, have int, lines []*orderv1.NewLine, at *timestamppb.Timestamp) *orderv1.AddLinesRequest {
+func addLines(
+	orderID, number string, have int, lines []*orderv1.NewLine, at *timestamppb.Timestamp,
+) *orderv1.AddLinesRequest {
 	return &orderv1.AddLinesRequest{
 		OrderId:        orderID,
 		AfterLine:      uint32(have),

@@ -32,7 +32,7 @@ func plan(rows []row, every int) window {
 		p.add(r)
 		if eof := i+1 == len(rows); eof || (i+1)%every == 0 {
 			w := p.end(r.number, eof)
-			all.groundwork = append(all.groundwork, w.groundwork...)
+			all.prerequisites = append(all.prerequisites, w.prerequisites...)
 			all.orders = append(all.orders, w.orders...)
 			all.rejects = append(all.rejects, w.rejects...)
 		}
@@ -53,7 +53,10 @@ func minute(n int) time.Time {
 }
 
 func aSale() row {
-	return row{invoice: "536365", code: "85123A", description: "WHITE HOLDER", quantity: 6, at: minute(0), price: 2.55, customer: 17850, country: "United Kingdom"}
+	return row{
+		invoice: "536365", code: "85123A", description: "WHITE HOLDER", quantity: 6, at: minute(0),
+		price: 2.55, customer: 17850, country: "United Kingdom",
+	}
 }
 
 func with(change func(*row)) row {
@@ -93,18 +96,18 @@ func TestRow(t *testing.T) {
 		"no invoice":          {with(func(r *row) { r.invoice = "" }), nil, "invoice number is missing, too long or not UTF-8"},
 		"no code":             {with(func(r *row) { r.code = "" }), nil, "stock code is missing or not a SKU"},
 		"code with a slash":   {with(func(r *row) { r.code = "a/b" }), nil, "stock code is missing or not a SKU"},
-		"a space behind":      {with(func(r *row) { r.invoice += " " }), nil, "invoice number or stock code holds a space too many or what nobody sees"},
-		"two spaces":          {with(func(r *row) { r.code = "BANK  CHARGES" }), nil, "invoice number or stock code holds a space too many or what nobody sees"},
+		"a space behind":      {with(func(r *row) { r.invoice += " " }), nil, "invoice number or stock code contains superfluous spaces or invisible characters"},
+		"two spaces":          {with(func(r *row) { r.code = "BANK  CHARGES" }), nil, "invoice number or stock code contains superfluous spaces or invisible characters"},
 		"no country":          {with(func(r *row) { r.country = "" }), nil, "country is missing, too short, too long or not UTF-8"},
 		"no date":             {with(func(r *row) { r.at = time.Time{} }), nil, "invoice date is missing or out of range"},
-		"half a customer":     {with(func(r *row) { r.customer = 0.5 }), nil, "customer number is no whole number above 0"},
+		"half a customer":     {with(func(r *row) { r.customer = 0.5 }), nil, "customer number is not a positive integer"},
 		"broken text":         {with(func(r *row) { r.description = "\xff" }), nil, "description is too long or not UTF-8"},
 		"more than can exist": {with(func(r *row) { r.quantity = math.MaxInt64 }), nil, "quantity is out of range"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			got := plan([]row{test.row}, 1)
-			if n := names(append(got.groundwork, got.orders...)); !slices.Equal(n, test.want) {
+			if n := names(append(got.prerequisites, got.orders...)); !slices.Equal(n, test.want) {
 				t.Errorf("planned %v, want %v", n, test.want)
 			}
 			reason := ""
@@ -156,21 +159,22 @@ func TestLateLinesAreAdded(t *testing.T) {
 	rows = append(rows, with(func(r *row) { r.at = minute(9) }))
 	got := plan(rows, 5)
 	add, ok := got.orders[len(got.orders)-1].request.(*orderv1.AddLinesRequest)
-	if !ok || add.GetAfterLine() != 2 || len(add.GetLines()) != 1 || add.GetIdempotencyKey() != "online-retail:order:536365:from:3" ||
+	if !ok || add.GetAfterLine() != 2 || len(add.GetLines()) != 1 ||
+		add.GetIdempotencyKey() != "online-retail:order:536365:from:3" ||
 		!add.GetAddedAt().AsTime().Equal(minute(9)) {
 		t.Errorf("planned %v for the last line, want it added after line 2", got.orders[len(got.orders)-1].request)
 	}
 }
 
 // An invoice with more lines than a command may have becomes several commands.
-func TestManyLinesArePlannedInParts(t *testing.T) {
+func TestLargeInvoiceIsSplit(t *testing.T) {
 	t.Parallel()
-	got := plan(slices.Repeat([]row{aSale()}, mostLines+1), 500_000)
+	got := plan(slices.Repeat([]row{aSale()}, maxLines+1), 500_000)
 	if n := names(got.orders); !slices.Equal(n, []string{"PlaceOrder", "AddLines"}) {
 		t.Fatalf("planned %v", n)
 	}
-	if n := len(got.orders[0].lines); n != mostLines {
-		t.Errorf("first part has %d lines, want %d", n, mostLines)
+	if n := len(got.orders[0].lines); n != maxLines {
+		t.Errorf("first part has %d lines, want %d", n, maxLines)
 	}
 }
 
@@ -184,7 +188,7 @@ func TestOtherCustomersLineIsRejected(t *testing.T) {
 }
 
 // A price changes only after several consecutive sales at the new one.
-func TestPriceChangesWhenItStays(t *testing.T) {
+func TestPriceChangesAfterConsecutiveSales(t *testing.T) {
 	t.Parallel()
 	var rows []row
 	for _, price := range []float64{2, 3, 2, 3, 3, 2, 3, 4, 3, 3, 3, 3} {
@@ -192,7 +196,7 @@ func TestPriceChangesWhenItStays(t *testing.T) {
 	}
 	var got []int64
 	var keys []string
-	for _, c := range plan(rows, 5).groundwork {
+	for _, c := range plan(rows, 5).prerequisites {
 		if set, ok := c.request.(*catalogv1.SetPriceRequest); ok {
 			got, keys = append(got, set.GetPrice().GetUnits()), append(keys, set.GetIdempotencyKey())
 		}
@@ -204,14 +208,15 @@ func TestPriceChangesWhenItStays(t *testing.T) {
 
 // A delivery is planned a minute before a sale for which the stock is too low, and is large enough
 // for it.
-func TestGoodsArriveBeforeTheShelfIsEmpty(t *testing.T) {
+func TestStockArrivesBeforeSale(t *testing.T) {
 	t.Parallel()
-	rows := slices.Repeat([]row{aSale()}, 17) // six pieces each; the smallest lot suffices for sixteen rows
+	rows := slices.Repeat([]row{aSale()}, 17) // six pieces each; the smallest lot is enough for sixteen rows
 	rows = append(rows, with(func(r *row) { r.quantity = 1090 }))
 	var got []string
-	for _, c := range plan(rows, 5).groundwork {
+	for _, c := range plan(rows, 5).prerequisites {
 		if r, ok := c.request.(*inventoryv1.ReceiveStockRequest); ok {
-			got = append(got, fmt.Sprint(r.GetIdempotencyKey(), " ", r.GetQuantity(), " ", r.GetReceivedAt().AsTime().Equal(minute(-1))))
+			early := r.GetReceivedAt().AsTime().Equal(minute(-1))
+			got = append(got, fmt.Sprint(r.GetIdempotencyKey(), " ", r.GetQuantity(), " ", early))
 		}
 	}
 	want := []string{"online-retail:receipt:1 96 true", "online-retail:receipt:17 96 true", "online-retail:receipt:18 8000 true"}
@@ -221,11 +226,11 @@ func TestGoodsArriveBeforeTheShelfIsEmpty(t *testing.T) {
 }
 
 // A product that is first seen in a correction gets its title with the first sale.
-func TestTitleComesWithTheFirstSale(t *testing.T) {
+func TestTitleIsSetByFirstSale(t *testing.T) {
 	t.Parallel()
 	lost := with(func(r *row) { r.description, r.quantity, r.price, r.customer = "damaged", -1, 0, guest })
 	var titles []string
-	for _, c := range plan([]row{lost, lost, aSale(), aSale()}, 10).groundwork {
+	for _, c := range plan([]row{lost, lost, aSale(), aSale()}, 10).prerequisites {
 		switch r := c.request.(type) {
 		case *catalogv1.ListProductRequest:
 			titles = append(titles, r.GetTitle())
@@ -249,7 +254,7 @@ func anyRows() *rapid.Generator[[]row] {
 			country:     rapid.SampledFrom([]string{"EIRE", "EIRE", "USA", "é"}).Draw(t, "country"),
 			customer:    rapid.SampledFrom([]float64{guest, guest, 1, 2, 2.5}).Draw(t, "customer"),
 			price:       rapid.SampledFrom([]float64{0, 0, 1.25, 1.25, 2.1, 0.001, -1, 1e-12, 1e30}).Draw(t, "price"),
-			quantity:    rapid.SampledFrom([]int64{0, 1, 6, 80_995, mostQuantity, -1, -50, -9000, math.MinInt64}).Draw(t, "quantity"),
+			quantity:    rapid.SampledFrom([]int64{0, 1, 6, 80_995, maxQuantity, -1, -50, -9000, math.MinInt64}).Draw(t, "quantity"),
 			at:          minute(rapid.IntRange(0, 500_000).Draw(t, "minute")),
 		}
 		if rapid.IntRange(0, 30).Draw(t, "no date") == 0 {
@@ -272,7 +277,7 @@ func TestEveryRowIsAcceptedOrRejectedOnce(t *testing.T) {
 		rows := anyRows().Draw(t, "rows")
 		got := plan(rows, rapid.IntRange(1, 50).Draw(t, "window"))
 		seen := map[int64]int{}
-		for _, c := range append(got.groundwork, got.orders...) {
+		for _, c := range append(got.prerequisites, got.orders...) {
 			for _, l := range c.lines {
 				seen[l.row]++
 			}
@@ -293,7 +298,7 @@ func TestEveryCommandIsValid(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		got := plan(anyRows().Draw(t, "rows"), 10)
 		keys := map[string]bool{}
-		for _, c := range append(got.groundwork, got.orders...) {
+		for _, c := range append(got.prerequisites, got.orders...) {
 			if err := protovalidate.Validate(c.request); err != nil {
 				t.Fatalf("%v: %v", c.request, err)
 			}
@@ -307,7 +312,7 @@ func TestEveryCommandIsValid(t *testing.T) {
 
 // The plan for the beginning of a file does not depend on the rest. Only the last command of an
 // invoice that the end cuts off has fewer lines.
-func TestThePlanOfAPrefixIsAPrefixOfThePlan(t *testing.T) {
+func TestPlanOfPrefix(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		rows := anyRows().Draw(t, "rows")
@@ -316,17 +321,17 @@ func TestThePlanOfAPrefixIsAPrefixOfThePlan(t *testing.T) {
 		part, whole := plan(rows[:n], every), plan(rows, every)
 
 		streams := map[string][]command{}
-		for _, c := range append(whole.groundwork, whole.orders...) {
+		for _, c := range append(whole.prerequisites, whole.orders...) {
 			streams[c.stream] = append(streams[c.stream], c)
 		}
-		for _, c := range append(part.groundwork, part.orders...) {
+		for _, c := range append(part.prerequisites, part.orders...) {
 			if len(streams[c.stream]) == 0 {
-				t.Fatalf("the whole has no such command: %v", c.request)
+				t.Fatalf("the whole plan does not have the command %v", c.request)
 			}
 			want := streams[c.stream][0]
 			streams[c.stream] = streams[c.stream][1:]
 			if key(c) != key(want) {
-				t.Fatalf("the whole has %s where the prefix has %s", key(want), key(c))
+				t.Fatalf("the whole plan has %s where the prefix has %s", key(want), key(c))
 			}
 			if len(c.lines) < len(want.lines) {
 				switch r := want.request.(type) {
@@ -337,11 +342,11 @@ func TestThePlanOfAPrefixIsAPrefixOfThePlan(t *testing.T) {
 				}
 			}
 			if !proto.Equal(c.request, want.request) {
-				t.Fatalf("the whole has %v where the prefix has %v", want.request, c.request)
+				t.Fatalf("the whole plan has %v where the prefix has %v", want.request, c.request)
 			}
 		}
 		if len(part.rejects) > len(whole.rejects) || !slices.Equal(part.rejects, whole.rejects[:len(part.rejects)]) {
-			t.Fatalf("the whole rejects %v and the prefix %v", whole.rejects, part.rejects)
+			t.Fatalf("the whole plan rejects %v and the prefix %v", whole.rejects, part.rejects)
 		}
 	})
 }
@@ -357,7 +362,7 @@ func TestStockNeverRunsOut(t *testing.T) {
 		for i, r := range rows {
 			r.number = int64(i + 1)
 			p.add(r)
-			for _, c := range p.window.groundwork {
+			for _, c := range p.window.prerequisites {
 				switch r := c.request.(type) {
 				case *inventoryv1.ReceiveStockRequest:
 					onHand[r.GetSku()] += r.GetQuantity()
@@ -368,10 +373,10 @@ func TestStockNeverRunsOut(t *testing.T) {
 					}
 				}
 			}
-			p.window.groundwork = nil
+			p.window.prerequisites = nil
 			for code, item := range p.products {
 				if item.onHand < 0 || item.onHand > onHand[code] {
-					t.Fatalf("row %d: the plan thinks that %d of %s are there; there are %d", i+1, item.onHand, code, onHand[code])
+					t.Fatalf("row %d: the plan assumes %d of %s in stock, but there are %d", i+1, item.onHand, code, onHand[code])
 				}
 			}
 		}
@@ -383,7 +388,7 @@ func TestCustomerIsRegisteredOnce(t *testing.T) {
 	abroad := with(func(r *row) { r.invoice, r.country, r.at = "536366", "France", minute(5) })
 	got := plan([]row{aSale(), abroad}, 10)
 	var registered []*customerv1.RegisterCustomerRequest
-	for _, c := range got.groundwork {
+	for _, c := range got.prerequisites {
 		if r, ok := c.request.(*customerv1.RegisterCustomerRequest); ok {
 			registered = append(registered, r)
 		}

@@ -50,29 +50,34 @@ var services = map[string]bool{
 // isService reports whether a code is not goods. Gift vouchers have a code per value.
 func isService(code string) bool { return services[code] || strings.HasPrefix(code, "gift_") }
 
-// Reasons why a readable line does not become a command.
+// Reasons why a valid line does not become a command. They appear in the summary and in the rejects
+// file.
 const (
-	reasonCancelled = "cancellation: returns come later"
-	reasonNegative  = "price is below 0: an entry of the books, not a sale"
-	reasonGift      = "price is 0: given away, not a sale"
+	reasonCancelled = "cancellation: returns are not imported"
+	reasonNegative  = "price is negative: an accounting entry, not a sale"
+	reasonGift      = "price is 0: a gift, not a sale"
 	reasonCustomer  = "the invoice belongs to another customer"
-	reasonQuantity  = "quantity is not above 0, and it is neither a cancellation nor a correction of the stock"
-	reasonService   = "no stock is kept of this code: nothing to correct"
-	reasonPrice     = "price is missing or no amount of money"
+	reasonQuantity  = "quantity is not positive, but the line is neither a cancellation nor a stock correction"
+	reasonService   = "stock correction of a service, which has no stock"
+	reasonPrice     = "price is missing or not an amount of money"
 )
 
-// meaning is what a row stands for.
-type meaning int
+// kind is the kind of a row.
+type kind int
 
 const (
-	neither meaning = iota
+	neither kind = iota
 	sale
-	correction // of the stock
+	correction // of the stock, for example goods that were found or broken
 )
 
-// classify returns what a usable row stands for. If it is neither a sale nor a correction, classify
+// classify returns the kind of a valid row. If it is neither a sale nor a correction, classify
 // returns the reason.
-func classify(r row) (meaning, string) {
+//
+// The file has no column for the kind of a row, so it follows from the sign of the quantity, the
+// price, and whether there is a customer. The figures in the tests are those that are published for
+// this file.
+func classify(r row) (kind, string) {
 	guest := math.IsNaN(r.customer)
 	switch {
 	// The shop marks cancellations by their invoice number.
@@ -82,9 +87,9 @@ func classify(r row) (meaning, string) {
 		return neither, reasonNegative
 	case r.quantity > 0 && r.price > 0:
 		return sale, ""
-	case r.quantity > 0 && !guest:
+	case r.quantity > 0 && !guest: // without a price
 		return neither, reasonGift
-	case r.quantity == 0 || r.price > 0 || !guest:
+	case r.quantity == 0 || r.price > 0 || !guest: // corrections have neither price nor customer
 		return neither, reasonQuantity
 	case isService(r.code):
 		return neither, reasonService
@@ -92,45 +97,45 @@ func classify(r row) (meaning, string) {
 	return correction, ""
 }
 
-// Limits of the services. An order with one bad line is refused as a whole, so bad lines are
-// rejected before.
+// Limits of the services. A service refuses an order with one invalid line as a whole, so invalid
+// lines are rejected before they are sent.
 var sku = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$`)
 
 const (
-	longestTitle = 200 // bytes
-	longestName  = 64  // bytes
-	mostQuantity = 1_000_000_000
+	maxTitle    = 200 // bytes
+	maxName     = 64  // bytes
+	maxQuantity = 1_000_000_000
 )
 
 // The range of times that the services accept.
 var earliest, latest = time.Date(1970, 1, 2, 0, 0, 0, 0, time.UTC), time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// unusable returns why a row cannot be part of any command, or "" if it can.
-func unusable(r row) string {
+// invalid returns the reason why a row cannot be part of any command, or "" if it can.
+func invalid(r row) string {
 	switch {
-	case !fits(r.invoice, 1, longestName):
+	case !fits(r.invoice, 1, maxName):
 		return "invoice number is missing, too long or not UTF-8"
 	case !sku.MatchString(r.code):
 		return "stock code is missing or not a SKU"
 	case event.CheckName(r.invoice) != nil || event.CheckName(r.code) != nil:
-		return "invoice number or stock code holds a space too many or what nobody sees"
-	case !fits(r.description, 0, longestTitle):
+		return "invoice number or stock code contains superfluous spaces or invisible characters"
+	case !fits(r.description, 0, maxTitle):
 		return "description is too long or not UTF-8"
-	case !fits(r.country, 2, longestName):
+	case !fits(r.country, 2, maxName):
 		return "country is missing, too short, too long or not UTF-8"
 	case r.at.Before(earliest) || r.at.After(latest):
 		return "invoice date is missing or out of range"
-	case r.quantity > mostQuantity || r.quantity < -mostQuantity:
+	case r.quantity > maxQuantity || r.quantity < -maxQuantity:
 		return "quantity is out of range"
 	case math.IsNaN(r.price) || math.IsInf(r.price, 0):
 		return reasonPrice
 	case !math.IsNaN(r.customer) && (r.customer < 1 || r.customer > 1<<53 || r.customer != math.Trunc(r.customer)):
-		return "customer number is no whole number above 0"
+		return "customer number is not a positive integer"
 	}
 	return ""
 }
 
-// fits reports whether s is UTF-8 and has at least least characters and at most most bytes.
-func fits(s string, least, most int) bool {
-	return len(s) <= most && utf8.RuneCountInString(s) >= least && utf8.ValidString(s)
+// fits reports whether s is UTF-8 and has at least minRunes characters and at most maxBytes bytes.
+func fits(s string, minRunes, maxBytes int) bool {
+	return len(s) <= maxBytes && utf8.RuneCountInString(s) >= minRunes && utf8.ValidString(s)
 }

@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// Summary says what became of the lines of a file. Read is the sum of Accepted and Rejected.
+// Summary counts the lines of a file and the commands by their outcome. Read is the sum of Accepted
+// and Rejected.
 type Summary struct {
 	Read int64 `json:"read"`
 	// Accepted lines are part of a command that the server accepted, now or in an earlier import.
@@ -41,7 +42,8 @@ func (s *Summary) reject(r reject) {
 // check returns an error if a line is neither accepted nor rejected.
 func (s *Summary) check() error {
 	if s.Accepted+s.Rejected != s.Read {
-		return fmt.Errorf("%d lines accepted and %d rejected are not the %d read: this is a bug of the import", s.Accepted, s.Rejected, s.Read)
+		return fmt.Errorf("accepted %d and rejected %d of %d lines: this is a bug in the import",
+			s.Accepted, s.Rejected, s.Read)
 	}
 	return nil
 }
@@ -49,7 +51,8 @@ func (s *Summary) check() error {
 // String returns a report for the terminal.
 func (s Summary) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d lines read = %d accepted + %d rejected, in %v\n", s.Read, s.Accepted, s.Rejected, s.Elapsed.Round(time.Millisecond))
+	fmt.Fprintf(&b, "%d lines read = %d accepted + %d rejected, in %v\n",
+		s.Read, s.Accepted, s.Rejected, s.Elapsed.Round(time.Millisecond))
 	table := func(title string, counts map[string]int64) {
 		if len(counts) == 0 {
 			return
@@ -63,7 +66,7 @@ func (s Summary) String() string {
 		}
 	}
 	table("rejected:", s.Reasons)
-	table(fmt.Sprintf("commands, %d of them known from before:", s.Replayed), s.Commands)
+	table(fmt.Sprintf("commands, %d of them from an earlier import:", s.Replayed), s.Commands)
 	table("commands that the server refused:", s.Refused)
 	return b.String()
 }
@@ -79,9 +82,9 @@ func createRejects(path string) (*rejectsFile, error) {
 	if path == "" {
 		return &rejectsFile{}, nil
 	}
-	f, err := os.Create(path) //nolint:gosec // the user says where
+	f, err := os.Create(path) //nolint:gosec // the user's path
 	if err != nil {
-		return nil, fmt.Errorf("create the file of rejects: %w", err)
+		return nil, fmt.Errorf("create the rejects file: %w", err)
 	}
 	return &rejectsFile{f, csv.NewWriter(f)}, nil
 }
@@ -94,12 +97,12 @@ func (f *rejectsFile) write(rejects []reject) error {
 	slices.SortFunc(rejects, func(a, b reject) int { return cmp.Compare(a.row, b.row) })
 	for _, r := range rejects {
 		if err := f.csv.Write([]string{strconv.FormatInt(r.row, 10), r.invoice, r.code, r.reason}); err != nil {
-			return fmt.Errorf("write the file of rejects: %w", err)
+			return fmt.Errorf("write the rejects file: %w", err)
 		}
 	}
 	f.csv.Flush()
 	if err := f.csv.Error(); err != nil {
-		return fmt.Errorf("write the file of rejects: %w", err)
+		return fmt.Errorf("write the rejects file: %w", err)
 	}
 	return nil
 }
@@ -110,7 +113,7 @@ func (f *rejectsFile) close() error {
 		return nil
 	}
 	if err := f.file.Close(); err != nil {
-		return fmt.Errorf("close the file of rejects: %w", err)
+		return fmt.Errorf("close the rejects file: %w", err)
 	}
 	return nil
 }
