@@ -22,9 +22,9 @@ const (
 	MaxState = 16 << 20  // a snapshot's state
 )
 
-// ErrInvalid is wrapped by the errors of Batch.Validate. Nothing was stored, and a retry would
-// fail, too.
-var ErrInvalid = errors.New("batch cannot be stored")
+// ErrInvalid is wrapped by the errors of Batch.Validate. Nothing was stored, and a retry fails with
+// the same error.
+var ErrInvalid = errors.New("invalid batch")
 
 // Validate returns an error that wraps ErrInvalid unless a store can store the batch and every
 // later stage can transport it. Append calls it.
@@ -35,7 +35,7 @@ func (b Batch) Validate() error {
 			return fmt.Errorf("%w: stream %q: %w", ErrInvalid, s.Stream, err)
 		}
 		if _, twice := seen[s.Stream]; twice {
-			return fmt.Errorf("%w: stream %q is in it twice", ErrInvalid, s.Stream)
+			return fmt.Errorf("%w: stream %q appears twice", ErrInvalid, s.Stream)
 		}
 		seen[s.Stream] = struct{}{}
 	}
@@ -49,7 +49,7 @@ func (b Batch) Validate() error {
 			return fmt.Errorf("%w: snapshot of %q: %w", ErrInvalid, s.Stream, err)
 		}
 		if _, twice := seen[s.Stream]; twice {
-			return fmt.Errorf("%w: snapshot of %q is in it twice", ErrInvalid, s.Stream)
+			return fmt.Errorf("%w: snapshot of %q appears twice", ErrInvalid, s.Stream)
 		}
 		seen[s.Stream] = struct{}{}
 	}
@@ -62,7 +62,7 @@ func (s StreamAppend) validate() error {
 		return err
 	}
 	if len(s.Events) == 0 {
-		return errors.New("it has no events")
+		return errors.New("no events")
 	}
 	// Versions are signed 64-bit integers in the databases.
 	if s.ExpectedVersion > math.MaxInt64-uint64(len(s.Events)) {
@@ -80,17 +80,17 @@ func (s StreamAppend) validate() error {
 func validateEvent(e event.Event) error {
 	switch {
 	case e.ID == uuid.Nil:
-		return errors.New("it has no id")
+		return errors.New("id is missing")
 	case e.Type == "":
-		return errors.New("it has no type")
+		return errors.New("type is missing")
 	case len(e.Data) > MaxData:
-		return fmt.Errorf("its data has %d bytes, at most %d fit", len(e.Data), MaxData)
+		return fmt.Errorf("data has %d bytes, limit is %d", len(e.Data), MaxData)
 	}
 	if err := validateTime(e.OccurredAt); err != nil {
-		return fmt.Errorf("occurred at: %w", err)
+		return fmt.Errorf("occurred_at: %w", err)
 	}
 	if err := validateTime(e.RecordedAt); err != nil {
-		return fmt.Errorf("recorded at: %w", err)
+		return fmt.Errorf("recorded_at: %w", err)
 	}
 	for _, text := range [...]string{e.Type, e.CorrelationID, e.CausationID, e.TraceParent} {
 		if err := validateText(text); err != nil {
@@ -112,7 +112,7 @@ func validateTime(t time.Time) error {
 // validate checks an answer. An empty one is valid.
 func (a Answer) validate() error {
 	if len(a.Response) > MaxData {
-		return fmt.Errorf("its response has %d bytes, at most %d fit", len(a.Response), MaxData)
+		return fmt.Errorf("response has %d bytes, limit is %d", len(a.Response), MaxData)
 	}
 	if a.Version > math.MaxInt64 {
 		return fmt.Errorf("version %d is out of range", a.Version)
@@ -133,7 +133,7 @@ func (s Snapshot) validate() error {
 		return fmt.Errorf("schema %d is out of range", s.Schema)
 	}
 	if len(s.State) > MaxState {
-		return fmt.Errorf("its state has %d bytes, at most %d fit", len(s.State), MaxState)
+		return fmt.Errorf("state has %d bytes, limit is %d", len(s.State), MaxState)
 	}
 	return nil
 }
@@ -141,7 +141,7 @@ func (s Snapshot) validate() error {
 // ValidateStream returns an error unless id is valid as a stream id.
 func ValidateStream(id string) error {
 	if id == "" {
-		return errors.New("the stream's id is empty")
+		return errors.New("stream id is empty")
 	}
 	return validateText(id)
 }
@@ -151,11 +151,11 @@ func ValidateStream(id string) error {
 func validateText(s string) error {
 	switch {
 	case len(s) > MaxText:
-		return fmt.Errorf("text %.20q… has %d bytes, at most %d fit", s, len(s), MaxText)
+		return fmt.Errorf("text %.20q… has %d bytes, limit is %d", s, len(s), MaxText)
 	case !utf8.ValidString(s):
-		return fmt.Errorf("text %q is not UTF-8", s)
+		return fmt.Errorf("text %q is not valid UTF-8", s)
 	case strings.ContainsRune(s, 0):
-		return fmt.Errorf("text %q has a zero byte", s)
+		return fmt.Errorf("text %q contains a zero byte", s)
 	}
 	return nil
 }

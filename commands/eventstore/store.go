@@ -148,11 +148,11 @@ func (e *ConflictError) Error() string {
 type AnsweredError struct{ Answer Answer }
 
 func (e *AnsweredError) Error() string {
-	return fmt.Sprintf("idempotency key %q is answered already", e.Answer.Key)
+	return fmt.Sprintf("idempotency key %q already has an answer", e.Answer.Key)
 }
 
 // ErrClosed is returned by the methods of a closed store.
-var ErrClosed = errors.New("event store is closed")
+var ErrClosed = errors.New("event store closed")
 
 // ErrFull is wrapped by the error of an append if the store's disk is full. Nothing of the batch
 // was stored.

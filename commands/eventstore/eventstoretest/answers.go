@@ -14,16 +14,18 @@ import (
 
 // answers checks that a key is answered once, whatever its second batch contains.
 func answers(t *testing.T, db Database) {
-	ctx, s := patient(t), db.open(t)
+	ctx, s := testContext(t), db.open(t)
 	mustAppend(ctx, t, s, one("a", 0, 1))
 	b := one("a", 1, 2)
-	b.Answer = eventstore.Answer{Key: "key", Fingerprint: []byte{1, 0}, Response: []byte("first"), Stream: "a", Version: 3}
+	b.Answer = eventstore.Answer{
+		Key: "key", Fingerprint: []byte{1, 0}, Response: []byte("first"), Stream: "a", Version: 3,
+	}
 	want := b.Answer
 	want.Position = mustAppend(ctx, t, s, b)
 	mustAppend(ctx, t, s, one("a", 3, 1))
 
 	if a, ok, err := s.LoadAnswer(ctx, "key"); err != nil || !ok || !sameAnswer(a, want) {
-		t.Errorf("load gave %+v %v (%v), want %+v", a, ok, err, want)
+		t.Errorf("LoadAnswer returned %+v %v (%v), want %+v", a, ok, err, want)
 	}
 	if _, ok, err := s.LoadAnswer(ctx, "other"); err != nil || ok {
 		t.Errorf("an unknown key has an answer (%v)", err)
@@ -32,13 +34,16 @@ func answers(t *testing.T, db Database) {
 	// The answer takes precedence over the conflict: a command that is sent again conflicts with
 	// its own events.
 	for name, streams := range map[string][]eventstore.StreamAppend{
-		"the same version":       b.Streams,
-		"a version that fits":    one("a", 4, 1).Streams,
-		"another stream":         one("b", 0, 1).Streams,
-		"no stream":              nil,
-		"one that cannot be met": one("b", 9, 1).Streams,
+		"the same version":      b.Streams,
+		"a matching version":    one("a", 4, 1).Streams,
+		"another stream":        one("b", 0, 1).Streams,
+		"no stream":             nil,
+		"a conflicting version": one("b", 9, 1).Streams,
 	} {
-		again := eventstore.Batch{Streams: streams, Answer: eventstore.Answer{Key: "key", Fingerprint: []byte{2}, Response: []byte("second")}}
+		again := eventstore.Batch{
+			Streams: streams,
+			Answer:  eventstore.Answer{Key: "key", Fingerprint: []byte{2}, Response: []byte("second")},
+		}
 		_, err := s.Append(ctx, again)
 		answered := (*eventstore.AnsweredError)(nil)
 		if !errors.As(err, &answered) || !sameAnswer(answered.Answer, want) {
@@ -53,7 +58,7 @@ func answers(t *testing.T, db Database) {
 // racedKey checks that of concurrent batches with one key exactly one is stored, and that all get
 // its answer.
 func racedKey(t *testing.T, db Database) {
-	ctx, s := patient(t), db.open(t)
+	ctx, s := testContext(t), db.open(t)
 	const racers, rounds = 16, 8
 	for round := range rounds {
 		answered := make([]eventstore.Answer, racers)
@@ -62,7 +67,9 @@ func racedKey(t *testing.T, db Database) {
 		for i := range racers {
 			g.Go(func() error {
 				b := one(fmt.Sprintf("stream %d of %d", i, round), 0, 1)
-				b.Answer = eventstore.Answer{Key: fmt.Sprintf("key %d", round), Fingerprint: []byte("f"), Response: []byte{byte(i)}}
+				b.Answer = eventstore.Answer{
+					Key: fmt.Sprintf("key %d", round), Fingerprint: []byte("f"), Response: []byte{byte(i)},
+				}
 				done, err := s.Append(ctx, b)
 				if first := (*eventstore.AnsweredError)(nil); errors.As(err, &first) {
 					answered[i] = first.Answer
@@ -76,6 +83,7 @@ func racedKey(t *testing.T, db Database) {
 		if err := g.Wait(); err != nil {
 			t.Fatal(err)
 		}
+		// Losers get the winner's answer, and their streams remain empty.
 		winners := 0
 		for i := range racers {
 			if won[i] {
@@ -96,12 +104,12 @@ func racedKey(t *testing.T, db Database) {
 
 // answerAlone checks batches without events: the answer has the store's head as its position.
 func answerAlone(t *testing.T, db Database) {
-	ctx, s := patient(t), db.open(t)
+	ctx, s := testContext(t), db.open(t)
 	alone := func(key string) eventstore.Batch {
 		return eventstore.Batch{Answer: eventstore.Answer{Key: key, Response: []byte(key)}}
 	}
 	if p := mustAppend(ctx, t, s, alone("nothing yet")); !p.IsZero() {
-		t.Errorf("in an empty store its position is %v", p)
+		t.Errorf("the position in an empty store is %v, want zero", p)
 	}
 	last := mustAppend(ctx, t, s, one("a", 0, 2))
 	if p := mustAppend(ctx, t, s, alone("something")); p != last {
@@ -123,13 +131,17 @@ func answerAlone(t *testing.T, db Database) {
 
 // snapshots checks that a snapshot replaces an older one of its stream only.
 func snapshots(t *testing.T, db Database) {
-	ctx, s := patient(t), db.open(t)
+	ctx, s := testContext(t), db.open(t)
 	if _, ok, err := s.LoadSnapshot(ctx, "a"); ok || err != nil {
 		t.Fatalf("a snapshot in an empty store (%v)", err)
 	}
 	b := one("a", 0, 5)
-	b.Snapshots = []eventstore.Snapshot{{Stream: "a", Version: 5, Schema: 1, State: []byte{5, 0}}, {Stream: "other", Version: 1}}
+	b.Snapshots = []eventstore.Snapshot{
+		{Stream: "a", Version: 5, Schema: 1, State: []byte{5, 0}},
+		{Stream: "other", Version: 1},
+	}
 	mustAppend(ctx, t, s, b)
+	// An older snapshot is ignored, an equal version replaces, and a newer one replaces.
 	for _, step := range []struct{ put, want eventstore.Snapshot }{
 		{eventstore.Snapshot{Stream: "a", Version: 4, Schema: 1, State: []byte("late")}, b.Snapshots[0]},
 		{eventstore.Snapshot{Stream: "a", Version: 5, Schema: 2, State: nil}, eventstore.Snapshot{Stream: "a", Version: 5, Schema: 2}},

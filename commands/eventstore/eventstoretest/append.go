@@ -20,12 +20,15 @@ import (
 // everyField checks that Load and Read return every field of an event unchanged, including extreme
 // values.
 func everyField(t *testing.T, db Database) {
-	ctx, s := patient(t), db.open(t)
+	ctx, s := testContext(t), db.open(t)
 	const stream = "Öl № 1/ä'\"\\"
 	b := one(stream, 0, 3)
+	// All fields set and the latest year; no optional field; the largest data and the earliest
+	// year.
 	full, bare, early := &b.Streams[0].Events[0], &b.Streams[0].Events[1], &b.Streams[0].Events[2]
 	full.Data = []byte{0, 1, 0xff, 0}
-	full.CorrelationID, full.CausationID, full.TraceParent = "correlation", "causation", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	full.CorrelationID, full.CausationID = "correlation", "causation"
+	full.TraceParent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	full.OccurredAt = time.Date(9999, 12, 31, 23, 59, 59, 999_999_000, time.UTC)
 	bare.Data = nil
 	early.Data = []byte(strings.Repeat("x", eventstore.MaxData))
@@ -35,7 +38,7 @@ func everyField(t *testing.T, db Database) {
 	last := mustAppend(ctx, t, s, b)
 	loaded, read := mustLoad(ctx, t, s, stream, 0), mustRead(ctx, t, s, event.Position{}, 3)
 	if len(loaded) != 3 {
-		t.Fatalf("load gave %d events, want 3", len(loaded))
+		t.Fatalf("Load returned %d events, want 3", len(loaded))
 	}
 	for i, want := range b.Streams[0].Events {
 		want.Aggregate, want.Stream, want.Version = Aggregate.Name, stream, uint64(i)+1
@@ -48,24 +51,24 @@ func everyField(t *testing.T, db Database) {
 		}
 	}
 	if last != read[2].Position {
-		t.Errorf("append gave position %v, its last event has %v", last, read[2].Position)
+		t.Errorf("Append returned position %v, the last event has %v", last, read[2].Position)
 	}
 	if got := mustLoad(ctx, t, s, stream, 2); len(got) != 1 || got[0].Version != 3 {
-		t.Errorf("load after version 2 gave %d events", len(got))
+		t.Errorf("Load after version 2 returned %d events", len(got))
 	}
 	for _, after := range []uint64{3, 4, math.MaxInt64, math.MaxUint64} {
 		if got := mustLoad(ctx, t, s, stream, after); len(got) != 0 {
-			t.Errorf("load after version %d gave %d events", after, len(got))
+			t.Errorf("Load after version %d returned %d events", after, len(got))
 		}
 	}
-	if got := mustLoad(ctx, t, s, "nobody", 0); len(got) != 0 {
-		t.Errorf("a stream that is not there gave %d events", len(got))
+	if got := mustLoad(ctx, t, s, "missing", 0); len(got) != 0 {
+		t.Errorf("Load of a missing stream returned %d events", len(got))
 	}
 }
 
 // oneWinner checks that of concurrent appends at one version exactly one succeeds.
 func oneWinner(t *testing.T, db Database) {
-	ctx, s := patient(t), db.open(t)
+	ctx, s := testContext(t), db.open(t)
 	const racers, rounds = 32, 10
 	for round := range uint64(rounds) {
 		var mu sync.Mutex
@@ -101,17 +104,18 @@ func oneWinner(t *testing.T, db Database) {
 
 // conflicts checks the details of a ConflictError, and that a refused batch leaves nothing.
 func conflicts(t *testing.T, db Database) {
-	ctx, s := patient(t), db.open(t)
+	ctx, s := testContext(t), db.open(t)
 	mustAppend(ctx, t, s, one("a", 0, 3))
-	for _, expected := range []uint64{0, 1, 2, 4, 1000} {
+	for _, expected := range []uint64{0, 1, 2, 4, 1000} { // all but the present version 3
 		_, err := s.Append(ctx, one("a", expected, 1))
 		conflict := (*eventstore.ConflictError)(nil)
-		if !errors.As(err, &conflict) || *conflict != (eventstore.ConflictError{Stream: "a", Expected: expected, Actual: 3}) {
+		want := eventstore.ConflictError{Stream: "a", Expected: expected, Actual: 3}
+		if !errors.As(err, &conflict) || *conflict != want {
 			t.Errorf("append to version 3 as version %d: %v", expected, err)
 		}
 	}
 	if _, err := s.Append(ctx, one("b", 1, 1)); err == nil {
-		t.Error("a new stream took version 2 as its first")
+		t.Error("a new stream accepted version 2 as its first")
 	}
 	if n := len(mustLoad(ctx, t, s, "a", 0)) + len(mustLoad(ctx, t, s, "b", 0)); n != 3 {
 		t.Errorf("refused batches left events: %d, want 3", n)
@@ -120,7 +124,7 @@ func conflicts(t *testing.T, db Database) {
 
 // severalStreams checks that a batch with several streams is stored completely or not at all.
 func severalStreams(t *testing.T, db Database) {
-	ctx, s := patient(t), db.open(t)
+	ctx, s := testContext(t), db.open(t)
 	mustAppend(ctx, t, s, one("z", 0, 1))
 	b := eventstore.Batch{
 		Streams: []eventstore.StreamAppend{
@@ -153,10 +157,10 @@ func severalStreams(t *testing.T, db Database) {
 		order = append(order, fmt.Sprintf("%s%d", e.Stream, e.Version))
 	}
 	if got := strings.Join(order, " "); got != "y1 y2 z2 x1" {
-		t.Errorf("the batch stands in the order %s", got)
+		t.Errorf("the batch has the order %s", got)
 	}
 	if all[4].Position != last {
-		t.Errorf("append gave %v, its last event has %v", last, all[4].Position)
+		t.Errorf("Append returned %v, the last event has %v", last, all[4].Position)
 	}
 	if a, ok, err := s.LoadAnswer(ctx, "k"); !ok || err != nil || a.Position != last {
 		t.Errorf("its answer is %v %v (%v), want position %v", a, ok, err, last)
@@ -169,7 +173,7 @@ func severalStreams(t *testing.T, db Database) {
 // crossing checks that two stores that append to the same streams in opposite order do not
 // deadlock.
 func crossing(t *testing.T, db Database) {
-	ctx := patient(t)
+	ctx := testContext(t)
 	stores := []eventstore.Store{db.open(t), db.open(t)}
 	const rounds = 20
 	var g errgroup.Group
@@ -220,7 +224,7 @@ func appendOnTop(ctx context.Context, s eventstore.Store, streams ...string) err
 
 // limits checks that each limit of a batch is enforced, and that the longest stream id is accepted.
 func limits(t *testing.T, db Database) {
-	ctx, s := patient(t), db.open(t)
+	ctx, s := testContext(t), db.open(t)
 	with := func(change func(e *event.Event)) eventstore.Batch {
 		b := one("s", 0, 1)
 		change(&b.Streams[0].Events[0])
@@ -273,8 +277,8 @@ func endedContext(t *testing.T, db Database) {
 	if _, err := s.Append(ctx, one("s", 0, 1)); !errors.Is(err, context.Canceled) {
 		t.Errorf("append: %v", err)
 	}
-	if got := mustLoad(patient(t), t, s, "s", 0); len(got) != 0 {
-		t.Errorf("it is stored")
+	if got := mustLoad(testContext(t), t, s, "s", 0); len(got) != 0 {
+		t.Errorf("the batch was stored")
 	}
 	if _, err := s.Read(ctx, event.Position{}, 1); !errors.Is(err, context.Canceled) {
 		t.Errorf("read: %v", err)

@@ -23,7 +23,9 @@ func Benchmark(b *testing.B, open func(b *testing.B) eventstore.Store) {
 					for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
 						batch := one(fmt.Sprintf("0199c1d2-7b1c-7000-8000-%012d", i), 0, 1)
 						batch.Streams[0].Events[0].Data = make([]byte, 155)
-						batch.Answer = eventstore.Answer{Key: fmt.Sprintf("import-%d", i), Fingerprint: make([]byte, 32), Response: make([]byte, 60)}
+						batch.Answer = eventstore.Answer{
+							Key: fmt.Sprintf("import-%d", i), Fingerprint: make([]byte, 32), Response: make([]byte, 60),
+						}
 						if _, err := s.Append(b.Context(), batch); err != nil {
 							done <- err
 							return
@@ -43,6 +45,7 @@ func Benchmark(b *testing.B, open func(b *testing.B) eventstore.Store) {
 			}
 		})
 	}
+	// Read all events page by page, again and again.
 	b.Run("read", func(b *testing.B) {
 		s := open(b)
 		const present, limit = 20_000, 1000

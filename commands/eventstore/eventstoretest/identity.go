@@ -11,7 +11,7 @@ import (
 
 // known checks Known with events of the store, and with events that differ from them in one field.
 func known(t *testing.T, db Database) {
-	ctx := patient(t)
+	ctx := testContext(t)
 	s := db.open(t)
 	mustAppend(ctx, t, s, one("a", 0, 2))
 	mustAppend(ctx, t, s, one("b", 0, 1))
@@ -44,13 +44,13 @@ func known(t *testing.T, db Database) {
 		}
 	}
 	if got, err := s.Known(ctx, nil); err != nil || len(got) != 0 {
-		t.Errorf("asked for nothing: %v, %v", got, err)
+		t.Errorf("Known without events: %v, %v", got, err)
 	}
 }
 
 // epoch checks that all stores of a database have the same epoch.
 func epoch(t *testing.T, db Database) {
-	ctx := patient(t)
+	ctx := testContext(t)
 	first, second := db.open(t), db.open(t)
 	want, err := first.Epoch(ctx)
 	if err != nil || want == "" {
@@ -65,7 +65,7 @@ func epoch(t *testing.T, db Database) {
 // secret checks that all stores of a database have the same secret, and that it is not derived from
 // the epoch, which is public.
 func secret(t *testing.T, db Database) {
-	ctx := patient(t)
+	ctx := testContext(t)
 	first, second := db.open(t), db.open(t)
 	want, err := first.Secret(ctx)
 	if err != nil || len(want) < 16 {
@@ -76,6 +76,6 @@ func secret(t *testing.T, db Database) {
 		t.Fatalf("another store in the same database has another secret, %v", err)
 	}
 	if id, err := first.Epoch(ctx); err != nil || bytes.Contains(want, []byte(id)) {
-		t.Fatalf("the secret is the epoch, which everybody may know: %v", err)
+		t.Fatalf("the secret contains the epoch, which is public: %v", err)
 	}
 }

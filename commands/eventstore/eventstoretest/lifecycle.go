@@ -16,7 +16,7 @@ import (
 // closed checks that every method of a closed store returns ErrClosed, and that Close may be called
 // twice.
 func closed(t *testing.T, db Database) {
-	ctx, s := patient(t), db(t)
+	ctx, s := testContext(t), db(t)
 	mustAppend(ctx, t, s, one("a", 0, 1))
 	for range 2 {
 		if err := s.Close(); err != nil {
@@ -44,7 +44,7 @@ func closed(t *testing.T, db Database) {
 
 // closeDrains checks that every append that was acknowledged before Close is there after reopening.
 func closeDrains(t *testing.T, db Database) {
-	ctx, s := patient(t), db(t)
+	ctx, s := testContext(t), db(t)
 	const writers = 16
 	var stored [writers]uint64
 	var total atomic.Int64
@@ -70,7 +70,7 @@ func closeDrains(t *testing.T, db Database) {
 	select {
 	case <-enough:
 	case <-ctx.Done():
-		t.Fatal("the writers came to nothing")
+		t.Fatal("the writers made no progress")
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -81,14 +81,14 @@ func closeDrains(t *testing.T, db Database) {
 	s = db.open(t)
 	for i, want := range stored {
 		if got := mustLoad(ctx, t, s, fmt.Sprint("stream ", i), 0); uint64(len(got)) != want {
-			t.Errorf("writer %d was answered %d times, %d events are there", i, want, len(got))
+			t.Errorf("writer %d has %d acknowledged appends, %d events are stored", i, want, len(got))
 		}
 	}
 }
 
 // reopen checks that everything is there after reopening, and that positions continue to increase.
 func reopen(t *testing.T, db Database) {
-	ctx := patient(t)
+	ctx := testContext(t)
 	var events []event.Event
 	var last event.Position
 	for round := range uint64(3) {
@@ -124,10 +124,10 @@ func reopen(t *testing.T, db Database) {
 	}
 }
 
-// twoStores opens a database twice at the same time, like two instances of a service, or a service and
-// an operator's tool.
+// twoStores opens a database twice at the same time, like two instances of a service, or a service
+// and an operator's tool.
 func twoStores(t *testing.T, db Database) {
-	ctx := patient(t)
+	ctx := testContext(t)
 	a, b := db.open(t), db.open(t)
 	first := one("s", 0, 1)
 	first.Answer = eventstore.Answer{Key: "k", Response: []byte("a")}
@@ -136,11 +136,12 @@ func twoStores(t *testing.T, db Database) {
 		t.Errorf("the other store has %d events", n)
 	}
 	if _, err := b.Append(ctx, one("s", 0, 1)); !errors.As(err, new(*eventstore.ConflictError)) {
-		t.Errorf("the other store took version 1 again: %v", err)
+		t.Errorf("the other store accepted version 1 again: %v", err)
 	}
 	if _, err := b.Append(ctx, first); !errors.As(err, new(*eventstore.AnsweredError)) {
 		t.Errorf("the other store answered the key again: %v", err)
 	}
+	// Appends at one version through both stores: exactly one succeeds.
 	const racers = 8
 	var won atomic.Int64
 	var g errgroup.Group

@@ -15,7 +15,7 @@ import (
 // model compares random calls with a model of maps and slices. All runs share one store. Each run
 // uses its own names, and reads only events after the head at its start.
 func model(t *testing.T, db Database) {
-	ctx, s := patient(t), db.open(t)
+	ctx, s := testContext(t), db.open(t)
 	run := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		run++
@@ -25,7 +25,8 @@ func model(t *testing.T, db Database) {
 		}
 		m := &machine{
 			ctx: ctx, store: s, name: fmt.Sprintf("run %d, ", run), begin: head, head: head,
-			versions: map[string]uint64{}, answers: map[string]eventstore.Answer{}, snapshots: map[string]eventstore.Snapshot{},
+			versions: map[string]uint64{}, answers: map[string]eventstore.Answer{},
+			snapshots: map[string]eventstore.Snapshot{},
 		}
 		rt.Repeat(map[string]func(*rapid.T){
 			"append": m.append, "load": m.load, "read": m.read, "": m.checkHead,
@@ -33,7 +34,8 @@ func model(t *testing.T, db Database) {
 	})
 }
 
-// machine is the model, and the store that it is compared with.
+// machine is the model, and the store that it is compared with. rapid calls append, load and read
+// in random order, and checkHead after each of them.
 type machine struct {
 	ctx   context.Context // a run of the model is one call
 	store eventstore.Store
@@ -55,7 +57,8 @@ func (m *machine) stream(t *rapid.T) string {
 func (m *machine) append(t *rapid.T) {
 	var b eventstore.Batch
 	versions := map[string]uint64{}
-	for _, name := range rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "c"}), 0, 3, rapid.ID[string]).Draw(t, "streams") {
+	names := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "c"}), 0, 3, rapid.ID[string])
+	for _, name := range names.Draw(t, "streams") {
 		stream := m.name + name
 		expected := m.versions[stream]
 		// One in five versions is drawn, and so usually wrong.
@@ -64,12 +67,15 @@ func (m *machine) append(t *rapid.T) {
 		}
 		events := newEvents(rapid.IntRange(1, 3).Draw(t, "events"))
 		versions[stream] = expected + uint64(len(events))
-		b.Streams = append(b.Streams, eventstore.StreamAppend{Stream: stream, ExpectedVersion: expected, Events: events})
+		b.Streams = append(b.Streams, eventstore.StreamAppend{
+			Stream: stream, ExpectedVersion: expected, Events: events,
+		})
 	}
 	if key := rapid.SampledFrom([]string{"", "k", "l", "m", "n"}).Draw(t, "key"); key != "" {
 		b.Answer = eventstore.Answer{
 			Key: m.name + key, Fingerprint: rapid.SliceOf(rapid.Byte()).Draw(t, "fingerprint"),
-			Response: rapid.SliceOf(rapid.Byte()).Draw(t, "response"), Version: rapid.Uint64Range(0, 9).Draw(t, "version"),
+			Response: rapid.SliceOf(rapid.Byte()).Draw(t, "response"),
+			Version:  rapid.Uint64Range(0, 9).Draw(t, "version"),
 		}
 	}
 	if rapid.Bool().Draw(t, "snapshot") {
@@ -98,8 +104,10 @@ func (m *machine) refuses(t *rapid.T, b eventstore.Batch, err error) bool {
 		if m.versions[s.Stream] == s.ExpectedVersion {
 			continue
 		}
+		// If several streams conflict, the error may name any of them.
 		conflict := (*eventstore.ConflictError)(nil)
-		if !errors.As(err, &conflict) || conflict.Actual != m.versions[conflict.Stream] || conflict.Actual == conflict.Expected {
+		if !errors.As(err, &conflict) ||
+			conflict.Actual != m.versions[conflict.Stream] || conflict.Actual == conflict.Expected {
 			t.Fatalf("stream %q is at version %d, not %d: %v", s.Stream, m.versions[s.Stream], s.ExpectedVersion, err)
 		}
 		return true
@@ -121,9 +129,9 @@ func (m *machine) apply(t *rapid.T, b eventstore.Batch, last event.Position) {
 	}
 	switch {
 	case len(b.Streams) > 0 && last.Compare(m.head) <= 0:
-		t.Fatalf("append gave position %v after %v", last, m.head)
+		t.Fatalf("Append returned position %v after %v", last, m.head)
 	case len(b.Streams) == 0 && last != m.head:
-		t.Fatalf("a batch without events gave position %v, the head is %v", last, m.head)
+		t.Fatalf("a batch without events has position %v, the head is %v", last, m.head)
 	}
 	m.head = last
 	if b.Answer.Key != "" {
@@ -189,7 +197,7 @@ func (m *machine) read(t *rapid.T) {
 	}
 	compare(t, got, m.events)
 	if len(got) > 0 && got[len(got)-1].Position != m.head {
-		t.Fatalf("the last event stands at %v, append gave %v", got[len(got)-1].Position, m.head)
+		t.Fatalf("the last event has position %v, Append returned %v", got[len(got)-1].Position, m.head)
 	}
 }
 
@@ -205,7 +213,7 @@ func (m *machine) checkHead(t *rapid.T) {
 		case c == 0:
 			return
 		case c > 0:
-			t.Fatalf("head is %v, the last append gave %v", head, m.head)
+			t.Fatalf("head is %v, the last Append returned %v", head, m.head)
 		}
 		if err := m.store.Wait(m.ctx, head); err != nil {
 			t.Fatal(err)

@@ -19,7 +19,7 @@ import (
 // gapSafe reads from the beginning while writers on two stores race, and again when they have
 // ended. Both reads must return the same events.
 func gapSafe(t *testing.T, db Database) {
-	ctx := patient(t)
+	ctx := testContext(t)
 	stores := []eventstore.Store{db.open(t), db.open(t)}
 	const writers, rounds = 8, 15
 	var stored atomic.Int64
@@ -44,6 +44,7 @@ func gapSafe(t *testing.T, db Database) {
 
 	done := make(chan error, 1)
 	go func() { done <- g.Wait() }()
+	// Read with a small limit while the writers run, so that many reads overlap with appends.
 	var seen []event.Event
 	var after event.Position
 	for running := true; running || len(seen) < int(stored.Load()); {
@@ -68,6 +69,7 @@ func gapSafe(t *testing.T, db Database) {
 		seen = append(seen, some...)
 	}
 
+	// Every stored event was read once, and each stream in the order of its versions.
 	if len(seen) != int(stored.Load()) {
 		t.Fatalf("saw %d events of %d", len(seen), stored.Load())
 	}
@@ -87,14 +89,14 @@ func gapSafe(t *testing.T, db Database) {
 		}
 	}
 	if head, err := stores[1].Head(ctx); err != nil || head != after {
-		t.Errorf("head is %v (%v), the last event stands at %v", head, err, after)
+		t.Errorf("head is %v (%v), the last event has position %v", head, err, after)
 	}
 }
 
 // guessedVersions appends at versions that are not stored yet and retries on conflicts, so appends
 // may overtake each other. The order of Read must be the order of versions all the same.
 func guessedVersions(t *testing.T, db Database) {
-	ctx := patient(t)
+	ctx := testContext(t)
 	stores := []eventstore.Store{db.open(t), db.open(t)}
 	const versions, streams = 16, 4
 	var g errgroup.Group
@@ -116,16 +118,16 @@ func guessedVersions(t *testing.T, db Database) {
 	next := map[string]uint64{}
 	for _, e := range mustRead(ctx, t, stores[0], event.Position{}, versions*streams) {
 		if next[e.Stream]++; e.Version != next[e.Stream] {
-			t.Fatalf("stream %q: version %d stands where %d should", e.Stream, e.Version, next[e.Stream])
+			t.Fatalf("stream %q: read version %d, want %d", e.Stream, e.Version, next[e.Stream])
 		}
 	}
 }
 
 // readLimit checks limits, and reads after the last position.
 func readLimit(t *testing.T, db Database) {
-	ctx, s := patient(t), db.open(t)
+	ctx, s := testContext(t), db.open(t)
 	if got, err := s.Read(ctx, event.Position{}, 10); err != nil || len(got) != 0 {
-		t.Fatalf("an empty store gave %d events (%v)", len(got), err)
+		t.Fatalf("an empty store returned %d events (%v)", len(got), err)
 	}
 	if head, err := s.Head(ctx); err != nil || !head.IsZero() {
 		t.Fatalf("an empty store's head is %v (%v)", head, err)
@@ -134,7 +136,7 @@ func readLimit(t *testing.T, db Database) {
 	all := mustRead(ctx, t, s, event.Position{}, 10)
 	for limit, want := range map[int]int{-1: 0, 0: 0, 1: 1, 9: 9, 10: 10, 11: 10, math.MaxInt32: 10} {
 		if got, err := s.Read(ctx, event.Position{}, limit); err != nil || len(got) != want {
-			t.Errorf("limit %d gave %d events (%v), want %d", limit, len(got), err, want)
+			t.Errorf("limit %d returned %d events (%v), want %d", limit, len(got), err, want)
 		}
 	}
 	for i, e := range all {
@@ -143,8 +145,9 @@ func readLimit(t *testing.T, db Database) {
 		}
 	}
 	if all[9].Position != last {
-		t.Errorf("append gave %v, the last event stands at %v", last, all[9].Position)
+		t.Errorf("Append returned %v, the last event has position %v", last, all[9].Position)
 	}
+	// Positions beyond the last event, up to the largest one.
 	for _, beyond := range []event.Position{
 		{Transaction: last.Transaction, Sequence: math.MaxUint64},
 		{Transaction: math.MaxUint64, Sequence: math.MaxUint64},
@@ -157,7 +160,7 @@ func readLimit(t *testing.T, db Database) {
 
 // waitWakes checks that Wait returns for all waiters after an append.
 func waitWakes(t *testing.T, db Database) {
-	ctx, s := patient(t), db.open(t)
+	ctx, s := testContext(t), db.open(t)
 	var head event.Position
 	for i := range 5 {
 		const waiters = 4
@@ -172,19 +175,19 @@ func waitWakes(t *testing.T, db Database) {
 			}
 		}
 		if got := mustRead(ctx, t, s, head, 1); got[0].Position != last {
-			t.Fatalf("woken for %v, append gave %v", got[0].Position, last)
+			t.Fatalf("woken for %v, Append returned %v", got[0].Position, last)
 		}
 		head = last
 	}
 	if err := s.Wait(ctx, event.Position{}); err != nil {
-		t.Errorf("wait for what is there already: %v", err)
+		t.Errorf("wait for existing events: %v", err)
 	}
 }
 
 // waitEnds checks that Wait returns when its context ends, and when the store is closed.
 func waitEnds(t *testing.T, db Database) {
 	s := db(t)
-	last := mustAppend(patient(t), t, s, one("a", 0, 1))
+	last := mustAppend(testContext(t), t, s, one("a", 0, 1))
 
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
@@ -204,7 +207,7 @@ func waitEnds(t *testing.T, db Database) {
 
 // stats checks counts and times after each position.
 func stats(t *testing.T, db Database) {
-	ctx := patient(t)
+	ctx := testContext(t)
 	s := db.open(t)
 	expect := func(after event.Position, events []event.Event) {
 		t.Helper()

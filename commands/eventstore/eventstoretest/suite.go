@@ -18,8 +18,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Database opens a store of Aggregate. All calls open the same database: what one store has appended,
-// another one finds, at the same time or later. The caller closes the store.
+// Database opens a store of Aggregate. All calls open the same database, so a store has the events
+// that another one has appended, at the same time or before. The caller closes the store.
 type Database func(t *testing.T) eventstore.Store
 
 // Aggregate is the aggregate whose store a Database must open.
@@ -31,31 +31,31 @@ func Run(t *testing.T, newDatabase func(t *testing.T) Database) {
 		name string
 		run  func(t *testing.T, db Database)
 	}{
-		{"an event comes back as it was given", everyField},
-		{"a stream has one writer per version", oneWinner},
-		{"a version out of line conflicts", conflicts},
-		{"several streams are appended to together or not at all", severalStreams},
-		{"streams that cross do not lock each other up", crossing},
-		{"a key answers once", answers},
-		{"a key that is raced for answers once", racedKey},
-		{"an answer needs no events", answerAlone},
-		{"a snapshot is replaced by a newer one", snapshots},
-		{"what cannot be carried is refused", limits},
-		{"a batch whose context ended is not stored", endedContext},
-		{"reading misses nothing while others write", gapSafe},
-		{"a stream's order is the store's order", guessedVersions},
-		{"reading stops at the limit", readLimit},
-		{"events are counted after a position", stats},
-		{"an event is known by its id, stream, version and position", known},
-		{"the epoch is the db's", epoch},
-		{"the secret is the db's", secret},
-		{"Wait wakes up", waitWakes},
-		{"Wait ends", waitEnds},
-		{"a closed store says so", closed},
-		{"Close lets calls under way end", closeDrains},
-		{"what was answered is there after opening again", reopen},
-		{"two stores in one database are one store", twoStores},
-		{"it does what the model does", model},
+		{"events are returned unchanged", everyField},
+		{"one append per version wins", oneWinner},
+		{"a wrong version conflicts", conflicts},
+		{"several streams are appended to atomically", severalStreams},
+		{"appends to crossing streams do not deadlock", crossing},
+		{"a key has one answer", answers},
+		{"concurrent batches with one key get one answer", racedKey},
+		{"an answer without events", answerAlone},
+		{"a newer snapshot replaces an older one", snapshots},
+		{"invalid batches are rejected", limits},
+		{"a batch whose context has ended is not stored", endedContext},
+		{"Read misses nothing while others write", gapSafe},
+		{"Read returns a stream in the order of its versions", guessedVersions},
+		{"Read respects the limit", readLimit},
+		{"Stats counts events after a position", stats},
+		{"Known compares id, stream, version and position", known},
+		{"the epoch belongs to the database", epoch},
+		{"the secret belongs to the database", secret},
+		{"Wait returns after an append", waitWakes},
+		{"Wait returns when its context ends or the store closes", waitEnds},
+		{"a closed store returns ErrClosed", closed},
+		{"Close waits for calls in progress", closeDrains},
+		{"acknowledged batches survive reopening", reopen},
+		{"two stores share one database", twoStores},
+		{"random calls match the model", model},
 	} {
 		t.Run(check.name, func(t *testing.T) {
 			t.Parallel()
@@ -76,13 +76,13 @@ func (p Database) open(t *testing.T) eventstore.Store {
 	return s
 }
 
-// patience bounds every wait of the suite. A correct store needs a fraction of it.
-const patience = 5 * time.Minute
+// timeout bounds every wait of the suite. A correct store needs a fraction of it.
+const timeout = 5 * time.Minute
 
-// patient returns a context that ends after patience, so that a hung store fails its test.
-func patient(t *testing.T) context.Context {
+// testContext returns a context that ends after timeout, so that a hung store fails its test.
+func testContext(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -102,7 +102,9 @@ func newEvents(n int) []event.Event {
 
 // one returns a batch of n new events for one stream.
 func one(stream string, expected uint64, n int) eventstore.Batch {
-	return eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: stream, ExpectedVersion: expected, Events: newEvents(n)}}}
+	return eventstore.Batch{Streams: []eventstore.StreamAppend{{
+		Stream: stream, ExpectedVersion: expected, Events: newEvents(n),
+	}}}
 }
 
 // mustAppend stores a batch and returns its position.
@@ -140,7 +142,7 @@ func mustRead(ctx context.Context, t *testing.T, s eventstore.Store, after event
 		}
 		for _, e := range some {
 			if e.Position.Compare(after) <= 0 {
-				t.Fatalf("read after %v gave position %v", after, e.Position)
+				t.Fatalf("Read after %v returned position %v", after, e.Position)
 			}
 			after = e.Position
 		}
@@ -156,12 +158,14 @@ func mustRead(ctx context.Context, t *testing.T, s eventstore.Store, after event
 func difference(got, want event.Event) string {
 	switch {
 	case !got.OccurredAt.Equal(want.OccurredAt) || !got.RecordedAt.Equal(want.RecordedAt):
-		return fmt.Sprintf("times %v, %v, want %v, %v", got.OccurredAt, got.RecordedAt, want.OccurredAt, want.RecordedAt)
+		return fmt.Sprintf("times %v, %v, want %v, %v",
+			got.OccurredAt, got.RecordedAt, want.OccurredAt, want.RecordedAt)
 	case got.OccurredAt.Location() != time.UTC || got.RecordedAt.Location() != time.UTC:
 		return "times are not in UTC"
 	case string(got.Data) != string(want.Data):
 		return fmt.Sprintf("data %q, want %q", got.Data, want.Data)
-	case got.ID != want.ID || got.Aggregate != want.Aggregate || got.Stream != want.Stream || got.Version != want.Version ||
+	case got.ID != want.ID || got.Aggregate != want.Aggregate ||
+		got.Stream != want.Stream || got.Version != want.Version ||
 		got.Type != want.Type || got.CorrelationID != want.CorrelationID || got.CausationID != want.CausationID ||
 		got.TraceParent != want.TraceParent || got.Position != want.Position:
 		return fmt.Sprintf("%+v, want %+v", got, want)

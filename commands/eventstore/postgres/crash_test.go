@@ -96,7 +96,7 @@ func TestServerCrash(t *testing.T) {
 	progress := func(what string) {
 		t.Helper()
 		from := acknowledged.Load()
-		polltest.Until(t, "appends go on "+what, func() bool { return acknowledged.Load() > from+100 })
+		polltest.Until(t, "appends continue "+what, func() bool { return acknowledged.Load() > from+100 })
 	}
 	for range crashes {
 		progress("before the crash")
@@ -128,14 +128,14 @@ func TestServerCrash(t *testing.T) {
 	close(stop)
 	writing.Wait()
 	if failed.Load() == 0 {
-		t.Error("no append failed: the crashes hit nothing")
+		t.Error("no append failed, so the crashes had no effect")
 	}
 
 	total := 0
 	for w, want := range versions {
 		events, err := s.Load(ctx, fmt.Sprint("stream ", w), 0)
 		if err != nil || uint64(len(events)) != want {
-			t.Errorf("writer %d: %d events are there, %d were acknowledged (%v)", w, len(events), want, err)
+			t.Errorf("writer %d: %d events are stored, %d were acknowledged (%v)", w, len(events), want, err)
 		}
 		total += len(events)
 	}
@@ -151,7 +151,7 @@ func TestServerCrash(t *testing.T) {
 	next := map[string]uint64{}
 	for _, e := range seen {
 		if next[e.Stream]++; e.Version != next[e.Stream] {
-			t.Fatalf("the reader saw version %d of %s in the place of %d", e.Version, e.Stream, next[e.Stream])
+			t.Fatalf("the reader saw version %d of %s, want %d", e.Version, e.Stream, next[e.Stream])
 		}
 	}
 	if len(seen) != total {

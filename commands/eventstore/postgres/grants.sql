@@ -1,5 +1,6 @@
--- What a service needs of its tables, and no more: events and answers are added and never changed. Who follows the log needs
--- to read the events alone. The roles are those of deploy/postgres/roles.sql; where there are none, nobody is granted anything.
+-- Grants each role the privileges that it needs, and no others. A service adds events and answers, but
+-- never changes them. The reader role only reads events. The roles are created by
+-- deploy/postgres/roles.sql. If a role does not exist, it is skipped.
 DO $$
 DECLARE
     service constant text := current_schema();

@@ -14,29 +14,33 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// settled is the condition for events that no later commit can precede: every transaction up to
-// theirs has ended.
-const settled = `transaction < pg_snapshot_xmin(pg_current_snapshot())`
+// visible is the condition for events that Read returns. No later commit can precede them, because
+// every transaction up to theirs has ended.
+const visible = `transaction < pg_snapshot_xmin(pg_current_snapshot())`
 
 const (
-	// The transaction's id is the first part of a position, and the place in it the second.
-	selectEvents = `SELECT transaction, position, id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent
+	// An event's position is its transaction's id and its number in that transaction.
+	selectEvents = `SELECT transaction, position, id, stream, version, type, data, occurred_at, recorded_at,
+       correlation_id, causation_id, trace_parent
 FROM events `
-	// A stream is read without the condition settled: the next version must follow the last
-	// committed one.
+	// A stream is read without the condition visible: the next version must follow the last
+	// committed one, whether Read returns it or not.
 	selectStream = selectEvents + `WHERE stream = $1 AND version > $2 ORDER BY version`
-	selectAll    = selectEvents + `WHERE ` + settled + ` AND (transaction, position) > ($1, $2) ORDER BY transaction, position LIMIT $3`
-	selectHead   = `SELECT transaction, position FROM events WHERE ` + settled + ` ORDER BY transaction DESC, position DESC LIMIT 1`
+	selectAll    = selectEvents + `WHERE ` + visible + ` AND (transaction, position) > ($1, $2)
+ORDER BY transaction, position LIMIT $3`
+	selectHead = `SELECT transaction, position FROM events WHERE ` + visible + `
+ORDER BY transaction DESC, position DESC LIMIT 1`
+	selectStats = `SELECT count(*), max(recorded_at) FROM events
+WHERE ` + visible + ` AND (transaction, position) > ($1, $2)`
 
-	selectStats = `SELECT count(*), max(recorded_at) FROM events WHERE ` + settled + ` AND (transaction, position) > ($1, $2)`
-
-	selectAnswers  = `SELECT key, fingerprint, response, stream, version, transaction, position FROM answers WHERE key = ANY($1)`
+	selectAnswers = `SELECT key, fingerprint, response, stream, version, transaction, position
+FROM answers WHERE key = ANY($1)`
 	selectSnapshot = `SELECT version, schema, state FROM snapshots WHERE stream = $1`
 )
 
 // Load implements eventstore.Store.
 func (s *Store) Load(ctx context.Context, stream string, after uint64) ([]event.Event, error) {
-	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	ctx, leave, err := s.enter(ctx, s.options.queryTimeout)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +54,7 @@ func (s *Store) Load(ctx context.Context, stream string, after uint64) ([]event.
 
 // Read implements eventstore.Store.
 func (s *Store) Read(ctx context.Context, after event.Position, limit int) ([]event.Event, error) {
-	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	ctx, leave, err := s.enter(ctx, s.options.queryTimeout)
 	if err != nil {
 		return nil, err
 	}
@@ -70,8 +74,9 @@ func (s *Store) query(ctx context.Context, sql string, args ...any) ([]event.Eve
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (event.Event, error) {
 		e := event.Event{Aggregate: s.aggregate.Name}
-		err := row.Scan(&e.Position.Transaction, &e.Position.Sequence, (*[16]byte)(&e.ID), &e.Stream, &e.Version, &e.Type, &e.Data,
-			&e.OccurredAt, &e.RecordedAt, &e.CorrelationID, &e.CausationID, &e.TraceParent)
+		err := row.Scan(&e.Position.Transaction, &e.Position.Sequence, (*[16]byte)(&e.ID),
+			&e.Stream, &e.Version, &e.Type, &e.Data, &e.OccurredAt, &e.RecordedAt,
+			&e.CorrelationID, &e.CausationID, &e.TraceParent)
 		e.OccurredAt, e.RecordedAt = e.OccurredAt.UTC(), e.RecordedAt.UTC()
 		return e, err
 	})
@@ -79,13 +84,13 @@ func (s *Store) query(ctx context.Context, sql string, args ...any) ([]event.Eve
 
 // Head implements eventstore.Store.
 func (s *Store) Head(ctx context.Context) (event.Position, error) {
-	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	ctx, leave, err := s.enter(ctx, s.options.queryTimeout)
 	if err != nil {
 		return event.Position{}, err
 	}
 	defer leave()
 	var head event.Position
-	if err := s.reads.QueryRow(ctx, selectHead).Scan(&head.Transaction, &head.Sequence); err != nil && !missing(err) {
+	if err := s.reads.QueryRow(ctx, selectHead).Scan(&head.Transaction, &head.Sequence); err != nil && !noRows(err) {
 		return event.Position{}, fmt.Errorf("read the head of the store of %s: %w", s.aggregate.Name, err)
 	}
 	return head, nil
@@ -93,14 +98,15 @@ func (s *Store) Head(ctx context.Context) (event.Position, error) {
 
 // Stats implements eventstore.Store.
 func (s *Store) Stats(ctx context.Context, after event.Position) (eventstore.Stats, error) {
-	ctx, leave, err := s.enter(ctx, s.options.countWithin)
+	ctx, leave, err := s.enter(ctx, s.options.scanTimeout)
 	if err != nil {
 		return eventstore.Stats{}, err
 	}
 	defer leave()
 	var stats eventstore.Stats
-	var newest *time.Time
-	if err := s.reads.QueryRow(ctx, selectStats, after.Transaction, bigint(after.Sequence)).Scan(&stats.Events, &newest); err != nil {
+	var newest *time.Time // NULL if there are no events
+	err = s.reads.QueryRow(ctx, selectStats, after.Transaction, bigint(after.Sequence)).Scan(&stats.Events, &newest)
+	if err != nil {
 		return eventstore.Stats{}, fmt.Errorf("count the events of %s after %v: %w", s.aggregate.Name, after, err)
 	}
 	if newest != nil {
@@ -119,7 +125,7 @@ ORDER BY n`
 
 // Known implements eventstore.Store.
 func (s *Store) Known(ctx context.Context, events []event.Event) ([]bool, error) {
-	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	ctx, leave, err := s.enter(ctx, s.options.queryTimeout)
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +134,7 @@ func (s *Store) Known(ctx context.Context, events []event.Event) ([]bool, error)
 	versions, sequences := make([]int64, len(events)), make([]int64, len(events))
 	transactions := make([]uint64, len(events))
 	for i, e := range events {
-		// No store has other stream ids, and the server would refuse the whole query.
+		// The server would refuse the whole query for an invalid id. No event has the empty id.
 		if utf8.ValidString(e.Stream) && !strings.ContainsRune(e.Stream, 0) {
 			streams[i] = e.Stream
 		}
@@ -142,18 +148,20 @@ func (s *Store) Known(ctx context.Context, events []event.Event) ([]bool, error)
 			return known, nil
 		}
 	}
-	return nil, fmt.Errorf("look for events of %s: %w", s.aggregate.Name, err)
+	return nil, fmt.Errorf("look up events of %s: %w", s.aggregate.Name, err)
 }
 
-// selectEpoch adds the server's timeline to the epoch in the tables. A server that was promoted, or
-// restored to a point in time, continues on a new timeline.
-const selectEpoch = `SELECT epoch || '/' || CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
+// selectEpoch adds the server's timeline, the first 8 digits of a WAL file's name, to the epoch in
+// the tables. A server that was promoted, or restored to a point in time, continues on a new
+// timeline.
+const selectEpoch = `SELECT epoch || '/' || CASE WHEN pg_is_in_recovery() THEN 'standby'
+       ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
 FROM store`
 
 // Epoch implements eventstore.Store. It asks the server each time, because a connection may be to
 // another one.
 func (s *Store) Epoch(ctx context.Context) (epoch string, err error) {
-	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	ctx, leave, err := s.enter(ctx, s.options.queryTimeout)
 	if err != nil {
 		return "", err
 	}
@@ -166,7 +174,7 @@ func (s *Store) Epoch(ctx context.Context) (epoch string, err error) {
 
 // Secret implements eventstore.Store.
 func (s *Store) Secret(ctx context.Context) ([]byte, error) {
-	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	ctx, leave, err := s.enter(ctx, s.options.queryTimeout)
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +188,7 @@ func (s *Store) Secret(ctx context.Context) ([]byte, error) {
 
 // LoadSnapshot implements eventstore.Store.
 func (s *Store) LoadSnapshot(ctx context.Context, stream string) (eventstore.Snapshot, bool, error) {
-	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	ctx, leave, err := s.enter(ctx, s.options.queryTimeout)
 	if err != nil {
 		return eventstore.Snapshot{}, false, err
 	}
@@ -188,7 +196,7 @@ func (s *Store) LoadSnapshot(ctx context.Context, stream string) (eventstore.Sna
 	snap := eventstore.Snapshot{Stream: stream}
 	err = s.reads.QueryRow(ctx, selectSnapshot, stream).Scan(&snap.Version, &snap.Schema, &snap.State)
 	switch {
-	case missing(err):
+	case noRows(err):
 		return eventstore.Snapshot{}, false, nil
 	case err != nil:
 		return eventstore.Snapshot{}, false, fmt.Errorf("load the snapshot of stream %q: %w", stream, err)
@@ -198,7 +206,7 @@ func (s *Store) LoadSnapshot(ctx context.Context, stream string) (eventstore.Sna
 
 // LoadAnswer implements eventstore.Store.
 func (s *Store) LoadAnswer(ctx context.Context, key string) (eventstore.Answer, bool, error) {
-	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	ctx, leave, err := s.enter(ctx, s.options.queryTimeout)
 	if err != nil {
 		return eventstore.Answer{}, false, err
 	}
@@ -209,7 +217,7 @@ func (s *Store) LoadAnswer(ctx context.Context, key string) (eventstore.Answer, 
 	}
 	a, err := pgx.CollectExactlyOneRow(rows, scanAnswer)
 	switch {
-	case missing(err):
+	case noRows(err):
 		return eventstore.Answer{}, false, nil
 	case err != nil:
 		return eventstore.Answer{}, false, fmt.Errorf("load answer %q: %w", key, err)
@@ -219,7 +227,8 @@ func (s *Store) LoadAnswer(ctx context.Context, key string) (eventstore.Answer, 
 
 // scanAnswer reads a row of selectAnswers.
 func scanAnswer(row pgx.CollectableRow) (a eventstore.Answer, err error) {
-	err = row.Scan(&a.Key, &a.Fingerprint, &a.Response, &a.Stream, &a.Version, &a.Position.Transaction, &a.Position.Sequence)
+	err = row.Scan(&a.Key, &a.Fingerprint, &a.Response, &a.Stream, &a.Version,
+		&a.Position.Transaction, &a.Position.Sequence)
 	return a, err
 }
 
@@ -230,17 +239,17 @@ func bigint(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
 // appends of other processes and for events that open transactions held back. LISTEN and NOTIFY
 // would be worse: a notification in every writing transaction makes them queue at commit.
 func (s *Store) Wait(ctx context.Context, after event.Position) error {
-	if err := s.gate.Enter(); err != nil {
+	if err := s.inFlight.Enter(); err != nil {
 		return err
 	}
-	defer s.gate.Leave()
+	defer s.inFlight.Leave()
 	poll := time.NewTicker(s.options.poll)
 	defer poll.Stop()
-	alarm := alarm{store: s}
+	blocked := blockedLog{store: s}
 	for {
-		// Take the channel before looking, so that no commit is missed.
+		// Take the channel before polling, so that no commit is missed.
 		commit := s.committed.Next()
-		ready, held, err := s.look(ctx, after)
+		ready, held, err := s.poll(ctx, after)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -250,30 +259,33 @@ func (s *Store) Wait(ctx context.Context, after event.Position) error {
 			return nil
 		}
 		// Events that are held back for long are an operational problem, so the cause is logged.
-		alarm.saw(ctx, held)
+		blocked.observe(ctx, held)
 		select {
 		case <-commit:
 		case <-poll.C:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-s.gate.Closing():
+		case <-s.inFlight.Closing():
 			return eventstore.ErrClosed
 		}
 	}
 }
 
-// selectWaiting looks at the last event only, readable or not. The index finds it without
-// statistics.
+// selectWaiting compares the last visible event and the last event with a position. It reads one
+// event each, which the index finds.
 const selectWaiting = `
-SELECT coalesce((SELECT (transaction, position) > ($1, $2) FROM events WHERE ` + settled + ` ORDER BY transaction DESC, position DESC LIMIT 1), false),
-       coalesce((SELECT (transaction, position) > ($1, $2) FROM events ORDER BY transaction DESC, position DESC LIMIT 1), false)`
+SELECT coalesce((SELECT (transaction, position) > ($1, $2) FROM events WHERE ` + visible + `
+                 ORDER BY transaction DESC, position DESC LIMIT 1), false),
+       coalesce((SELECT (transaction, position) > ($1, $2) FROM events
+                 ORDER BY transaction DESC, position DESC LIMIT 1), false)`
 
-// look reports whether events after a position are readable, and whether there are any, readable or
+// poll reports whether events after a position are visible, and whether there are any, visible or
 // held back.
-func (s *Store) look(ctx context.Context, after event.Position) (ready, held bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, s.options.answerWithin)
+func (s *Store) poll(ctx context.Context, after event.Position) (ready, held bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.options.queryTimeout)
 	defer cancel()
-	if err := s.reads.QueryRow(ctx, selectWaiting, after.Transaction, bigint(after.Sequence)).Scan(&ready, &held); err != nil {
+	err = s.reads.QueryRow(ctx, selectWaiting, after.Transaction, bigint(after.Sequence)).Scan(&ready, &held)
+	if err != nil {
 		return false, false, fmt.Errorf("wait for events of %s after %v: %w", s.aggregate.Name, after, err)
 	}
 	return ready, held, nil

@@ -13,14 +13,14 @@ type rows struct {
 	answers   answerColumns
 	snapshots snapshotColumns
 
-	callOfEvent   []int          // index of the call, by position in the transaction minus one
+	callOfEvent   []int          // index of the call, by number in the transaction minus one
 	callOfKey     map[string]int // index of the call, by idempotency key
 	withoutEvents bool           // some call has no events
 }
 
 // eventColumns are the parameters of insertEvents, one element per event.
 type eventColumns struct {
-	position                      []int64 // place in the transaction, starting at 1
+	position                      []int64 // number in the transaction, starting at 1
 	id                            [][16]byte
 	stream                        []string
 	version                       []int64
@@ -44,13 +44,13 @@ type answerColumns struct {
 	key                   []string
 	fingerprint, response [][]byte
 	stream                []string
-	// Place is the place of the batch's last event in the transaction, 0 if it has none.
-	version, place []int64
+	// ordinal is the number of the batch's last event in the transaction, 0 if it has none.
+	version, ordinal []int64
 }
 
 // args returns the parameters in the order of insertAnswers.
 func (c *answerColumns) args() []any {
-	return []any{c.key, c.fingerprint, c.response, c.stream, c.version, c.place}
+	return []any{c.key, c.fingerprint, c.response, c.stream, c.version, c.ordinal}
 }
 
 // snapshotColumns are the parameters of putSnapshots.
@@ -80,9 +80,9 @@ func newRows(calls []*adapter.Call) *rows {
 		}
 		if a := &c.Batch.Answer; a.Key != "" {
 			// 0 means that the answer has the position of the store's newest event.
-			place := int64(0)
+			ordinal := int64(0)
 			if events > 0 {
-				place = int64(len(r.callOfEvent))
+				ordinal = int64(len(r.callOfEvent))
 			}
 			r.callOfKey[a.Key] = i
 			r.answers.key = append(r.answers.key, a.Key)
@@ -90,7 +90,7 @@ func newRows(calls []*adapter.Call) *rows {
 			r.answers.response = append(r.answers.response, bytea(a.Response))
 			r.answers.stream = append(r.answers.stream, a.Stream)
 			r.answers.version = append(r.answers.version, int64(a.Version))
-			r.answers.place = append(r.answers.place, place)
+			r.answers.ordinal = append(r.answers.ordinal, ordinal)
 		}
 		for _, s := range c.Batch.Snapshots {
 			r.snapshots.stream = append(r.snapshots.stream, s.Stream)

@@ -47,9 +47,9 @@ type Store struct {
 	aggregate event.Aggregate
 	options   options
 
-	// gate counts calls, appends is the group commit, and committed wakes Wait after a commit of
-	// this process.
-	gate      *adapter.InFlight
+	// inFlight lets Close wait for calls, appends is the group commit, and committed wakes Wait
+	// after a commit of this process.
+	inFlight  *adapter.InFlight
 	appends   *adapter.Writer
 	committed adapter.Broadcaster
 
@@ -64,14 +64,14 @@ var _ eventstore.Store = (*Store)(nil)
 
 // options are what Options set; see the With functions.
 type options struct {
-	schema     string
-	password   string
-	poll       time.Duration
-	alarmAfter time.Duration
-	logger     *slog.Logger
+	schema       string
+	password     string
+	poll         time.Duration // interval of Wait's polling
+	blockedAfter time.Duration // how long events may be held back before Wait logs it
+	logger       *slog.Logger
 
-	answerWithin time.Duration // limit of one query
-	countWithin  time.Duration // limit of a query that reads many events
+	queryTimeout time.Duration // limit of one query
+	scanTimeout  time.Duration // limit of a query that reads many events
 }
 
 // Option configures a store.
@@ -88,15 +88,17 @@ func WithPassword(password string) Option { return func(o *options) { o.password
 // back. The default is 25 ms.
 func WithPoll(interval time.Duration) Option { return func(o *options) { o.poll = interval } }
 
-// WithBlockedWarning sets how long an open transaction may hold events back before Wait logs it. The default
-// is 10 s.
-func WithBlockedWarning(after time.Duration) Option { return func(o *options) { o.alarmAfter = after } }
+// WithBlockedWarning sets how long an open transaction may hold events back before Wait logs it.
+// The default is 10 s.
+func WithBlockedWarning(after time.Duration) Option {
+	return func(o *options) { o.blockedAfter = after }
+}
 
 // WithQueryTimeout sets how long a query may take, for callers that set no limit themselves. The
 // default is 30 s, and 5 minutes for Stats and Open. A server that hangs keeps its connections and
 // does not answer.
 func WithQueryTimeout(limit time.Duration) Option {
-	return func(o *options) { o.answerWithin, o.countWithin = limit, limit }
+	return func(o *options) { o.queryTimeout, o.scanTimeout = limit, limit }
 }
 
 // WithLogger sets the logger. The default is slog.Default().
@@ -105,8 +107,8 @@ func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l 
 // newOptions returns the defaults, changed by opts.
 func newOptions(aggregate event.Aggregate, opts []Option) options {
 	o := options{
-		schema: "millrace_" + aggregate.Service, poll: 25 * time.Millisecond, alarmAfter: 10 * time.Second,
-		logger: slog.Default(), answerWithin: storeWithin, countWithin: 5 * time.Minute,
+		schema: "millrace_" + aggregate.Service, poll: 25 * time.Millisecond, blockedAfter: 10 * time.Second,
+		logger: slog.Default(), queryTimeout: groupTimeout, scanTimeout: 5 * time.Minute,
 	}
 	for _, opt := range opts {
 		opt(&o)
@@ -144,9 +146,10 @@ func (o options) parse(conn string, aggregate event.Aggregate) (*pgxpool.Config,
 func Open(ctx context.Context, conn string, aggregate event.Aggregate, opts ...Option) (*Store, error) {
 	o := newOptions(aggregate, opts)
 	s := &Store{
-		aggregate: aggregate, options: o, gate: adapter.NewInFlight(), identity: identity{schema: o.schema, aggregate: aggregate},
+		aggregate: aggregate, options: o, inFlight: adapter.NewInFlight(),
+		identity: identity{schema: o.schema, aggregate: aggregate},
 	}
-	ctx, cancel := context.WithTimeout(ctx, o.countWithin) // a migration may take long
+	ctx, cancel := context.WithTimeout(ctx, o.scanTimeout) // a migration may take long
 	defer cancel()
 	if err := s.connect(ctx, conn); err != nil {
 		return nil, fmt.Errorf("open event store of %s in PostgreSQL schema %s: %w", aggregate.Name, o.schema, err)
@@ -162,7 +165,7 @@ func (s *Store) connect(ctx context.Context, conn string) error {
 		return err
 	}
 	// Each connection is checked, because it may be to another server than the last one.
-	config.AfterConnect = s.connected
+	config.AfterConnect = s.checkConnection
 	// The writer has a pool of one connection, which reconnects by itself.
 	alone := config.Copy()
 	alone.MaxConns, alone.MinConns, alone.MinIdleConns = 1, 0, 0
@@ -171,10 +174,10 @@ func (s *Store) connect(ctx context.Context, conn string) error {
 		return err
 	}
 	err = writes.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
-		if err := ensure(ctx, c.Conn(), s.options.schema, s.aggregate); err != nil {
+		if err := ensureSchema(ctx, c.Conn(), s.options.schema, s.aggregate); err != nil {
 			return err
 		}
-		return s.identity.learn(ctx, c.Conn())
+		return s.identity.load(ctx, c.Conn())
 	})
 	if err != nil {
 		writes.Close()
@@ -184,40 +187,41 @@ func (s *Store) connect(ctx context.Context, conn string) error {
 		writes.Close()
 		return err
 	}
-	s.writer = &writer{pool: writes, stored: s.identity.stored}
+	s.writer = &writer{pool: writes, committed: s.identity.committed}
 	return nil
 }
 
 // enter begins a call and bounds its time. The returned function ends it.
 func (s *Store) enter(ctx context.Context, within time.Duration) (context.Context, func(), error) {
-	if err := s.gate.Enter(); err != nil {
+	if err := s.inFlight.Enter(); err != nil {
 		return ctx, nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, within)
-	return ctx, func() { cancel(); s.gate.Leave() }, nil
+	return ctx, func() { cancel(); s.inFlight.Leave() }, nil
 }
 
 // Append implements eventstore.Store.
 func (s *Store) Append(ctx context.Context, b eventstore.Batch) (eventstore.Appended, error) {
-	if err := s.gate.Enter(); err != nil {
+	if err := s.inFlight.Enter(); err != nil {
 		return eventstore.Appended{}, err
 	}
-	defer s.gate.Leave()
+	defer s.inFlight.Leave()
 	return s.appends.Append(ctx, b)
 }
 
-// store settles the calls of a group. It returns calls that lost a race and can succeed on a retry.
+// store resolves the calls of a group. It returns calls that lost a race and can succeed on a
+// retry.
 func (s *Store) store(group []*adapter.Call) (again []*adapter.Call) {
 	fail := func(calls []*adapter.Call, err error) {
 		for _, c := range calls {
 			c.Resolve(eventstore.Appended{}, fmt.Errorf("append to the store of %s: %w", s.aggregate.Name, err))
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), s.options.answerWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), s.options.queryTimeout)
 	defer cancel()
 
-	// In each round, store what can be stored together. A call that loses leaves the round, and the
-	// others are tried again without it.
+	// In each round, store what can be stored together. A call that lost a race leaves the round,
+	// and the others are tried again without it.
 	chosen, undecided := choose(group)
 	for len(chosen) > 0 {
 		positions, lost, err := s.writer.store(ctx, chosen)
@@ -232,11 +236,11 @@ func (s *Store) store(group []*adapter.Call) (again []*adapter.Call) {
 			}
 			break
 		}
-		chosen, undecided = part(chosen, undecided, lost)
+		chosen, undecided = split(chosen, undecided, lost)
 	}
 
-	// Calls that lost or clashed get their reason. Without one, the cause of the conflict is gone
-	// or was in this group: retry.
+	// Calls that lost a race, or clashed with another call of the group, get the reason. If the
+	// store shows none, the cause is gone or was in this group: retry.
 	refusals, err := s.writer.refusals(ctx, undecided)
 	if err != nil {
 		fail(undecided, err)
@@ -287,8 +291,8 @@ next:
 	return chosen, clashing
 }
 
-// part moves the calls that lost from chosen to undecided.
-func part(chosen, undecided []*adapter.Call, lost map[int]bool) (left, both []*adapter.Call) {
+// split moves the calls that lost from chosen to undecided.
+func split(chosen, undecided []*adapter.Call, lost map[int]bool) (left, both []*adapter.Call) {
 	for i, c := range chosen {
 		if lost[i] {
 			undecided = append(undecided, c)
@@ -301,7 +305,7 @@ func part(chosen, undecided []*adapter.Call, lost map[int]bool) (left, both []*a
 
 // Close implements eventstore.Store.
 func (s *Store) Close() error {
-	if !s.gate.Close() {
+	if !s.inFlight.Close() {
 		return nil
 	}
 	s.appends.Stop()
@@ -310,5 +314,5 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// missing reports whether err means that there is no row.
-func missing(err error) bool { return errors.Is(err, pgx.ErrNoRows) }
+// noRows reports whether err means that a query returned no row.
+func noRows(err error) bool { return errors.Is(err, pgx.ErrNoRows) }

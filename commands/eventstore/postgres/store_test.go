@@ -55,7 +55,7 @@ func connect(t *testing.T, schema string) *pgx.Conn {
 		t.Fatal(err)
 	}
 	config.RuntimeParams["search_path"] = pgx.Identifier{schema}.Sanitize()
-	config.RuntimeParams["application_name"] = "the culprit"
+	config.RuntimeParams["application_name"] = "blocker"
 	conn, err := pgx.ConnectConfig(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
@@ -136,7 +136,7 @@ func TestOpenTransaction(t *testing.T) {
 				t.Fatal(err)
 			}
 			if loaded, err := s.Load(ctx, "later", 0); err != nil || len(loaded) != 1 {
-				t.Errorf("its own stream gave %d events (%v): only reading all streams must be held back", len(loaded), err)
+				t.Errorf("Load returned %d events (%v): only Read may hold events back", len(loaded), err)
 			}
 			if got, err := s.Read(ctx, before.Position, 10); err != nil || len(got) != 0 {
 				t.Fatalf("read %d events past an open transaction (%v)", len(got), err)
@@ -147,7 +147,7 @@ func TestOpenTransaction(t *testing.T) {
 			// A command that changes nothing depends on what it loaded, so its token has that
 			// position.
 			if p, err := s.Append(ctx, eventstore.Batch{Answer: eventstore.Answer{Key: "k"}}); err != nil || p.Position != later.Position {
-				t.Errorf("a batch without events stands at %v (%v), want %v", p.Position, err, later.Position)
+				t.Errorf("a batch without events has position %v (%v), want %v", p.Position, err, later.Position)
 			}
 
 			waiting := make(chan error, 1)
@@ -177,8 +177,8 @@ func TestOpenTransaction(t *testing.T) {
 	}
 }
 
-// TestAppendWaitsForConcurrentTransaction appends at a version that an open transaction has already written. The
-// result depends on how that transaction ends.
+// TestAppendWaitsForConcurrentTransaction appends at a version that an open transaction has already
+// written. The result depends on how that transaction ends.
 func TestAppendWaitsForConcurrentTransaction(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -283,7 +283,7 @@ func awaitBlocked(t *testing.T, schema string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("the append does not wait")
+			t.Fatal("the append is not blocked")
 		}
 	}
 }
@@ -319,7 +319,7 @@ func TestBlockedWarning(t *testing.T) {
 	select {
 	case <-log.first:
 	case <-time.After(time.Minute):
-		t.Error("nobody was told")
+		t.Error("no warning was logged")
 	}
 	if err := tx.Rollback(context.Background()); err != nil {
 		t.Fatal(err)
@@ -376,7 +376,7 @@ func TestOpenErrors(t *testing.T) {
 		aggregate    event.Aggregate
 		want         string
 	}{
-		{cluster.ConnString(t), mine, event.Stock, `holds the events of "order", not of "stock"`},
+		{cluster.ConnString(t), mine, event.Stock, `contains events of "order", not of "stock"`},
 		{cluster.ConnString(t), newer, event.Order, "start a newer version"},
 		{cluster.ConnString(t) + " dbname=" + western, mine, event.Order, "ENCODING 'UTF8'"},
 		{"host=/nowhere", mine, event.Order, "/nowhere"},
@@ -391,7 +391,7 @@ func TestOpenErrors(t *testing.T) {
 			continue
 		}
 		if !strings.Contains(err.Error(), c.want) {
-			t.Errorf("error %q does not say %q", err, c.want)
+			t.Errorf("error %q does not contain %q", err, c.want)
 		}
 	}
 }

@@ -18,45 +18,51 @@ import (
 // writer stores groups of batches. Only the goroutine of adapter.Writer uses it, so it needs no
 // lock.
 type writer struct {
-	pool   *pgxpool.Pool                            // has one connection, and replaces it if it breaks
-	stored func(newest event.Position, id [16]byte) // called after each commit with the last event
+	pool      *pgxpool.Pool                            // has one connection, and replaces it if it breaks
+	committed func(newest event.Position, id [16]byte) // called after each commit with its last event
 }
 
 const (
-	// Limit for a group, so that a server that hangs does not block callers forever.
-	storeWithin    = 30 * time.Second
+	// groupTimeout limits a group, so that a server that hangs does not block callers forever.
+	groupTimeout   = 30 * time.Second
 	connectTimeout = 5 * time.Second // if the connection string has no timeout
-	attempts       = 3               // of a transaction that the server aborted for a temporary reason
+	maxAttempts    = 3               // of a transaction that the server aborted for a temporary reason
 )
 
 // insertEvents checks that a stream's first new event follows its last present one. The other new
-// events follow the first. Check and insert are one statement, so the check happens before the
-// transaction has its id; see the package comment.
+// events follow the first, because newRows numbers them. Check and insert are one statement, so the
+// check happens before the transaction has its id; see the package comment.
+//
+// ON CONFLICT covers the race: if another transaction inserts the same version after the check, the
+// row is skipped, and store notices that it is missing.
 const insertEvents = `
-INSERT INTO events (position, id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent)
+INSERT INTO events
+       (position, id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent)
 SELECT new.position, new.id, new.stream, new.version, new.type, new.data, new.occurred_at, new.recorded_at,
        new.correlation_id, new.causation_id, new.trace_parent
 FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::bigint[], $5::boolean[], $6::text[], $7::bytea[],
             $8::timestamptz[], $9::timestamptz[], $10::text[], $11::text[], $12::text[])
-     AS new (position, id, stream, version, first, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent)
-WHERE NOT new.first OR new.version - 1 = (SELECT coalesce(max(present.version), 0) FROM events AS present WHERE present.stream = new.stream)
+     AS new (position, id, stream, version, first, type, data,
+             occurred_at, recorded_at, correlation_id, causation_id, trace_parent)
+WHERE NOT new.first OR new.version - 1 =
+      (SELECT coalesce(max(present.version), 0) FROM events AS present WHERE present.stream = new.stream)
 ORDER BY new.stream COLLATE "C", new.version
 ON CONFLICT (stream, version) DO NOTHING
 RETURNING transaction, position`
 
-// newest selects the last event, readable or not. A reader that must have seen it waits until it is
-// readable.
+// newest selects the last event, visible to Read or not. A reader that must have seen it waits
+// until it is visible.
 const newest = `SELECT transaction, position FROM events ORDER BY transaction DESC, position DESC LIMIT 1`
 
-// insertAnswers sets an answer's position: that of the batch's last event (place > 0), or that of
-// the store's newest event if the batch has none.
+// insertAnswers stores answers. An answer's position is that of the batch's last event (ordinal >
+// 0), or that of the store's newest event if the batch has none.
 const insertAnswers = `
 INSERT INTO answers (key, fingerprint, response, stream, version, transaction, position)
 SELECT new.key, new.fingerprint, new.response, new.stream, new.version,
-       CASE WHEN new.place > 0 THEN pg_current_xact_id() ELSE coalesce(newest.transaction, '0') END,
-       CASE WHEN new.place > 0 THEN new.place ELSE coalesce(newest.position, 0) END
+       CASE WHEN new.ordinal > 0 THEN pg_current_xact_id() ELSE coalesce(newest.transaction, '0') END,
+       CASE WHEN new.ordinal > 0 THEN new.ordinal ELSE coalesce(newest.position, 0) END
 FROM unnest($1::text[], $2::bytea[], $3::bytea[], $4::text[], $5::bigint[], $6::bigint[])
-     AS new (key, fingerprint, response, stream, version, place)
+     AS new (key, fingerprint, response, stream, version, ordinal)
      LEFT JOIN (` + newest + `) AS newest ON true
 ORDER BY new.key COLLATE "C"
 ON CONFLICT (key) DO NOTHING
@@ -73,31 +79,36 @@ WHERE excluded.version >= old.version`
 
 // store stores calls that share no stream and no key in one transaction. If some of them lost to
 // other transactions, it returns their indexes as lost, and nothing is stored.
-func (w *writer) store(ctx context.Context, calls []*adapter.Call) (positions []event.Position, lost map[int]bool, err error) {
-	// The rows do not depend on the attempt.
+func (w *writer) store(
+	ctx context.Context, calls []*adapter.Call,
+) (positions []event.Position, lost map[int]bool, err error) {
+	// Convert the calls once: the rows do not depend on the attempt.
 	r := newRows(calls)
 	// Deadlocks and serialization failures are caused by other transactions, so a retry usually
 	// succeeds.
-	for range attempts {
-		if positions, lost, err = w.try(ctx, calls, r); !passing(err) {
+	for range maxAttempts {
+		if positions, lost, err = w.try(ctx, calls, r); !transient(err) {
 			break
 		}
 	}
+	// 53100 is disk_full.
 	if refused := (*pgconn.PgError)(nil); errors.As(err, &refused) && refused.Code == "53100" {
 		err = fmt.Errorf("%w: %w", eventstore.ErrFull, err)
 	}
 	return positions, lost, err
 }
 
-// passing reports whether the server aborted a transaction because of another one: a deadlock, or a
-// serialization failure.
-func passing(err error) bool {
+// transient reports whether the server aborted a transaction because of another one: a deadlock
+// (40P01), or a serialization failure (40001).
+func transient(err error) bool {
 	refused := (*pgconn.PgError)(nil)
 	return errors.As(err, &refused) && (refused.Code == "40P01" || refused.Code == "40001")
 }
 
 // try makes one attempt of store.
-func (w *writer) try(ctx context.Context, calls []*adapter.Call, r *rows) (positions []event.Position, lost map[int]bool, err error) {
+func (w *writer) try(
+	ctx context.Context, calls []*adapter.Call, r *rows,
+) (positions []event.Position, lost map[int]bool, err error) {
 	conn, err := w.pool.Acquire(ctx)
 	if err != nil {
 		return nil, nil, fmt.Errorf("connect: %w", err)
@@ -105,7 +116,10 @@ func (w *writer) try(ctx context.Context, calls []*adapter.Call, r *rows) (posit
 	defer conn.Release() // this closes a connection whose transaction an error left open
 
 	var b pgx.Batch
-	positions, stored, answered := make([]event.Position, len(calls)), make([]int, len(calls)), make([]bool, len(calls))
+	// By call: the position of its last event, how many events were inserted, and whether its
+	// answer was.
+	positions = make([]event.Position, len(calls))
+	stored, answered := make([]int, len(calls)), make([]bool, len(calls))
 	var last event.Position // last event of the transaction
 	// The statements are pipelined. This is the first of two round trips.
 	b.Queue("BEGIN ISOLATION LEVEL READ COMMITTED")
@@ -142,7 +156,7 @@ func (w *writer) try(ctx context.Context, calls []*adapter.Call, r *rows) (posit
 	var head event.Position
 	if r.withoutEvents {
 		b.Queue(newest).QueryRow(func(row pgx.Row) error {
-			if err := row.Scan(&head.Transaction, &head.Sequence); !missing(err) {
+			if err := row.Scan(&head.Transaction, &head.Sequence); !noRows(err) {
 				return err
 			}
 			return nil
@@ -171,11 +185,11 @@ func (w *writer) try(ctx context.Context, calls []*adapter.Call, r *rows) (posit
 	}
 	// The second round trip. If its answer is lost, the transaction may be committed.
 	if _, err := conn.Exec(ctx, "COMMIT"); err != nil {
-		return nil, nil, fmt.Errorf("commit, may be stored (the idempotency key tells): %w", err)
+		return nil, nil, fmt.Errorf("commit: batch may be stored, retry with the same idempotency key: %w", err)
 	}
-	// From now on, a server without this event is refused.
+	// From now on, identity.check refuses a server without this event.
 	if last.Sequence > 0 {
-		w.stored(last, r.events.id[last.Sequence-1])
+		w.committed(last, r.events.id[last.Sequence-1])
 	}
 	return positions, nil, nil
 }
@@ -198,7 +212,8 @@ func (w *writer) refusals(ctx context.Context, calls []*adapter.Call) ([]error, 
 	var b pgx.Batch
 	// Read the versions first. Each statement sees what was committed before it, so a key without
 	// an answer now had none when its batch's conflict was seen.
-	b.Queue("SELECT stream, max(version) FROM events WHERE stream = ANY($1) GROUP BY stream", streams).Query(func(rows pgx.Rows) error {
+	const selectVersions = "SELECT stream, max(version) FROM events WHERE stream = ANY($1) GROUP BY stream"
+	b.Queue(selectVersions, streams).Query(func(rows pgx.Rows) error {
 		var stream string
 		var version uint64
 		_, err := pgx.ForEachRow(rows, []any{&stream, &version}, func() error {
@@ -215,7 +230,7 @@ func (w *writer) refusals(ctx context.Context, calls []*adapter.Call) ([]error, 
 		return err
 	})
 	if err := w.pool.SendBatch(ctx, &b).Close(); err != nil {
-		return nil, fmt.Errorf("look for what is in the way: %w", err)
+		return nil, fmt.Errorf("read the cause of a conflict: %w", err)
 	}
 	refusals := make([]error, len(calls))
 	for i, c := range calls {
@@ -225,8 +240,10 @@ func (w *writer) refusals(ctx context.Context, calls []*adapter.Call) ([]error, 
 }
 
 // refusal returns the error for a batch, given the answers and versions in the store. The answer
-// takes precedence over a conflict.
-func refusal(b *eventstore.Batch, answers map[string]eventstore.Answer, versions map[string]uint64) error {
+// takes precedence: a command that is repeated conflicts with its own events.
+func refusal(
+	b *eventstore.Batch, answers map[string]eventstore.Answer, versions map[string]uint64,
+) error {
 	if a, answered := answers[b.Answer.Key]; answered {
 		return &eventstore.AnsweredError{Answer: a}
 	}

@@ -17,18 +17,21 @@ import (
 )
 
 // reader reads on its own connections. In WAL mode, readers and the writer do not block each other.
+// The pool keeps all of its connections open, because opening one costs more than a read.
 type reader struct {
 	aggregate event.Aggregate
 	db        *sql.DB
 	epoch     string // read once, since it does not change while the file is open
 	secret    []byte // like epoch
 
+	// Prepared once per connection. database/sql prepares them again on connections that it opens.
 	at, stream, all, head, stats, snapshot, answer *sql.Stmt
 }
 
 const (
-	// A position is the table's rowid, so reads by position need no other index.
-	selectEvents = `SELECT position, id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent
+	// The position is the table's rowid, so reads by position need no other index.
+	selectEvents = `SELECT position, id, stream, version, type, data, occurred_at, recorded_at,
+       correlation_id, causation_id, trace_parent
 FROM events `
 	selectStream   = selectEvents + "WHERE stream = ? AND version > ? ORDER BY version"
 	selectAll      = selectEvents + "WHERE position > ? ORDER BY position LIMIT ?"
@@ -50,15 +53,16 @@ func newReader(ctx context.Context, path string, aggregate event.Aggregate) (*re
 		stmt  **sql.Stmt
 		query string
 	}{
-		{&r.at, selectAt}, {&r.stream, selectStream}, {&r.all, selectAll}, {&r.head, selectHead}, {&r.stats, selectStats},
-		{&r.snapshot, selectSnapshot}, {&r.answer, selectAnswer},
+		{&r.at, selectAt}, {&r.stream, selectStream}, {&r.all, selectAll}, {&r.head, selectHead},
+		{&r.stats, selectStats}, {&r.snapshot, selectSnapshot}, {&r.answer, selectAnswer},
 	} {
-		if *p.stmt, err = db.PrepareContext(ctx, p.query); err != nil { //nolint:sqlclosecheck // closed with its connection
+		*p.stmt, err = db.PrepareContext(ctx, p.query) //nolint:sqlclosecheck // closed with its connection
+		if err != nil {
 			return nil, errors.Join(fmt.Errorf("prepare %q: %w", p.query, err), db.Close())
 		}
 	}
 	if err := db.QueryRowContext(ctx, "SELECT epoch, secret FROM store").Scan(&r.epoch, &r.secret); err != nil {
-		return nil, errors.Join(fmt.Errorf("read who the store is: %w", err), db.Close())
+		return nil, errors.Join(fmt.Errorf("read the store's epoch and secret: %w", err), db.Close())
 	}
 	return r, nil
 }
@@ -81,11 +85,11 @@ func (r *reader) load(ctx context.Context, stream string, after uint64) ([]event
 
 // read returns at most limit events after a position.
 func (r *reader) read(ctx context.Context, after event.Position, limit int) ([]event.Event, error) {
-	// Not a position of this store: its transactions are all 0.
+	// Not a position of this store, whose transactions are all 0: it is after every event.
 	if after.Compare(position(math.MaxInt64)) >= 0 {
 		return nil, nil
 	}
-	// SQLite takes a negative limit as none.
+	// To SQLite, a negative limit means no limit.
 	events, err := r.query(ctx, r.all, after.Sequence, max(limit, 0))
 	if err != nil {
 		return nil, fmt.Errorf("read the events of %s after %v: %w", r.aggregate.Name, after, err)
@@ -122,7 +126,7 @@ func (r *reader) query(ctx context.Context, stmt *sql.Stmt, args ...any) (events
 func (r *reader) known(ctx context.Context, events []event.Event) ([]bool, error) {
 	known := make([]bool, len(events))
 	for i, e := range events {
-		if e.Version > math.MaxInt64 {
+		if e.Version > math.MaxInt64 { // the driver rejects it, and no event has it
 			continue
 		}
 		var id []byte
@@ -132,7 +136,7 @@ func (r *reader) known(ctx context.Context, events []event.Event) ([]bool, error
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("look for version %d of stream %q: %w", e.Version, e.Stream, err)
+			return nil, fmt.Errorf("look up version %d of stream %q: %w", e.Version, e.Stream, err)
 		}
 		// A store that lost events may have other events at the same versions or positions.
 		known[i] = bytes.Equal(id, e.ID[:]) && at == e.Position
@@ -150,7 +154,7 @@ func (r *reader) readHead(ctx context.Context) (head int64, err error) {
 
 // readStats counts the events after a position.
 func (r *reader) readStats(ctx context.Context, after event.Position) (s eventstore.Stats, err error) {
-	if after.Compare(position(math.MaxInt64)) >= 0 { // not a position of this store
+	if after.Compare(position(math.MaxInt64)) >= 0 { // see read
 		return s, nil
 	}
 	var newest int64
@@ -176,7 +180,8 @@ func (r *reader) loadSnapshot(ctx context.Context, stream string) (eventstore.Sn
 	return s, true, nil
 }
 
-// loadAnswer uses the reader's statement, or the writer's within its transaction.
+// loadAnswer loads the answer of a key. stmt is the reader's, or the writer's: within its
+// transaction it also sees the answers of earlier batches of the same group.
 func loadAnswer(ctx context.Context, stmt *sql.Stmt, key string) (eventstore.Answer, bool, error) {
 	a := eventstore.Answer{Key: key}
 	err := stmt.QueryRowContext(ctx, key).Scan(&a.Fingerprint, &a.Response, &a.Stream, &a.Version, &a.Position.Sequence)

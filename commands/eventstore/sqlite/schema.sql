@@ -1,14 +1,14 @@
--- The schema of one service's event store. PRAGMA user_version holds the number of the schema: 3.
+-- The schema of one service's event store, version 3 (PRAGMA user_version).
 
 CREATE TABLE store (
     one       INTEGER PRIMARY KEY CHECK (one = 1),
-    aggregate TEXT NOT NULL, -- whose events these are
-    epoch     TEXT NOT NULL DEFAULT '', -- a UUID that no other store has
-    secret    BLOB NOT NULL DEFAULT x'' -- random; a copy has it too
+    aggregate TEXT NOT NULL, -- the aggregate that owns this store
+    epoch     TEXT NOT NULL DEFAULT '', -- UUID of this history
+    secret    BLOB NOT NULL DEFAULT x'' -- random key; copies of the file share it
 ) STRICT;
 
 CREATE TABLE events (
-    position       INTEGER PRIMARY KEY AUTOINCREMENT, -- the order in which they were committed: there is one writer
+    position       INTEGER PRIMARY KEY AUTOINCREMENT, -- commit order, since there is one writer at a time
     id             BLOB    NOT NULL,                  -- UUIDv7, 16 bytes
     stream         TEXT    NOT NULL,
     version        INTEGER NOT NULL,

@@ -40,15 +40,15 @@ import (
 // Store is an eventstore.Store in an SQLite file.
 type Store struct {
 	aggregate event.Aggregate
-	// gate counts calls, appends is the group commit, and committed wakes Wait after a commit of
-	// this process.
-	gate         *adapter.InFlight
+	// inFlight lets Close wait for calls, appends is the group commit, and committed wakes Wait
+	// after a commit of this process.
+	inFlight     *adapter.InFlight
 	appends      *adapter.Writer
 	committed    adapter.Broadcaster
-	head         atomic.Int64  // last position that this process has committed
+	head         atomic.Int64  // last position committed by this process, or the head when it opened the file
 	pollInterval time.Duration // for other processes' appends
 
-	db     *sql.DB // for writing; the reader has its own
+	db     *sql.DB // for writing; the reader has its own pool
 	writer *writer
 	reader *reader
 }
@@ -59,14 +59,14 @@ var _ eventstore.Store = (*Store)(nil)
 // exist. It fails if the file has the events of another aggregate, or if a newer version of
 // Millrace wrote it.
 func Open(ctx context.Context, path string, aggregate event.Aggregate) (_ *Store, err error) {
-	s := &Store{aggregate: aggregate, gate: adapter.NewInFlight(), pollInterval: pollInterval}
+	s := &Store{aggregate: aggregate, inFlight: adapter.NewInFlight(), pollInterval: pollInterval}
 	defer func() {
 		if err != nil {
 			if sqlite.Damaged(err) {
-				err = fmt.Errorf("%w. The file is the events of the service %s, and nothing can replace it but a backup: "+
-					"bring the newest one back, with its -wal file if there is one", err, aggregate.Service)
+				err = fmt.Errorf("%w: this file is the only copy of the events of service %s: "+
+					"restore its newest backup, with the -wal file if there is one", err, aggregate.Service)
 			}
-			err = errors.Join(fmt.Errorf("open event store %s: %w", path, err), s.closeFiles())
+			err = errors.Join(fmt.Errorf("open event store %s: %w", path, err), s.closeDatabase())
 		}
 	}()
 	if s.db, err = sqlite.Open(path); err != nil {
@@ -81,6 +81,7 @@ func Open(ctx context.Context, path string, aggregate event.Aggregate) (_ *Store
 	if s.reader, err = newReader(ctx, path, aggregate); err != nil {
 		return nil, err
 	}
+	// Without this, the first Wait for events that exist already would last until the next poll.
 	head, err := s.reader.readHead(ctx)
 	if err != nil {
 		return nil, err
@@ -93,11 +94,12 @@ func Open(ctx context.Context, path string, aggregate event.Aggregate) (_ *Store
 //go:embed schema.sql
 var schema string
 
-// schemaNumber is the version of the schema, which the file stores as its user_version.
-const schemaNumber = 3
+// schemaVersion is the version of schema.sql. The file stores it as its user_version.
+const schemaVersion = 3
 
-// steps migrate the schema: steps[0] from 1 to 2, and steps[1] from 2 to 3.
-var steps = [...]string{
+// migrations migrate the schema: migrations[0] from version 1 to 2, and migrations[1] from 2 to 3.
+// A released migration never changes.
+var migrations = [...]string{
 	"ALTER TABLE store ADD COLUMN epoch TEXT NOT NULL DEFAULT ''",
 	"ALTER TABLE store ADD COLUMN secret BLOB NOT NULL DEFAULT x''",
 }
@@ -109,40 +111,44 @@ func migrate(ctx context.Context, db *sql.DB, aggregate event.Aggregate) error {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	defer tx.Rollback() //nolint:errcheck // after Commit it does nothing; before, its error adds nothing to the first
-	var number int
-	if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&number); err != nil {
-		return fmt.Errorf("read the schema's number: %w", err)
+	var version int
+	if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return fmt.Errorf("read the schema version: %w", err)
 	}
 	switch {
-	case number < 0 || number > schemaNumber:
-		return fmt.Errorf("its schema is number %d and this version knows %d: start a newer version", number, schemaNumber)
-	case number == 0:
+	case version < 0 || version > schemaVersion:
+		return fmt.Errorf(
+			"schema version is %d, but this version of Millrace supports at most %d: start a newer version",
+			version, schemaVersion)
+	case version == 0: // a new file
 		if _, err := tx.ExecContext(ctx, schema); err != nil {
 			return fmt.Errorf("create the schema: %w", err)
 		}
-		if _, err := tx.ExecContext(ctx, "INSERT INTO store (one, aggregate) VALUES (1, ?)", aggregate.Name); err != nil {
+		const insertStore = "INSERT INTO store (one, aggregate) VALUES (1, ?)"
+		if _, err := tx.ExecContext(ctx, insertStore, aggregate.Name); err != nil {
 			return fmt.Errorf("create the schema: %w", err)
 		}
 	default:
-		for _, step := range steps[number-1:] {
+		for _, step := range migrations[version-1:] {
 			if _, err := tx.ExecContext(ctx, step); err != nil {
 				return fmt.Errorf("migrate: %w", err)
 			}
 		}
 	}
-	if number < schemaNumber {
-		if err := identify(ctx, tx); err != nil {
+	if version < schemaVersion {
+		if err := setIdentity(ctx, tx); err != nil {
 			return fmt.Errorf("migrate: %w", err)
 		}
 	}
 	var owner string
 	if err := tx.QueryRowContext(ctx, "SELECT aggregate FROM store").Scan(&owner); err != nil {
-		return fmt.Errorf("read whose store it is: %w", err)
+		return fmt.Errorf("read the store's aggregate: %w", err)
 	}
-	// A file that is opened for the wrong service must not be changed. The transaction is rolled
-	// back.
+	// A file that is opened for the wrong service must not be changed. Returning here rolls back
+	// the transaction.
 	if owner != aggregate.Name {
-		return fmt.Errorf("it holds the events of %q, not of %q: give each service a file of its own", owner, aggregate.Name)
+		return fmt.Errorf("the file contains events of %q, not of %q: use a separate file for each service",
+			owner, aggregate.Name)
 	}
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("migrate: %w", err)
@@ -150,32 +156,35 @@ func migrate(ctx context.Context, db *sql.DB, aggregate event.Aggregate) error {
 	return nil
 }
 
-// identify sets the store's epoch and secret if they are missing, and records the schema's version.
-func identify(ctx context.Context, tx *sql.Tx) error {
+// setIdentity sets the store's epoch and secret if they are missing, and records the schema
+// version.
+func setIdentity(ctx context.Context, tx *sql.Tx) error {
 	secret := make([]byte, 32)
 	if _, err := rand.Read(secret); err != nil {
 		return err
 	}
+	// An interrupted or repeated migration must not change values that exist.
 	if _, err := tx.ExecContext(ctx, "UPDATE store SET epoch = ? WHERE epoch = ''", uuid.NewString()); err != nil {
 		return err
 	}
 	if _, err := tx.ExecContext(ctx, "UPDATE store SET secret = ? WHERE secret = x''", secret); err != nil {
 		return err
 	}
-	_, err := tx.ExecContext(ctx, "PRAGMA user_version = "+strconv.Itoa(schemaNumber))
+	_, err := tx.ExecContext(ctx, "PRAGMA user_version = "+strconv.Itoa(schemaVersion))
 	return err
 }
 
 // Append implements eventstore.Store.
 func (s *Store) Append(ctx context.Context, b eventstore.Batch) (eventstore.Appended, error) {
-	if err := s.gate.Enter(); err != nil {
+	if err := s.inFlight.Enter(); err != nil {
 		return eventstore.Appended{}, err
 	}
-	defer s.gate.Leave()
+	defer s.inFlight.Leave()
 	return s.appends.Append(ctx, b)
 }
 
-// store commits a group and settles its calls. It never returns calls to be retried.
+// store commits a group and resolves its calls. It never returns calls for a retry: with one
+// writer, every batch is either stored or refused.
 func (s *Store) store(group []*adapter.Call) []*adapter.Call {
 	outcomes, head, err := s.writer.store(group)
 	if sqlite.Full(err) {
@@ -187,8 +196,8 @@ func (s *Store) store(group []*adapter.Call) []*adapter.Call {
 		s.committed.Broadcast()
 	}
 	for i, c := range group {
-		// Nothing was stored, so no single result counts. Not even a conflict does: it may be with
-		// another batch of the group.
+		// Nothing was stored, so all calls fail with the group's error. A conflict of a single call
+		// does not count either: it may be with another batch of the group.
 		if err != nil {
 			c.Resolve(eventstore.Appended{}, fmt.Errorf("append to the store of %s: %w", s.aggregate.Name, err))
 		} else {
@@ -200,28 +209,28 @@ func (s *Store) store(group []*adapter.Call) []*adapter.Call {
 
 // Load implements eventstore.Store.
 func (s *Store) Load(ctx context.Context, stream string, after uint64) ([]event.Event, error) {
-	if err := s.gate.Enter(); err != nil {
+	if err := s.inFlight.Enter(); err != nil {
 		return nil, err
 	}
-	defer s.gate.Leave()
+	defer s.inFlight.Leave()
 	return s.reader.load(ctx, stream, after)
 }
 
 // LoadSnapshot implements eventstore.Store.
 func (s *Store) LoadSnapshot(ctx context.Context, stream string) (eventstore.Snapshot, bool, error) {
-	if err := s.gate.Enter(); err != nil {
+	if err := s.inFlight.Enter(); err != nil {
 		return eventstore.Snapshot{}, false, err
 	}
-	defer s.gate.Leave()
+	defer s.inFlight.Leave()
 	return s.reader.loadSnapshot(ctx, stream)
 }
 
 // LoadAnswer implements eventstore.Store.
 func (s *Store) LoadAnswer(ctx context.Context, key string) (eventstore.Answer, bool, error) {
-	if err := s.gate.Enter(); err != nil {
+	if err := s.inFlight.Enter(); err != nil {
 		return eventstore.Answer{}, false, err
 	}
-	defer s.gate.Leave()
+	defer s.inFlight.Leave()
 	a, ok, err := loadAnswer(ctx, s.reader.answer, key)
 	if err != nil {
 		return eventstore.Answer{}, false, fmt.Errorf("load answer %q: %w", key, err)
@@ -231,70 +240,71 @@ func (s *Store) LoadAnswer(ctx context.Context, key string) (eventstore.Answer, 
 
 // Read implements eventstore.Store.
 func (s *Store) Read(ctx context.Context, after event.Position, limit int) ([]event.Event, error) {
-	if err := s.gate.Enter(); err != nil {
+	if err := s.inFlight.Enter(); err != nil {
 		return nil, err
 	}
-	defer s.gate.Leave()
+	defer s.inFlight.Leave()
 	return s.reader.read(ctx, after, limit)
 }
 
 // Head implements eventstore.Store.
 func (s *Store) Head(ctx context.Context) (event.Position, error) {
-	if err := s.gate.Enter(); err != nil {
+	if err := s.inFlight.Enter(); err != nil {
 		return event.Position{}, err
 	}
-	defer s.gate.Leave()
+	defer s.inFlight.Leave()
 	head, err := s.reader.readHead(ctx)
 	return position(head), err
 }
 
 // Stats implements eventstore.Store.
 func (s *Store) Stats(ctx context.Context, after event.Position) (eventstore.Stats, error) {
-	if err := s.gate.Enter(); err != nil {
+	if err := s.inFlight.Enter(); err != nil {
 		return eventstore.Stats{}, err
 	}
-	defer s.gate.Leave()
+	defer s.inFlight.Leave()
 	return s.reader.readStats(ctx, after)
 }
 
 // Known implements eventstore.Store.
 func (s *Store) Known(ctx context.Context, events []event.Event) ([]bool, error) {
-	if err := s.gate.Enter(); err != nil {
+	if err := s.inFlight.Enter(); err != nil {
 		return nil, err
 	}
-	defer s.gate.Leave()
+	defer s.inFlight.Leave()
 	return s.reader.known(ctx, events)
 }
 
 // Epoch implements eventstore.Store.
 func (s *Store) Epoch(context.Context) (string, error) {
-	if err := s.gate.Enter(); err != nil {
+	if err := s.inFlight.Enter(); err != nil {
 		return "", err
 	}
-	defer s.gate.Leave()
+	defer s.inFlight.Leave()
 	return s.reader.epoch, nil
 }
 
 // Secret implements eventstore.Store.
 func (s *Store) Secret(context.Context) ([]byte, error) {
-	if err := s.gate.Enter(); err != nil {
+	if err := s.inFlight.Enter(); err != nil {
 		return nil, err
 	}
-	defer s.gate.Leave()
+	defer s.inFlight.Leave()
 	return s.reader.secret, nil
 }
 
-// pollInterval is how often Wait checks for appends of other processes.
+// pollInterval is how often Wait checks for appends of other processes. An append of this process
+// wakes it at once.
 const pollInterval = 250 * time.Millisecond
 
 // Wait implements eventstore.Store.
 func (s *Store) Wait(ctx context.Context, after event.Position) error {
-	if err := s.gate.Enter(); err != nil {
+	if err := s.inFlight.Enter(); err != nil {
 		return err
 	}
-	defer s.gate.Leave()
-	look := time.NewTicker(s.pollInterval)
-	defer look.Stop()
+	defer s.inFlight.Leave()
+	poll := time.NewTicker(s.pollInterval)
+	defer poll.Stop()
 	for {
 		// Take the channel before reading the head, so that no commit is missed.
 		commit := s.committed.Next()
@@ -303,7 +313,8 @@ func (s *Store) Wait(ctx context.Context, after event.Position) error {
 		}
 		select {
 		case <-commit:
-		case <-look.C:
+		case <-poll.C:
+			// Another process may have appended. s.head does not know its events.
 			head, err := s.reader.readHead(ctx)
 			if err != nil {
 				return err
@@ -313,7 +324,7 @@ func (s *Store) Wait(ctx context.Context, after event.Position) error {
 			}
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-s.gate.Closing():
+		case <-s.inFlight.Closing():
 			return eventstore.ErrClosed
 		}
 	}
@@ -321,20 +332,21 @@ func (s *Store) Wait(ctx context.Context, after event.Position) error {
 
 // Close implements eventstore.Store.
 func (s *Store) Close() error {
-	if !s.gate.Close() {
+	if !s.inFlight.Close() {
 		return nil
 	}
-	// All calls have ended, so no Append can follow.
+	// All calls have ended, so no Append can follow, and the queue can be closed.
 	s.appends.Stop()
-	if err := s.closeFiles(); err != nil {
+	if err := s.closeDatabase(); err != nil {
 		return fmt.Errorf("close event store of %s: %w", s.aggregate.Name, err)
 	}
 	return nil
 }
 
-// closeFiles checkpoints the write-ahead log into the file, so that the file alone is the complete
-// store. SQLite does this by itself only if the last connection to close is one that can write.
-func (s *Store) closeFiles() error {
+// closeDatabase checkpoints the write-ahead log into the file, so that the file alone is the
+// complete store. SQLite does this by itself only if the last connection to close can write. So the
+// reader, which cannot, is closed first.
+func (s *Store) closeDatabase() error {
 	var errs []error
 	if s.reader != nil {
 		errs = append(errs, s.reader.close())

@@ -119,7 +119,7 @@ func TestOpenErrors(t *testing.T) {
 		aggregate event.Aggregate
 		want      string
 	}{
-		{mine, event.Stock, `holds the events of "order", not of "stock"`},
+		{mine, event.Stock, `contains events of "order", not of "stock"`},
 		{newer, event.Order, "start a newer version"},
 		{damaged, event.Order, "not a database"},
 		{filepath.Join(dir, "nowhere", "order.db"), event.Order, "unable to open"},
@@ -133,7 +133,7 @@ func TestOpenErrors(t *testing.T) {
 			continue
 		}
 		if !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), c.path) {
-			t.Errorf("%s: error %q does not say %q", c.path, err, c.want)
+			t.Errorf("%s: error %q does not contain %q", c.path, err, c.want)
 		}
 	}
 }

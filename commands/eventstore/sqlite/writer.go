@@ -16,7 +16,7 @@ import (
 type writer struct {
 	conn                    *sql.Conn
 	begin, commit, rollback *sql.Stmt
-	answer, version, head   *sql.Stmt
+	answer, version, head   *sql.Stmt // checks of a batch, inside the transaction
 	insertEvent             *sql.Stmt
 	insertAnswer            *sql.Stmt
 	putSnapshot             *sql.Stmt
@@ -27,9 +27,12 @@ const (
 	selectVersion = "SELECT coalesce(max(version), 0) FROM events WHERE stream = ?"
 	selectHead    = "SELECT coalesce(max(position), 0) FROM events"
 
-	insertEvent = `INSERT INTO events (id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent)
+	// Without a position: SQLite assigns the next one.
+	insertEvent = `INSERT INTO events
+(id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
-	insertAnswer = "INSERT INTO answers (key, fingerprint, response, stream, version, position) VALUES (?, ?, ?, ?, ?, ?)"
+	insertAnswer = `INSERT INTO answers (key, fingerprint, response, stream, version, position)
+VALUES (?, ?, ?, ?, ?, ?)`
 	// An older snapshot never replaces a newer one.
 	putSnapshot = `INSERT INTO snapshots (stream, version, schema, state) VALUES (?, ?, ?, ?)
 ON CONFLICT (stream) DO UPDATE SET version = excluded.version, schema = excluded.schema, state = excluded.state
@@ -51,7 +54,8 @@ func newWriter(ctx context.Context, db *sql.DB) (*writer, error) {
 		{&w.answer, selectAnswer}, {&w.version, selectVersion}, {&w.head, selectHead},
 		{&w.insertEvent, insertEvent}, {&w.insertAnswer, insertAnswer}, {&w.putSnapshot, putSnapshot},
 	} {
-		if *p.stmt, err = conn.PrepareContext(ctx, p.query); err != nil { //nolint:sqlclosecheck // closed with its connection
+		*p.stmt, err = conn.PrepareContext(ctx, p.query) //nolint:sqlclosecheck // closed with its connection
+		if err != nil {
 			return nil, errors.Join(fmt.Errorf("prepare %q: %w", p.query, err), conn.Close())
 		}
 	}
@@ -69,8 +73,7 @@ type outcome struct {
 }
 
 // store stores a group in one transaction. It returns the outcome of each call, and the position of
-// the last event. After an error nothing of the group is stored. It ignores the callers' contexts,
-// because the group belongs to all of them.
+// the last event. After an error, nothing of the group is stored.
 func (w *writer) store(group []*adapter.Call) (outcomes []outcome, head int64, err error) {
 	// The group belongs to all callers, so no caller's context may abort it.
 	ctx := context.Background()
@@ -78,7 +81,7 @@ func (w *writer) store(group []*adapter.Call) (outcomes []outcome, head int64, e
 		return nil, 0, fmt.Errorf("begin: %w", err)
 	}
 	defer func() {
-		if err != nil { // SQLite may have rolled back by itself, so this error means nothing
+		if err != nil { // SQLite may have rolled back by itself; then this fails, which does not matter
 			_, _ = w.rollback.ExecContext(ctx)
 		}
 	}()
@@ -98,11 +101,11 @@ func (w *writer) store(group []*adapter.Call) (outcomes []outcome, head int64, e
 // append checks a batch before it writes anything, so a refused batch leaves nothing in the
 // transaction.
 func (w *writer) append(ctx context.Context, b *eventstore.Batch) (outcome, error) {
-	// The answer comes first: a retried command would conflict with its own events.
+	// Check the answer before the versions: a retried command would conflict with its own events.
 	if b.Answer.Key != "" {
 		first, answered, err := loadAnswer(ctx, w.answer, b.Answer.Key)
 		if err != nil {
-			return outcome{}, fmt.Errorf("look for answer %q: %w", b.Answer.Key, err)
+			return outcome{}, fmt.Errorf("look up answer %q: %w", b.Answer.Key, err)
 		}
 		if answered {
 			return outcome{refused: &eventstore.AnsweredError{Answer: first}}, nil
@@ -117,7 +120,9 @@ func (w *writer) append(ctx context.Context, b *eventstore.Batch) (outcome, erro
 		// Versions without gaps follow from this check, because the transaction holds the write
 		// lock.
 		if actual != s.ExpectedVersion {
-			return outcome{refused: &eventstore.ConflictError{Stream: s.Stream, Expected: s.ExpectedVersion, Actual: actual}}, nil
+			return outcome{refused: &eventstore.ConflictError{
+				Stream: s.Stream, Expected: s.ExpectedVersion, Actual: actual,
+			}}, nil
 		}
 	}
 	last, err := w.write(ctx, b)
@@ -134,14 +139,16 @@ func (w *writer) write(ctx context.Context, b *eventstore.Batch) (last int64, er
 			}
 		}
 	}
-	// A batch without events depends on everything that is stored now.
+	// A batch without events gets the head as its position: it depends on nothing later.
 	if last == 0 {
 		if err := w.head.QueryRowContext(ctx).Scan(&last); err != nil {
 			return 0, fmt.Errorf("read the head: %w", err)
 		}
 	}
 	if a := &b.Answer; a.Key != "" {
-		if _, err := w.insertAnswer.ExecContext(ctx, a.Key, blob(a.Fingerprint), blob(a.Response), a.Stream, a.Version, last); err != nil {
+		_, err := w.insertAnswer.ExecContext(
+			ctx, a.Key, blob(a.Fingerprint), blob(a.Response), a.Stream, a.Version, last)
+		if err != nil {
 			return 0, fmt.Errorf("write answer %q: %w", a.Key, err)
 		}
 	}
@@ -154,7 +161,8 @@ func (w *writer) write(ctx context.Context, b *eventstore.Batch) (last int64, er
 	return last, nil
 }
 
-// writeEvent inserts an event and returns its position.
+// writeEvent inserts an event and returns its position. SQLite assigns it: it is the rowid, and
+// AUTOINCREMENT never reuses one.
 func (w *writer) writeEvent(ctx context.Context, stream string, version uint64, e *event.Event) (int64, error) {
 	done, err := w.insertEvent.ExecContext(ctx, e.ID[:], stream, version, e.Type, blob(e.Data),
 		e.OccurredAt.UnixMicro(), e.RecordedAt.UnixMicro(), e.CorrelationID, e.CausationID, e.TraceParent)

@@ -25,7 +25,7 @@ func batch(stream string) eventstore.Batch {
 	return eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: stream, Events: []event.Event{e}}}}
 }
 
-// disk stores groups when the test allows it, and reports what they contained.
+// disk is a store function that blocks until the test releases it, and reports each group.
 type disk struct {
 	groups chan string   // the streams of each group, joined
 	answer chan struct{} // each value releases one group
@@ -76,7 +76,7 @@ func TestGroupCommit(t *testing.T) {
 	awaitQueued(t, w, waiting)
 	d.answer <- struct{}{}
 	if got := strings.Fields(<-d.groups); len(got) != waiting {
-		t.Errorf("the second group is %v, want all that waited", got)
+		t.Errorf("the second group is %v, want all waiting calls", got)
 	}
 	d.answer <- struct{}{}
 	sum := uint64(0)
@@ -89,8 +89,8 @@ func TestGroupCommit(t *testing.T) {
 	w.Stop()
 }
 
-// A caller whose context ends learns whether its batch may be stored: a queued one is not, one that
-// was taken up may be.
+// A caller whose context ends learns from the error whether its batch may be stored: a queued batch
+// is not, a claimed one may be.
 func TestCanceledWhileQueuedIsNotStored(t *testing.T) {
 	t.Parallel()
 	d := newDisk()
@@ -101,27 +101,28 @@ func TestCanceledWhileQueuedIsNotStored(t *testing.T) {
 		_, err := w.Append(ctx, batch(stream))
 		errs <- fmt.Errorf("%s: %w", stream, err)
 	}
-	go call("taken up")
+	go call("claimed")
 	<-d.groups
 	go call("queued")
 	awaitQueued(t, w, 1)
 	cancel()
-	said := map[string]string{}
+	messages := map[string]string{}
 	for range 2 {
 		err := <-errs
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("%v is not the context's error", err)
 		}
 		stream, text, _ := strings.Cut(err.Error(), ":")
-		said[stream] = text
+		messages[stream] = text
 	}
-	if !strings.Contains(said["taken up"], "may be stored") || !strings.Contains(said["queued"], "not stored") {
-		t.Errorf("the callers were told %q", said)
+	if !strings.Contains(messages["claimed"], "may be stored") || !strings.Contains(messages["queued"], "not stored") {
+		t.Errorf("the callers got the errors %q", messages)
 	}
 	d.answer <- struct{}{}
-	w.Stop() // no second group is taken, so "queued" is not stored
+	w.Stop() // no second group is stored, so "queued" is not stored
 }
 
+// Calls that the store function returns for a retry come first in the next group, in order.
 func TestRetriedCallsComeFirst(t *testing.T) {
 	t.Parallel()
 	groups, answer := make(chan string), make(chan struct{})
@@ -171,6 +172,7 @@ func awaitQueued(t *testing.T, w *adapter.Writer, n int) {
 	polltest.Until(t, fmt.Sprintf("%d calls are queued", n), func() bool { return w.Queued() == n })
 }
 
+// Close rejects new calls and waits for the ones in progress. Only the first Close returns true.
 func TestInFlight(t *testing.T) {
 	t.Parallel()
 	g := adapter.NewInFlight()
@@ -181,23 +183,23 @@ func TestInFlight(t *testing.T) {
 	go func() { first <- g.Close() }()
 	<-g.Closing()
 	if err := g.Enter(); !errors.Is(err, eventstore.ErrClosed) {
-		t.Errorf("a closed gate let a call in: %v", err)
+		t.Errorf("Enter after Close: %v, want ErrClosed", err)
 	}
 	select {
 	case <-first:
-		t.Error("closed while a call is under way")
+		t.Error("Close returned while a call was in progress")
 	default:
 	}
 	g.Leave()
 	if !<-first {
-		t.Error("the first Close was not the first")
+		t.Error("the first Close returned false")
 	}
 	if g.Close() {
-		t.Error("the second Close was the first")
+		t.Error("the second Close returned true")
 	}
 }
 
-// Broadcast wakes the waiters of before, and has no effect on later ones.
+// Broadcast wakes the present waiters, and has no effect on later ones.
 func TestBroadcaster(t *testing.T) {
 	t.Parallel()
 	var b adapter.Broadcaster
@@ -207,7 +209,7 @@ func TestBroadcaster(t *testing.T) {
 	<-before
 	select {
 	case <-b.Next():
-		t.Error("rang by itself")
+		t.Error("a waiter was woken without a Broadcast")
 	default:
 	}
 }

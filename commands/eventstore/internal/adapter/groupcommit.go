@@ -8,31 +8,32 @@ import (
 	"github.com/millrace/millrace/commands/eventstore"
 )
 
-// The queue has room for two groups, which can fill up while another is stored. When it is full,
-// callers block in Append.
+// Limits of the queue and of a group.
 const (
-	queued   = 1024
-	maxGroup = 512      // maximum number of batches in one transaction
-	maxBytes = 16 << 20 // data in one transaction, in bytes; the last batch may exceed it
+	// queueSize is room for two groups, which can fill up while another is stored. When the queue
+	// is full, callers block in Append.
+	queueSize = 1024
+	maxGroup  = 512      // maximum number of batches in one transaction
+	maxBytes  = 16 << 20 // data in one transaction, in bytes; the last batch may exceed it
 )
 
 // Call is an Append that waits for its result.
 type Call struct {
 	Batch eventstore.Batch
 
-	// owner is inQueue, takenUp or givenUp.
-	owner    atomic.Int32
+	// state is queued, claimed or abandoned; see these constants.
+	state    atomic.Int32
 	resolved chan struct{} // closed when appended and err are set
 	appended eventstore.Appended
 	err      error
 }
 
-// A queued call is either taken up by the writer or given up by its caller. owner changes once,
-// with a compare-and-swap, so exactly one of the two happens.
+// The states of a call. A queued call is either claimed by the writer or abandoned by its caller.
+// The state changes once, with a compare-and-swap, so exactly one of the two happens.
 const (
-	inQueue int32 = iota
-	takenUp
-	givenUp
+	queued int32 = iota
+	claimed
+	abandoned
 )
 
 // Resolve sets the result of the call and wakes its caller. It must be called exactly once.
@@ -62,42 +63,44 @@ type Writer struct {
 	stopped chan struct{} // closed when the goroutine has ended
 }
 
-// StartWriter starts the goroutine that stores groups. store must settle every call of a group, or
-// return it. Returned calls are the head of the next group.
+// StartWriter starts the goroutine that stores groups. store must resolve every call of a group, or
+// return it. Returned calls come first in the next group.
 func StartWriter(store func(group []*Call) (again []*Call)) *Writer {
-	w := &Writer{queue: make(chan *Call, queued), stopped: make(chan struct{})}
+	w := &Writer{queue: make(chan *Call, queueSize), stopped: make(chan struct{})}
 	go w.run(store)
 	return w
 }
 
 // Append queues a batch and blocks until it is stored or refused. If ctx ends first, Append returns
-// at once. Then a batch that was still queued is not stored, and a batch that was taken up may be.
+// at once. A batch that was still queued is then not stored. A batch that the writer had claimed
+// may be stored.
 func (w *Writer) Append(ctx context.Context, b eventstore.Batch) (eventstore.Appended, error) {
 	if err := b.Validate(); err != nil {
 		return eventstore.Appended{}, err
 	}
 	if err := ctx.Err(); err != nil {
-		return eventstore.Appended{}, fmt.Errorf("append, not stored: %w", err)
+		return eventstore.Appended{}, fmt.Errorf("append: batch not stored: %w", err)
 	}
 	c := &Call{Batch: b, resolved: make(chan struct{})}
 	select {
 	case w.queue <- c:
 	case <-ctx.Done():
-		return eventstore.Appended{}, fmt.Errorf("append, not stored: wait for room in the queue: %w", ctx.Err())
+		return eventstore.Appended{}, fmt.Errorf("append: batch not stored: wait for room in the queue: %w", ctx.Err())
 	}
 	select {
 	case <-c.resolved:
 		return c.appended, c.err
 	case <-ctx.Done():
-		// If the writer has not taken the call up, it never will.
-		if c.owner.CompareAndSwap(inQueue, givenUp) {
-			return eventstore.Appended{}, fmt.Errorf("append, not stored: wait for the writer: %w", ctx.Err())
+		// If the writer has not claimed the call yet, it never will.
+		if c.state.CompareAndSwap(queued, abandoned) {
+			return eventstore.Appended{}, fmt.Errorf("append: batch not stored: wait for the writer: %w", ctx.Err())
 		}
-		return eventstore.Appended{}, fmt.Errorf("append, may be stored (its idempotency key tells): %w", ctx.Err())
+		return eventstore.Appended{}, fmt.Errorf(
+			"append: batch may be stored, retry with the same idempotency key: %w", ctx.Err())
 	}
 }
 
-// Queued returns the number of queued calls.
+// Queued returns the number of queued calls, for tests.
 func (w *Writer) Queued() int { return len(w.queue) }
 
 // Stop stores what is queued and ends the goroutine. No Append may be in progress or follow.
@@ -106,20 +109,20 @@ func (w *Writer) Stop() {
 	<-w.stopped
 }
 
-// run stores groups until the queue is closed and empty.
+// run stores groups until the queue is closed and empty, and no call is left to retry.
 func (w *Writer) run(store func([]*Call) []*Call) {
 	defer close(w.stopped)
 	var group []*Call
 	for open := true; open || len(group) > 0; {
-		if group, open = w.gather(group, open); len(group) > 0 {
+		if group, open = w.collect(group, open); len(group) > 0 {
 			group = store(group)
 		}
 	}
 }
 
-// gather adds queued calls to the group, up to its limits. It blocks only if the group is empty. It
-// returns false when the queue is closed.
-func (w *Writer) gather(group []*Call, open bool) ([]*Call, bool) {
+// collect adds queued calls to the group, up to its limits. It blocks only if the group is empty.
+// It returns false when the queue is closed.
+func (w *Writer) collect(group []*Call, open bool) ([]*Call, bool) {
 	size := 0
 	for _, c := range group {
 		size += c.size()
@@ -135,8 +138,8 @@ func (w *Writer) gather(group []*Call, open bool) ([]*Call, bool) {
 				return group, true
 			}
 		}
-		// Skip calls that their caller has given up.
-		if c != nil && c.owner.CompareAndSwap(inQueue, takenUp) {
+		// Skip calls that their callers have abandoned.
+		if c != nil && c.state.CompareAndSwap(queued, claimed) {
 			group = append(group, c)
 			size += c.size()
 		}

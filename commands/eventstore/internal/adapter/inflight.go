@@ -2,8 +2,9 @@
 // adapter.
 //
 // InFlight counts the calls in progress, so that Close can reject new ones and wait for the rest.
-// Writer is the group commit: it collects concurrent appends into one transaction, because a sync
-// of the disk costs more than all else. Broadcaster wakes waiting readers after a commit.
+// Writer is the group commit: it collects concurrent appends into one transaction, because syncing
+// the disk is the most expensive step of an append. Broadcaster wakes waiting readers after a
+// commit.
 //
 // Invariants: every Call gets exactly one result, and a caller whose context ends while its batch
 // is queued knows that the batch was not stored.
@@ -28,33 +29,33 @@ type InFlight struct {
 func NewInFlight() *InFlight { return &InFlight{closing: make(chan struct{})} }
 
 // Enter begins a call, which must end with Leave. It returns eventstore.ErrClosed after Close.
-func (g *InFlight) Enter() error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
+func (f *InFlight) Enter() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
 		return eventstore.ErrClosed
 	}
-	g.calls.Add(1)
+	f.calls.Add(1)
 	return nil
 }
 
 // Leave ends a call.
-func (g *InFlight) Leave() { g.calls.Done() }
+func (f *InFlight) Leave() { f.calls.Done() }
 
 // Closing returns a channel that is closed when Close begins. Calls that only wait for something
 // must then return.
-func (g *InFlight) Closing() <-chan struct{} { return g.closing }
+func (f *InFlight) Closing() <-chan struct{} { return f.closing }
 
 // Close rejects new calls and blocks until those in progress have ended. Only the first Close
 // returns true.
-func (g *InFlight) Close() bool {
-	g.mu.Lock()
-	first := !g.closed
+func (f *InFlight) Close() bool {
+	f.mu.Lock()
+	first := !f.closed
 	if first {
-		g.closed = true
-		close(g.closing)
+		f.closed = true
+		close(f.closing)
 	}
-	g.mu.Unlock()
-	g.calls.Wait()
+	f.mu.Unlock()
+	f.calls.Wait()
 	return first
 }
