@@ -18,11 +18,11 @@ type deadLetterLog struct {
 	logger *slog.Logger
 
 	// mu protects the fields below. All workers add dead letters.
-	mu    sync.Mutex
-	count int       // dead letters since the last line
-	first string    // key of the first of them in DeadLetterTopic, which names partition and offset
-	why   string    // reason of the first
-	told  time.Time // when the last line was logged
+	mu       sync.Mutex
+	count    int       // dead letters since the last line
+	first    string    // key of the first of them in DeadLetterTopic, which names partition and offset
+	reason   string    // reason of the first
+	loggedAt time.Time // when the last line was logged
 }
 
 // add counts dead letters that are on the topic.
@@ -30,7 +30,7 @@ func (l *deadLetterLog) add(letters []kafka.Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.count == 0 {
-		l.first, l.why = string(letters[0].Key), reasonOf(letters[0])
+		l.first, l.reason = string(letters[0].Key), reasonOf(letters[0])
 	}
 	l.count += len(letters)
 }
@@ -40,11 +40,12 @@ func (l *deadLetterLog) add(letters []kafka.Record) {
 func (l *deadLetterLog) flush(now bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.count == 0 || !now && time.Since(l.told) < deadLetterLogEvery {
+	if l.count == 0 || !now && time.Since(l.loggedAt) < deadLetterLogEvery {
 		return
 	}
-	l.logger.Error("streams: parked records", "sink", l.sink, "records", l.count, "first", l.first, "first_error", l.why, "topic", DeadLetterTopic)
-	l.count, l.told = 0, time.Now()
+	l.logger.Error("streams: records became dead letters", "sink", l.sink, "records", l.count,
+		"first", l.first, "first_error", l.reason, "topic", DeadLetterTopic)
+	l.count, l.loggedAt = 0, time.Now()
 }
 
 // reasonOf returns the reason in a dead letter's headers.

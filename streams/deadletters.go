@@ -21,10 +21,10 @@ const DeadLetterTopic = "millrace.parked"
 
 // Headers that a dead letter has in addition to the record's own.
 const (
-	HeaderDeadLetterReason = "millrace-park-reason" // the record's key
-	HeaderDeadLetterKey    = "millrace-park-key"    // key of the record as it was
+	HeaderDeadLetterReason = "millrace-park-reason" // why the sink could not read the record
+	HeaderDeadLetterKey    = "millrace-park-key"    // the record's own key
 
-	// These describe the value of a record that was shortened. The whole record is at the place
+	// These describe the value of a record that was shortened. The complete record is at the offset
 	// that the dead letter's key names, as long as that topic retains it.
 	HeaderDeadLetterSize   = "millrace-park-value-size"   // bytes
 	HeaderDeadLetterSHA256 = "millrace-park-value-sha256" // in hexadecimal digits
@@ -58,7 +58,7 @@ func (p *deadLetterWriter) put(ctx context.Context, records []kafka.Record) erro
 		err = putEach(ctx, producer, records)
 	}
 	if err != nil {
-		return fmt.Errorf("park %d records, the first of which is %s: %w", len(records), records[0].Key, err)
+		return fmt.Errorf("write %d dead letters, the first of which is %s: %w", len(records), records[0].Key, err)
 	}
 	return nil
 }
@@ -70,7 +70,8 @@ func (p *deadLetterWriter) open(ctx context.Context) (*kafka.Producer, error) {
 	if p.producer != nil {
 		return p.producer, nil
 	}
-	if err := kafka.EnsureTopics(ctx, p.cfg, kafka.Topic{Name: DeadLetterTopic, Partitions: 1, Compacted: true}); err != nil {
+	topic := kafka.Topic{Name: DeadLetterTopic, Partitions: 1, Compacted: true}
+	if err := kafka.EnsureTopics(ctx, p.cfg, topic); err != nil {
 		return nil, err
 	}
 	producer, err := kafka.NewProducer(p.cfg)
@@ -81,8 +82,8 @@ func (p *deadLetterWriter) open(ctx context.Context) (*kafka.Producer, error) {
 	return producer, nil
 }
 
-// putEach writes records one by one, and shortens those that are too large. ProduceAll cannot tell
-// which record of a batch is too large.
+// putEach writes records one by one, and shortens those that are too large. ProduceAll does not
+// report which record of a batch is too large.
 func putEach(ctx context.Context, producer *kafka.Producer, records []kafka.Record) error {
 	for _, r := range records {
 		err := producer.Produce(ctx, r)
@@ -140,7 +141,7 @@ func newDeadLetter(sink string, rec Record, key string, headers []event.Header, 
 	if value == nil { // a nil value is a tombstone, which compaction would delete
 		value = []byte{}
 	}
-	why := reason.Error()
+	text := reason.Error()
 	return &kafka.Record{
 		Topic:     DeadLetterTopic,
 		Partition: kafka.AnyPartition,
@@ -148,7 +149,7 @@ func newDeadLetter(sink string, rec Record, key string, headers []event.Header, 
 		Value:     value,
 		// The capacity is limited so that append copies: headers belong to the caller.
 		Headers: append(headers[:len(headers):len(headers)],
-			event.Header{Key: HeaderDeadLetterReason, Value: []byte(why[:min(len(why), maxReason)])},
+			event.Header{Key: HeaderDeadLetterReason, Value: []byte(text[:min(len(text), maxReason)])},
 			event.Header{Key: HeaderDeadLetterKey, Value: []byte(key)}),
 	}
 }

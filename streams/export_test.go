@@ -4,5 +4,5 @@ package streams
 func (r *Runtime) Owned() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.parts)
+	return len(r.partitions)
 }

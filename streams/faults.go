@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Fault is a damaged piece of a sink's data. While it is listed, the sink is being rebuilt from the
+// Fault is a damaged part of a sink's data. While it is listed, the sink is being rebuilt from the
 // log.
 type Fault struct {
 	Part   string // for example "documents", "positions", "journal"
@@ -22,33 +22,34 @@ type Fault struct {
 // is safe for concurrent use.
 type Faults struct {
 	mu  sync.Mutex
-	all map[string]*fault // by piece
+	all map[string]*fault // by part
 }
 
-// fault adds the time of the last report, which decides when the piece is rebuilt.
+// fault adds the time of the last report, which decides when the part is rebuilt.
 type fault struct {
 	Fault
 	last time.Time // when it was last reported
 }
 
-// Report adds a fault. Only the first report of a piece is logged and kept. Later ones delay the
-// moment when the piece counts as rebuilt.
-func (f *Faults) Report(log *slog.Logger, sink, piece, reason string) {
+// Report adds a fault. Only the first report of a part is logged and kept. Later ones delay the
+// moment when the part counts as rebuilt.
+func (f *Faults) Report(log *slog.Logger, sink, part, reason string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
-	if known := f.all[piece]; known != nil {
+	if known := f.all[part]; known != nil {
 		known.last = now
 		return
 	}
 	if f.all == nil {
 		f.all = map[string]*fault{}
 	}
-	f.all[piece] = &fault{Fault{Part: piece, Reason: reason, Since: now}, now}
-	log.Error("streams: a part of the sink is damaged or lost; rebuilding it from the log", "sink", sink, "part", piece, "reason", reason)
+	f.all[part] = &fault{Fault{Part: part, Reason: reason, Since: now}, now}
+	log.Error("streams: sink data damaged or lost; rebuilding it from the log",
+		"sink", sink, "part", part, "reason", reason)
 }
 
-// List returns the faults, ordered by piece.
+// List returns the faults, ordered by part.
 func (f *Faults) List() []Fault {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -71,10 +72,11 @@ func (f *Faults) Any() bool {
 func (f *Faults) rebuilt(log *slog.Logger, sink string, before time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for piece, known := range f.all {
+	for part, known := range f.all {
 		if known.last.Before(before) {
-			delete(f.all, piece)
-			log.Info("streams: a damaged part of the sink is rebuilt", "sink", sink, "part", piece, "after", time.Since(known.Since))
+			delete(f.all, part)
+			log.Info("streams: damaged sink data rebuilt",
+				"sink", sink, "part", part, "after", time.Since(known.Since))
 		}
 	}
 }
@@ -114,7 +116,7 @@ func (r *Runtime) inspect(ctx context.Context) {
 		err := sink.Inspect(within)
 		cancel()
 		if err != nil && ctx.Err() == nil && !errors.Is(err, ErrLost) {
-			r.cfg.Logger.Warn("streams: the sink could not be inspected for damage; retrying later", "sink", r.cfg.Name, "error", err)
+			r.cfg.Logger.Warn("streams: inspecting the sink failed; retrying later", "sink", r.cfg.Name, "error", err)
 		}
 		select {
 		case <-tick.C:

@@ -22,24 +22,24 @@ func TestFaults(t *testing.T) {
 	if len(list) != 2 || list[0].Part != "documents" || list[0].Reason != "two are damaged" || list[1].Part != "positions" {
 		t.Errorf("%v", list)
 	}
-	settle := func(begun time.Time) int {
+	remaining := func(begun time.Time) int {
 		w.clearFaults(quiet, "view/v1", []string{"t"}, begun)
 		return len(f.List())
 	}
 	later := time.Now().Add(time.Hour)
-	if settle(later) != 2 {
-		t.Error("faults are gone before anything is known of the log")
+	if remaining(later) != 2 {
+		t.Error("faults were removed before the ends of the log are known")
 	}
 	w.set("t", 0, Applied{Next: 3})
 	w.setEnds("t", map[int32]int64{0: 5})
-	if settle(later) != 2 {
-		t.Error("faults are gone before the log is applied")
+	if remaining(later) != 2 {
+		t.Error("faults were removed before the log is applied")
 	}
 	w.set("t", 0, Applied{Next: 5})
-	if settle(list[1].Since) != 2 {
-		t.Error("a look that began before the report has removed faults")
+	if remaining(list[1].Since) != 2 {
+		t.Error("an inspection that began before the report removed faults")
 	}
-	if settle(later) != 0 || f.Any() {
-		t.Error("faults stay after the log was applied again")
+	if remaining(later) != 0 || f.Any() {
+		t.Error("faults remain after the log was applied again")
 	}
 }

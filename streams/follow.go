@@ -67,7 +67,8 @@ func (f *Follower) Run(ctx context.Context) error {
 			}
 		case err.Error() != failed: // log an error once, not at every poll
 			failed = err.Error()
-			f.cfg.Logger.Warn("streams: the positions of a sink cannot be followed now", "sink", f.cfg.Name, "error", err)
+			f.cfg.Logger.Warn("streams: following the sink's positions failed; retrying",
+				"sink", f.cfg.Name, "error", err)
 		}
 		select {
 		case <-tick.C:
@@ -82,7 +83,8 @@ func (f *Follower) refresh(ctx context.Context, admin *kafka.Admin) error {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	for _, topic := range f.cfg.Topics {
-		// The id is read again now and then, because the client would continue in a recreated topic.
+		// The id is read again now and then, because the client would continue in a recreated
+		// topic.
 		if time.Since(f.identified[topic].at) >= identifyEvery {
 			info, err := admin.Topic(ctx, topic)
 			if err != nil {
@@ -100,14 +102,15 @@ func (f *Follower) refresh(ctx context.Context, admin *kafka.Admin) error {
 		}
 		for id := range ends {
 			at := stored[id]
-			// The topic was recreated, and the sink has not started on the new one.
-			if another(at.Topic, f.identified[topic].id) {
+			// The topic was recreated, and the sink has not started reading the new one.
+			if differentTopic(at.Topic, f.identified[topic].id) {
 				at = Applied{}
 			}
 			// A position that decreases means that the sink lost data or was rebuilt.
 			if before, known := f.cfg.Watermarks.Applied(topic, id); known && at.Next < before.Next {
 				f.cfg.Watermarks.faults.Report(f.cfg.Logger, f.cfg.Name, "content", fmt.Sprintf(
-					"partition %d of %s went back from offset %d to %d", id, topic, before.Next, at.Next))
+					"the position in partition %d of %s decreased from offset %d to %d",
+					id, topic, before.Next, at.Next))
 			}
 			f.cfg.Watermarks.set(topic, id, at)
 		}
@@ -121,7 +124,7 @@ func (f *Follower) CatchUp(ctx context.Context) error {
 	select {
 	case <-f.refreshed:
 	case <-ctx.Done():
-		return fmt.Errorf("follow %s: wait for the first look: %w", f.cfg.Name, context.Cause(ctx))
+		return fmt.Errorf("follow %s: wait for the first refresh: %w", f.cfg.Name, context.Cause(ctx))
 	}
 	admin, err := kafka.NewAdmin(f.cfg.Kafka)
 	if err != nil {

@@ -34,7 +34,7 @@ func (l log) recreate(t *testing.T) {
 	if err := server.Delete(t.Context(), l.on.Brokers, l.Topic); err != nil {
 		t.Fatal(err)
 	}
-	streamstest.Eventually(t, "the topic is made again", func() bool {
+	streamstest.Eventually(t, "the topic is created again", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		return kafka.EnsureTopics(ctx, l.on, kafka.Topic{Name: l.Topic, Partitions: partitions}) == nil
@@ -47,9 +47,10 @@ func (l log) recreate(t *testing.T) {
 // follow runs a Follower of a sink that another runtime feeds.
 func follow(t *testing.T, l log, sink streams.Sink) *streams.Watermarks {
 	t.Helper()
-	marks := streams.NewWatermarks()
+	watermarks := streams.NewWatermarks()
 	f := streams.NewFollower(streams.FollowConfig{
-		Name: "view-of-" + l.Topic, Topics: []string{l.Topic}, Sink: sink, Watermarks: marks, Kafka: l.on, Every: 5 * time.Millisecond, Logger: streamstest.Quiet,
+		Name: "view-of-" + l.Topic, Topics: []string{l.Topic}, Sink: sink, Watermarks: watermarks, Kafka: l.on,
+		Every: 5 * time.Millisecond, Logger: streamstest.Quiet,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -60,7 +61,7 @@ func follow(t *testing.T, l log, sink streams.Sink) *streams.Watermarks {
 			t.Error(err)
 		}
 	})
-	return marks
+	return watermarks
 }
 
 // Keys of a widened topic remain in their partitions. Waiting for an event waits for its partition,
@@ -68,7 +69,7 @@ func follow(t *testing.T, l log, sink streams.Sink) *streams.Watermarks {
 func TestWaitInWidenedTopic(t *testing.T) {
 	t.Parallel()
 	for _, wide := range []int{6, 8, 13} {
-		for name, restarted := range map[string]bool{"while it is read": false, "and read again": true} {
+		for name, restarted := range map[string]bool{"while it is read": false, "while stopped": true} {
 			t.Run(fmt.Sprintf("from 4 to %d %s", wide, name), func(t *testing.T) {
 				t.Parallel()
 				each(t, func(t *testing.T, on kafka.Config) {
@@ -90,15 +91,15 @@ func TestWaitInWidenedTopic(t *testing.T) {
 					events := l.events("s", 40, 40)
 					l.spread(t, partitions, events...)
 					for _, e := range events {
-						for who, marks := range map[string]*streams.Watermarks{"the one that feeds it": r.marks, "another": others} {
+						for who, watermarks := range map[string]*streams.Watermarks{"runtime": r.watermarks, "follower": others} {
 							ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-							err := marks.Wait(ctx, l.Topic, e.Stream, e.Position)
+							err := watermarks.Wait(ctx, l.Topic, e.Stream, e.Position)
 							cancel()
 							if err != nil {
 								t.Fatalf("%s, stream %s: %v", who, e.Stream, err)
 							}
 							if got := sink.version(e.Stream); got < e.Version {
-								t.Fatalf("%s, stream %s: version %d is shown to who waited for %d", who, e.Stream, got, e.Version)
+								t.Fatalf("%s, stream %s: the sink has version %d after a wait for %d", who, e.Stream, got, e.Version)
 							}
 						}
 					}
@@ -129,27 +130,27 @@ func TestTopicRecreated(t *testing.T) {
 				r := start(t, config(l, sink))
 				r.catchUp(t)
 				r.stop()
-				marks := follow(t, l, sink)
-				streamstest.Eventually(t, "who follows the sink sees that it has all", func() bool {
-					lag, known := marks.Lag(l.Topic)
+				watermarks := follow(t, l, sink)
+				streamstest.Eventually(t, "the follower reports no lag", func() bool {
+					lag, known := watermarks.Lag(l.Topic)
 					return known && lag == 0
 				})
 
 				l.recreate(t)
 				l.Write(t, l.Events...)
 				l.Write(t, l.events("n", more, more)...) // new streams: no gap shows that they are missing
-				streamstest.Eventually(t, "who follows the sink sees that it has nothing of this topic", func() bool {
-					lag, known := marks.Lag(l.Topic)
+				streamstest.Eventually(t, "the follower reports that nothing of this topic is applied", func() bool {
+					lag, known := watermarks.Lag(l.Topic)
 					return known && lag >= uint64(len(l.Events))
 				})
 				r = start(t, config(l, sink))
 				r.catchUp(t)
-				sink.holds(t, l.Versions)
+				sink.mustHave(t, l.Versions)
 				r.stop()
 				r = start(t, config(l, sink)) // and continues from there
 				l.Write(t, l.events("s", 10, 10)...)
 				r.catchUp(t)
-				sink.holds(t, l.Versions)
+				sink.mustHave(t, l.Versions)
 			})
 		})
 	}
@@ -165,8 +166,10 @@ func TestTopicRecreated(t *testing.T) {
 			l.recreate(t)
 			l.Write(t, l.Events...)
 			l.Write(t, l.events("n", 400, 400)...)
-			streamstest.Eventually(t, "the sink has all of the new topic", func() bool { return len(l.Versions) == sink.streams() })
-			sink.holds(t, l.Versions)
+			streamstest.Eventually(t, "the sink has all of the new topic", func() bool {
+				return len(l.Versions) == sink.streams()
+			})
+			sink.mustHave(t, l.Versions)
 		})
 	})
 }
@@ -195,7 +198,7 @@ func TestPositionsOfEarlierVersion(t *testing.T) {
 	_, before := sink.counts()
 	r = start(t, config(l, sink))
 	r.catchUp(t)
-	streamstest.Eventually(t, "the positions say of which topic they are", func() bool {
+	streamstest.Eventually(t, "the positions contain the topic's id", func() bool {
 		saved, _ := sink.Positions(t.Context(), l.Topic)
 		for _, a := range saved {
 			if a.Topic == "" {
@@ -210,7 +213,9 @@ func TestPositionsOfEarlierVersion(t *testing.T) {
 	l.recreate(t)
 	l.Write(t, l.Events...)
 	l.Write(t, l.events("n", 100, 100)...)
-	streamstest.Eventually(t, "the sink has all of the new topic", func() bool { return len(l.Versions) == sink.streams() })
+	streamstest.Eventually(t, "the sink has all of the new topic", func() bool {
+		return len(l.Versions) == sink.streams()
+	})
 }
 
 // A topic that lost records which the sink has not read cannot complete it. The runtime stops and

@@ -83,8 +83,8 @@ func (l log) events(prefix string, streams, n int) []event.Event {
 	return events
 }
 
-// memory is a sink that stores the version of each stream, and fails the test for anything that no
-// sink may receive.
+// memory is a sink that stores the version of each stream. It panics if it is used after Run has
+// returned.
 type memory struct {
 	mu         sync.Mutex
 	versions   map[string]uint64
@@ -195,15 +195,16 @@ func (s *memory) counts() (applied, deliveries int) {
 	return s.applied, s.deliveries
 }
 
-// holds fails unless the sink has each stream at the version that was written.
-func (s *memory) holds(t *testing.T, want map[string]uint64) {
+// mustHave fails unless the sink has each stream at the version that was written.
+func (s *memory) mustHave(t *testing.T, want map[string]uint64) {
 	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !maps.Equal(s.versions, want) {
 		for stream, version := range want {
 			if s.versions[stream] != version {
-				t.Fatalf("stream %s is at version %d, want %d; %d streams of %d", stream, s.versions[stream], version, len(s.versions), len(want))
+				t.Fatalf("stream %s is at version %d, want %d; %d streams of %d",
+					stream, s.versions[stream], version, len(s.versions), len(want))
 			}
 		}
 		t.Fatalf("%d streams, want %d", len(s.versions), len(want))
@@ -213,13 +214,14 @@ func (s *memory) holds(t *testing.T, want map[string]uint64) {
 // running is a running runtime.
 type running struct {
 	*streams.Runtime
-	marks *streams.Watermarks
-	stop  func()
+	watermarks *streams.Watermarks
+	stop       func()
 }
 
 func config(l log, sink streams.Sink) streams.Config {
 	return streams.Config{
-		Name: "view-of-" + l.Topic, Topics: []string{l.Topic}, Sink: sink, Watermarks: streams.NewWatermarks(), Kafka: l.on,
+		Name: "view-of-" + l.Topic, Topics: []string{l.Topic}, Sink: sink, Watermarks: streams.NewWatermarks(),
+		Kafka: l.on,
 		Batch: 50, SaveEvery: 20 * time.Millisecond, Logger: streamstest.Quiet,
 	}
 }
@@ -234,8 +236,8 @@ func (r *running) catchUp(t testing.TB) {
 	streamstest.CatchUp(t, r.Runtime)
 }
 
-// readParked returns the dead letters of one sink, by key, and the number of records.
-func readParked(t *testing.T, on kafka.Config, sink string) (byKey map[string]kafka.Message, records int) {
+// readDeadLetters returns the dead letters of one sink, by key, and the number of records.
+func readDeadLetters(t *testing.T, on kafka.Config, sink string) (byKey map[string]kafka.Message, records int) {
 	t.Helper()
 	admin, err := kafka.NewAdmin(on)
 	if err != nil {
@@ -272,8 +274,8 @@ func header(m kafka.Message, key string) string {
 // messages is a slog.Handler that keeps the messages.
 type messages struct {
 	slog.Handler
-	mu   sync.Mutex
-	said []string
+	mu     sync.Mutex
+	logged []string
 }
 
 func (m *messages) Enabled(context.Context, slog.Level) bool { return true }
@@ -281,12 +283,12 @@ func (m *messages) Enabled(context.Context, slog.Level) bool { return true }
 func (m *messages) Handle(_ context.Context, r slog.Record) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.said = append(m.said, r.Message)
+	m.logged = append(m.logged, r.Message)
 	return nil
 }
 
 func (m *messages) has(part string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.ContainsFunc(m.said, func(s string) bool { return strings.Contains(s, part) })
+	return slices.ContainsFunc(m.logged, func(s string) bool { return strings.Contains(s, part) })
 }

@@ -16,13 +16,13 @@ type partition struct {
 	id         int32
 	watermarks *Watermarks
 
-	// provenTo and broken are used by the poll loop only; see Runtime.repair. Below provenTo, this
+	// provenTo and broken belong to the poll loop; see Runtime.repair. Below provenTo, this
 	// assignment has read the log from its beginning, to find out whether the log lacks an event.
-	// broken are the streams for which it does.
+	// broken are the streams of which it does.
 	provenTo int64
 	broken   map[string]bool
 
-	// mu protects the fields below.
+	// mu protects the fields below. The poll loop adds records, and workers finish them.
 	mu    sync.Mutex
 	slots []slot // records that were read and are not part of the position yet, in offset order
 	base  uint64 // number of slots[0], counted from the start of the assignment
@@ -47,7 +47,10 @@ type slot struct {
 // newPartition returns a partition that is read from from.at. It publishes that position in
 // watermarks.
 func newPartition(topic string, id int32, from start, watermarks *Watermarks) *partition {
-	p := &partition{topic: topic, id: id, watermarks: watermarks, applied: from.at, saved: from.saved, read: from.at.Next, broken: map[string]bool{}}
+	p := &partition{
+		topic: topic, id: id, watermarks: watermarks,
+		applied: from.at, saved: from.saved, read: from.at.Next, broken: map[string]bool{},
+	}
 	p.quiet = sync.NewCond(&p.mu)
 	watermarks.set(topic, id, from.at)
 	return p
@@ -149,7 +152,9 @@ func (p *partition) drain() {
 func (p *partition) unsaved() (m Move, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return Move{Partition: p.id, From: p.saved, To: p.applied}, p.applied.Next != p.saved.Next || p.applied.Topic != p.saved.Topic
+	// A position without a topic id, saved by an earlier version, is saved again with the id.
+	changed := p.applied.Next != p.saved.Next || p.applied.Topic != p.saved.Topic
+	return Move{Partition: p.id, From: p.saved, To: p.applied}, changed
 }
 
 // setSaved records the position that the sink has stored.
@@ -173,8 +178,8 @@ func (p *partition) readTo() int64 {
 	return p.read
 }
 
-// of returns the id of the topic that the partition belongs to.
-func (p *partition) of() string {
+// topicID returns the id of the topic that the partition belongs to, "" if unknown.
+func (p *partition) topicID() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.applied.Topic

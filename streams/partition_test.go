@@ -16,7 +16,7 @@ func TestPositionIsConsecutive(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		start := rapid.Int64Range(0, 100).Draw(rt, "start")
 		marks := NewWatermarks()
-		p := newPartition("topic", 0, standsAt(Applied{Next: start}), marks)
+		p := newPartition("topic", 0, startAt(Applied{Next: start}), marks)
 		type entry struct {
 			number uint64
 			next   int64
@@ -101,7 +101,7 @@ func TestDrain(t *testing.T) {
 	p.leave(inside, true, true)
 	<-drained
 	if m, ok := p.unsaved(); !ok || m.To.Next != 1 {
-		t.Fatalf("what ended while draining is not to be saved: %v, %v", m, ok)
+		t.Fatalf("the record that was applied during drain is not in the position: %v, %v", m, ok)
 	}
 }
 
@@ -127,7 +127,7 @@ func TestAppliedString(t *testing.T) {
 	// Positions of an earlier version had no topic id.
 	earlier := Applied{Next: 7, Watermark: event.Position{Transaction: 3, Sequence: 2}, AsOf: time.UnixMicro(1000).UTC()}
 	if got, err := ParseApplied("7 3.2 1000"); err != nil || got != earlier || got.String() != "7 3.2 1000" {
-		t.Errorf("of an earlier version: %+v, %v", got, err)
+		t.Errorf("position of an earlier version: %+v, %v", got, err)
 	}
 	for _, s := range []string{"", "1", "1 2", "1 2.3", "x 2.3 4", "1 2.x 4", "1 2.3 x", "1 2.3 4 5", "1 2.3 4 x id", "1 2.3 4 99999999999 id", "1 2.3 4 5 id more"} {
 		if a, err := ParseApplied(s); err == nil {
@@ -152,4 +152,4 @@ func FuzzParseApplied(f *testing.F) {
 	})
 }
 
-func standsAt(a Applied) start { return start{saved: a, at: a} }
+func startAt(a Applied) start { return start{saved: a, at: a} }

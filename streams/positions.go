@@ -20,10 +20,10 @@ func (r *Runtime) trackPositions(ctx context.Context) {
 	var failed string
 	for {
 		r.mu.Lock()
-		parts := maps.Clone(r.parts)
+		partitions := maps.Clone(r.partitions)
 		r.mu.Unlock()
 		begun := time.Now()
-		err := errors.Join(r.save(parts), r.refresh(ctx))
+		err := errors.Join(r.save(partitions), r.refresh(ctx))
 		if errors.Is(err, ErrLost) {
 			r.requestRepair(ctx, err, nil)
 		}
@@ -36,7 +36,7 @@ func (r *Runtime) trackPositions(ctx context.Context) {
 			r.cfg.Watermarks.clearFaults(r.cfg.Logger, r.cfg.Name, r.cfg.Topics, begun)
 		case err.Error() != failed: // log an error once, not at every tick
 			failed = err.Error()
-			r.cfg.Logger.Warn("streams: positions or lag are not current", "sink", r.cfg.Name, "error", err)
+			r.cfg.Logger.Warn("streams: updating positions and lag failed; retrying", "sink", r.cfg.Name, "error", err)
 		}
 		select {
 		case <-tick.C:
@@ -52,10 +52,12 @@ func (r *Runtime) trackPositions(ctx context.Context) {
 func (r *Runtime) refresh(ctx context.Context) (lost error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
+	// The client reconnects silently, and would continue in a recreated topic. So check its id now
+	// and then.
 	identify := time.Since(r.identified) >= identifyEvery
 	for _, topic := range r.cfg.Topics {
 		var now kafka.TopicInfo
-		if identify { // the client reconnects silently, and would continue in a recreated topic
+		if identify {
 			var err error
 			if now, err = r.topic(ctx, topic); err != nil {
 				return err
@@ -72,15 +74,16 @@ func (r *Runtime) refresh(ctx context.Context) (lost error) {
 		}
 		r.mu.Lock()
 		for id := range ends {
-			p, at := r.parts[kafka.TopicPartition{Topic: topic, Partition: id}], stored[id]
-			// Another member reads the partition if p is nil.
+			// p is nil if another member reads the partition.
+			p, at := r.partitions[kafka.TopicPartition{Topic: topic, Partition: id}], stored[id]
 			if _, there := stored[id]; p == nil {
-				if another(at.Topic, now.ID) {
+				if differentTopic(at.Topic, now.ID) {
 					at = Applied{}
 				}
 				r.cfg.Watermarks.set(topic, id, at)
-			} else if another(p.of(), now.ID) {
-				lost = fmt.Errorf("topic %s was deleted and made again (its id was %s and is %s): %w", topic, p.of(), now.ID, ErrLost)
+			} else if differentTopic(p.topicID(), now.ID) {
+				lost = fmt.Errorf("topic %s was deleted and created again (its id was %s and is %s): %w",
+					topic, p.topicID(), now.ID, ErrLost)
 			} else if !there || p.savedAt().Next != at.Next {
 				lost = fmt.Errorf("partition %d of %s: %w", id, topic, ErrLost)
 			}
@@ -98,11 +101,13 @@ type start struct {
 	fresh bool    // the sink had no position
 }
 
-// begin reads the sink's positions in partitions. If there is none, it saves a first one, so that a
-// missing position later means a loss. A position in a topic that was recreated is void. So is an
-// offset that the log does not have. Then the topic is read from its beginning, which is a no-op
-// for everything that the sink has.
-func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (map[kafka.TopicPartition]start, error) {
+// startPositions reads the sink's positions in partitions. If there is none, it saves a first one,
+// so that a missing position later means a loss. A position in a topic that was recreated is void.
+// So is an offset that the log does not have. Then the topic is read from its beginning, which is a
+// no-op for everything that the sink has.
+func (r *Runtime) startPositions(
+	ctx context.Context, ps []kafka.TopicPartition,
+) (map[kafka.TopicPartition]start, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	starts := map[kafka.TopicPartition]start{}
@@ -134,15 +139,17 @@ func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (map[kaf
 				s.at.Topic = info.ID
 				s.saved = s.at
 				first = append(first, Move{Partition: tp.Partition, First: true, To: s.at})
-			case another(at.Topic, info.ID):
+			case differentTopic(at.Topic, info.ID):
 				s.at = Applied{Topic: info.ID}
-				r.cfg.Logger.Error("streams: the topic was deleted and created again; reading the new one from its beginning. If `millrace verify` finds a "+
-					"difference afterwards, "+remedy([]string{topic}),
-					"sink", r.cfg.Name, "topic", topic, "partition", tp.Partition, "was", at.Topic, "is", info.ID, "stood_at", at.Next)
+				r.cfg.Logger.Error("streams: topic was deleted and created again; reading it from its beginning. "+
+					"If `millrace verify` finds a difference afterwards, "+remedy([]string{topic}),
+					"sink", r.cfg.Name, "topic", topic, "partition", tp.Partition,
+					"old_id", at.Topic, "new_id", info.ID, "old_offset", at.Next)
 			case at.Next < 0 || at.Next > ends[tp.Partition]:
 				s.at = Applied{Topic: info.ID}
 				r.cfg.Watermarks.faults.Report(r.cfg.Logger, r.cfg.Name, "positions", fmt.Sprintf(
-					"offset %d of partition %d of %s is not on the log, which ends at %d", at.Next, tp.Partition, topic, ends[tp.Partition]))
+					"offset %d of partition %d of %s is out of range: the log ends at %d",
+					at.Next, tp.Partition, topic, ends[tp.Partition]))
 			default: // the usual case, also for positions of earlier versions, which have no id
 				s.at.Topic = info.ID
 			}
@@ -157,18 +164,18 @@ func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (map[kaf
 	return starts, nil
 }
 
-// another reports whether two ids are of different topics. Unknown ids are never different.
-func another(a, b string) bool { return a != "" && b != "" && a != b }
+// differentTopic reports whether two ids are of different topics. Unknown ids are never different.
+func differentTopic(a, b string) bool { return a != "" && b != "" && a != b }
 
 // save stores the positions of partitions in the sink, and commits them to the consumer group.
-func (r *Runtime) save(parts map[kafka.TopicPartition]*partition) error {
+func (r *Runtime) save(partitions map[kafka.TopicPartition]*partition) error {
 	r.saving.Lock()
 	defer r.saving.Unlock()
 	ctx, cancel := context.WithTimeout(r.attempts, attemptTimeout)
 	defer cancel()
-	// Moves are grouped by topic, because the sink stores a topic's positions together.
+	// Group the moves by topic: the sink makes all moves of a topic or none.
 	moves, offsets := map[string][]Move{}, map[kafka.TopicPartition]int64{}
-	for tp, p := range parts {
+	for tp, p := range partitions {
 		if m, ok := p.unsaved(); ok {
 			moves[tp.Topic] = append(moves[tp.Topic], m)
 			offsets[tp] = m.To.Next
@@ -186,13 +193,13 @@ func (r *Runtime) save(parts map[kafka.TopicPartition]*partition) error {
 			return fmt.Errorf("save the sink's positions in %s: %w", topic, err)
 		}
 		for _, m := range ms {
-			parts[kafka.TopicPartition{Topic: topic, Partition: m.Partition}].setSaved(m.To)
+			partitions[kafka.TopicPartition{Topic: topic, Partition: m.Partition}].setSaved(m.To)
 		}
 	}
 	if len(offsets) > 0 {
 		// The sink's positions count; the group's are for external tools.
 		if err := r.consumer.Store(offsets); err != nil {
-			r.cfg.Logger.Debug("streams: the group's offsets were not stored", "sink", r.cfg.Name, "error", err)
+			r.cfg.Logger.Debug("streams: committing offsets to the group failed", "sink", r.cfg.Name, "error", err)
 		}
 	}
 	return nil

@@ -11,7 +11,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// repair asks the poll loop to continue reading from the sink's position.
+// repair is a request to the poll loop: continue reading from the sink's positions.
 type repair struct {
 	cause error
 	gap   *item         // the record that cannot be applied; nil if the positions were lost
@@ -20,10 +20,10 @@ type repair struct {
 
 // requestRepair passes a repair to the poll loop and blocks until it is done, or until ctx ends.
 func (r *Runtime) requestRepair(ctx context.Context, cause error, gap *item) {
-	ask := repair{cause, gap, make(chan struct{})}
+	req := repair{cause, gap, make(chan struct{})}
 	select {
-	case r.repairs <- ask:
-		<-ask.done
+	case r.repairs <- req:
+		<-req.done
 	case <-ctx.Done():
 	}
 }
@@ -39,12 +39,12 @@ func (r *Runtime) requestRepair(ctx context.Context, cause error, gap *item) {
 // other streams continue.
 //
 // An error means that the consumer reads from a wrong offset, so Run must end.
-func (r *Runtime) repair(ctx context.Context, ask repair) error {
-	defer close(ask.done)
+func (r *Runtime) repair(ctx context.Context, req repair) error {
+	defer close(req.done)
 	var gapAt kafka.TopicPartition
-	if ask.gap != nil {
-		gapAt = kafka.TopicPartition{Topic: ask.gap.record.Topic, Partition: ask.gap.record.Partition}
-		if r.parts[gapAt] != ask.gap.partition {
+	if req.gap != nil {
+		gapAt = kafka.TopicPartition{Topic: req.gap.record.Topic, Partition: req.gap.record.Partition}
+		if r.partitions[gapAt] != req.gap.partition {
 			return nil // another repair has restarted that partition already
 		}
 	}
@@ -52,28 +52,30 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 	// A lost position explains a gap, too, so look for those first.
 	restart, err := r.lostPartitions(ctx)
 	if err != nil {
-		r.cfg.Logger.Warn("streams: cannot find out what the sink lost", "sink", r.cfg.Name, "cause", ask.cause, "error", err)
+		r.cfg.Logger.Warn("streams: finding the sink's lost positions failed; retrying",
+			"sink", r.cfg.Name, "cause", req.cause, "error", err)
 		return nil
 	}
-	if _, lost := restart[gapAt]; ask.gap != nil && !lost {
-		p, stream := ask.gap.partition, ask.gap.record.Event.Stream
+	if _, lost := restart[gapAt]; req.gap != nil && !lost {
+		p, stream := req.gap.partition, req.gap.record.Event.Stream
 		// This assignment has read the log from its beginning up to here, and the gap is still
 		// there.
-		if p.broken[stream] || ask.gap.record.Offset < p.provenTo {
+		if p.broken[stream] || req.gap.record.Offset < p.provenTo {
 			p.broken[stream] = true
-			ask.gap.deadLetter = deadLetterOf(r.cfg.Name, ask.gap.record, fmt.Errorf("the log lacks an event of this stream: %w", ask.cause))
+			reason := fmt.Errorf("the log lacks an earlier event of this stream: %w", req.cause)
+			req.gap.deadLetter = deadLetterOf(r.cfg.Name, req.gap.record, reason)
 			return nil
 		}
-		restart[gapAt] = start{saved: p.savedAt(), at: Applied{Topic: p.of()}}
+		restart[gapAt] = start{saved: p.savedAt(), at: Applied{Topic: p.topicID()}}
 		gap = true
 	}
 	if len(restart) > 0 {
-		r.cfg.Watermarks.faults.Report(r.cfg.Logger, r.cfg.Name, "content", ask.cause.Error())
+		r.cfg.Watermarks.faults.Report(r.cfg.Logger, r.cfg.Name, "content", req.cause.Error())
 	}
 	seek := map[kafka.TopicPartition]int64{}
 	for tp, from := range restart {
-		r.cfg.Logger.Warn("streams: the sink lost what it held; reading again", "sink", r.cfg.Name,
-			"topic", tp.Topic, "partition", tp.Partition, "from", from.at.Next, "cause", ask.cause)
+		r.cfg.Logger.Warn("streams: sink lost data; reading the log again", "sink", r.cfg.Name,
+			"topic", tp.Topic, "partition", tp.Partition, "from", from.at.Next, "cause", req.cause)
 		// Drop records of the old assignment before the consumer seeks.
 		old, p := r.restart(tp, from)
 		if tp == gapAt && gap {
@@ -90,7 +92,7 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 			break
 		}
 		if tries == seekTries {
-			return fmt.Errorf("read again what the sink lost: %w", err)
+			return fmt.Errorf("seek to the sink's positions: %w", err)
 		}
 		if !waits.Wait(ctx) {
 			return nil
@@ -99,21 +101,22 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 	return nil
 }
 
-// seekTries allows for several seconds; see backoff.Server.
+// seekTries is the maximum number of seeks. The waits in between add up to several seconds; see
+// backoff.Server.
 const seekTries = 8
 
 // restart replaces a partition with one that starts at another position. It blocks until no record
 // of the old one is inside the sink.
 func (r *Runtime) restart(tp kafka.TopicPartition, from start) (old, p *partition) {
-	old = r.parts[tp]
+	old = r.partitions[tp]
 	old.drain()
 	p = newPartition(tp.Topic, tp.Partition, from, r.cfg.Watermarks)
 	// In a recreated topic, streams may be complete again.
-	if !another(old.of(), from.at.Topic) {
+	if !differentTopic(old.topicID(), from.at.Topic) {
 		p.broken = old.broken
 	}
 	r.mu.Lock()
-	r.parts[tp] = p
+	r.partitions[tp] = p
 	r.mu.Unlock()
 	return old, p
 }
@@ -124,35 +127,35 @@ func (r *Runtime) restart(tp kafka.TopicPartition, from start) (old, p *partitio
 func (r *Runtime) lostPartitions(ctx context.Context) (map[kafka.TopicPartition]start, error) {
 	r.saving.Lock()
 	defer r.saving.Unlock()
-	starts, err := r.begin(ctx, slices.Collect(maps.Keys(r.parts)))
+	starts, err := r.startPositions(ctx, slices.Collect(maps.Keys(r.partitions)))
 	if err != nil {
 		return nil, err
 	}
 	lost := map[kafka.TopicPartition]start{}
-	for tp, p := range r.parts {
+	for tp, p := range r.partitions {
 		s, ours := starts[tp], p.savedAt()
 		if !s.fresh && s.at.Next == s.saved.Next && s.saved.Next > ours.Next {
 			s.at = ours // another process saved a position after records that this one has not applied
 		}
-		if s.fresh || s.saved.Next != ours.Next || another(p.of(), s.at.Topic) {
+		if s.fresh || s.saved.Next != ours.Next || differentTopic(p.topicID(), s.at.Topic) {
 			lost[tp] = s
 		}
 	}
 	return lost, nil
 }
 
-// gone runs on the poll loop when the log does not have the offset to read. If the topic was
-// recreated, it restarts the partition and returns true. Otherwise the log lost records, and the
-// consumer reports an error.
-func (r *Runtime) gone(ctx context.Context, tp kafka.TopicPartition) (again bool) {
+// onOutOfRange runs on the poll loop when the log does not have the offset to read. If the topic
+// was recreated, it restarts the partition and returns true. Otherwise the log lost records, and
+// the consumer reports an error.
+func (r *Runtime) onOutOfRange(ctx context.Context, tp kafka.TopicPartition) (again bool) {
 	r.saving.Lock()
 	defer r.saving.Unlock()
-	p := r.parts[tp]
+	p := r.partitions[tp]
 	if p == nil {
 		return false
 	}
-	starts, err := r.begin(ctx, []kafka.TopicPartition{tp})
-	if err != nil || !another(p.of(), starts[tp].at.Topic) {
+	starts, err := r.startPositions(ctx, []kafka.TopicPartition{tp})
+	if err != nil || !differentTopic(p.topicID(), starts[tp].at.Topic) {
 		return false
 	}
 	r.restart(tp, starts[tp])
@@ -163,8 +166,8 @@ func (r *Runtime) gone(ctx context.Context, tp kafka.TopicPartition) (again bool
 func remedy(topics []string) string {
 	for _, a := range event.Aggregates() {
 		if slices.Contains(topics, a.Topic) {
-			return fmt.Sprintf("stop Millrace and restore the topic, or run `millrace rebuild --service %s`, which makes the topic, its views "+
-				"and its tables from the event store", a.Service)
+			return fmt.Sprintf("stop Millrace and restore the topic, or run `millrace rebuild --service %s`, "+
+				"which rebuilds the topic, its views and its tables from the event store", a.Service)
 		}
 	}
 	return "restore the topic, or drop the sink with its positions to read the topic from its beginning"

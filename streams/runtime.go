@@ -39,7 +39,7 @@ type Config struct {
 }
 
 const (
-	attemptTimeout = 30 * time.Second // limit of one call of Sink.Apply or Sink.SavePositions
+	attemptTimeout = 30 * time.Second // limit of one attempt to apply records, or to save or read positions
 	stopGrace      = 5 * time.Second  // how long Apply may continue after Run is told to stop
 	pauseAfter     = time.Second      // how long a full queue is tolerated before fetching is paused
 	identifyEvery  = time.Second      // how often the ids of the topics are checked
@@ -49,9 +49,9 @@ const (
 
 // Runtime feeds one sink.
 //
-// One goroutine, the poll loop, reads messages and changes parts. It puts each record on the lane
-// of its key. Each lane has a worker, so the events of a stream are applied in order, and streams
-// in parallel. Another goroutine saves positions and measures lag.
+// One goroutine, the poll loop, reads messages and changes the map of partitions. It puts each
+// record on the lane of its key. Each lane has a worker, so the events of a stream are applied in
+// order, and streams in parallel. Another goroutine saves positions and measures lag.
 type Runtime struct {
 	cfg           Config
 	seed          maphash.Seed    // of the hash that assigns keys to lanes
@@ -67,9 +67,10 @@ type Runtime struct {
 	closing  sync.RWMutex
 	consumer *kafka.Consumer
 
-	// mu protects parts. Only the poll loop changes it, so the poll loop reads it without the lock.
-	mu    sync.Mutex
-	parts map[kafka.TopicPartition]*partition
+	// mu protects partitions. Only the poll loop changes the map, so the poll loop reads it without
+	// the lock.
+	mu         sync.Mutex
+	partitions map[kafka.TopicPartition]*partition
 
 	identified time.Time // when the ids of the topics were last checked; used by trackPositions only
 
@@ -88,7 +89,8 @@ func New(cfg Config) *Runtime {
 	setDefault(&cfg.Logger, slog.Default())
 	r := &Runtime{
 		cfg: cfg, seed: maphash.MakeSeed(), repairs: make(chan repair), running: make(chan struct{}),
-		parts: map[kafka.TopicPartition]*partition{}, deadLetters: deadLetterWriter{cfg: cfg.Kafka}, deadLetterLog: deadLetterLog{sink: cfg.Name, logger: cfg.Logger},
+		partitions: map[kafka.TopicPartition]*partition{}, deadLetters: deadLetterWriter{cfg: cfg.Kafka},
+		deadLetterLog: deadLetterLog{sink: cfg.Name, logger: cfg.Logger},
 	}
 	for range cfg.Workers {
 		r.lanes = append(r.lanes, make(chan *item, max(1, cfg.Queue/cfg.Workers)))
@@ -107,7 +109,7 @@ func setDefault[T comparable](field *T, value T) {
 // Run reads until ctx ends, and then returns nil. When it returns, no call of the sink is active,
 // positions are saved and the group is left. It may be called once.
 func (r *Runtime) Run(ctx context.Context) error {
-	// Calls of the sink have stopGrace to finish after ctx ends.
+	// attempts outlives ctx by stopGrace, so that calls of the sink can finish.
 	attempts, cancelAttempts := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelAttempts()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopGrace, cancelAttempts) })()
@@ -122,10 +124,10 @@ func (r *Runtime) Run(ctx context.Context) error {
 		Group:  "millrace." + strings.ReplaceAll(r.cfg.Name, "/", "."),
 		Topics: r.cfg.Topics,
 		Assigned: func(ps []kafka.TopicPartition) map[kafka.TopicPartition]int64 {
-			return r.assigned(ctx, ps)
+			return r.onAssigned(ctx, ps)
 		},
-		Revoked: r.revoked,
-		Gone:    func(tp kafka.TopicPartition) bool { return r.gone(ctx, tp) },
+		Revoked: r.onRevoked,
+		Gone:    func(tp kafka.TopicPartition) bool { return r.onOutOfRange(ctx, tp) },
 	})
 	if err != nil {
 		return fmt.Errorf("streams %s: %w", r.cfg.Name, err)
@@ -141,10 +143,10 @@ func (r *Runtime) Run(ctx context.Context) error {
 	running.Go(func() { r.inspect(ctx) })
 	err = r.poll(ctx)
 
-	// From here on the goroutines end. Give up the partitions first: this waits for the workers'
-	// records and saves the positions.
+	// Stop in this order: give up the partitions, which waits for the workers' records and saves
+	// the positions; wait for the goroutines; close what they used.
 	stop()
-	r.revoked(slices.Collect(maps.Keys(r.parts)), false)
+	r.onRevoked(slices.Collect(maps.Keys(r.partitions)), false)
 	running.Wait()
 	r.deadLetters.close()
 	r.deadLetterLog.flush(true)
@@ -164,8 +166,8 @@ func (r *Runtime) Run(ctx context.Context) error {
 func (r *Runtime) poll(ctx context.Context) error {
 	for ctx.Err() == nil {
 		select {
-		case ask := <-r.repairs:
-			if err := r.repair(ctx, ask); err != nil {
+		case req := <-r.repairs:
+			if err := r.repair(ctx, req); err != nil {
 				return err
 			}
 		default:
@@ -180,7 +182,7 @@ func (r *Runtime) poll(ctx context.Context) error {
 		select {
 		case r.lane(it) <- it:
 		default:
-			if err := r.pushBack(ctx, it); err != nil {
+			if err := r.enqueueBlocking(ctx, it); err != nil {
 				return err
 			}
 		}
@@ -194,11 +196,11 @@ func (r *Runtime) next() (*item, error) {
 	if err != nil || m == nil {
 		return nil, err
 	}
-	p := r.parts[m.TopicPartition]
+	p := r.partitions[m.TopicPartition]
 	switch {
 	case p == nil: // the partition was assigned while the runtime stops
 		return nil, nil
-	case m.End:
+	case m.End: // there is no record up to this offset
 		p.end(m.Offset)
 		return nil, nil
 	}
@@ -211,18 +213,19 @@ func (r *Runtime) lane(it *item) chan *item {
 	return r.lanes[maphash.String(r.seed, it.record.Event.Stream)%uint64(len(r.lanes))]
 }
 
-// pushBack blocks until the full lane takes the item. If this takes longer than pauseAfter, the
-// sink is probably unavailable. Then fetching is paused, and polling continues: a consumer that
+// enqueueBlocking blocks until the full lane takes the item. If this takes longer than pauseAfter,
+// the sink is probably unavailable. Then fetching is paused, and polling continues: a consumer that
 // does not poll is removed from its group.
-func (r *Runtime) pushBack(ctx context.Context, it *item) error {
+func (r *Runtime) enqueueBlocking(ctx context.Context, it *item) error {
 	enough := time.NewTimer(pauseAfter)
 	defer enough.Stop()
+	// At first, wait without polling: the sink may be slow for a moment only.
 	for waiting := true; waiting; {
 		select {
 		case r.lane(it) <- it:
 			return nil
-		case ask := <-r.repairs:
-			if err := r.repair(ctx, ask); err != nil {
+		case req := <-r.repairs:
+			if err := r.repair(ctx, req); err != nil {
 				return err
 			}
 		case <-enough.C:
@@ -231,13 +234,13 @@ func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 			return nil
 		}
 	}
-	r.cfg.Logger.Warn("streams: the sink is slow or away; fetching is paused", "sink", r.cfg.Name)
+	r.cfg.Logger.Warn("streams: sink is slow or unavailable; fetching paused", "sink", r.cfg.Name)
 	paused := map[kafka.TopicPartition]*partition{}
 	// held are records that were fetched before the pause, in order. They go to their lanes one by
 	// one.
 	for held := []*item{it}; len(held) > 0 && ctx.Err() == nil; {
-		if !maps.Equal(paused, r.parts) { // at first, and after a rebalance, which resumes partitions
-			paused = maps.Clone(r.parts)
+		if !maps.Equal(paused, r.partitions) { // at first, and after a rebalance, which resumes partitions
+			paused = maps.Clone(r.partitions)
 			if err := r.consumer.Pause(slices.Collect(maps.Keys(paused))); err != nil {
 				return fmt.Errorf("pause: %w", err)
 			}
@@ -246,8 +249,8 @@ func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 		case r.lane(held[0]) <- held[0]:
 			held = held[1:]
 			continue
-		case ask := <-r.repairs:
-			if err := r.repair(ctx, ask); err != nil {
+		case req := <-r.repairs:
+			if err := r.repair(ctx, req); err != nil {
 				return err
 			}
 			continue
@@ -261,45 +264,46 @@ func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 			held = append(held, it)
 		}
 	}
-	if err := r.consumer.Resume(slices.Collect(maps.Keys(r.parts))); err != nil {
+	if err := r.consumer.Resume(slices.Collect(maps.Keys(r.partitions))); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
-	r.cfg.Logger.Info("streams: fetching goes on", "sink", r.cfg.Name)
+	r.cfg.Logger.Info("streams: fetching resumed", "sink", r.cfg.Name)
 	return nil
 }
 
-// assigned returns where to start the assigned partitions: at the sink's positions. It retries
-// until ctx ends.
-func (r *Runtime) assigned(ctx context.Context, ps []kafka.TopicPartition) map[kafka.TopicPartition]int64 {
+// onAssigned returns where to start the assigned partitions: at the sink's positions. It retries
+// until ctx ends. The consumer calls it on the poll loop.
+func (r *Runtime) onAssigned(ctx context.Context, ps []kafka.TopicPartition) map[kafka.TopicPartition]int64 {
 	for waits := backoff.Server.Start(); ; {
-		starts, err := r.begin(ctx, ps)
+		starts, err := r.startPositions(ctx, ps)
 		if err == nil {
 			offsets := map[kafka.TopicPartition]int64{}
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			for _, tp := range ps {
 				offsets[tp] = starts[tp].at.Next
-				r.parts[tp] = newPartition(tp.Topic, tp.Partition, starts[tp], r.cfg.Watermarks)
+				r.partitions[tp] = newPartition(tp.Topic, tp.Partition, starts[tp], r.cfg.Watermarks)
 			}
 			return offsets
 		}
 		wait := waits.Next()
-		r.cfg.Logger.Warn("streams: cannot start partitions", "sink", r.cfg.Name, "partitions", ps, "again in", wait, "error", err)
+		r.cfg.Logger.Warn("streams: starting partitions failed; retrying",
+			"sink", r.cfg.Name, "partitions", ps, "retry_in", wait, "error", err)
 		if !backoff.Sleep(ctx, wait) {
 			return nil
 		}
 	}
 }
 
-// revoked gives up partitions. When it returns, none of their records is inside the sink, and their
-// positions are saved. lost reports that the group has already given them to another member.
-func (r *Runtime) revoked(ps []kafka.TopicPartition, lost bool) {
+// onRevoked gives up partitions. When it returns, none of their records is inside the sink, and
+// their positions are saved. lost reports that the group has already given them to another member.
+func (r *Runtime) onRevoked(ps []kafka.TopicPartition, lost bool) {
 	gone := map[kafka.TopicPartition]*partition{}
 	r.mu.Lock()
 	for _, tp := range ps {
-		if p := r.parts[tp]; p != nil {
+		if p := r.partitions[tp]; p != nil {
 			gone[tp] = p
-			delete(r.parts, tp)
+			delete(r.partitions, tp)
 		}
 	}
 	r.mu.Unlock()
@@ -310,6 +314,7 @@ func (r *Runtime) revoked(ps []kafka.TopicPartition, lost bool) {
 		return
 	}
 	if err := r.save(gone); err != nil {
-		r.cfg.Logger.Warn("streams: positions not saved; what was applied since will be delivered again", "sink", r.cfg.Name, "error", err)
+		r.cfg.Logger.Warn("streams: positions not saved; records applied since the last save will be delivered again",
+			"sink", r.cfg.Name, "error", err)
 	}
 }

@@ -26,25 +26,25 @@ func TestAppliesInOrderPerKey(t *testing.T) {
 		l.Write(t, l.events("s", 97, 3000)...)
 		r := start(t, config(l, sink))
 		r.catchUp(t)
-		sink.holds(t, l.Versions)
+		sink.mustHave(t, l.Versions)
 
 		l.Write(t, l.events("s", 97, 500)...) // while it runs
 		last := l.next("s-1")
 		l.Write(t, last)
-		if err := r.marks.Wait(t.Context(), l.Topic, last.Stream, last.Position); err != nil {
+		if err := r.watermarks.Wait(t.Context(), l.Topic, last.Stream, last.Position); err != nil {
 			t.Fatal(err)
 		}
 		r.catchUp(t)
-		sink.holds(t, l.Versions)
+		sink.mustHave(t, l.Versions)
 		if applied, deliveries := sink.counts(); applied != 3501 || deliveries != 3501 {
 			t.Errorf("%d records applied in %d deliveries, want 3501 in as many", applied, deliveries)
 		}
 		// The markers of transactions are behind the last record of every partition, but do not
 		// count as lag.
-		if lag, known := r.marks.Lag(l.Topic); lag != 0 || !known {
+		if lag, known := r.watermarks.Lag(l.Topic); lag != 0 || !known {
 			t.Errorf("lag is %d (known: %v) after catching up", lag, known)
 		}
-		if got := r.marks.AsOf(l.Topic); !got.Equal(last.RecordedAt) {
+		if got := r.watermarks.AsOf(l.Topic); !got.Equal(last.RecordedAt) {
 			t.Errorf("as of %v, want %v", got, last.RecordedAt)
 		}
 		r.stop()
@@ -52,7 +52,7 @@ func TestAppliesInOrderPerKey(t *testing.T) {
 		var next int64
 		for id, a := range saved {
 			next += a.Next
-			if live, _ := r.marks.Applied(l.Topic, id); live != a {
+			if live, _ := r.watermarks.Applied(l.Topic, id); live != a {
 				t.Errorf("partition %d: %v saved at the stop, %v applied", id, a, live)
 			}
 		}
@@ -82,16 +82,16 @@ func TestResumesAtSinkPosition(t *testing.T) {
 			r.stop()
 			sink.mu.Lock()
 			if sink.entered != 0 {
-				t.Error("the sink was still at work when Run returned")
+				t.Error("a call of the sink was in progress when Run returned")
 			}
 			sink.mu.Unlock()
 		}
 		writing.Wait()
 		r := start(t, config(l, sink))
 		r.catchUp(t)
-		sink.holds(t, l.Versions)
+		sink.mustHave(t, l.Versions)
 		if _, deliveries := sink.counts(); deliveries >= 2*len(events) {
-			t.Errorf("%d deliveries of %d records: it does not go on where it stood", deliveries, len(events))
+			t.Errorf("%d deliveries of %d records: it did not resume at its position", deliveries, len(events))
 		}
 		r.stop()
 		sink.close()
@@ -142,13 +142,15 @@ func TestRebalance(t *testing.T) {
 			return n[0] > 0 && n[1] > 0 && n[0]+n[1] == partitions
 		})
 		a.stop()
-		streamstest.Eventually(t, "the member that stays has all", func() bool { return owned(b)[0] == partitions })
+		streamstest.Eventually(t, "the remaining member has all partitions", func() bool {
+			return owned(b)[0] == partitions
+		})
 		c := start(t, config(l, sink))
 		streamstest.Eventually(t, "a third joins", func() bool { n := owned(b, c); return n[0] > 0 && n[1] > 0 })
 		writing.Wait()
 		b.catchUp(t) // it sees the other member's positions
 		c.catchUp(t)
-		sink.holds(t, l.Versions)
+		sink.mustHave(t, l.Versions)
 		if applied, deliveries := sink.counts(); applied != len(events) || deliveries > len(events)+len(events)/2 {
 			t.Errorf("%d of %d events applied in %d deliveries", applied, len(events), deliveries)
 		}
@@ -170,7 +172,7 @@ func TestFailedApplyIsRetried(t *testing.T) {
 		})
 		r := start(t, config(l, sink))
 		r.catchUp(t)
-		sink.holds(t, l.Versions)
+		sink.mustHave(t, l.Versions)
 	})
 }
 
@@ -195,13 +197,13 @@ func TestHungSinkIsBoundedByQueue(t *testing.T) {
 		})
 		cfg := config(l, sink)
 		cfg.Workers, cfg.Batch, cfg.Queue = 4, 10, 40
-		said := &messages{}
-		cfg.Logger = slog.New(said)
+		logged := &messages{}
+		cfg.Logger = slog.New(logged)
 		r := start(t, cfg)
 		streamstest.Eventually(t, "all workers are inside the sink", func() bool { return held.Load() > 0 })
-		streamstest.Eventually(t, "fetching is paused", func() bool { return said.has("paused") })
+		streamstest.Eventually(t, "fetching is paused", func() bool { return logged.has("paused") })
 		// Records are in the lanes, in the workers, and one is held back. All of them count as lag.
-		if lag, known := r.marks.Lag(l.Topic); known && lag < 5000 {
+		if lag, known := r.watermarks.Lag(l.Topic); known && lag < 5000 {
 			t.Errorf("lag %d while nothing is applied", lag)
 		}
 		if n := held.Load(); n > int64(cfg.Workers*cfg.Batch) {
@@ -213,7 +215,7 @@ func TestHungSinkIsBoundedByQueue(t *testing.T) {
 		close(release)
 		streamstest.Eventually(t, "the second member has partitions", func() bool { return r2.Owned() > 0 })
 		r.catchUp(t)
-		sink.holds(t, l.Versions)
+		sink.mustHave(t, l.Versions)
 	})
 }
 
@@ -233,39 +235,43 @@ func TestUnreadableRecordsBecomeDeadLetters(t *testing.T) {
 		bad.Data = []byte("garbage")
 		l.Write(t, good, bad)
 		l.Versions["s-0"]-- // no event has this version yet; the store's one comes later
-		foreign := kafka.Record{Topic: l.Topic, Partition: kafka.AnyPartition, Key: []byte("s-0"), Value: []byte("not ours"),
-			Headers: []event.Header{{Key: "from", Value: []byte("elsewhere")}}}
-		l.WriteRecords(t, foreign)
+		external := kafka.Record{
+			Topic: l.Topic, Partition: kafka.AnyPartition, Key: []byte("s-0"), Value: []byte("not ours"),
+			Headers: []event.Header{{Key: "from", Value: []byte("elsewhere")}},
+		}
+		l.WriteRecords(t, external)
 		l.Write(t, l.events("s", 10, 300)...)
 
 		cfg := config(l, sink)
 		r := start(t, cfg)
 		r.catchUp(t)
-		sink.holds(t, l.Versions)
+		sink.mustHave(t, l.Versions)
 		sink.flush() // everything is delivered again
 		l.Write(t, l.next("s-1"))
 		r.catchUp(t)
-		streamstest.Eventually(t, "the sink is whole again", func() bool {
+		streamstest.Eventually(t, "the sink is complete again", func() bool {
 			sink.mu.Lock()
 			defer sink.mu.Unlock()
 			return maps.Equal(sink.versions, l.Versions)
 		})
 		r.stop()
 
-		parked, records := readParked(t, on, cfg.Name)
-		if len(parked) != 2 || records < 4 {
-			t.Fatalf("%d records parked under %d keys, want at least 4 under 2", records, len(parked))
+		letters, records := readDeadLetters(t, on, cfg.Name)
+		if len(letters) != 2 || records < 4 {
+			t.Fatalf("%d dead letters under %d keys, want at least 4 under 2", records, len(letters))
 		}
 		partition := kafka.Partition([]byte("s-0"), partitions)
-		m := parked[fmt.Sprintf("%s|%s|%d|%d", cfg.Name, l.Topic, partition, 1)]
-		if string(m.Value) != "garbage" || header(m, "ce_streamversion") != "2" || header(m, streams.HeaderDeadLetterReason) != "no such message" {
-			t.Errorf("the event without a readable body is parked as %q %q", m.Value, m.Headers)
+		m := letters[fmt.Sprintf("%s|%s|%d|%d", cfg.Name, l.Topic, partition, 1)]
+		if string(m.Value) != "garbage" || header(m, "ce_streamversion") != "2" ||
+			header(m, streams.HeaderDeadLetterReason) != "no such message" {
+			t.Errorf("the dead letter of the unreadable event is %q %q", m.Value, m.Headers)
 		}
-		delete(parked, string(m.Key))
-		for _, m := range parked {
-			if string(m.Value) != "not ours" || header(m, "from") != "elsewhere" || header(m, streams.HeaderDeadLetterKey) != "s-0" ||
+		delete(letters, string(m.Key))
+		for _, m := range letters {
+			if string(m.Value) != "not ours" || header(m, "from") != "elsewhere" ||
+				header(m, streams.HeaderDeadLetterKey) != "s-0" ||
 				header(m, streams.HeaderDeadLetterReason) == "" {
-				t.Errorf("the foreign record is parked as %q %q", m.Value, m.Headers)
+				t.Errorf("the dead letter of the external record is %q %q", m.Value, m.Headers)
 			}
 		}
 	})
@@ -276,9 +282,9 @@ func TestUnreadableRecordsBecomeDeadLetters(t *testing.T) {
 func TestLostDataIsReadAgain(t *testing.T) {
 	t.Parallel()
 	for name, next := range map[string]func(l log) event.Event{
-		"and the next event shows a gap":   func(l log) event.Event { return l.next("s-3") },
-		"and the next event is of its own": func(l log) event.Event { return l.next("new") },
-		"and nothing happens any more":     nil,
+		"and the next event shows a gap":     func(l log) event.Event { return l.next("s-3") },
+		"and the next event starts a stream": func(l log) event.Event { return l.next("new") },
+		"and no event follows":               nil,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -290,7 +296,7 @@ func TestLostDataIsReadAgain(t *testing.T) {
 				streamstest.Eventually(t, "positions are saved", func() bool {
 					saved, _ := sink.Positions(t.Context(), l.Topic)
 					for id := range int32(partitions) {
-						if live, _ := r.marks.Applied(l.Topic, id); saved[id] != live {
+						if live, _ := r.watermarks.Applied(l.Topic, id); saved[id] != live {
 							return false
 						}
 					}
@@ -300,7 +306,7 @@ func TestLostDataIsReadAgain(t *testing.T) {
 				if next != nil {
 					l.Write(t, next(l))
 				}
-				streamstest.Eventually(t, "the sink is whole again", func() bool {
+				streamstest.Eventually(t, "the sink is complete again", func() bool {
 					sink.mu.Lock()
 					defer sink.mu.Unlock()
 					return maps.Equal(sink.versions, l.Versions)
@@ -309,7 +315,7 @@ func TestLostDataIsReadAgain(t *testing.T) {
 				r.stop()
 				saved, _ := sink.Positions(t.Context(), l.Topic)
 				for id := range int32(partitions) {
-					if live, _ := r.marks.Applied(l.Topic, id); saved[id] != live {
+					if live, _ := r.watermarks.Applied(l.Topic, id); saved[id] != live {
 						t.Errorf("partition %d: %v saved, %v applied", id, saved[id], live)
 					}
 				}
@@ -332,7 +338,7 @@ func TestLostDocumentIsReadAgain(t *testing.T) {
 		sink.mu.Unlock()
 		l.Write(t, l.next("s-7"))
 		r.catchUp(t)
-		sink.holds(t, l.Versions)
+		sink.mustHave(t, l.Versions)
 	})
 }
 
@@ -354,15 +360,15 @@ func TestGapInLogBecomesDeadLetters(t *testing.T) {
 		l.Write(t, l.events("u", 5, 50)...)
 		r.catchUp(t)
 		l.Versions["s-7"] = 10
-		sink.holds(t, l.Versions)
+		sink.mustHave(t, l.Versions)
 		r.stop()
-		parked, _ := readParked(t, on, cfg.Name)
-		if len(parked) != 3 {
-			t.Errorf("%d records parked, want the three behind the gap", len(parked))
+		letters, _ := readDeadLetters(t, on, cfg.Name)
+		if len(letters) != 3 {
+			t.Errorf("%d dead letters, want the three behind the gap", len(letters))
 		}
-		for _, m := range parked {
+		for _, m := range letters {
 			if header(m, streams.HeaderDeadLetterKey) != "s-7" {
-				t.Errorf("parked a record of %s", header(m, streams.HeaderDeadLetterKey))
+				t.Errorf("dead letter of stream %s", header(m, streams.HeaderDeadLetterKey))
 			}
 		}
 	})
@@ -382,19 +388,20 @@ func TestStopWithHungSink(t *testing.T) {
 			return ctx.Err()
 		})
 		r := start(t, config(l, sink))
-		streamstest.Eventually(t, "the sink is at work", func() bool { return inside.Load() > 0 })
+		streamstest.Eventually(t, "a call of the sink is in progress", func() bool { return inside.Load() > 0 })
 		r.stop()
 		if n := inside.Load(); n != 0 {
-			t.Errorf("%d calls of the sink are under way after the stop", n)
+			t.Errorf("%d calls of the sink are in progress after the stop", n)
 		}
 		sink.setBefore(nil)
 		r = start(t, config(l, sink))
 		r.catchUp(t)
-		sink.holds(t, l.Versions)
+		sink.mustHave(t, l.Versions)
 	})
 }
 
-// This runs on the embedded broker only, because other tests need the real one.
+// A runtime whose broker is gone stops, and its saved positions are complete. This runs on an
+// embedded broker of its own, because other tests need the shared ones.
 func TestStopWithoutBroker(t *testing.T) {
 	t.Parallel()
 	cfg, stopBroker, err := streamstest.StartBroker()
@@ -421,7 +428,7 @@ func TestStopWithoutBroker(t *testing.T) {
 	}
 	saved, _ := sink.Positions(t.Context(), l.Topic)
 	for id := range int32(partitions) {
-		if live, _ := r.marks.Applied(l.Topic, id); saved[id] != live {
+		if live, _ := r.watermarks.Applied(l.Topic, id); saved[id] != live {
 			t.Errorf("partition %d: %v saved, %v applied", id, saved[id], live)
 		}
 	}

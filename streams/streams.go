@@ -30,7 +30,7 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Record is an event and its place on the log.
+// Record is an event and its location on the log.
 type Record struct {
 	Event     event.Event
 	Topic     string
@@ -74,7 +74,7 @@ const noTopic = "-"
 func ParseApplied(s string) (Applied, error) {
 	words := strings.Fields(s)
 	if len(words) != 3 && len(words) != 5 {
-		return Applied{}, fmt.Errorf("position of a sink %q: want three words, or five", s)
+		return Applied{}, fmt.Errorf("sink position %q: want 3 or 5 words", s)
 	}
 	var a Applied
 	var errs [4]error
@@ -90,7 +90,7 @@ func ParseApplied(s string) (Applied, error) {
 		}
 	}
 	if err := errors.Join(errs[:]...); err != nil {
-		return Applied{}, fmt.Errorf("position of a sink %q: %w", s, err)
+		return Applied{}, fmt.Errorf("sink position %q: %w", s, err)
 	}
 	if micros != 0 {
 		a.AsOf = time.UnixMicro(micros).UTC()
@@ -123,7 +123,7 @@ type Sink interface {
 }
 
 // ErrLost means that a sink has lost data.
-var ErrLost = errors.New("the sink does not hold what it held")
+var ErrLost = errors.New("the sink lost data")
 
 // GapError means that an event cannot be applied because the previous event of its stream was not:
 // the sink lost it, or the log never had it. The runtime finds out which. It reads again what the
@@ -134,8 +134,10 @@ type GapError struct {
 }
 
 func (e *GapError) Error() string {
-	return fmt.Sprintf("stream %q is at version %d in the sink, so version %d (%s [%d] at offset %d) cannot follow",
-		e.Record.Event.Stream, e.Have, e.Record.Event.Version, e.Record.Topic, e.Record.Partition, e.Record.Offset)
+	r := e.Record
+	return fmt.Sprintf("gap in stream %q: the sink has version %d, "+
+		"the event at offset %d of partition %d of %s has version %d",
+		r.Event.Stream, e.Have, r.Offset, r.Partition, r.Topic, r.Event.Version)
 }
 
 // Is makes a gap match ErrLost.
@@ -150,7 +152,7 @@ type UnreadableError struct {
 }
 
 func (e *UnreadableError) Error() string {
-	return fmt.Sprintf("%d events cannot be read, the first: %v", len(e.Records), e.Reasons[0])
+	return fmt.Sprintf("%d unreadable events, the first: %v", len(e.Records), e.Reasons[0])
 }
 
 // Unwrap returns the reasons, so that callers can test for them.

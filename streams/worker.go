@@ -24,7 +24,7 @@ type item struct {
 	// it may have to wait for a schema, and the poll loop must not block.
 	unread *kafka.Message
 
-	refused bool // the sink could not read it
+	refused bool // the sink could not read it; see UnreadableError
 }
 
 // isEvent reports whether the sink has taken the item as an event. A dead letter moves no
@@ -85,11 +85,11 @@ func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 			return
 		}
 		wait := waits.Next()
-		r.cfg.Logger.Warn("streams: the sink did not take a batch, which will be handed over again", "sink", r.cfg.Name,
-			"records", len(batch), "in", wait, "error", err)
+		r.cfg.Logger.Warn("streams: applying a batch failed; retrying",
+			"sink", r.cfg.Name, "records", len(batch), "retry_in", wait, "error", err)
 		if errors.Is(err, ErrLost) {
 			// Lost data cannot come back by a retry alone. The poll loop reads it again.
-			gap := gapIn(batch, err)
+			gap := gapItem(batch, err)
 			r.requestRepair(ctx, err, gap)
 			if gap != nil && gap.deadLetter != nil {
 				continue // the gap is a dead letter now, so the rest can be applied at once
@@ -101,17 +101,17 @@ func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 	}
 }
 
-// gapIn returns the item that a GapError in err names, or nil.
-func gapIn(batch []*item, err error) *item {
+// gapItem returns the item that a GapError in err names, or nil.
+func gapItem(batch []*item, err error) *item {
 	var gap *GapError
 	if !errors.As(err, &gap) {
 		return nil
 	}
-	return find(batch, gap.Record)
+	return findItem(batch, gap.Record)
 }
 
-// find returns the item of a record, or nil if the batch does not have it.
-func find(batch []*item, rec Record) *item {
+// findItem returns the item of a record, or nil if the batch does not have it.
+func findItem(batch []*item, rec Record) *item {
 	at := slices.IndexFunc(batch, func(it *item) bool {
 		return it.record.Topic == rec.Topic && it.record.Partition == rec.Partition && it.record.Offset == rec.Offset
 	})
@@ -158,6 +158,7 @@ func (r *Runtime) read(ctx context.Context, it *item) error {
 func (r *Runtime) attempt(batch []*item) error {
 	ctx, cancel := context.WithTimeout(r.attempts, attemptTimeout)
 	defer cancel()
+	// Complete the items first: one of them may turn out to be unreadable.
 	var records []Record
 	var letters []kafka.Record
 	for _, it := range batch {
@@ -176,7 +177,7 @@ func (r *Runtime) attempt(batch []*item) error {
 		if errors.As(err, &unreadable) {
 			for i, rec := range unreadable.Records {
 				letters = append(letters, *deadLetterOf(r.cfg.Name, rec, unreadable.Reasons[i]))
-				if it := find(batch, rec); it != nil {
+				if it := findItem(batch, rec); it != nil {
 					it.refused = true
 				}
 			}
@@ -184,6 +185,7 @@ func (r *Runtime) attempt(batch []*item) error {
 			return err
 		}
 	}
+	// The positions move over dead letters only after they are on their topic.
 	if len(letters) == 0 {
 		return nil
 	}

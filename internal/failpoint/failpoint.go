@@ -18,12 +18,12 @@ package failpoint
 //	embedded.redis.write.before embedded.redis.write.after one write of the embedded Redis
 //	lake.TABLE.…                                           the steps of lake
 //	restcatalog.purge.file                                 each file of a table that is purged
-//	maintenance.…                                          the steps of lake/maintenance, of whichever table comes first
+//	maintenance.…                                          the steps of lake/maintenance, of the first table to reach them
 //
-// and switches that take a guard away, so that the matrix can be seen to go red without it:
+// Switches disable a guard, to show that the matrix fails without it:
 //
 //	lake.nofence, view.noguard
 //
-// or that make what is rare the rule:
+// Or they make a rare case frequent:
 //
-//	lake.unnamed    an error of a record does not name it, so that landers look for it by halves
+//	lake.unnamed    errors of records do not name the record, so landers search for it by bisection

@@ -18,14 +18,14 @@ import (
 const Env = "MILLRACE_FAILPOINTS"
 
 // ErrInjected is the error of a failed step.
-var ErrInjected = errors.New("failpoint: made to fail")
+var ErrInjected = errors.New("failpoint: injected error")
 
 // action is what an armed point does, once.
 type action struct {
 	Do    string `json:"do"`    // kill, stop, error, or on
 	At    int    `json:"at"`    // on which hit after arming, from 1
 	Hits  int    `json:"hits"`  // since arming
-	Fired bool   `json:"fired"` // whether it has happened
+	Fired bool   `json:"fired"` // whether the action has happened
 }
 
 var (
@@ -51,7 +51,7 @@ func arm(word string) error {
 	if before, n, has := strings.Cut(do, "@"); has {
 		var err error
 		if at, err = strconv.Atoi(n); err != nil || at < 1 {
-			return fmt.Errorf("failpoint %q: the hit to act at is a number from 1", word)
+			return fmt.Errorf("failpoint %q: N in @N must be a number from 1", word)
 		}
 		do = before
 	}
@@ -61,7 +61,7 @@ func arm(word string) error {
 		ok = false
 	}
 	if !ok {
-		return fmt.Errorf("failpoint %q: want POINT=kill|stop|error|on, with @N for the hit to act at", word)
+		return fmt.Errorf("failpoint %q: want POINT=kill|stop|error|on, optionally followed by @N to act on hit N", word)
 	}
 	mu.Lock()
 	defer mu.Unlock()

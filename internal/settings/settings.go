@@ -14,10 +14,10 @@ import (
 
 // Fault is a setting that endangers data.
 type Fault struct {
-	Resource string // "topic millrace.orders"
-	Setting  string // "cleanup.policy"
-	Value    string
-	Want     string
+	Resource string // for example "topic millrace.orders"
+	Setting  string // for example "cleanup.policy"
+	Value    string // the value found
+	Want     string // the values allowed, for people
 	Effect   string // what the setting causes
 	Remedy   string // what to do, a command if there is one
 	// Fatal means that data is lost or falsified, so a process must not start. Other faults are

@@ -26,14 +26,14 @@ import (
 
 // How long to wait for another process's lock, and how often to retry where SQLite does not wait.
 const (
-	patience = 10 * time.Second
-	retry    = 5 * time.Millisecond
+	lockTimeout   = 10 * time.Second
+	retryInterval = 5 * time.Millisecond
 )
 
 // settings of every connection. In WAL mode, readers and the writer do not block each other. With
 // synchronous=FULL, a commit returns after the log is on disk.
 var settings = url.Values{
-	"_busy_timeout": {strconv.FormatInt(patience.Milliseconds(), 10)},
+	"_busy_timeout": {strconv.FormatInt(lockTimeout.Milliseconds(), 10)},
 	"_foreign_keys": {"on"},
 	"_dqs":          {"0"}, // "x" is an identifier, never a string
 	"_pragma":       {"cache_size(-16384)", "journal_size_limit(67108864)"},
@@ -80,13 +80,15 @@ func open(path string, more url.Values) (*sql.DB, error) {
 // the log is also a file. If it cannot grow, SQLite only reports that it could not get the memory.
 func Full(err error) bool {
 	var failed *sqlite.Error
-	return errors.As(err, &failed) && (failed.Code()&0xff == sqlite3.SQLITE_FULL || failed.Code() == sqlite3.SQLITE_IOERR_SHMSIZE)
+	return errors.As(err, &failed) &&
+		(failed.Code()&0xff == sqlite3.SQLITE_FULL || failed.Code() == sqlite3.SQLITE_IOERR_SHMSIZE)
 }
 
 // Damaged reports whether an error means that the file is not a database, or is damaged.
 func Damaged(err error) bool {
 	var failed *sqlite.Error
-	return errors.As(err, &failed) && (failed.Code()&0xff == sqlite3.SQLITE_CORRUPT || failed.Code()&0xff == sqlite3.SQLITE_NOTADB)
+	return errors.As(err, &failed) &&
+		(failed.Code()&0xff == sqlite3.SQLITE_CORRUPT || failed.Code()&0xff == sqlite3.SQLITE_NOTADB)
 }
 
 // Checkpoint moves the write-ahead log of a database that was opened for writing into its file. It
@@ -103,9 +105,10 @@ func Checkpoint(db *sql.DB) error {
 // that, or is removing the log because it closes last, SQLite reports at once that the file is
 // busy, regardless of its timeout. So connect retries.
 func connect(db *sql.DB) error {
-	for deadline := time.Now().Add(patience); ; time.Sleep(retry) {
+	for deadline := time.Now().Add(lockTimeout); ; time.Sleep(retryInterval) {
 		err := db.PingContext(context.Background())
-		if busy := (*sqlite.Error)(nil); !errors.As(err, &busy) || busy.Code()&0xff != sqlite3.SQLITE_BUSY || time.Now().After(deadline) {
+		busy := (*sqlite.Error)(nil)
+		if !errors.As(err, &busy) || busy.Code()&0xff != sqlite3.SQLITE_BUSY || time.Now().After(deadline) {
 			return err
 		}
 	}

@@ -36,9 +36,9 @@ func Dialer(d *net.Dialer, stall time.Duration) func(ctx context.Context, networ
 // conn adds deadlines of its own to those of its user.
 type conn struct {
 	net.Conn
-	stall time.Duration
-	moved atomic.Pointer[time.Time] // when a byte last moved
-	quiet atomic.Bool               // one direction has failed for silence, and the user is closing the connection
+	stall     time.Duration
+	lastMoved atomic.Pointer[time.Time] // when a byte last moved
+	silent    atomic.Bool               // one direction has failed for silence, and the user is closing the connection
 
 	// mu is held while a deadline is set, so that the earlier one applies.
 	mu          sync.Mutex
@@ -77,8 +77,8 @@ func (c *conn) bound(set func(time.Time) error, theirs *time.Time, from time.Tim
 	return set(until)
 }
 
-// passed reports whether the user's deadline has passed.
-func (c *conn) passed(theirs *time.Time) bool {
+// expired reports whether the user's deadline has passed.
+func (c *conn) expired(theirs *time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return !theirs.IsZero() && !time.Now().Before(*theirs)
@@ -86,50 +86,50 @@ func (c *conn) passed(theirs *time.Time) bool {
 
 // newConn starts the clock of a connection.
 func newConn(c net.Conn, stall time.Duration) *conn {
-	moving := &conn{Conn: c, stall: stall}
-	moving.move()
-	return moving
+	watched := &conn{Conn: c, stall: stall}
+	watched.touch()
+	return watched
 }
 
-// move records that a byte has moved.
-func (c *conn) move() { c.moved.Store(new(time.Now())) }
+// touch records that a byte has moved.
+func (c *conn) touch() { c.lastMoved.Store(new(time.Now())) }
 
 // Read continues to wait while bytes are written, because the answer may come after a long request.
 func (c *conn) Read(p []byte) (int, error) {
-	for from := time.Now(); ; from = *c.moved.Load() {
+	for from := time.Now(); ; from = *c.lastMoved.Load() {
 		if err := c.bound(c.Conn.SetReadDeadline, &c.read, from); err != nil {
 			return 0, err
 		}
 		n, err := c.Conn.Read(p)
 		if n > 0 || err == nil {
-			c.move()
+			c.touch()
 			return n, err
 		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) || c.passed(&c.read) {
+		if !errors.Is(err, os.ErrDeadlineExceeded) || c.expired(&c.read) {
 			return n, err
 		}
 		// Nothing was written while this read waited: the connection is silent.
-		if !c.moved.Load().After(from) {
-			return n, c.stalled(err)
+		if !c.lastMoved.Load().After(from) {
+			return n, c.silence(err)
 		}
 	}
 }
 
-// piece is how many bytes are written under one deadline.
-const piece = 64 << 10
+// chunkSize is how many bytes are written under one deadline.
+const chunkSize = 64 << 10
 
-// Write writes in pieces, so that a long write is not taken for silence.
+// Write writes in chunks, so that a long write does not count as silence.
 func (c *conn) Write(p []byte) (written int, err error) {
 	for more := true; more; more = len(p) > written {
 		if err := c.bound(c.Conn.SetWriteDeadline, &c.write, time.Now()); err != nil {
 			return written, err
 		}
-		n, err := c.Conn.Write(p[written:min(len(p), written+piece)])
+		n, err := c.Conn.Write(p[written:min(len(p), written+chunkSize)])
 		if written += n; n > 0 {
-			c.move()
+			c.touch()
 		}
-		if err != nil && (c.quiet.Load() || errors.Is(err, os.ErrDeadlineExceeded)) && !c.passed(&c.write) {
-			err = c.stalled(err)
+		if err != nil && (c.silent.Load() || errors.Is(err, os.ErrDeadlineExceeded)) && !c.expired(&c.write) {
+			err = c.silence(err)
 		}
 		if err != nil {
 			return written, err
@@ -138,8 +138,8 @@ func (c *conn) Write(p []byte) (written int, err error) {
 	return written, nil
 }
 
-// stalled returns ErrStalled, and marks the connection for the other direction.
-func (c *conn) stalled(err error) error {
-	c.quiet.Store(true)
-	return fmt.Errorf("%w: no byte to or from %s for %v: %w", ErrStalled, c.RemoteAddr(), c.stall, err)
+// silence returns ErrStalled, and marks the connection for the other direction.
+func (c *conn) silence(err error) error {
+	c.silent.Store(true)
+	return fmt.Errorf("%w: no bytes to or from %s for %v: %w", ErrStalled, c.RemoteAddr(), c.stall, err)
 }

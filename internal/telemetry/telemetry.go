@@ -34,7 +34,8 @@ func New() *Metrics {
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"procedure", "code"}),
 	}
-	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), m.calls)
+	process := collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})
+	m.registry.MustRegister(collectors.NewGoCollector(), process, m.calls)
 	return m
 }
 
@@ -42,19 +43,19 @@ func New() *Metrics {
 func (m *Metrics) Interceptor() connect.Interceptor {
 	return connect.UnaryInterceptorFunc(func(next connect.UnaryFunc) connect.UnaryFunc {
 		return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-			begun := time.Now()
+			start := time.Now()
 			res, err := next(ctx, req)
 			code := "ok"
 			if err != nil {
 				code = connect.CodeOf(err).String()
 			}
-			m.calls.WithLabelValues(req.Spec().Procedure, code).Observe(time.Since(begun).Seconds())
+			m.calls.WithLabelValues(req.Spec().Procedure, code).Observe(time.Since(start).Seconds())
 			return res, err
 		}
 	})
 }
 
-// Sink is the state of a store, topic, view or table when it is asked.
+// Sink is the state of a store, topic, view or table at a scrape.
 type Sink struct {
 	Name  string    // for example "view orderstatus/v1"
 	Unit  string    // unit of Count
@@ -63,23 +64,24 @@ type Sink struct {
 	AsOf  time.Time // when the newest event in the sink was recorded; zero if unknown
 }
 
-// Sinks adds the sinks that ask returns at each scrape. ask has patience to answer. If it fails,
-// the sinks that it returned are still reported, and millrace_sinks_up is 0.
-func (m *Metrics) Sinks(ask func(context.Context) ([]Sink, error), patience time.Duration, logger *slog.Logger) {
+// Sinks adds the sinks that query returns at each scrape. query must return within timeout. If it
+// fails, the sinks that it returned are still reported, and millrace_sinks_up is 0.
+func (m *Metrics) Sinks(query func(context.Context) ([]Sink, error), timeout time.Duration, logger *slog.Logger) {
 	labels := []string{"sink"}
 	m.registry.MustRegister(&sinks{
-		ask: ask, patience: patience, logger: logger,
+		query: query, timeout: timeout, logger: logger,
 		up:    prometheus.NewDesc("millrace_sinks_up", "1 if every sink could be read.", nil, nil),
 		count: prometheus.NewDesc("millrace_sink_items", "Items in the sink.", []string{"sink", "unit"}, nil),
 		lag:   prometheus.NewDesc("millrace_sink_lag_events", "Events that the sink has not applied.", labels, nil),
-		asOf:  prometheus.NewDesc("millrace_sink_newest_recorded_seconds", "Unix time at which the newest event in the sink was recorded.", labels, nil),
+		asOf: prometheus.NewDesc("millrace_sink_newest_recorded_seconds",
+			"Unix time at which the newest event in the sink was recorded.", labels, nil),
 	})
 }
 
 // sinks is a Prometheus collector.
 type sinks struct {
-	ask                  func(context.Context) ([]Sink, error)
-	patience             time.Duration
+	query                func(context.Context) ([]Sink, error)
+	timeout              time.Duration
 	logger               *slog.Logger
 	up, count, lag, asOf *prometheus.Desc
 }
@@ -91,15 +93,16 @@ func (s *sinks) Describe(to chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector. It asks at each scrape.
+// Collect implements prometheus.Collector. It queries the sinks at each scrape, so a slow sink
+// makes the scrape slow, up to the timeout.
 func (s *sinks) Collect(to chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), s.patience)
+	ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
 	defer cancel()
-	all, err := s.ask(ctx)
+	all, err := s.query(ctx)
 	up := 1.0
 	if err != nil {
 		up = 0
-		s.logger.Warn("metrics: a sink cannot be asked", "error", err)
+		s.logger.Warn("metrics: reading a sink failed", "error", err)
 	}
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
@@ -122,8 +125,8 @@ func (m *Metrics) Gauge(name, help string, read func() float64) {
 	}
 }
 
-// Labelled adds a gauge that is 1 for each set of labels that each passes to is at a scrape, and
-// has no other values.
+// Labelled adds a gauge for a set of things that changes, such as faults. At each scrape, each
+// calls is once for every set of labels in it. The gauge is 1 for these, and other sets are absent.
 func (m *Metrics) Labelled(name, help string, labels []string, each func(is func(labels ...string))) {
 	m.registry.MustRegister(&labelled{prometheus.NewDesc(name, help, labels, nil), each})
 }

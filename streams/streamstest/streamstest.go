@@ -1,8 +1,8 @@
 // Package streamstest provides a log for tests of sinks: an embedded broker, and a Log, which
 // writes events to a topic in transactions, as the relay does.
 //
-// Start runs a Runtime for a test, CatchUp blocks until its sink has applied the log, and NoopRuntime
-// is a runtime without a sink's cost, for comparison in benchmarks.
+// Start runs a Runtime for a test, CatchUp blocks until its sink has applied the log, and
+// NoopRuntime is a runtime without a sink's cost, for comparison in benchmarks.
 package streamstest
 
 import (
@@ -63,6 +63,9 @@ func NewBroker(t testing.TB) kafka.Config {
 const Partitions = 4
 
 // Log is a topic and the events that were written to it. It is not safe for concurrent use.
+//
+// Next creates events with the right versions, and Write publishes them. Tests that need wrong
+// events change what Next returned, or write records.
 type Log struct {
 	Topic    string
 	Events   []event.Event     // in the order in which Next returned them
@@ -92,7 +95,7 @@ func NewLog(t testing.TB, cfg kafka.Config, topic string) *Log {
 // field that names the stream.
 func (l *Log) Next(aggregate, stream string, data []byte) event.Event {
 	l.Versions[stream]++
-	kind, data := about(aggregate, stream, data)
+	kind, data := describe(aggregate, stream, data)
 	now := event.Time(time.Now())
 	e := event.Event{
 		ID: uuid.Must(uuid.NewV7()), Aggregate: aggregate, Stream: stream, Version: l.Versions[stream], Type: kind,
@@ -102,9 +105,9 @@ func (l *Log) Next(aggregate, stream string, data []byte) event.Event {
 	return e
 }
 
-// about returns the type of the event in data, and data with the event's first field, which names
-// the stream, set to stream. For an unknown aggregate it returns data unchanged.
-func about(aggregate, stream string, data []byte) (kind string, _ []byte) {
+// describe returns the type of the event in data, and data with the event's first field, which
+// names the stream, set to stream. For an unknown aggregate it returns data unchanged.
+func describe(aggregate, stream string, data []byte) (kind string, _ []byte) {
 	for _, a := range event.Aggregates() {
 		if a.Name != aggregate {
 			continue
@@ -134,7 +137,9 @@ func about(aggregate, stream string, data []byte) (kind string, _ []byte) {
 
 // Record returns an event as the relay publishes it.
 func (l *Log) Record(e event.Event) kafka.Record {
-	return kafka.Record{Topic: l.Topic, Partition: kafka.AnyPartition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()}
+	return kafka.Record{
+		Topic: l.Topic, Partition: kafka.AnyPartition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers(),
+	}
 }
 
 // Write publishes events.
@@ -167,7 +172,7 @@ func (l *Log) WriteRecords(t testing.TB, records ...kafka.Record) {
 }
 
 // stable blocks until everything committed is readable. Apache Kafka acknowledges a commit before
-// it writes the markers.
+// it writes the markers, and until then the readable end is below the high watermark.
 func (l *Log) stable(t testing.TB) {
 	t.Helper()
 	admin, err := kafka.NewAdmin(l.on)
@@ -188,7 +193,7 @@ func (l *Log) stable(t testing.TB) {
 		}
 		select {
 		case <-ctx.Done():
-			t.Errorf("what was committed to %s cannot be read: %v", l.Topic, err)
+			t.Errorf("committed records of %s did not become readable: %v", l.Topic, err)
 			return
 		case <-time.After(5 * time.Millisecond):
 		}
@@ -247,28 +252,29 @@ func RunUntilCaughtUp(b *testing.B, r *streams.Runtime) {
 // sink.
 func NoopRuntime(cfg kafka.Config, topic string) *streams.Runtime {
 	return streams.New(streams.Config{
-		Name: "nothing", Topics: []string{topic}, Sink: &nothing{}, Watermarks: streams.NewWatermarks(), Kafka: cfg, Logger: Quiet,
+		Name: "nothing", Topics: []string{topic}, Sink: &noopSink{}, Watermarks: streams.NewWatermarks(),
+		Kafka: cfg, Logger: Quiet,
 	})
 }
 
-// nothing is a sink that keeps its positions and no data.
-type nothing struct {
+// noopSink is a sink that keeps its positions and no data.
+type noopSink struct {
 	mu        sync.Mutex
 	positions map[int32]streams.Applied
 }
 
 // Apply implements streams.Sink.
-func (*nothing) Apply(context.Context, []streams.Record) error { return nil }
+func (*noopSink) Apply(context.Context, []streams.Record) error { return nil }
 
 // Positions implements streams.Sink.
-func (n *nothing) Positions(context.Context, string) (map[int32]streams.Applied, error) {
+func (n *noopSink) Positions(context.Context, string) (map[int32]streams.Applied, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return maps.Clone(n.positions), nil
 }
 
 // SavePositions implements streams.Sink. It does not check where a move starts.
-func (n *nothing) SavePositions(_ context.Context, _ string, moves []streams.Move) error {
+func (n *noopSink) SavePositions(_ context.Context, _ string, moves []streams.Move) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.positions == nil {
@@ -287,7 +293,7 @@ func Eventually(t testing.TB, what string, holds func() bool) {
 	for !holds() {
 		select {
 		case <-deadline:
-			t.Fatalf("never: %s", what)
+			t.Fatalf("timed out waiting until %s", what)
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
