@@ -25,8 +25,8 @@ type Side struct {
 	Digest func(ctx context.Context) (*digest.Digest, error)
 }
 
-// Comparison is a set of sides that must have equal content. The others are compared with the
-// first, which is the truth.
+// Comparison is a set of sides that must have equal content. The first side is the source of truth,
+// and the others are compared with it.
 type Comparison struct {
 	Unit  string // what is counted: "events", "documents", "rows"
 	Sides []Side
@@ -56,13 +56,14 @@ type AggregateResult struct {
 type SideResult struct {
 	Side, Unit string
 	Sum        digest.Sum
-	// Records that are not events. No sum includes them.
+	// Invalid counts records that are not events, and FirstInvalid describes the first one. No sum
+	// includes them.
 	Invalid      uint64
 	FirstInvalid string
 }
 
-// Progress is called before each comparison, with the numbers of sides that are done and of all
-// sides.
+// Progress is called before each comparison, and at the end, with the number of sides that are done
+// and the number of all sides.
 type Progress func(doing string, done, total int)
 
 // UnreadableError reports that the content of a side is lost or damaged. It counts as a difference,
@@ -98,14 +99,18 @@ func Run(ctx context.Context, subjects []Subject, progress Progress) (Result, er
 				if broken[i] != nil {
 					r.Sides = append(r.Sides, SideResult{Side: c.Sides[i].Name, Unit: c.Unit, Sum: digest.New().Total()})
 					if r.Equal {
-						r.Equal, r.Difference = false, fmt.Sprintf("%s %s cannot be read: %v", s.Aggregate, c.Sides[i].Name, broken[i])
+						r.Equal = false
+						r.Difference = fmt.Sprintf("%s %s cannot be read: %v", s.Aggregate, c.Sides[i].Name, broken[i])
 					}
 					continue
 				}
 				if digests[0] == nil { // the first side is unreadable, so there is nothing to compare with
 					continue
 				}
-				r.Sides = append(r.Sides, SideResult{Side: c.Sides[i].Name, Unit: c.Unit, Sum: d.Total(), Invalid: d.Invalid, FirstInvalid: d.FirstInvalid})
+				r.Sides = append(r.Sides, SideResult{
+					Side: c.Sides[i].Name, Unit: c.Unit, Sum: d.Total(), Invalid: d.Invalid, FirstInvalid: d.FirstInvalid,
+				})
+				// Report the first difference only. The digests of the other sides are listed anyway.
 				if diff := difference(c.Unit, c.Sides[0].Name, digests[0], c.Sides[i].Name, d); diff != "" && r.Equal {
 					r.Equal, r.Difference = false, s.Aggregate+" "+diff
 				}
@@ -147,6 +152,7 @@ func difference(unit, aName string, a *digest.Digest, bName string, b *digest.Di
 	if maps.Equal(a.Streams, b.Streams) {
 		return ""
 	}
+	// A stream may be on one side only, so look at the streams of both.
 	var first string
 	found := false
 	for _, side := range []*digest.Digest{a, b} {
@@ -158,7 +164,7 @@ func difference(unit, aName string, a *digest.Digest, bName string, b *digest.Di
 	}
 	x, y := a.Streams[first], b.Streams[first]
 	if x.Count != y.Count {
-		return fmt.Sprintf("%q: %s holds %d %s, %s holds %d", first, aName, x.Count, unit, bName, y.Count)
+		return fmt.Sprintf("%q: %s has %d %s, %s has %d", first, aName, x.Count, unit, bName, y.Count)
 	}
-	return fmt.Sprintf("%q: %s and %s hold %d %s each, but with other content", first, aName, bName, x.Count, unit)
+	return fmt.Sprintf("%q: %s and %s have %d %s each, but with different content", first, aName, bName, x.Count, unit)
 }

@@ -35,12 +35,12 @@ func run(t interface {
 		t.Fatal(err)
 	}
 	if r.Equal != r.Aggregates[0].Equal {
-		t.Fatal("the whole is not the sum of its parts")
+		t.Fatal("Equal differs between the result and its aggregate")
 	}
 	return r.Aggregates[0]
 }
 
-func TestDifferenceIsNamed(t *testing.T) {
+func TestDifference(t *testing.T) {
 	t.Parallel()
 	a1, a2, b1 := item{"a", "1"}, item{"a", "2"}, item{"b", "1"}
 	for _, c := range []struct {
@@ -50,11 +50,11 @@ func TestDifferenceIsNamed(t *testing.T) {
 	}{
 		{"nothing equals nothing", nil, nil, ""},
 		{"order does not matter", []item{a1, a2, b1}, []item{b1, a2, a1}, ""},
-		{"a lost item", []item{a1, a2, b1}, []item{a1, b1}, `"a": store holds 2 events, topic holds 1`},
-		{"a lost stream", []item{a1, b1}, []item{a1}, `"b": store holds 1 events, topic holds 0`},
-		{"a doubled item", []item{a1}, []item{a1, a1}, `"a": store holds 1 events, topic holds 2`},
-		{"twice one is not one of each", []item{a1, a2}, []item{a1, a1}, `other content`},
-		{"an item of another stream", []item{a1, b1}, []item{b1, {"c", "1"}}, `"a": store holds 1`},
+		{"a lost item", []item{a1, a2, b1}, []item{a1, b1}, `"a": store has 2 events, topic has 1`},
+		{"a lost stream", []item{a1, b1}, []item{a1}, `"b": store has 1 events, topic has 0`},
+		{"a duplicate item", []item{a1}, []item{a1, a1}, `"a": store has 1 events, topic has 2`},
+		{"twice one is not one of each", []item{a1, a2}, []item{a1, a1}, `different content`},
+		{"an item of another stream", []item{a1, b1}, []item{b1, {"c", "1"}}, `"a": store has 1`},
 		{"the first by id is named", []item{{"z", "1"}, {"m", "1"}}, []item{{"z", "2"}, {"m", "2"}}, `"m"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -67,7 +67,7 @@ func TestDifferenceIsNamed(t *testing.T) {
 	}
 }
 
-func TestASideThatCannotBeReadIsAnError(t *testing.T) {
+func TestUnreadableSideIsAnError(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("disk on fire")
 	_, err := verify.Run(t.Context(), []verify.Subject{{Aggregate: "order", Comparisons: []verify.Comparison{{Unit: "events", Sides: []verify.Side{
@@ -78,9 +78,9 @@ func TestASideThatCannotBeReadIsAnError(t *testing.T) {
 	}
 }
 
-// TestAnyOneChangeIsSeen checks that any single change to the content (an item lost, duplicated,
+// TestAnyChangeIsDetected checks that any single change to the content (an item lost, duplicated,
 // changed, or moved to another stream) is detected, and that a change of order is not.
-func TestAnyOneChangeIsSeen(t *testing.T) {
+func TestAnyChangeIsDetected(t *testing.T) {
 	t.Parallel()
 	gen := rapid.Custom(func(t *rapid.T) item {
 		return item{rapid.StringMatching(`[a-c]`).Draw(t, "stream"), rapid.StringMatching(`[x-z]{1,3}`).Draw(t, "content")}
@@ -88,14 +88,14 @@ func TestAnyOneChangeIsSeen(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		items := rapid.SliceOfN(gen, 1, 20).Draw(t, "items")
 		if !run(t, side("store", items...), side("topic", rapid.Permutation(items).Draw(t, "order")...)).Equal {
-			t.Fatal("order mattered")
+			t.Fatal("the order changed the result")
 		}
 		at := rapid.IntRange(0, len(items)-1).Draw(t, "at")
 		changed := append([]item(nil), items...)
-		switch rapid.SampledFrom([]string{"lost", "doubled", "changed", "moved"}).Draw(t, "change") {
+		switch rapid.SampledFrom([]string{"lost", "duplicated", "changed", "moved"}).Draw(t, "change") {
 		case "lost":
 			changed = append(changed[:at], changed[at+1:]...)
-		case "doubled":
+		case "duplicated":
 			changed = append(changed, changed[at])
 		case "changed":
 			changed[at].content += "!"
@@ -103,7 +103,7 @@ func TestAnyOneChangeIsSeen(t *testing.T) {
 			changed[at].stream += "!"
 		}
 		if r := run(t, side("store", items...), side("topic", changed...)); r.Equal || r.Difference == "" {
-			t.Fatal("the change was not seen")
+			t.Fatal("the change was not detected")
 		}
 	})
 }

@@ -24,11 +24,11 @@ func (ceiling) Name() string { return "ceiling/from_memory" }
 // Reads implements contender.
 func (ceiling) Reads() encoding { return asProtobuf }
 
-// The number of different events in memory, which repeat for more rows, and the number of rows on a
-// page, which is that of the lander.
+// The number of different events in memory, which repeat for more rows, and the number of rows per
+// page, which is the lander's.
 const (
-	inMemory    = 1_000_000
-	ceilingPage = 16 << 10
+	eventsInMemory = 1_000_000
+	ceilingPage    = 16 << 10
 )
 
 // Land implements contender. It ignores the topic, because the events are in memory.
@@ -49,9 +49,10 @@ func (c ceiling) Land(ctx context.Context, _ string, n int64) (r result, err err
 	if err != nil {
 		return r, err
 	}
+	// All events are encoded before the measurement starts. ends[i] is the end of the i-th.
 	var bytes []byte
-	ends := make([]int, 0, inMemory)
-	for i := range min(n, inMemory) {
+	ends := make([]int, 0, eventsInMemory)
+	for i := range min(n, eventsInMemory) {
 		bytes = asProtobuf.append(bytes, i)
 		ends = append(ends, len(bytes))
 	}
@@ -67,7 +68,7 @@ func (c ceiling) Land(ctx context.Context, _ string, n int64) (r result, err err
 	}
 	w.Begin(f)
 	progress("%s", c.Name())
-	begun, cpuBegun := time.Now(), ownCPU()
+	started, cpuBefore := time.Now(), ownCPU()
 	for i := range n {
 		at, begin := int(i)%len(ends), 0
 		if at > 0 {
@@ -87,8 +88,8 @@ func (c ceiling) Land(ctx context.Context, _ string, n int64) (r result, err err
 	if err != nil {
 		return r, err
 	}
-	wall, cpu := time.Since(begun), ownCPU()-cpuBegun
-	r = measure(n, wall, cpu, 0) // its memory is that of this program, which means nothing
+	wall, cpu := time.Since(started), ownCPU()-cpuBefore
+	r = measure(n, wall, cpu, 0) // the memory would be that of the benchmark itself
 	r.Files, r.BytesPerRow = 1, float64(written.Size)/float64(n)
 	return r, nil
 }

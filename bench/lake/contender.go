@@ -31,7 +31,8 @@ type bench struct {
 	heapMB     int           // of contenders in Java
 }
 
-// result is the cost of a contender, from its first row to the commit of the last.
+// result is the cost of a contender, from its first row to the commit of the last. Its names in JSON
+// are those that reports and earlier results use.
 type result struct {
 	Rows          int64   `json:"rows"`
 	Seconds       float64 `json:"seconds"`
@@ -48,7 +49,7 @@ type result struct {
 	BytesPerRow         float64 `json:"bytes_per_row"`
 }
 
-// measure returns a result from counts.
+// measure returns a result with the rates of n rows. The caller adds the figures of the table.
 func measure(rows int64, wall, cpu time.Duration, peakMB int) result {
 	return result{
 		Rows: rows, Seconds: wall.Seconds(), RowsPerSecond: float64(rows) / wall.Seconds(),

@@ -34,6 +34,7 @@ var (
 // eventAt returns the i-th event. All values follow from i, so a table can be checked without a
 // copy of the input.
 func eventAt(i int64) event {
+	// draw returns a number below n that depends on r, and mixes r for the next one.
 	r := random(i)
 	draw := func(n uint64) uint64 {
 		v := r % n
@@ -82,6 +83,8 @@ func (e event) appendProtobuf(b []byte) []byte {
 	text(8, e.Country)
 	text(9, e.Device)
 	number(10, protowire.EncodeBool(e.New))
+	// The time is a nested google.protobuf.Timestamp, which is encoded first because its length
+	// precedes it.
 	var room [24]byte
 	at := protowire.AppendVarint(protowire.AppendTag(room[:0], 1, protowire.VarintType), uint64(e.At/1000))
 	if nanos := e.At % 1000 * 1_000_000; nanos != 0 {

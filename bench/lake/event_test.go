@@ -50,12 +50,13 @@ func TestEncodings(t *testing.T) {
 		part := func(name protoreflect.Name) int64 { return at.Get(at.Descriptor().Fields().ByName(name)).Int() }
 		fromWire := event{
 			ID: field("id").Int(), Customer: field("customer").Int(), Type: field("type").String(), SKU: field("sku").String(),
-			Qty: int32(field("qty").Int()), Price: field("price").Float(), Currency: field("currency").String(), Country: field("country").String(),
+			Qty: int32(field("qty").Int()), Price: field("price").Float(),
+			Currency: field("currency").String(), Country: field("country").String(),
 			Device: field("device").String(), New: field("new").Bool(), At: time.Unix(part("seconds"), part("nanos")).UnixMilli(),
 			Session: field("session").Int(), Page: field("page").String(),
 		}
 		if fromWire != e {
-			t.Fatalf("Protobuf says %+v, and the event is %+v", fromWire, e)
+			t.Fatalf("Protobuf has %+v, want %+v", fromWire, e)
 		}
 		var o struct {
 			ID                        int64
@@ -72,7 +73,7 @@ func TestEncodings(t *testing.T) {
 			t.Fatal(err)
 		}
 		if fromJSON := event(o); fromJSON != e {
-			t.Fatalf("JSON says %+v, and the event is %+v", fromJSON, e)
+			t.Fatalf("JSON has %+v, want %+v", fromJSON, e)
 		}
 	}
 	t.Logf("%.1f bytes in Protobuf, %.1f in JSON", float64(protobufBytes)/n, float64(jsonBytes)/n)

@@ -23,19 +23,19 @@ import (
 // transactions a second, and events wait for that too.
 type freshness struct {
 	millrace
-	maintained bool // whether maintenance runs in the same process, every ten seconds
+	maintenance bool // whether maintenance runs in the same process, every ten seconds
 }
 
 // freshness returns the measurement of one lander, with or without maintenance beside it.
-func (b *bench) freshness(maintained bool) freshness {
-	f := freshness{millrace{bench: b, landers: 1}, maintained}
-	f.name = "freshness/" + f.what()
+func (b *bench) freshness(maintenance bool) freshness {
+	f := freshness{millrace{bench: b, landers: 1}, maintenance}
+	f.name = "freshness/" + f.variant()
 	return f
 }
 
-// what returns the name of the variant.
-func (f freshness) what() string {
-	if f.maintained {
+// variant returns the name of the variant.
+func (f freshness) variant() string {
+	if f.maintenance {
 		return "beside_maintenance"
 	}
 	return "landing_alone"
@@ -47,26 +47,26 @@ type distribution struct {
 	Median          int     `json:"p50_ms"`
 	P90             int     `json:"p90_ms"`
 	P99             int     `json:"p99_ms"`
-	Most            int     `json:"max_ms"`
+	Max             int     `json:"max_ms"`
 	Commits         int     `json:"commits"` // number of observed commits
 	Files           int64   `json:"files"`   // number at the end
 }
 
-// seen is the next offset of a partition in the table at a moment: everything before it could be
-// queried.
-type seen struct {
+// observation is the next offset of a partition in the table at a moment: every row before it could
+// be queried.
+type observation struct {
 	at   time.Time
 	next int64
 }
 
 // measure lands a topic while events are produced at a rate, and returns the distribution of the
 // waits.
-func (f freshness) measure(ctx context.Context, rate int64, lasting time.Duration) (d distribution, err error) {
+func (f freshness) measure(ctx context.Context, rate int64, duration time.Duration) (d distribution, err error) {
 	topic := strings.NewReplacer("/", "-", "_", "-").Replace(f.Name())
 	if err := kafka.EnsureTopics(ctx, f.kafka, kafka.Topic{Name: topic, Partitions: int32(f.partitions)}); err != nil {
 		return d, err
 	}
-	w, err := openWarehouse(ctx, f.place())
+	w, err := openWarehouse(ctx, f.location())
 	if err != nil {
 		return d, err
 	}
@@ -75,7 +75,7 @@ func (f freshness) measure(ctx context.Context, rate int64, lasting time.Duratio
 		return d, err
 	}
 	env := []string{"MILLRACE_LAKE_MAINTENANCE_EVERY=0s"}
-	if f.maintained {
+	if f.maintenance {
 		env = []string{"MILLRACE_LAKE_MAINTENANCE_EVERY=10s"}
 	}
 	p, err := f.start(ctx, w, topic, env...)
@@ -84,11 +84,11 @@ func (f freshness) measure(ctx context.Context, rate int64, lasting time.Duratio
 	}
 	defer func() { err = errors.Join(err, p.Kill()) }()
 
-	watched := make([][]seen, f.partitions)
-	ends := make(chan map[int32]int64, 1)
+	observed := make([][]observation, f.partitions)
+	ends := make(chan map[int32]int64, 1) // from the producer, when it has finished, to the watcher
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		d.EventsPerSecond, err = f.produce(ctx, topic, rate, lasting)
+		d.EventsPerSecond, err = f.produce(ctx, topic, rate, duration)
 		if err != nil {
 			return err
 		}
@@ -97,25 +97,25 @@ func (f freshness) measure(ctx context.Context, rate int64, lasting time.Duratio
 		return err
 	})
 	g.Go(func() (err error) {
-		d.Commits, err = f.watch(ctx, p, w, topic, watched, ends)
+		d.Commits, err = f.watch(ctx, p, w, topic, observed, ends)
 		return err
 	})
 	if err := g.Wait(); err != nil {
 		return d, err
 	}
-	if d.Files, _, err = w.stored(context.WithoutCancel(ctx), events); err != nil {
+	if d.Files, _, err = w.dataFiles(context.WithoutCancel(ctx), events); err != nil {
 		return d, err
 	}
-	return d, d.fill(context.WithoutCancel(ctx), w, watched)
+	return d, d.fill(context.WithoutCancel(ctx), w, observed)
 }
 
-// transactions is the number of transactions per second of a producer.
-const transactions = 10
+// transactionsPerSecond is the number of transactions per second of a producer.
+const transactionsPerSecond = 10
 
 // produce sends events at a rate, and returns the rate that it achieved.
-func (f freshness) produce(ctx context.Context, topic string, rate int64, lasting time.Duration) (float64, error) {
-	var values [][]byte // generated once and repeated, because that is slow
-	for i := range min(rate, inMemory) {
+func (f freshness) produce(ctx context.Context, topic string, rate int64, duration time.Duration) (float64, error) {
+	var values [][]byte // generated once and repeated, because generating them is slow
+	for i := range min(rate, eventsInMemory) {
 		values = append(values, asProtobuf.append(nil, i))
 	}
 	cfg := f.kafka
@@ -128,18 +128,21 @@ func (f freshness) produce(ctx context.Context, topic string, rate int64, lastin
 	if err := p.Init(ctx); err != nil {
 		return 0, err
 	}
-	begun := time.Now()
-	tick := time.NewTicker(time.Second / transactions)
+	started := time.Now()
+	tick := time.NewTicker(time.Second / transactionsPerSecond)
 	defer tick.Stop()
 	n := int64(0)
-	for time.Since(begun) < lasting {
+	for time.Since(started) < duration {
 		if err := p.Begin(); err != nil {
 			return 0, err
 		}
-		// Send what is due by now, to catch up after a slow transaction, but not without limit.
-		due := min(int64(time.Since(begun).Seconds()*float64(rate)), n+2*rate/transactions)
+		// Send the events that are due by now, to catch up after a slow transaction, but at most those
+		// of two intervals.
+		due := min(int64(time.Since(started).Seconds()*float64(rate)), n+2*rate/transactionsPerSecond)
 		for ; n < due; n++ {
-			r := kafka.Record{Topic: topic, Partition: int32(n % int64(f.partitions)), Value: values[n%int64(len(values))]}
+			r := kafka.Record{
+				Topic: topic, Partition: int32(n % int64(f.partitions)), Value: values[n%int64(len(values))],
+			}
 			if err := p.Produce(ctx, r); err != nil {
 				return 0, err
 			}
@@ -154,7 +157,7 @@ func (f freshness) produce(ctx context.Context, topic string, rate int64, lastin
 			return 0, context.Cause(ctx)
 		}
 	}
-	return float64(n) / time.Since(begun).Seconds(), nil
+	return float64(n) / time.Since(started).Seconds(), nil
 }
 
 // ends returns the end of each partition.
@@ -168,7 +171,10 @@ func (f freshness) ends(ctx context.Context, topic string) (map[int32]int64, err
 }
 
 // watch records when the table's offsets change, until they have reached the ends.
-func (f freshness) watch(ctx context.Context, p *process.Process, w *warehouse, topic string, watched [][]seen, ends <-chan map[int32]int64) (commits int, err error) {
+func (f freshness) watch(
+	ctx context.Context, p *process.Process, w *warehouse, topic string,
+	observed [][]observation, ends <-chan map[int32]int64,
+) (commits int, err error) {
 	var end map[int32]int64
 	var location string
 	return commits, f.await(ctx, p, func() (bool, error) {
@@ -183,10 +189,12 @@ func (f freshness) watch(ctx context.Context, p *process.Process, w *warehouse, 
 			return false, err
 		}
 		now, moved, done := time.Now(), false, end != nil
-		for partition := range watched {
-			next, _ := strconv.ParseInt(t.Properties()[fmt.Sprintf("millrace.next-offset.%s.%d", topic, partition)], 10, 64) // absent: 0
-			if all := watched[partition]; next > 0 && (len(all) == 0 || all[len(all)-1].next < next) {
-				watched[partition] = append(all, seen{now, next})
+		for partition := range observed {
+			// The property is absent before the first commit, which results in 0.
+			property := fmt.Sprintf("millrace.next-offset.%s.%d", topic, partition)
+			next, _ := strconv.ParseInt(t.Properties()[property], 10, 64)
+			if all := observed[partition]; next > 0 && (len(all) == 0 || all[len(all)-1].next < next) {
+				observed[partition] = append(all, observation{now, next})
 				moved = true
 			}
 			done = done && next >= end[int32(partition)]
@@ -200,7 +208,7 @@ func (f freshness) watch(ctx context.Context, p *process.Process, w *warehouse, 
 }
 
 // fill compares each row's time stamp with the moment when it was first seen.
-func (d *distribution) fill(ctx context.Context, w *warehouse, watched [][]seen) error {
+func (d *distribution) fill(ctx context.Context, w *warehouse, observed [][]observation) error {
 	t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, events})
 	if err != nil {
 		return err
@@ -220,7 +228,8 @@ func (d *distribution) fill(ctx context.Context, w *warehouse, watched [][]seen)
 		offsets := batch.Column(column("_offset")).(*array.Int64).Int64Values()
 		times := batch.Column(column("_timestamp")).(*array.Timestamp).TimestampValues()
 		for i, offset := range offsets {
-			wait := firstSeen(watched[partitions[i]], offset).Sub(time.UnixMicro(int64(times[i]))).Milliseconds()
+			produced := time.UnixMicro(int64(times[i]))
+			wait := firstSeen(observed[partitions[i]], offset).Sub(produced).Milliseconds()
 			for int64(len(waits)) <= wait {
 				waits = append(waits, 0)
 			}
@@ -229,12 +238,14 @@ func (d *distribution) fill(ctx context.Context, w *warehouse, watched [][]seen)
 		}
 		batch.Release()
 	}
-	d.Median, d.P90, d.P99, d.Most = quantile(waits, rows, 0.5), quantile(waits, rows, 0.9), quantile(waits, rows, 0.99), len(waits)-1
+	d.Median, d.P90, d.P99 = quantile(waits, rows, 0.5), quantile(waits, rows, 0.9), quantile(waits, rows, 0.99)
+	d.Max = len(waits) - 1
 	return nil
 }
 
-// firstSeen returns when an offset could first be queried.
-func firstSeen(all []seen, offset int64) time.Time {
+// firstSeen returns when an offset could first be queried: the time of the first observation of a
+// higher next offset. The observations are in order, so it searches by bisection.
+func firstSeen(all []observation, offset int64) time.Time {
 	low, high := 0, len(all)-1
 	for low < high {
 		if middle := (low + high) / 2; all[middle].next > offset {
@@ -246,7 +257,8 @@ func firstSeen(all []seen, offset int64) time.Time {
 	return all[low].at
 }
 
-// quantile returns the maximum wait, in milliseconds, of a share of the rows.
+// quantile returns the longest wait, in milliseconds, of the given share of the rows with the
+// shortest waits.
 func quantile(waits []int64, rows int64, share float64) int {
 	need := int64(math.Ceil(share * float64(rows)))
 	for ms, n := range waits {

@@ -40,7 +40,7 @@ func (m millrace) Reads() encoding { return asProtobuf }
 
 // Land implements contender.
 func (m millrace) Land(ctx context.Context, topic string, n int64) (r result, err error) {
-	w, err := openWarehouse(ctx, m.place())
+	w, err := openWarehouse(ctx, m.location())
 	if err != nil {
 		return r, err
 	}
@@ -49,13 +49,15 @@ func (m millrace) Land(ctx context.Context, topic string, n int64) (r result, er
 		return r, err
 	}
 	p, err := m.start(ctx, w, topic,
-		"MILLRACE_LAKE_COMMIT_INTERVAL="+m.commit.String(), "MILLRACE_LAKE_COMMIT_BYTES=1073741824", "MILLRACE_LAKE_MAINTENANCE_EVERY=0s")
+		// The bytes are high enough that only the interval causes commits.
+		"MILLRACE_LAKE_COMMIT_INTERVAL="+m.commit.String(), "MILLRACE_LAKE_COMMIT_BYTES=1073741824",
+		"MILLRACE_LAKE_MAINTENANCE_EVERY=0s")
 	if err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, p.Kill()) }()
-	begun := time.Now()
-	cpuBegun, err := p.CPU()
+	started := time.Now()
+	cpuBefore, err := p.CPU()
 	if err != nil {
 		return r, err
 	}
@@ -64,20 +66,20 @@ func (m millrace) Land(ctx context.Context, topic string, n int64) (r result, er
 		if err != nil || len(commits) == 0 {
 			return false, err
 		}
-		have := commits[len(commits)-1].Total
-		progress("%s: %d of %d rows committed", m.Name(), have, n)
-		return have >= n, nil // the check detects extra rows
+		got := commits[len(commits)-1].Total
+		progress("%s: %d of %d rows committed", m.Name(), got, n)
+		return got >= n, nil // the check detects extra rows
 	})
 	if err != nil {
 		return r, err
 	}
-	wall := time.Since(begun)
+	wall := time.Since(started)
 	cpu, err1 := p.CPU()
 	peak, err2 := p.PeakMB()
 	if err := errors.Join(err1, err2, p.Kill()); err != nil {
 		return r, err
 	}
-	r = measure(n, wall, cpu-cpuBegun, peak)
+	r = measure(n, wall, cpu-cpuBefore, peak)
 	return r, w.describe(ctx, events, n, &r)
 }
 
@@ -89,13 +91,13 @@ func (m millrace) dir() string {
 	return filepath.Join(m.bench.dir, strings.ReplaceAll(m.Name(), "/", "-"))
 }
 
-// place returns the location of the lake in the contender's data folder.
-func (m millrace) place() place {
+// location returns the location of the lake in the contender's data folder.
+func (m millrace) location() location {
 	lake := filepath.Join(m.dir(), "data", "lake")
-	return place{"millrace", filepath.Join(lake, "catalog.db"), filepath.Join(lake, "warehouse")}
+	return location{"millrace", filepath.Join(lake, "catalog.db"), filepath.Join(lake, "warehouse")}
 }
 
-// start starts the process, and returns once its landers have the topic's partitions.
+// start starts the process, and returns when its landers have the topic's partitions.
 func (m millrace) start(ctx context.Context, w *warehouse, topic string, env ...string) (*process.Process, error) {
 	binary, err := m.build(ctx)
 	if err != nil {
@@ -113,7 +115,8 @@ func (m millrace) start(ctx context.Context, w *warehouse, topic string, env ...
 	p, err := process.Start(ctx, process.Command{
 		Name: "millrace", Path: binary, Dir: m.dir(),
 		Args: []string{
-			"lake", "land", "--topic", topic, "--proto", schema + ":Event", "--table", namespace + "." + events, "--landers", fmt.Sprint(m.landers),
+			"lake", "land", "--topic", topic, "--proto", schema + ":Event",
+			"--table", namespace + "." + events, "--landers", fmt.Sprint(m.landers),
 			"--data", filepath.Join(m.dir(), "data"),
 		},
 		Env:   append(env, "MILLRACE_KAFKA_BROKERS="+m.kafka.Brokers),
@@ -122,6 +125,7 @@ func (m millrace) start(ctx context.Context, w *warehouse, topic string, env ...
 	if err != nil {
 		return nil, err
 	}
+	// The lander's group contains the first characters of the table's UUID.
 	group := "millrace.lake." + events + "." + t.Metadata().TableUUID().String()[:8]
 	err = m.await(ctx, p, func() (bool, error) {
 		assigned, err := m.cluster.Assigned(ctx, group, topic)
@@ -133,26 +137,26 @@ func (m millrace) start(ctx context.Context, w *warehouse, topic string, env ...
 	return p, nil
 }
 
-// await returns once a condition holds, and fails if the process ends.
-func (m millrace) await(ctx context.Context, p *process.Process, holds func() (bool, error)) error {
-	tick := time.NewTicker(look)
+// await blocks until a condition is true. It returns an error if the process exits.
+func (m millrace) await(ctx context.Context, p *process.Process, condition func() (bool, error)) error {
+	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for {
-		done, err := holds()
+		done, err := condition()
 		if done || err != nil {
 			return err
 		}
 		select {
 		case <-tick.C:
 		case <-p.Ended():
-			return fmt.Errorf("%s: the process has ended\n%s", m.Name(), p.LogTail())
+			return fmt.Errorf("%s: the process exited\n%s", m.Name(), p.LogTail())
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
 }
 
-// build returns the path of this tree's binary.
+// build returns the path of this tree's binary, which it builds once.
 func (b *bench) build(ctx context.Context) (string, error) {
 	binary := filepath.Join(b.dir, "bin", "millrace")
 	if _, err := os.Stat(binary); err == nil {
@@ -161,7 +165,7 @@ func (b *bench) build(ctx context.Context) (string, error) {
 	progress("building millrace")
 	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, "./cmd/millrace") //nolint:gosec // in our own folder
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go build: %w: %s (run this from the top of the repository)", err, out)
+		return "", fmt.Errorf("go build: %w: %s (run the benchmark from the root of the repository)", err, out)
 	}
 	return binary, nil
 }

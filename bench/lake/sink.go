@@ -13,7 +13,7 @@ import (
 	"github.com/millrace/millrace/test/servers/connect"
 )
 
-// icebergSink is Iceberg's own sink for Kafka Connect, in the best configuration that we know:
+// icebergSink is Iceberg's own sink for Kafka Connect, in the fastest configuration that we found:
 //
 //   - It has its own worker with G1 and 2 GB of memory, allocated at the start, so Java neither
 //     grows the heap nor collects for lack of memory.
@@ -24,8 +24,8 @@ import (
 //     tasks nor the joining of the group is counted. They end when the table has all rows. (The
 //     first file would be too late a sign, because Iceberg creates a file when a first row group is
 //     full.)
-//   - JSON without schemas is cheaper for it than JSON with schemas. Times are numbers, fetches are
-//     megabytes, and a poll returns up to 10,000 records.
+//   - Its records are JSON without schemas, which costs less than JSON with schemas. Times are
+//     numbers, fetches are megabytes, and a poll returns up to 10,000 records.
 //   - The table exists, unpartitioned, with Parquet's cheapest zstd, in a folder with a catalog in
 //     SQLite: no network is involved.
 type icebergSink struct {
@@ -42,7 +42,7 @@ func (s icebergSink) Reads() encoding { return asJSON }
 // Land implements contender.
 func (s icebergSink) Land(ctx context.Context, topic string, n int64) (r result, err error) {
 	dir := filepath.Join(s.dir, strings.ReplaceAll(s.Name(), "/", "-"))
-	w, err := openWarehouse(ctx, place{"bench", filepath.Join(dir, "catalog.db"), dir})
+	w, err := openWarehouse(ctx, location{"bench", filepath.Join(dir, "catalog.db"), dir})
 	if err != nil {
 		return r, err
 	}
@@ -54,7 +54,7 @@ func (s icebergSink) Land(ctx context.Context, topic string, n int64) (r result,
 		return r, err
 	}
 
-	progress("%s: getting warm", s.Name())
+	progress("%s: warming up", s.Name())
 	warm, err := s.begin(ctx, worker, w, "warm", warmTopicOf(asJSON))
 	if err != nil {
 		return r, err
@@ -66,6 +66,7 @@ func (s icebergSink) Land(ctx context.Context, topic string, n int64) (r result,
 		return r, err
 	}
 
+	// The measurement starts when the sink's consumers have all partitions.
 	run, err := s.begin(ctx, worker, w, "events", topic)
 	if err != nil {
 		return r, err
@@ -77,26 +78,26 @@ func (s icebergSink) Land(ctx context.Context, topic string, n int64) (r result,
 	if err != nil {
 		return r, err
 	}
-	begun := time.Now()
-	cpuBegun, err := worker.CPU()
+	started := time.Now()
+	cpuBefore, err := worker.CPU()
 	if err != nil {
 		return r, err
 	}
 	if err := run.awaitRows(ctx, n); err != nil {
 		return r, err
 	}
-	wall := time.Since(begun)
+	wall := time.Since(started)
 	cpu, err1 := worker.CPU()
 	peak, err2 := worker.PeakMB()
 	if err := errors.Join(err1, err2, worker.Kill()); err != nil {
 		return r, err
 	}
-	r = measure(n, wall, cpu-cpuBegun, peak)
+	r = measure(n, wall, cpu-cpuBefore, peak)
 	return r, w.describe(ctx, "events", n, &r)
 }
 
-// sinking is a running sink.
-type sinking struct {
+// sinkRun is a running sink.
+type sinkRun struct {
 	worker *connect.Worker
 	into   *warehouse
 	sink   connect.Sink
@@ -105,7 +106,9 @@ type sinking struct {
 }
 
 // begin creates a sink that lands a topic in a new table.
-func (s icebergSink) begin(ctx context.Context, worker *connect.Worker, into *warehouse, table, topic string) (*sinking, error) {
+func (s icebergSink) begin(
+	ctx context.Context, worker *connect.Worker, into *warehouse, table, topic string,
+) (*sinkRun, error) {
 	if err := into.create(ctx, table); err != nil {
 		return nil, err
 	}
@@ -115,53 +118,56 @@ func (s icebergSink) begin(ctx context.Context, worker *connect.Worker, into *wa
 		return nil, err
 	}
 	sink := connect.Sink{
-		Name: name, Topic: topic, ControlTopic: control, Tasks: s.tasks, Table: namespace + "." + table, Commit: s.commit,
-		Catalog: catalog.Catalog{Name: into.at.catalog, JDBC: "jdbc:sqlite:" + into.at.file, Warehouse: into.url()},
+		Name: name, Topic: topic, ControlTopic: control, Tasks: s.tasks,
+		Table: namespace + "." + table, Commit: s.commit,
+		Catalog: catalog.Catalog{
+			Name: into.location.catalog, JDBC: "jdbc:sqlite:" + into.location.file, Warehouse: into.url(),
+		},
 	}
-	return &sinking{worker: worker, into: into, sink: sink, table: table, name: s.Name()}, worker.Create(ctx, sink)
+	return &sinkRun{worker: worker, into: into, sink: sink, table: table, name: s.Name()}, worker.Create(ctx, sink)
 }
 
-// look is the interval of polls. Each reads a few small files, which costs almost nothing.
-const look = 20 * time.Millisecond
+// pollInterval is the interval of polls. Each reads a few small files, which costs almost nothing.
+const pollInterval = 20 * time.Millisecond
 
-// await returns once a condition holds, and fails if the sink has failed.
-func (s *sinking) await(ctx context.Context, holds func() (bool, error)) error {
-	tick := time.NewTicker(look)
+// await blocks until a condition is true. It returns an error if the sink fails or the worker exits.
+func (s *sinkRun) await(ctx context.Context, condition func() (bool, error)) error {
+	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
-	asked := time.Now()
+	checked := time.Now()
 	for {
-		done, err := holds()
+		done, err := condition()
 		if done || err != nil {
 			return err
 		}
-		if time.Since(asked) > 5*time.Second {
+		if time.Since(checked) > 5*time.Second {
 			if err := s.worker.Failed(ctx, s.sink.Name); err != nil {
 				return err
 			}
-			asked = time.Now()
+			checked = time.Now()
 		}
 		select {
 		case <-tick.C:
 		case <-s.worker.Ended():
-			return fmt.Errorf("%s: its worker has ended\n%s", s.name, s.worker.LogTail())
+			return fmt.Errorf("%s: the worker exited\n%s", s.name, s.worker.LogTail())
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
 }
 
-// awaitRows returns once this many rows are committed.
-func (s *sinking) awaitRows(ctx context.Context, n int64) error {
+// awaitRows blocks until n rows are committed. More than n are an error, as rows were landed twice.
+func (s *sinkRun) awaitRows(ctx context.Context, n int64) error {
 	return s.await(ctx, func() (bool, error) {
 		commits, err := s.into.history(ctx, s.table)
 		if err != nil || len(commits) == 0 {
 			return false, err
 		}
-		have := commits[len(commits)-1].Total
-		progress("%s: %d of %d rows committed", s.name, have, n)
-		if have > n {
-			return false, fmt.Errorf("%s: %d rows are committed, of %d", s.name, have, n)
+		got := commits[len(commits)-1].Total
+		progress("%s: %d of %d rows committed", s.name, got, n)
+		if got > n {
+			return false, fmt.Errorf("%s: %d rows are committed, want %d", s.name, got, n)
 		}
-		return have == n, nil
+		return got == n, nil
 	})
 }

@@ -21,30 +21,31 @@ import (
 
 // warehouse is a folder with a SQL catalog, for one run of a contender.
 type warehouse struct {
-	at      place
-	db      *sql.DB
-	catalog *sqlcatalog.Catalog
+	location location
+	db       *sql.DB
+	catalog  *sqlcatalog.Catalog
 }
 
 const namespace = "lake"
 
-// place is the location of a warehouse: the name of its catalog, the catalog's file, and the folder
-// of the tables.
-type place struct{ catalog, file, folder string }
+// location is where a warehouse is: the name of its catalog, the catalog's file, and the folder of
+// the tables.
+type location struct{ catalog, file, folder string }
 
 // openWarehouse opens the catalog of a warehouse, and creates it if it does not exist.
-func openWarehouse(ctx context.Context, at place) (*warehouse, error) {
+func openWarehouse(ctx context.Context, at location) (*warehouse, error) {
 	if err := errors.Join(os.MkdirAll(filepath.Dir(at.file), 0o750), os.MkdirAll(at.folder, 0o750)); err != nil {
 		return nil, err
 	}
-	w := &warehouse{at: at}
+	w := &warehouse{location: at}
 	var err error
 	if w.db, err = sqlite.Open(at.file); err != nil {
 		return nil, err
 	}
 	// This creates the catalog's tables in the database. Otherwise two tasks of the sink would race
 	// to do it.
-	w.catalog, err = sqlcatalog.NewCatalog(at.catalog, w.db, sqlcatalog.SQLite, iceberg.Properties{"warehouse": w.url()})
+	properties := iceberg.Properties{"warehouse": w.url()}
+	w.catalog, err = sqlcatalog.NewCatalog(at.catalog, w.db, sqlcatalog.SQLite, properties)
 	if err == nil {
 		err = w.catalog.CreateNamespace(ctx, table.Identifier{namespace}, nil)
 	}
@@ -55,7 +56,7 @@ func openWarehouse(ctx context.Context, at place) (*warehouse, error) {
 }
 
 // url returns the location of the tables.
-func (w *warehouse) url() string { return "file://" + w.at.folder }
+func (w *warehouse) url() string { return "file://" + w.location.folder }
 
 // close closes the catalog's database.
 func (w *warehouse) close() error { return w.db.Close() }
@@ -85,23 +86,24 @@ func column(id int, name string, of iceberg.Type) iceberg.NestedField {
 
 // create creates a table of events.
 func (w *warehouse) create(ctx context.Context, name string) error {
-	_, err := w.catalog.CreateTable(ctx, table.Identifier{namespace, name}, schema, icebergcatalog.WithProperties(iceberg.Properties{
+	properties := icebergcatalog.WithProperties(iceberg.Properties{
 		"format-version": "2",
 		// All contenders use this. Level 1 costs a third of the sink's default, level 3, for 2 %
 		// more bytes.
 		table.ParquetCompressionKey:      "zstd",
 		table.ParquetCompressionLevelKey: "1",
-	}))
+	})
+	_, err := w.catalog.CreateTable(ctx, table.Identifier{namespace, name}, schema, properties)
 	return err
 }
 
 // history returns the commits to a table.
 func (w *warehouse) history(ctx context.Context, name string) ([]catalog.Commit, error) {
-	return catalog.History(ctx, w.db, w.at.catalog, namespace+"."+name)
+	return catalog.History(ctx, w.db, w.location.catalog, namespace+"."+name)
 }
 
-// stored returns the number of the table's live data files, and their size in bytes.
-func (w *warehouse) stored(ctx context.Context, name string) (files, bytes int64, err error) {
+// dataFiles returns the number of the table's live data files, and their size in bytes.
+func (w *warehouse) dataFiles(ctx context.Context, name string) (files, bytes int64, err error) {
 	t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, name})
 	if err != nil {
 		return 0, 0, err
@@ -125,7 +127,7 @@ func (w *warehouse) check(ctx context.Context, name string, n int64) error {
 	if err != nil {
 		return err
 	}
-	var columns []string // contenders may add others
+	var columns []string // contenders may add other columns
 	for _, f := range schema.Fields() {
 		columns = append(columns, f.Name)
 	}
@@ -147,7 +149,8 @@ func (w *warehouse) check(ctx context.Context, name string, n int64) error {
 		}
 		progress("%s: %d of %d rows checked", name, rows, n)
 	}
-	if rows != n { // there is none twice and none beyond n, so others are missing
+	// Every row exists once and is one of the first n, so fewer rows mean that some are missing.
+	if rows != n {
 		return fmt.Errorf("table %s has %d rows, want %d", name, rows, n)
 	}
 	return nil
@@ -160,8 +163,8 @@ func checkBatch(batch arrow.RecordBatch, n int64, seen []uint64) error {
 	if len(c) != len(schema.Fields()) {
 		return fmt.Errorf("%d columns, want %d", len(c), len(schema.Fields()))
 	}
-	whole := func(i int) []int64 { return c[i].(*array.Int64).Int64Values() }
-	ids, customers, sessions := whole(0), whole(1), whole(11)
+	integers := func(i int) []int64 { return c[i].(*array.Int64).Int64Values() }
+	ids, customers, sessions := integers(0), integers(1), integers(11)
 	qtys, prices, news := c[4].(*array.Int32).Int32Values(), c[5].(*array.Float64).Float64Values(), c[9].(*array.Boolean)
 	at := c[10].(*array.Timestamp).TimestampValues()
 	text := func(i int) func(int) string { return c[i].(interface{ Value(int) string }).Value }
@@ -172,24 +175,25 @@ func checkBatch(batch arrow.RecordBatch, n int64, seen []uint64) error {
 		}
 	}
 	for i, id := range ids {
-		have := event{
-			ID: id, Customer: customers[i], Type: kind(i), SKU: sku(i), Qty: qtys[i], Price: prices[i], Currency: currency(i), Country: country(i),
+		got := event{
+			ID: id, Customer: customers[i], Type: kind(i), SKU: sku(i), Qty: qtys[i], Price: prices[i],
+			Currency: currency(i), Country: country(i),
 			Device: device(i), New: news.Value(i), At: int64(at[i]) / 1000, Session: sessions[i], Page: page(i),
 		}
 		switch {
 		case id < 0 || id >= n:
 			return fmt.Errorf("row %d was never produced", id)
 		case seen[id/64]>>(id%64)&1 == 1:
-			return fmt.Errorf("row %d stands in it twice", id)
-		case have != eventAt(id) || int64(at[i])%1000 != 0:
-			return fmt.Errorf("row %d is %+v, want %+v", id, have, eventAt(id))
+			return fmt.Errorf("row %d occurs twice", id)
+		case got != eventAt(id) || int64(at[i])%1000 != 0:
+			return fmt.Errorf("row %d is %+v, want %+v", id, got, eventAt(id))
 		}
 		seen[id/64] |= 1 << (id % 64)
 	}
 	return nil
 }
 
-// describe checks a table, and adds to a result what can be derived from the table.
+// describe checks a table, and adds the figures to a result that can be derived from the table.
 func (w *warehouse) describe(ctx context.Context, name string, n int64, r *result) error {
 	if err := w.check(ctx, name, n); err != nil {
 		return err
@@ -200,12 +204,16 @@ func (w *warehouse) describe(ctx context.Context, name string, n int64, r *resul
 	}
 	r.Commits = len(commits)
 	r.SteadyRowsPerSecond = steady(commits)
-	files, bytes, err := w.stored(ctx, name)
+	files, bytes, err := w.dataFiles(ctx, name)
 	r.Files, r.BytesPerRow = files, float64(bytes)/float64(n)
 	return err
 }
 
-// steady returns the rate of the commits between the first and the last, in rows per second.
+// steady returns the rate of the commits between the first and the last, in rows per second. It is 0
+// if there are fewer than four commits.
+//
+// The first commit is left out because its time includes the start, and the last one because it may
+// have waited for its interval with few rows.
 func steady(commits []catalog.Commit) float64 {
 	if len(commits) < 4 {
 		return 0

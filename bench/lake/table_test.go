@@ -13,6 +13,7 @@ import (
 	"github.com/millrace/millrace/test/servers/catalog"
 )
 
+// batchOf returns a batch of events, as a reader of the table returns it.
 func batchOf(t *testing.T, events ...event) arrow.RecordBatch {
 	t.Helper()
 	fields, err := table.SchemaToArrowSchema(schema, nil, true, false)
@@ -22,7 +23,10 @@ func batchOf(t *testing.T, events ...event) arrow.RecordBatch {
 	b := array.NewRecordBuilder(memory.DefaultAllocator, fields)
 	t.Cleanup(b.Release)
 	for _, e := range events {
-		for i, v := range []any{e.ID, e.Customer, e.Type, e.SKU, e.Qty, e.Price, e.Currency, e.Country, e.Device, e.New, e.At * 1000, e.Session, e.Page} {
+		for i, v := range []any{
+			e.ID, e.Customer, e.Type, e.SKU, e.Qty, e.Price, e.Currency, e.Country, e.Device, e.New,
+			e.At * 1000, e.Session, e.Page,
+		} {
 			switch column := b.Field(i).(type) {
 			case *array.Int64Builder:
 				column.Append(v.(int64))
@@ -79,7 +83,7 @@ func TestCheckBatch(t *testing.T) {
 			t.Parallel()
 			err := checkBatch(batchOf(t, c.events...), n, make([]uint64, 1))
 			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
-				t.Errorf("it says %v, want %q", err, c.want)
+				t.Errorf("got %v, want %q", err, c.want)
 			}
 		})
 	}

@@ -24,15 +24,15 @@ func (e encoding) append(b []byte, i int64) []byte {
 	return eventAt(i).appendProtobuf(b)
 }
 
-// perTransaction is the number of events in a transaction of the producer that fills a topic.
-const perTransaction = 200_000
+// eventsPerTransaction is the number of events in a transaction of the producer that fills a topic.
+const eventsPerTransaction = 200_000
 
 // fill creates a topic with the first n events, distributed over its partitions in turn.
 func fill(ctx context.Context, cfg kafka.Config, topic string, as encoding, partitions int32, n int64) error {
 	if err := kafka.EnsureTopics(ctx, cfg, kafka.Topic{Name: topic, Partitions: partitions}); err != nil {
 		return err
 	}
-	cfg.Extra = map[string]string{"batch.size": "1000000", "linger.ms": "50"} // like those of a busy producer
+	cfg.Extra = map[string]string{"batch.size": "1000000", "linger.ms": "50"} // as of a busy producer
 	p, err := kafka.NewTransactionalProducer(cfg, "fill-"+topic)
 	if err != nil {
 		return err
@@ -43,17 +43,18 @@ func fill(ctx context.Context, cfg kafka.Config, topic string, as encoding, part
 	}
 	var value []byte
 	var bytes int64
-	begun := time.Now()
+	started := time.Now()
 	for i := int64(0); i < n; {
 		// One transaction per batch, as a real producer would commit, but large, because filling is
 		// not measured.
 		if err := p.Begin(); err != nil {
 			return err
 		}
-		for end := min(n, i+perTransaction); i < end; i++ {
+		for end := min(n, i+eventsPerTransaction); i < end; i++ {
 			value = as.append(value[:0], i)
 			bytes += int64(len(value))
-			if err := p.Produce(ctx, kafka.Record{Topic: topic, Partition: int32(i % int64(partitions)), Value: value}); err != nil {
+			r := kafka.Record{Topic: topic, Partition: int32(i % int64(partitions)), Value: value}
+			if err := p.Produce(ctx, r); err != nil {
 				return err
 			}
 		}
@@ -62,7 +63,8 @@ func fill(ctx context.Context, cfg kafka.Config, topic string, as encoding, part
 		}
 		progress("%s: %d of %d events", topic, i, n)
 	}
-	progress("%s: %d events of %.1f bytes in %v", topic, n, float64(bytes)/float64(n), time.Since(begun).Round(time.Millisecond))
+	progress("%s: %d events of %.1f bytes in %v",
+		topic, n, float64(bytes)/float64(n), time.Since(started).Round(time.Millisecond))
 	return nil
 }
 

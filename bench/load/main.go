@@ -1,6 +1,6 @@
-// Command load overloads a running system, and reports the result: how many requests of each class
-// were accepted and how fast, how many were shed, and the memory of the process before, during and
-// after.
+// Command load overloads a running system, and reports the results: how many requests of each class
+// were accepted and how fast, how many were rejected, and the memory of the process before, during
+// and after.
 //
 //	bin/millrace up --no-demo &
 //	go run ./bench/load -clients 2000 -for 60s
@@ -46,69 +46,90 @@ type class struct {
 	share                   int // in eighths
 	body                    func() string
 
-	mu       sync.Mutex
-	accepted []time.Duration
-	shed     int
-	failed   map[string]int // by answer
+	mu       sync.Mutex      // protects the fields below
+	accepted []time.Duration // duration of each accepted request
+	rejected int             // requests that were answered with 429
+	failed   map[string]int  // by error or status
 }
 
+// classes returns the classes of requests. Their shares add up to eight eighths.
 func classes() []*class {
 	return []*class{
-		{name: "commands", path: "/millrace.order.v1.OrderService/PlaceOrder", contentType: "application/json", share: 4, body: order},
-		{name: "queries", path: "/millrace.catalog.v1.CatalogQueryService/SearchProducts", contentType: "application/json", share: 3, body: func() string { return `{"query":"mug"}` }},
-		{name: "SQL", path: "/v1/sql", contentType: "application/sql", share: 1, body: func() string { return "SELECT count() FROM orders_events" }},
+		{
+			name: "commands", path: "/millrace.order.v1.OrderService/PlaceOrder",
+			contentType: "application/json", share: 4, body: order,
+		},
+		{
+			name: "queries", path: "/millrace.catalog.v1.CatalogQueryService/SearchProducts",
+			contentType: "application/json", share: 3, body: func() string { return `{"query":"mug"}` },
+		},
+		{
+			name: "SQL", path: "/v1/sql",
+			contentType: "application/sql", share: 1, body: func() string { return "SELECT count() FROM orders_events" },
+		},
 	}
 }
 
+// order returns a command that places a new order.
 func order() string {
-	return `{"orderId":"` + uuid.Must(uuid.NewV7()).String() + `","currency":"GBP","country":"GB","lines":[{"sku":"MUG","quantity":1,"unitPrice":{"currencyCode":"GBP","units":9}}]}`
+	return `{"orderId":"` + uuid.Must(uuid.NewV7()).String() + `","currency":"GBP","country":"GB",` +
+		`"lines":[{"sku":"MUG","quantity":1,"unitPrice":{"currencyCode":"GBP","units":9}}]}`
 }
 
-const patience = time.Minute // for one answer
+// requestTimeout bounds one request. A request that takes longer counts as failed.
+const requestTimeout = time.Minute
 
+// run measures the memory before, during and after the load, and prints the results.
 func run(ctx context.Context) error {
-	addr := flag.String("addr", "127.0.0.1:7400", "of commands, queries and SQL")
-	admin := flag.String("admin-addr", "127.0.0.1:7401", "of metrics")
-	clients := flag.Int("clients", 2000, "how many ask at a time")
-	lasting := flag.Duration("for", time.Minute, "how long")
-	calm := flag.Duration("calm", 20*time.Second, "how long to wait afterwards before the memory is read again")
+	addr := flag.String("addr", "127.0.0.1:7400", "address for commands, queries and SQL")
+	admin := flag.String("admin-addr", "127.0.0.1:7401", "address for metrics")
+	clients := flag.Int("clients", 2000, "number of concurrent clients")
+	duration := flag.Duration("for", time.Minute, "duration of the load")
+	idle := flag.Duration("calm", 20*time.Second, "wait after the load, before the memory is measured again")
 	flag.Parse()
 	if flag.NArg() > 0 || *clients < 8 {
-		return errors.New("it takes flags alone, and at least eight clients: see -help")
+		return errors.New("want no arguments and at least eight clients: see -help")
 	}
 	before, err := resident(ctx, *admin)
 	if err != nil {
 		return err
 	}
 	all := classes()
-	peak := crowd(ctx, *addr, *admin, *clients, *lasting, all)
+	peak := runClients(ctx, *addr, *admin, *clients, *duration, all)
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(*calm):
+	case <-time.After(*idle):
 	}
 	after, err := resident(ctx, *admin)
 	if err != nil {
 		return err
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "class\tclients\taccepted\tper second\tp50 ms\tp99 ms\tturned away\tfailed")
+	fmt.Fprintln(w, "class\tclients\taccepted\tper second\tp50 ms\tp99 ms\trejected\tfailed")
 	for _, c := range all {
 		slices.Sort(c.accepted)
-		fmt.Fprintf(w, "%s\t%d\t%d\t%.0f\t%.1f\t%.1f\t%d\t%v\n", c.name, *clients*c.share/8, len(c.accepted), float64(len(c.accepted))/lasting.Seconds(),
-			milliseconds(c.accepted, 50), milliseconds(c.accepted, 99), c.shed, c.failed)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%.0f\t%.1f\t%.1f\t%d\t%v\n",
+			c.name, *clients*c.share/8, len(c.accepted), float64(len(c.accepted))/duration.Seconds(),
+			milliseconds(c.accepted, 50), milliseconds(c.accepted, 99), c.rejected, c.failed)
 	}
-	fmt.Fprintf(w, "memory, MB: before %.0f, peak %.0f, %v after %.0f\n", before, peak, *calm, after)
+	fmt.Fprintf(w, "memory, MB: before %.0f, peak %.0f, %v after %.0f\n", before, peak, *idle, after)
 	return w.Flush()
 }
 
-// crowd runs the clients, and returns the highest memory during that time, in MB.
-func crowd(ctx context.Context, addr, admin string, clients int, lasting time.Duration, all []*class) (peak float64) {
-	// It has no deadline, because http.Client would treat that as its own timeout.
+// runClients runs the clients, and returns the highest memory during that time, in MB.
+func runClients(
+	ctx context.Context, addr, admin string, clients int, duration time.Duration, all []*class,
+) (peak float64) {
+	// Cancel the context instead of giving it a deadline, which http.Client would treat as its own
+	// timeout.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer time.AfterFunc(lasting, cancel).Stop()
-	client := &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: clients, MaxIdleConns: clients}}
+	defer time.AfterFunc(duration, cancel).Stop()
+	// Each client keeps its connection, so that the load does not consist of handshakes.
+	client := &http.Client{Timeout: requestTimeout, Transport: &http.Transport{
+		MaxIdleConnsPerHost: clients, MaxIdleConns: clients,
+	}}
 	defer client.CloseIdleConnections()
 	var running sync.WaitGroup
 	for _, c := range all {
@@ -116,21 +137,22 @@ func crowd(ctx context.Context, addr, admin string, clients int, lasting time.Du
 		for range clients * c.share / 8 {
 			running.Go(func() {
 				for ctx.Err() == nil {
-					c.ask(ctx, client, addr)
+					c.send(ctx, client, addr)
 				}
 			})
 		}
 	}
+	// Sample the memory meanwhile.
 	running.Go(func() {
-		look := time.NewTicker(time.Second)
-		defer look.Stop()
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
 		for {
 			select {
 			case <-ctx.Done():
 				return
-			case <-look.C:
-				if held, err := resident(ctx, admin); err == nil { // the next sample makes up for a failed one
-					peak = max(peak, held)
+			case <-tick.C:
+				if rss, err := resident(ctx, admin); err == nil { // the next sample makes up for a failed one
+					peak = max(peak, rss)
 				}
 			}
 		}
@@ -139,10 +161,12 @@ func crowd(ctx context.Context, addr, admin string, clients int, lasting time.Du
 	return peak
 }
 
-func (c *class) ask(ctx context.Context, client *http.Client, addr string) {
+// send sends one request and counts its result. After a rejection, it waits for Retry-After. Requests
+// that the end of the load interrupts do not count.
+func (c *class) send(ctx context.Context, client *http.Client, addr string) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+c.path, strings.NewReader(c.body()))
 	if err != nil {
-		c.tell(func() { c.failed[err.Error()]++ })
+		c.update(func() { c.failed[err.Error()]++ })
 		return
 	}
 	req.Header.Set("Content-Type", c.contentType)
@@ -156,27 +180,29 @@ func (c *class) ask(ctx context.Context, client *http.Client, addr string) {
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:
-		c.tell(func() { c.failed[err.Error()]++ })
+		c.update(func() { c.failed[err.Error()]++ })
 	case res.StatusCode == http.StatusOK:
-		c.tell(func() { c.accepted = append(c.accepted, took) })
+		c.update(func() { c.accepted = append(c.accepted, took) })
 	case res.StatusCode == http.StatusTooManyRequests:
-		c.tell(func() { c.shed++ })
+		c.update(func() { c.rejected++ })
 		seconds, _ := strconv.Atoi(res.Header.Get("Retry-After")) // zero if absent
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Duration(seconds) * time.Second):
 		}
 	default:
-		c.tell(func() { c.failed[res.Status]++ })
+		c.update(func() { c.failed[res.Status]++ })
 	}
 }
 
-func (c *class) tell(what func()) {
+// update calls change with the lock held.
+func (c *class) update(change func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	what()
+	change()
 }
 
+// milliseconds returns a percentile of sorted durations.
 func milliseconds(sorted []time.Duration, percent int) float64 {
 	if len(sorted) == 0 {
 		return 0
@@ -202,7 +228,7 @@ func resident(ctx context.Context, admin string) (float64, error) {
 	}
 	m := residentBytes.FindSubmatch(body)
 	if m == nil {
-		return 0, errors.New("the metrics do not tell the process's memory")
+		return 0, errors.New("/metrics has no process_resident_memory_bytes")
 	}
 	bytes, err := strconv.ParseFloat(string(m[1]), 64)
 	return bytes / (1 << 20), err

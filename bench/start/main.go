@@ -39,13 +39,15 @@ func main() {
 	}
 }
 
+// run measures each number of orders, and prints a row for each start.
 func run(ctx context.Context) (err error) {
-	orders := flag.String("orders", "37000,200000,1000000", "how many orders to measure with, comma-separated")
-	keep := flag.String("keep", "", "a folder for the data folders, which are left there and used again; a temporary one where empty")
-	binary := flag.String("binary", "", "the millrace to measure; where empty it is built")
+	orders := flag.String("orders", "37000,200000,1000000", "numbers of orders to measure, comma-separated")
+	keep := flag.String("keep", "",
+		"folder for the data folders, which are kept and reused; empty uses a temporary folder")
+	binary := flag.String("binary", "", "millrace binary to measure; empty builds it from this tree")
 	flag.Parse()
 	if flag.NArg() > 0 {
-		return errors.New("it takes flags alone: see -help")
+		return errors.New("unexpected arguments: see -help")
 	}
 	dir := *keep
 	if dir == "" {
@@ -56,19 +58,21 @@ func run(ctx context.Context) (err error) {
 	}
 	if *binary == "" {
 		*binary = filepath.Join(dir, "millrace")
-		build := exec.CommandContext(ctx, "go", "build", "-o", *binary, "./cmd/millrace") //nolint:gosec // the flag's own value
+		args := []string{"build", "-o", *binary, "./cmd/millrace"}
+		build := exec.CommandContext(ctx, "go", args...) //nolint:gosec // the flag's own value
 		build.Stderr = os.Stderr
 		if err := build.Run(); err != nil {
 			return fmt.Errorf("build millrace: %w", err)
 		}
 	}
+	// Rows are printed as they are measured, because a run of a million orders takes a while.
 	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	defer out.Flush() //nolint:errcheck // standard output
 	fmt.Fprintln(out, "orders\tstart after\tready, s\tRSS at ready, MB\tpeak RSS, MB\t")
 	for count := range strings.SplitSeq(*orders, ",") {
 		n, err := strconv.Atoi(strings.TrimSpace(count))
 		if err != nil || n < 1 {
-			return fmt.Errorf("orders %q: want a number above 0", count)
+			return fmt.Errorf("-orders: %q is not a positive number", count)
 		}
 		s := system{binary: *binary, data: filepath.Join(dir, "orders-"+strconv.Itoa(n)), orders: n}
 		if err := s.prepare(ctx); err != nil {
@@ -78,7 +82,11 @@ func run(ctx context.Context) (err error) {
 			name string
 			end  syscall.Signal // how the previous run ends
 			drop bool           // delete the views' files
-		}{{"a clean stop", syscall.SIGTERM, false}, {"kill -9", syscall.SIGKILL, false}, {"views lost", syscall.SIGTERM, true}} {
+		}{
+			{"a clean stop", syscall.SIGTERM, false},
+			{"kill -9", syscall.SIGKILL, false},
+			{"views lost", syscall.SIGTERM, true},
+		} {
 			m, err := s.measure(ctx, c.end, c.drop)
 			if err != nil {
 				return fmt.Errorf("%d orders, start after %s: %w", n, c.name, err)
@@ -92,21 +100,23 @@ func run(ctx context.Context) (err error) {
 	return nil
 }
 
-// measured is the result of one start.
-type measured struct {
-	ready         time.Duration
-	rssMB, peakMB int64
+// measurement is the result of one start.
+type measurement struct {
+	ready         time.Duration // from the start of the process to the first 200 of /readyz
+	rssMB, peakMB int64         // memory when it became ready, and the highest until then
 }
 
-// measure ends a run by a signal, and measures the next start.
-func (s system) measure(ctx context.Context, end syscall.Signal, dropViews bool) (m measured, err error) {
+// measure runs the system, ends it with a signal, and measures the next start. The first run waits
+// for all sinks, so that the measured start does not have to catch up.
+func (s system) measure(ctx context.Context, end syscall.Signal, dropViews bool) (m measurement, err error) {
 	before, err := s.start(ctx)
 	if err != nil {
 		return m, err
 	}
-	if err := errors.Join(before.settle(ctx), before.stop(end)); err != nil {
+	if err := errors.Join(before.awaitSinks(ctx), before.stop(end)); err != nil {
 		return m, err
 	}
+	// Without the files of its views, the system rebuilds them from the log before it is ready.
 	if dropViews {
 		for _, view := range []string{"redis", "search"} {
 			if err := os.RemoveAll(filepath.Join(s.data, view)); err != nil {
@@ -114,12 +124,12 @@ func (s system) measure(ctx context.Context, end syscall.Signal, dropViews bool)
 			}
 		}
 	}
-	begun := time.Now()
+	started := time.Now()
 	p, err := s.start(ctx)
 	if err != nil {
 		return m, err
 	}
-	m.ready = time.Since(begun)
+	m.ready = time.Since(started)
 	m.rssMB, m.peakMB, err = p.memory()
-	return m, errors.Join(err, p.hasLast(ctx), p.stop(syscall.SIGTERM))
+	return m, errors.Join(err, p.checkLastOrder(ctx), p.stop(syscall.SIGTERM))
 }

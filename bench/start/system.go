@@ -35,16 +35,18 @@ type system struct {
 }
 
 const (
-	atOnce   = 2000 // orders per transaction of the event store
-	filled   = "filled"
-	patience = 30 * time.Minute // for the first run, which brings all orders to every sink
+	ordersPerTransaction = 2000             // of the event store
+	preparedMarker       = "filled"         // file in a data folder that has all orders
+	readyTimeout         = 30 * time.Minute // long enough for the first run, which fills every sink
 )
 
-// prepare creates the data folder, unless it exists.
+// prepare creates the data folder, unless it exists. It appends the orders to the store directly,
+// which is much faster than commands, and runs the system once until every sink has them. The marker
+// is written last, so an interrupted preparation is repeated.
 func (s system) prepare(ctx context.Context) error {
-	marker := filepath.Join(s.data, filled)
+	marker := filepath.Join(s.data, preparedMarker)
 	if _, err := os.Stat(marker); err == nil {
-		return nil
+		return nil // a kept folder of an earlier run
 	}
 	fmt.Fprintf(os.Stderr, "bench start: storing %d orders\n", s.orders)
 	if err := os.MkdirAll(filepath.Join(s.data, "store"), 0o750); err != nil {
@@ -54,9 +56,9 @@ func (s system) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for from := 0; from < s.orders && err == nil; from += atOnce {
+	for from := 0; from < s.orders && err == nil; from += ordersPerTransaction {
 		var b eventstore.Batch
-		for n := from; n < min(from+atOnce, s.orders) && err == nil; n++ {
+		for n := from; n < min(from+ordersPerTransaction, s.orders) && err == nil; n++ {
 			var order eventstore.StreamAppend
 			order, err = newOrder(n)
 			b.Streams = append(b.Streams, order)
@@ -73,7 +75,7 @@ func (s system) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(p.settle(ctx), p.stop(syscall.SIGTERM)); err != nil {
+	if err := errors.Join(p.awaitSinks(ctx), p.stop(syscall.SIGTERM)); err != nil {
 		return err
 	}
 	return os.WriteFile(marker, nil, 0o600)
@@ -85,7 +87,8 @@ func orderID(n int) string { return fmt.Sprintf("0199c1d2-7b1c-7000-8000-%012d",
 
 const currency = "EUR"
 
-// newOrder returns the events of the n-th order: placed with three lines, and confirmed.
+// newOrder returns the events of the n-th order: placed with three lines, and confirmed. The values
+// repeat like those of a real shop: every three orders share a customer, and 5000 SKUs exist.
 func newOrder(n int) (eventstore.StreamAppend, error) {
 	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(n) * time.Second)
 	placed := &orderv1.OrderPlaced{
@@ -95,7 +98,8 @@ func newOrder(n int) (eventstore.StreamAppend, error) {
 	}
 	for i := range 3 {
 		placed.Lines = append(placed.Lines, &orderv1.OrderLine{
-			Number: uint32(i + 1), Sku: fmt.Sprintf("SKU-%05d", (n*7+i)%5000), Description: "White hanging heart lantern", Quantity: 2,
+			Number: uint32(i + 1), Sku: fmt.Sprintf("SKU-%05d", (n*7+i)%5000),
+			Description: "White hanging heart lantern", Quantity: 2,
 			UnitPrice: &money.Money{CurrencyCode: currency, Units: 16},
 		})
 	}
@@ -118,26 +122,29 @@ func newOrder(n int) (eventstore.StreamAppend, error) {
 			return order, err
 		}
 		order.Events = append(order.Events, event.Event{
-			ID: id, Aggregate: event.Order.Name, Type: "millrace.order.v1." + e.kind, Data: data, OccurredAt: at, RecordedAt: event.Time(time.Now()),
+			ID: id, Aggregate: event.Order.Name, Type: "millrace.order.v1." + e.kind, Data: data,
+			OccurredAt: at, RecordedAt: event.Time(time.Now()),
 		})
 	}
 	return order, nil
 }
 
-// running is one run of a system.
+// running is one run of a system, with the addresses that it listens on.
 type running struct {
 	system
 	process    *process.Process
 	api, admin string
 }
 
-// start starts the system, and returns once it is ready.
+// start starts the system on free ports, and returns once it is ready.
 func (s system) start(ctx context.Context) (*running, error) {
 	ports, err := process.FreePorts(2)
 	if err != nil {
 		return nil, err
 	}
-	r := &running{system: s, api: fmt.Sprintf("127.0.0.1:%d", ports[0]), admin: fmt.Sprintf("127.0.0.1:%d", ports[1])}
+	r := &running{
+		system: s, api: fmt.Sprintf("127.0.0.1:%d", ports[0]), admin: fmt.Sprintf("127.0.0.1:%d", ports[1]),
+	}
 	ready := process.Answers("http://"+r.admin+"/readyz", http.StatusOK)
 	binary, err := filepath.Abs(s.binary)
 	if err != nil {
@@ -152,9 +159,11 @@ func (s system) start(ctx context.Context) (*running, error) {
 		return nil, err
 	}
 	r.process, err = process.Start(ctx, process.Command{
-		Name: "millrace", Path: binary, Args: []string{"up", "--no-demo", "--data", data}, Dir: data, ReadyWithin: patience,
+		Name: "millrace", Path: binary, Args: []string{"up", "--no-demo", "--data", data}, Dir: data,
+		ReadyWithin: readyTimeout,
 		Env: []string{
-			"MILLRACE_ADDR=" + r.api, "MILLRACE_ADMIN_ADDR=" + r.admin, "MILLRACE_REDIS_LISTEN=127.0.0.1:0", "MILLRACE_KAFKA_LISTEN=127.0.0.1:0",
+			"MILLRACE_ADDR=" + r.api, "MILLRACE_ADMIN_ADDR=" + r.admin,
+			"MILLRACE_REDIS_LISTEN=127.0.0.1:0", "MILLRACE_KAFKA_LISTEN=127.0.0.1:0",
 			"MILLRACE_CLICKHOUSE_LISTEN=127.0.0.1:0", clickhouse.EnvLibraryPath + "=" + library,
 		},
 		Ready: ready,
@@ -169,7 +178,7 @@ func (r *running) memory() (rssMB, peakMB int64, err error) {
 	return int64(rss), int64(peak), errors.Join(err1, err2)
 }
 
-// stop ends the run: at once with SIGKILL, and otherwise in good order.
+// stop ends the run: at once with SIGKILL, and otherwise with a clean stop.
 func (r *running) stop(how syscall.Signal) error {
 	if how == syscall.SIGKILL {
 		return r.process.Kill()
@@ -177,9 +186,9 @@ func (r *running) stop(how syscall.Signal) error {
 	return r.process.Stop(time.Minute)
 }
 
-// settle waits until every sink has all orders.
-func (r *running) settle(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// awaitSinks blocks until every sink has all orders.
+func (r *running) awaitSinks(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	client := adminv1connect.NewAdminServiceClient(http.DefaultClient, "http://"+r.admin)
 	for {
@@ -189,8 +198,9 @@ func (r *running) settle(ctx context.Context) error {
 			behind = err.Error()
 		} else {
 			for _, s := range status.Msg.Sinks {
+				// A lag of 0 is not enough: a sink of orders must have some.
 				if s.LagEvents > 0 || strings.HasSuffix(s.Sink, " orders") && s.Count == 0 {
-					behind = fmt.Sprintf("%s has %d %s and lags by %d", s.Sink, s.Count, s.Unit, s.LagEvents)
+					behind = fmt.Sprintf("%s has %d %s and lags by %d events", s.Sink, s.Count, s.Unit, s.LagEvents)
 				}
 			}
 		}
@@ -200,21 +210,26 @@ func (r *running) settle(ctx context.Context) error {
 		select {
 		case <-time.After(time.Second):
 		case <-ctx.Done():
-			return fmt.Errorf("not all sinks have all orders: %s: %w", behind, ctx.Err())
+			return fmt.Errorf("wait for the sinks: %s: %w", behind, ctx.Err())
 		}
 	}
 }
 
-// hasLast checks that a query returns the last order as confirmed.
-func (r *running) hasLast(ctx context.Context) error {
-	token := event.Token{Service: event.Order.Service, Stream: orderID(r.orders - 1), Version: 2, Position: event.Position{}}
-	answer, err := orderv1connect.NewOrderQueryServiceClient(http.DefaultClient, "http://"+r.api).GetOrder(ctx, connect.NewRequest(
-		&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_OrderId{OrderId: token.Stream}, Token: token.String()}))
+// checkLastOrder checks that a query returns the last order as confirmed. The query has a token of
+// that version, so it fails unless the view has all events of the order.
+func (r *running) checkLastOrder(ctx context.Context) error {
+	token := event.Token{
+		Service: event.Order.Service, Stream: orderID(r.orders - 1), Version: 2, Position: event.Position{},
+	}
+	client := orderv1connect.NewOrderQueryServiceClient(http.DefaultClient, "http://"+r.api)
+	answer, err := client.GetOrder(ctx, connect.NewRequest(&orderv1.GetOrderRequest{
+		Key: &orderv1.GetOrderRequest_OrderId{OrderId: token.Stream}, Token: token.String(),
+	}))
 	if err != nil {
 		return fmt.Errorf("read the last order: %w", err)
 	}
 	if stage := answer.Msg.Order.Stage; stage != orderv1.OrderStage_ORDER_STAGE_CONFIRMED {
-		return fmt.Errorf("the last order is %v, and was confirmed", stage)
+		return fmt.Errorf("the last order is %v, want confirmed", stage)
 	}
 	return nil
 }

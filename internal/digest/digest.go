@@ -1,6 +1,7 @@
-// Package digest reduces the content of a side (a store, a topic, a table, a view) to a count and a
-// hash. Neither depends on the order of reading, so sides can be compared without moving their
-// data. Digest has one Sum per stream, so a difference can be attributed to a stream.
+// Package digest reduces the content of a store, a topic, a table or a view (a side, in package
+// verify) to a count and a hash. Neither depends on the order of reading, so sides can be compared
+// without moving their data. Digest has one Sum per stream, so a difference can be attributed to a
+// stream.
 //
 // AppendEvent defines the canonical bytes of an event. Every side must add the same bytes for the
 // same content.
@@ -49,15 +50,16 @@ func (s Sum) Hash() string {
 type Digest struct {
 	Streams map[string]Sum // by aggregate id
 
-	// Invalid counts records that are not content. No sum includes them.
+	// Invalid counts records that are not events. No sum includes them.
 	Invalid      uint64
-	FirstInvalid string // its location, and what is wrong with it
+	FirstInvalid string // location of the first one, and the reason
 }
 
-// AddInvalid counts a record that is not content. It calls say for the first one only.
-func (d *Digest) AddInvalid(say func() string) {
+// AddInvalid counts a record that is not an event. It calls describe for the first one only, because
+// a topic may have many.
+func (d *Digest) AddInvalid(describe func() string) {
 	if d.Invalid++; d.Invalid == 1 {
-		d.FirstInvalid = say()
+		d.FirstInvalid = describe()
 	}
 }
 
@@ -83,14 +85,16 @@ func (d *Digest) Total() Sum {
 	return t
 }
 
-// AppendEvent appends the canonical form of an event. Variable fields are preceded by their length,
-// so no two different events have the same form.
+// AppendEvent appends the canonical form of an event. Strings are preceded by their length, so no two
+// different events have the same form.
 func AppendEvent(b []byte, e event.Event) []byte {
 	b = append(b, e.ID[:]...)
 	b = binary.BigEndian.AppendUint64(b, e.Version)
 	b = appendTime(b, e.OccurredAt)
 	b = appendTime(b, e.RecordedAt)
-	for _, s := range []string{e.Aggregate, e.Stream, e.Type, e.CorrelationID, e.CausationID, e.TraceParent, string(e.Data)} {
+	for _, s := range []string{
+		e.Aggregate, e.Stream, e.Type, e.CorrelationID, e.CausationID, e.TraceParent, string(e.Data),
+	} {
 		b = AppendString(b, s)
 	}
 	return b
@@ -101,7 +105,7 @@ func AppendString(b []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
 }
 
-// Times are in microseconds, the finest unit of every side.
+// appendTime appends a time in microseconds, the finest unit that every side has.
 func appendTime(b []byte, t time.Time) []byte {
 	return binary.BigEndian.AppendUint64(b, uint64(t.UnixMicro()))
 }

@@ -13,8 +13,9 @@ import (
 func sample() event.Event {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)
 	return event.Event{
-		ID: uuid.MustParse("0192f0c8-1111-7222-8333-444455556666"), Aggregate: "order", Stream: "s", Version: 1, Type: "t", Data: []byte("d"),
-		OccurredAt: at, RecordedAt: at, CorrelationID: "c", CausationID: "k", TraceParent: "p", Position: event.Position{Sequence: 1},
+		ID: uuid.MustParse("0192f0c8-1111-7222-8333-444455556666"), Aggregate: "order", Stream: "s", Version: 1,
+		Type: "t", Data: []byte("d"), OccurredAt: at, RecordedAt: at,
+		CorrelationID: "c", CausationID: "k", TraceParent: "p", Position: event.Position{Sequence: 1},
 	}
 }
 
@@ -24,7 +25,8 @@ func total(e event.Event) digest.Sum {
 	return d.Total()
 }
 
-func TestEveryFieldOfAnEventCounts(t *testing.T) {
+// TestDigestCoversEveryField checks that a change of any field of an event changes the hash.
+func TestDigestCoversEveryField(t *testing.T) {
 	t.Parallel()
 	for field, change := range map[string]func(*event.Event){
 		"ID":                                    func(e *event.Event) { e.ID[0]++ },
@@ -51,7 +53,8 @@ func TestEveryFieldOfAnEventCounts(t *testing.T) {
 	}
 }
 
-func TestPositionIsTheStoresOwnAffair(t *testing.T) {
+// TestDigestIgnoresPosition checks that the position, which belongs to the store, is not content.
+func TestDigestIgnoresPosition(t *testing.T) {
 	t.Parallel()
 	e := sample()
 	e.Position = event.Position{Transaction: 7, Sequence: 9}
