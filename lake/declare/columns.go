@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/apache/arrow-go/v18/arrow/decimal128"
-
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake/columnar"
@@ -46,13 +44,11 @@ func (r *row) end() {
 // created the column for the same kind of value.
 func (r *row) string(v string) { r.next().(*columnar.Bytes).AppendString(v) }
 func (r *row) bytes(v []byte)  { r.next().(*columnar.Bytes).Append(v) }
-func (r *row) int32(v int32)   { r.next().(*columnar.Int32s).Append(v) }
 func (r *row) int64(v int64)   { r.next().(*columnar.Int64s).Append(v) }
 func (r *row) null()           { r.next().AppendNull() }
 func (r *row) time(v time.Time) {
 	r.next().(*columnar.Int64s).Append(v.UnixMicro())
 }
-func (r *row) decimal(v decimal128.Num) { r.next().(*columnar.Decimals).Append(v) }
 
 // optional appends v, or null if it is empty.
 func (r *row) optional(v string) {

@@ -28,7 +28,9 @@ type Facts[T any] struct {
 func (d Facts[T]) Table() Table {
 	return Table{
 		Name: d.Name, Topic: d.Of.Topic, Doc: d.Doc, Columns: d.Columns.fields(), Sort: []Sort{{Column: d.Sort}}, Derived: d.Of,
-		Rows: rowsOf(d.Of, func(*columnar.Columns) (decoder, error) { return &factDecoder[T]{declared: d, make: d.Rows()}, nil }),
+		Rows: rowsOf(d.Of, func(to *columnar.Columns) (decoder, error) {
+			return &factDecoder[T]{make: d.Rows(), write: d.Columns.write(to, 0), columns: len(d.Columns)}, nil
+		}),
 		Sums: Sums{
 			Add:    func(to *digest.Digest, rec arrow.RecordBatch) error { return addRows(to, rec, d.Columns, d.Stream) },
 			Expect: d.expect,
@@ -62,9 +64,10 @@ func (d Facts[T]) expect(events iter.Seq2[event.Event, error]) (*digest.Digest, 
 
 // factDecoder converts an event into its rows.
 type factDecoder[T any] struct {
-	declared Facts[T]
-	make     func(e event.Event, into []T) ([]T, error)
-	rows     []T // reused
+	make    func(e event.Event, into []T) ([]T, error)
+	write   func(*T)
+	columns int
+	rows    []T // reused
 }
 
 // append writes the rows of one event. It reuses the slice of the previous call.
@@ -73,7 +76,8 @@ func (d *factDecoder[T]) append(to *row, e event.Event) (err error) {
 		return err
 	}
 	for i := range d.rows {
-		d.declared.Columns.append(to, &d.rows[i])
+		d.write(&d.rows[i])
+		to.filled(d.columns)
 		to.end()
 	}
 	return nil

@@ -89,47 +89,74 @@ func (s Schema[T]) names() []string {
 	return out
 }
 
-// append writes a value as consecutive columns of a row.
-func (s Schema[T]) append(to *row, v *T) {
-	for _, a := range s {
-		switch p := a.Of(v).(type) {
+// write binds the schema to the columns of a table from the first one on. It returns a function that
+// writes a value as the next row of these columns. Binding resolves the type of each column once
+// instead of once per value.
+func (s Schema[T]) write(to *columnar.Columns, first int) func(v *T) {
+	var zero T
+	writers := make([]func(v *T), len(s))
+	for i, a := range s {
+		column, of := to.Column(first+i), a.Of
+		switch of(&zero).(type) {
 		case *string:
-			if a.Required {
-				to.string(*p)
-			} else {
-				to.optional(*p)
+			c, required := column.(*columnar.Bytes), a.Required
+			writers[i] = func(v *T) {
+				if p := of(v).(*string); *p != "" || required {
+					c.AppendString(*p)
+				} else {
+					c.AppendNull()
+				}
 			}
 		case *int32:
-			to.int32(*p)
+			c := column.(*columnar.Int32s)
+			writers[i] = func(v *T) { c.Append(*of(v).(*int32)) }
 		case *int64:
-			to.int64(*p)
+			c := column.(*columnar.Int64s)
+			writers[i] = func(v *T) { c.Append(*of(v).(*int64)) }
 		case *time.Time:
-			if p.IsZero() && !a.Required {
-				to.null()
-			} else {
-				to.time(*p)
+			c, required := column.(*columnar.Int64s), a.Required
+			writers[i] = func(v *T) {
+				if p := of(v).(*time.Time); required || !p.IsZero() {
+					c.Append(p.UnixMicro())
+				} else {
+					c.AppendNull()
+				}
 			}
 		case *Amount:
-			if p.Known {
-				to.decimal(p.Value)
-			} else {
-				to.null()
+			c := column.(*columnar.Decimals)
+			writers[i] = func(v *T) {
+				if p := of(v).(*Amount); p.Known {
+					c.Append(p.Value)
+				} else {
+					c.AppendNull()
+				}
 			}
 		case *decimal128.Num:
-			to.decimal(*p)
+			c := column.(*columnar.Decimals)
+			writers[i] = func(v *T) { c.Append(*of(v).(*decimal128.Num)) }
 		case *[]string:
-			list := to.next().(*columnar.Lists)
-			for _, element := range *p {
-				list.Element().(*columnar.Bytes).AppendString(element)
+			c := column.(*columnar.Lists)
+			writers[i] = func(v *T) {
+				for _, element := range *of(v).(*[]string) {
+					c.Element().(*columnar.Bytes).AppendString(element)
+				}
+				c.Append()
 			}
-			list.Append()
 		case *map[string]Amount:
-			pairs := to.next().(*columnar.Maps)
-			for _, key := range slices.Sorted(maps.Keys(*p)) {
-				pairs.Keys().(*columnar.Bytes).AppendString(key)
-				pairs.Values().(*columnar.Decimals).Append((*p)[key].Value)
+			c := column.(*columnar.Maps)
+			writers[i] = func(v *T) {
+				amounts := *of(v).(*map[string]Amount)
+				for _, key := range slices.Sorted(maps.Keys(amounts)) {
+					c.Keys().(*columnar.Bytes).AppendString(key)
+					c.Values().(*columnar.Decimals).Append(amounts[key].Value)
+				}
+				c.Append()
 			}
-			pairs.Append()
+		}
+	}
+	return func(v *T) {
+		for _, write := range writers {
+			write(v)
 		}
 	}
 }

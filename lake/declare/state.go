@@ -75,7 +75,7 @@ func (d State[S]) Table() Table {
 		Upserts: func(to *columnar.Columns, values *registry.Decoder) (Upserts, error) {
 			known, err := simplelru.NewLRU[string, knownRow[S]](knownRows, nil)
 			return &states[S]{
-				declared: d, shape: shape, values: values, row: row{to: to},
+				declared: d, shape: shape, write: shape.write(to, 0), values: values, row: row{to: to},
 				changes: map[string][]change[S]{}, before: map[string]stateRow[S]{}, known: known, stands: map[int32]stand{},
 			}, err
 		},
@@ -155,6 +155,7 @@ func (r *stateRow[S]) take(c change[S]) bool {
 type states[S any] struct {
 	declared State[S]
 	shape    Schema[stateRow[S]]
+	write    func(*stateRow[S]) // appends a row
 	values   *registry.Decoder
 	row      row
 
@@ -305,7 +306,8 @@ func (x *states[S]) Fold(each func(key string, existed bool, row func(), from Re
 		x.after = append(x.after, knownRow[S]{r, last.partition, x.stands[last.partition].turn})
 		write := func() {
 			x.row.begin()
-			x.shape.append(&x.row, &r)
+			x.write(&r)
+			x.row.filled(len(x.shape))
 			x.row.end()
 		}
 		if err := each(key, existed, write, Record{Topic: x.declared.Of.Topic, Partition: last.partition, Offset: last.offset}); err != nil {
