@@ -96,21 +96,26 @@ var steps = [...]string{
 	"ALTER TABLE store ADD COLUMN secret BLOB NOT NULL DEFAULT x''",
 }
 
-// migrate brings the file to the schema of this version, and checks that it is the aggregate's.
+// migrate brings the file to the schema of this version, and checks that it is the aggregate's. A current file is only
+// read: SQLite's write lock is not fair, so another process that writes all the time can hold it for as long as it likes.
 func migrate(ctx context.Context, db *sql.DB, aggregate event.Aggregate) error {
+	number, err := schemaOf(ctx, db)
+	if err != nil {
+		return err
+	}
+	if number == schemaNumber {
+		return checkOwner(ctx, db, aggregate)
+	}
 	tx, err := db.BeginTx(ctx, nil) // takes the write lock: two processes may start at once
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	defer tx.Rollback() //nolint:errcheck // after Commit it does nothing; before, its error adds nothing to the first
-	var number int
-	if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&number); err != nil {
-		return fmt.Errorf("read the schema's number: %w", err)
+	if number, err = schemaOf(ctx, tx); err != nil { // again: another process may have migrated the file
+		return err
 	}
-	switch {
-	case number < 0 || number > schemaNumber:
-		return fmt.Errorf("its schema is number %d and this version knows %d: start a newer version", number, schemaNumber)
-	case number == 0:
+	switch number {
+	case 0:
 		if _, err := tx.ExecContext(ctx, schema); err != nil {
 			return fmt.Errorf("create the schema: %w", err)
 		}
@@ -129,15 +134,39 @@ func migrate(ctx context.Context, db *sql.DB, aggregate event.Aggregate) error {
 			return fmt.Errorf("migrate: %w", err)
 		}
 	}
+	if err := checkOwner(ctx, tx, aggregate); err != nil {
+		return err
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
+	return nil
+}
+
+// querier is a database, or a transaction in it.
+type querier interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// schemaOf returns the number of the file's schema: 0 for a new file. It fails if this version does not know the schema.
+func schemaOf(ctx context.Context, q querier) (number int, err error) {
+	if err := q.QueryRowContext(ctx, "PRAGMA user_version").Scan(&number); err != nil {
+		return 0, fmt.Errorf("read the schema's number: %w", err)
+	}
+	if number < 0 || number > schemaNumber {
+		return 0, fmt.Errorf("its schema is number %d and this version knows %d: start a newer version", number, schemaNumber)
+	}
+	return number, nil
+}
+
+// checkOwner fails if the store holds the events of another aggregate.
+func checkOwner(ctx context.Context, q querier, aggregate event.Aggregate) error {
 	var owner string
-	if err := tx.QueryRowContext(ctx, "SELECT aggregate FROM store").Scan(&owner); err != nil {
+	if err := q.QueryRowContext(ctx, "SELECT aggregate FROM store").Scan(&owner); err != nil {
 		return fmt.Errorf("read whose store it is: %w", err)
 	}
 	if owner != aggregate.Name {
 		return fmt.Errorf("it holds the events of %q, not of %q: give each service a file of its own", owner, aggregate.Name)
-	}
-	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("migrate: %w", err)
 	}
 	return nil
 }

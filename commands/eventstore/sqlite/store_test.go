@@ -50,6 +50,43 @@ func TestConformance(t *testing.T) {
 	})
 }
 
+// TestOpensBesideAWriter opens a store whose write lock another process holds for as long as it takes. Under load that
+// is what a busy writer amounts to, since SQLite gives its lock to nobody in turn.
+func TestOpensBesideAWriter(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "events.db")
+	if err := open(t, path).Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sqlitedb.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	tx, err := db.BeginTx(t.Context(), nil) // takes the write lock
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback() //nolint:errcheck // rolled back below, unless the test has failed before
+	s, err := sqlite.Open(t.Context(), path, eventstoretest.Aggregate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Load(t.Context(), "none", 0); err != nil {
+		t.Error(err)
+	}
+	if err := tx.Rollback(); err != nil { // Close moves the log into the file, which needs the lock
+		t.Error(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestCommitWakesWait has Wait learn of an append by nothing else.
 func TestCommitWakesWait(t *testing.T) {
 	t.Parallel()
