@@ -104,23 +104,28 @@ var migrations = [...]string{
 	"ALTER TABLE store ADD COLUMN secret BLOB NOT NULL DEFAULT x''",
 }
 
-// migrate migrates the file to this version's schema and checks that it belongs to the aggregate.
+// migrate migrates the file to this version's schema and checks that it belongs to the aggregate. A
+// current file is only read. SQLite's write lock is not fair: a busy process can hold it for longer
+// than the busy timeout.
 func migrate(ctx context.Context, db *sql.DB, aggregate event.Aggregate) error {
+	version, err := readSchemaVersion(ctx, db)
+	if err != nil {
+		return err
+	}
+	if version == schemaVersion {
+		return checkOwner(ctx, db, aggregate)
+	}
 	tx, err := db.BeginTx(ctx, nil) // takes the write lock, because two processes may start at once
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	defer tx.Rollback() //nolint:errcheck // after Commit it does nothing; before, its error adds nothing to the first
-	var version int
-	if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
-		return fmt.Errorf("read the schema version: %w", err)
+	// Read again: another process may have migrated the file meanwhile.
+	if version, err = readSchemaVersion(ctx, tx); err != nil {
+		return err
 	}
-	switch {
-	case version < 0 || version > schemaVersion:
-		return fmt.Errorf(
-			"schema version is %d, but this version of Millrace supports at most %d: start a newer version",
-			version, schemaVersion)
-	case version == 0: // a new file
+	switch version {
+	case 0: // a new file
 		if _, err := tx.ExecContext(ctx, schema); err != nil {
 			return fmt.Errorf("create the schema: %w", err)
 		}
@@ -140,18 +145,45 @@ func migrate(ctx context.Context, db *sql.DB, aggregate event.Aggregate) error {
 			return fmt.Errorf("migrate: %w", err)
 		}
 	}
-	var owner string
-	if err := tx.QueryRowContext(ctx, "SELECT aggregate FROM store").Scan(&owner); err != nil {
-		return fmt.Errorf("read the store's aggregate: %w", err)
-	}
-	// A file that is opened for the wrong service must not be changed. Returning here rolls back
-	// the transaction.
-	if owner != aggregate.Name {
-		return fmt.Errorf("the file contains events of %q, not of %q: use a separate file for each service",
-			owner, aggregate.Name)
+	if err := checkOwner(ctx, tx, aggregate); err != nil {
+		return err
 	}
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("migrate: %w", err)
+	}
+	return nil
+}
+
+// querier is a database, or a transaction in it.
+type querier interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// readSchemaVersion returns the version of the file's schema: 0 for a new file. It fails if this
+// version of Millrace does not support the schema.
+func readSchemaVersion(ctx context.Context, q querier) (version int, err error) {
+	if err := q.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return 0, fmt.Errorf("read the schema version: %w", err)
+	}
+	if version < 0 || version > schemaVersion {
+		return 0, fmt.Errorf(
+			"schema version is %d, but this version of Millrace supports at most %d: start a newer version",
+			version, schemaVersion)
+	}
+	return version, nil
+}
+
+// checkOwner fails if the file contains events of another aggregate.
+func checkOwner(ctx context.Context, q querier, aggregate event.Aggregate) error {
+	var owner string
+	if err := q.QueryRowContext(ctx, "SELECT aggregate FROM store").Scan(&owner); err != nil {
+		return fmt.Errorf("read the store's aggregate: %w", err)
+	}
+	// A file that is opened for the wrong service must not be changed: an error also rolls back a
+	// migration.
+	if owner != aggregate.Name {
+		return fmt.Errorf("the file contains events of %q, not of %q: use a separate file for each service",
+			owner, aggregate.Name)
 	}
 	return nil
 }

@@ -50,6 +50,43 @@ func TestConformance(t *testing.T) {
 	})
 }
 
+// TestOpensBesideAWriter opens a store while another process holds its write lock. A busy writer can
+// do so for a long time under load, since SQLite's lock is not fair.
+func TestOpensBesideAWriter(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "events.db")
+	if err := open(t, path).Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sqlitedb.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	tx, err := db.BeginTx(t.Context(), nil) // takes the write lock
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback() //nolint:errcheck // rolled back below, unless the test has failed before
+	s, err := sqlite.Open(t.Context(), path, eventstoretest.Aggregate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Load(t.Context(), "none", 0); err != nil {
+		t.Error(err)
+	}
+	if err := tx.Rollback(); err != nil { // Close checkpoints the log, which needs the lock
+		t.Error(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestCommitWakesWait checks that a commit of this process wakes Wait without polling.
 func TestCommitWakesWait(t *testing.T) {
 	t.Parallel()
