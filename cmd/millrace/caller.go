@@ -105,11 +105,11 @@ const (
 func (a *cli) caller(d door) (caller, error) {
 	switch {
 	case d == adminDoor && a.addr != "" && a.adminAddr == "":
-		return caller{}, fmt.Errorf("--addr %s names a system by its address of commands and queries, and this command talks to the one of operations: "+
-			"name it with --admin-addr (`millrace up` prints both; 7401 by default)", a.addr)
+		return caller{}, fmt.Errorf("--addr %s is not enough: this command calls the admin listener: "+
+			"set --admin-addr (`millrace up` prints both addresses; the default port is 7401)", a.addr)
 	case d == apiDoor && a.adminAddr != "" && a.addr == "":
-		return caller{}, fmt.Errorf("--admin-addr %s names a system by its address of operations, and this command talks to the one of commands and queries: "+
-			"name it with --addr (`millrace up` prints both; 7400 by default)", a.adminAddr)
+		return caller{}, fmt.Errorf("--admin-addr %s is not enough: this command calls the listener for commands and queries: "+
+			"set --addr (`millrace up` prints both addresses; the default port is 7400)", a.adminAddr)
 	}
 	c, err := a.loadConfig()
 	if err == nil {
@@ -127,11 +127,11 @@ func (a *cli) caller(d door) (caller, error) {
 func explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("no millrace answers (%w): start one with `millrace up`, or name its addresses with --addr and --admin-addr", err)
+		return fmt.Errorf("cannot connect to millrace: %w: start it with `millrace up`, or set --addr and --admin-addr", err)
 	case strings.Contains(err.Error(), "client connection lost"), errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("what listens there takes connections and does not answer (%w): see whether the process hangs, and whether the address is Millrace's", err)
+		return fmt.Errorf("the server accepts connections but does not respond: %w: check that the process is not hanging and that the address is Millrace's", err)
 	case connect.CodeOf(err) == connect.CodeUnauthenticated:
-		return fmt.Errorf("%w (auth.token, or MILLRACE_AUTH_TOKEN, is what this program sends)", err)
+		return fmt.Errorf("%w: set auth.token, or MILLRACE_AUTH_TOKEN, to the token of a caller", err)
 	case connect.CodeOf(err) == connect.CodeUnimplemented:
 		return fmt.Errorf("%w: the process at --admin-addr does not have the role admin", err)
 	}

@@ -56,7 +56,7 @@ start it with MILLRACE_COMMANDS_CURRENCIES='{GBP: 3}'.`,
 		})
 		b.end(err)
 		if cmd.Context().Err() != nil {
-			return fmt.Errorf("stopped (%w); run the same command again and it goes on", err)
+			return fmt.Errorf("stopped (%w); run the same command again to resume", err)
 		}
 		if err != nil {
 			return explain(err)

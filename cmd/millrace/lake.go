@@ -35,7 +35,7 @@ configuration or --data, so they work with and without a running system.`,
 // onLake completes a command with --data, and with a run function that receives an open lake. The
 // lake is read-only, unless the command has the annotation "writes".
 func (a *cli) onLake(cmd *cobra.Command, run func(ctx context.Context, l *lake.Lake, args []string) error) *cobra.Command {
-	a.dataFlag(cmd, "data folder of the lake, if the configuration names no other")
+	a.dataFlag(cmd, "data folder of the lake, unless the configuration sets a warehouse and a catalog")
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		c, err := a.config()
 		if err != nil {
@@ -183,17 +183,17 @@ the same periodically.`,
 		Annotations: map[string]string{"writes": "yes"},
 	}
 	output := outputFlag(cmd, "table", "json")
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "show what would be done, and do nothing")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "print the plan without changing anything")
 	cmd.Flags().Int64Var(&c.TargetBytes, "target-bytes", defaults.TargetBytes, "target size of data files")
 	cmd.Flags().IntVar(&c.SmallFiles, "small-files", 8, "number of small files in a partition that starts a rewrite")
-	cmd.Flags().Float64Var(&deletes, "delete-share", 0.1, "share of deleted rows that starts a rewrite; 0: any delete, for readers without support for deletes")
+	cmd.Flags().Float64Var(&deletes, "delete-share", 0.1, "fraction of deleted rows that starts a rewrite; 0: any delete, for readers without support for deletes")
 	cmd.Flags().DurationVar(&c.KeepAge, "keep", defaults.KeepAge, "how long a snapshot stays readable after the next one")
 	cmd.Flags().IntVar(&c.KeepSnapshots, "keep-snapshots", 10, "number of snapshots to keep at any age")
-	cmd.Flags().DurationVar(&c.OrphanAge, "orphan-age", defaults.OrphanAge, "age at which a file without references is removed, at least 10m")
+	cmd.Flags().DurationVar(&c.OrphanAge, "orphan-age", defaults.OrphanAge, "delete unreferenced files older than this, at least 10m")
 	cmd.Flags().Int64Var(&c.Memory, "memory", defaults.Memory, "memory of one compaction in bytes")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
 		if deletes < 0 {
-			return fmt.Errorf("--delete-share %g: it must be 0 or more", deletes)
+			return fmt.Errorf("--delete-share %g: must not be negative", deletes)
 		}
 		// Zero means the default in maintenance.Config, but "any delete" here.
 		c.DeleteShare = max(deletes, math.SmallestNonzeroFloat64)
@@ -246,7 +246,7 @@ func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]lake.Name,
 			return nil, err
 		}
 		if !slices.ContainsFunc(all, func(n lake.Name) bool { return slices.Equal(n, names[i]) }) {
-			return nil, fmt.Errorf("no table %s: `millrace lake tables` lists the tables", arg)
+			return nil, fmt.Errorf("unknown table %s: see `millrace lake tables`", arg)
 		}
 	}
 	return names, nil

@@ -97,8 +97,8 @@ Brokers and lake come from the configuration: kafka.*, lake.*; see "millrace con
 	flags.BoolVar(&l.headers, "headers", false, "land the headers of the records in the column _headers")
 	flags.StringVar(&l.table, "table", "", "TABLE or NAMESPACE.TABLE to land in (default foreign.TOPIC)")
 	flags.IntVar(&l.landers, "landers", 1, "number of concurrent landers, each with its own partitions")
-	flags.BoolVar(&l.until, "until-end", false, "end when all records now on the topic are in the table")
-	a.dataFlag(cmd, "data folder of the lake, if the configuration names no other")
+	flags.BoolVar(&l.until, "until-end", false, "exit once every record that is on the topic now is in the table")
+	a.dataFlag(cmd, "data folder of the lake, unless the configuration sets a warehouse and a catalog")
 	if err := cmd.MarkFlagRequired("topic"); err != nil {
 		panic(err) // unreachable: the flag is defined above
 	}
@@ -156,7 +156,7 @@ func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (
 		// Other users of the machine can read the arguments of a process, so they must not contain
 		// a password.
 		if u, err := url.Parse(l.registry); err != nil || u.User != nil {
-			return nil, errors.New("--registry: want http(s)://host:port; who logs in is said by registry.user and registry.password, not here, where others can read it")
+			return nil, errors.New("--registry: want http(s)://host:port without credentials: set registry.user and registry.password, which other users cannot read")
 		}
 		// The flag overrides the configuration, which app.Land reads.
 		c.Registry.URL = l.registry

@@ -21,7 +21,7 @@ import (
 // outputFlag adds the flag --output. The first format is the default.
 func outputFlag(cmd *cobra.Command, formats ...string) *string {
 	o := &choice{value: formats[0], of: formats}
-	cmd.Flags().VarP(o, "output", "o", "how to print the answer: "+strings.Join(formats, ", "))
+	cmd.Flags().VarP(o, "output", "o", "output format: "+strings.Join(formats, ", "))
 	return &o.value
 }
 

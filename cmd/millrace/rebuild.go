@@ -29,7 +29,7 @@ Stop every process of Millrace first. It uses the configuration or --data, as "m
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !yes {
-				return errors.New("this deletes the topic, and the views and tables that are read from it: confirm with --yes")
+				return errors.New("this deletes the topic, and the views and tables derived from it: confirm with --yes")
 			}
 			c, err := a.config()
 			if err != nil {
@@ -41,7 +41,7 @@ Stop every process of Millrace first. It uses the configuration or --data, as "m
 		},
 	}
 	a.dataFlag(cmd, "data folder of the system, if the configuration names no servers")
-	cmd.Flags().StringVar(&service, "service", "", "the service: order, inventory, catalog or customer")
+	cmd.Flags().StringVar(&service, "service", "", "service to rebuild: order, inventory, catalog or customer")
 	cmd.Flags().BoolVar(&yes, "yes", false, "confirm the deletion")
 	return cmd
 }

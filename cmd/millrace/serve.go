@@ -38,7 +38,7 @@ store.postgres, kafka.brokers, redis.addr, search.elasticsearch, lake.catalog an
 		Args: cobra.NoArgs,
 	}
 	a.dataFlag(cmd, "data folder of the embedded servers (default from the configuration: data)")
-	cmd.Flags().StringVar(&names, "role", "", "the roles, separated by commas, or all")
+	cmd.Flags().StringVar(&names, "role", "", "comma-separated roles, or all")
 	if err := cmd.MarkFlagRequired("role"); err != nil {
 		panic(err) // unreachable: the flag is defined above
 	}
@@ -67,7 +67,7 @@ store.postgres, kafka.brokers, redis.addr, search.elasticsearch, lake.catalog an
 		}
 		fmt.Fprintln(cmd.OutOrStdout(), "stopping…")
 		if err := p.Close(); err != nil {
-			return errors.Join(errors.New("a part failed, or did not stop in good order"), err)
+			return errors.Join(errors.New("a component failed, or did not stop cleanly"), err)
 		}
 		fmt.Fprintln(cmd.OutOrStdout(), "stopped")
 		return nil

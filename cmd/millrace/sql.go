@@ -81,7 +81,7 @@ no running system.`,
 		if told := resp.Header.Get(app.ReadAtHeader); told != "" {
 			var read []lakesql.ReadAt
 			if err := json.Unmarshal([]byte(told), &read); err != nil {
-				return fmt.Errorf("what the answer says it has read: %w", err)
+				return fmt.Errorf("decode the header %s: %w", app.ReadAtHeader, err)
 			}
 			if err := tellRead(cmd.ErrOrStderr(), read, *output); err != nil {
 				return err
@@ -89,7 +89,7 @@ no running system.`,
 		}
 		// The rows are streamed. A connection that is cut means that the result is incomplete.
 		if _, err := io.Copy(cmd.OutOrStdout(), resp.Body); err != nil {
-			return fmt.Errorf("the answer broke off; the system's log says why: %w", explain(err))
+			return fmt.Errorf("the response ended early; see the server's log: %w", explain(err))
 		}
 		return nil
 	}

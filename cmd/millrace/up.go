@@ -30,7 +30,7 @@ The next start continues from the data on disk. The demo's commands are not dupl
 		Args: cobra.NoArgs,
 	}
 	a.dataFlag(cmd, "data folder (default from the configuration: data)")
-	cmd.Flags().BoolVar(&noDemo, "no-demo", false, "send no commands; start and serve only")
+	cmd.Flags().BoolVar(&noDemo, "no-demo", false, "start and serve without sending the demo's commands")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := a.config()
 		if err != nil {

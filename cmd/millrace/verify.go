@@ -28,7 +28,7 @@ It calls the system at --admin-addr. --addr alone is refused, because it does no
 		Args: cobra.NoArgs,
 	}
 	output := outputFlag(cmd, "table", "json")
-	cmd.Flags().DurationVar(&wait, "wait", time.Minute, "how long the sinks may take to catch up")
+	cmd.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait for the sinks to catch up")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		caller, err := a.caller(adminDoor)
 		if err != nil {
@@ -71,7 +71,7 @@ func follow(stream *connect.ServerStreamForClient[adminv1.VerifyResponse]) (*adm
 	}
 	err := errors.Join(stream.Err(), stream.Close())
 	if err == nil && result == nil {
-		err = errors.New("verify: the answer ended before its result")
+		err = errors.New("verify: the response ended without a result")
 	}
 	b.end(err)
 	return result, err
@@ -95,7 +95,7 @@ func printVerify(w io.Writer, r *adminv1.VerifyResult) {
 	for _, g := range r.Aggregates {
 		for _, s := range g.Sides {
 			if s.NotEvents > 0 {
-				fmt.Fprintf(w, "not events: %d records on %s, which every sink has parked; the first: %s\n", s.NotEvents, s.Side, s.FirstNotEvent)
+				fmt.Fprintf(w, "not events: %d records on %s, which every sink wrote to its dead letters; the first: %s\n", s.NotEvents, s.Side, s.FirstNotEvent)
 			}
 		}
 	}

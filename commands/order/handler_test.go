@@ -200,7 +200,7 @@ func TestMisspelledFieldsStoreNothing(t *testing.T) {
 		}
 		text, err := io.ReadAll(res.Body)
 		_ = res.Body.Close()
-		if err != nil || res.StatusCode != http.StatusBadRequest || !strings.Contains(string(text), field+": there is no such field") {
+		if err != nil || res.StatusCode != http.StatusBadRequest || !strings.Contains(string(text), field+": unknown field") {
 			t.Errorf("%s: %d %s, %v", field, res.StatusCode, text, err)
 		}
 	}

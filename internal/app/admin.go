@@ -69,7 +69,7 @@ func (p *App) Status(ctx context.Context, _ *connect.Request[adminv1.StatusReque
 }
 
 // remedyEngine is the remedy for a table that the SQL engine cannot read.
-const remedyEngine = "take what the SQL engine does not read out of the table and its old schemas, or read it with another engine"
+const remedyEngine = "remove what the SQL engine cannot read from the table and its old schemas, or use another engine"
 
 // brokenTables returns the tables that the lake or the SQL engine cannot read, or that this process
 // cannot land.
@@ -208,11 +208,11 @@ func (p *App) Verify(ctx context.Context, req *connect.Request[adminv1.VerifyReq
 		}
 		if r.Equal || !moved || attempt == attempts {
 			if !r.Equal && moved {
-				return connect.NewError(connect.CodeAborted, fmt.Errorf("commands kept coming, so the sides were not read at one moment (%d attempts): verify again when it is quiet", attempts))
+				return connect.NewError(connect.CodeAborted, fmt.Errorf("events kept arriving during the comparison (%d attempts): run verify again while no commands are sent", attempts))
 			}
 			return stream.Send(&adminv1.VerifyResponse{Step: &adminv1.VerifyResponse_Result{Result: result(r)}})
 		}
-		progress("commands came meanwhile; comparing again", 0, 0)
+		progress("events arrived during the comparison; comparing again", 0, 0)
 	}
 }
 
@@ -228,7 +228,7 @@ func (p *App) compare(ctx context.Context, wait time.Duration, progress verify.P
 	}
 	if err := p.CatchUp(bounded, progress); err != nil {
 		if bounded.Err() != nil && ctx.Err() == nil {
-			return r, false, connect.NewError(connect.CodeDeadlineExceeded, fmt.Errorf("after %v not every sink has caught up: %w; allow more with --wait, and see `millrace status`", wait, err))
+			return r, false, connect.NewError(connect.CodeDeadlineExceeded, fmt.Errorf("not every sink caught up within %v: %w: increase --wait, or see `millrace status`", wait, err))
 		}
 		return r, false, err
 	}

@@ -199,7 +199,7 @@ func (p *App) background(name string, run func(context.Context) error) {
 		// If ctx is done, Close has ended the part, and its error is of no interest.
 		if ctx.Err() == nil {
 			if err == nil {
-				err = errors.New("it ended by itself")
+				err = errors.New("ended unexpectedly")
 			}
 			p.fail(fmt.Errorf("%s: %w", name, err))
 		}
@@ -215,7 +215,7 @@ func (p *App) background(name string, run func(context.Context) error) {
 // first.
 func (p *App) fail(err error) {
 	p.failOnce.Do(func() {
-		p.log.Error("a part of the system failed; stopping", "error", err)
+		p.log.Error("component failed; shutting down", "error", err)
 		p.failure = err
 		close(p.failed)
 	})
@@ -233,7 +233,7 @@ func (p *App) startFolder(context.Context) error {
 		return err
 	}
 	if !ok {
-		return fmt.Errorf("%s is in use by another running millrace: stop that one, or name another folder with --data", p.cfg.Data)
+		return fmt.Errorf("data folder %s is in use by another millrace process: stop it, or set --data to another folder", p.cfg.Data)
 	}
 	p.onStop(lock.Unlock)
 	return nil
@@ -250,7 +250,7 @@ func (p *App) startListeners(ctx context.Context) error {
 	for name, addr := range addrs {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 		if err != nil {
-			return taken(err, addr, map[string]string{"api": "--addr (or the setting addr)", "admin": "--admin-addr (or the setting admin.addr)"}[name])
+			return taken(err, addr, map[string]string{"api": "--addr", "admin": "--admin-addr"}[name])
 		}
 		p.listeners[name] = l
 		p.addresses["millrace "+name] = l.Addr().String()
@@ -273,7 +273,7 @@ func (p *App) startListeners(ctx context.Context) error {
 		return err
 	}
 	if p.tokens.Grant(granted); len(granted) == 0 {
-		p.log.Warn("auth.rights names nobody, so every call is refused: say there what the callers of auth.tokens may do")
+		p.log.Warn("auth.rights is empty, so every call is denied: grant rights to the callers in auth.tokens")
 	}
 	return nil
 }
@@ -283,6 +283,6 @@ func taken(err error, addr, setting string) error {
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		return err
 	}
-	return fmt.Errorf("%s is in use, perhaps by another millrace: stop that one, or name another address with %s; port 0 takes a free one: %w",
+	return fmt.Errorf("%s is in use, perhaps by another millrace process: stop it, or set %s to another address (port 0 selects a free port): %w",
 		addr, setting, err)
 }

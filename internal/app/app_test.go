@@ -149,7 +149,7 @@ func TestStopAndStart(t *testing.T) {
 	}
 	send(p, "ONE")
 	polltest.Until(t, "ready", func() bool { return get(t, p, "/readyz") == http.StatusOK })
-	if _, err := start(t.Context(), m, c, []Role{Commands}, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "in use by another running millrace") {
+	if _, err := start(t.Context(), m, c, []Role{Commands}, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "in use by another millrace process") {
 		t.Errorf("a second process in the same folder: %v", err)
 	}
 	if err := p.Close(); err != nil {

@@ -224,7 +224,7 @@ func (p *App) awaitViews(ctx context.Context) error {
 			}
 			// Permanent errors of a view stop the system by other means. So this error is
 			// temporary.
-			p.log.Warn("it cannot be told how far a view is behind the log; asking again", "view", v.Name, "error", err)
+			p.log.Warn("cannot read the lag of a view; retrying", "view", v.Name, "error", err)
 			select {
 			case <-time.After(askEvery):
 			case <-ctx.Done():
@@ -232,7 +232,7 @@ func (p *App) awaitViews(ctx context.Context) error {
 		}
 	}
 	p.caughtUp.Store(true)
-	p.log.Info("the views hold what stood on the log at the start")
+	p.log.Info("views have caught up with the log")
 	// A background part must not end before the system stops.
 	<-ctx.Done()
 	return nil
@@ -252,7 +252,7 @@ func (p *App) unready(ctx context.Context) error {
 			}
 		}
 		if r := p.relays[a.Name]; r != nil && !r.Progress().Live {
-			return fmt.Errorf("relay of %s: it is not publishing", a.Service)
+			return fmt.Errorf("relay of %s: not publishing", a.Service)
 		}
 	}
 	if len(p.views) > 0 && !p.caughtUp.Load() {

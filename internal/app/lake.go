@@ -68,7 +68,7 @@ func openLake(ctx context.Context, c lake.Config) (*lake.Lake, error) {
 			return l, err
 		}
 		if !told {
-			c.Logger.Warn("waiting for the lake, which a process with the role lake makes", "error", err)
+			c.Logger.Warn("the lake does not exist yet; waiting for a process with the role lake to create it", "error", err)
 		}
 		select {
 		case <-time.After(step):

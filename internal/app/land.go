@@ -36,7 +36,7 @@ type Landing struct {
 // Land lands any one topic in one table, with the configured Kafka and lake.
 func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (err error) {
 	if cfg.Kafka.Brokers == "" {
-		return errors.New("kafka.brokers is empty: name the brokers that have the topic, by millrace.yaml or MILLRACE_KAFKA_BROKERS")
+		return errors.New("kafka.brokers is empty: set it in millrace.yaml or MILLRACE_KAFKA_BROKERS to the brokers that have the topic")
 	}
 	// No modules and no roles: this process lands one table and serves nothing.
 	p := newApp(Modules{}, cfg, nil, log)
@@ -122,7 +122,7 @@ func (p *App) hasTopic(ctx context.Context, topic string) error {
 	defer cancel()
 	_, err = admin.Topic(ctx, topic)
 	if errors.Is(err, kafka.ErrUnknownTopic) {
-		return fmt.Errorf("the brokers at %s have no topic %q: create it, or see --topic: %w", p.kafka.Brokers, topic, err)
+		return fmt.Errorf("the brokers at %s have no topic %q: create it, or correct --topic: %w", p.kafka.Brokers, topic, err)
 	}
 	return err
 }
@@ -147,17 +147,17 @@ func (p *App) watch(ctx context.Context, l Landing, topic string) error {
 			all, err := admin.EndOffsets(ctx, topic)
 			admin.Close()
 			if errors.Is(err, kafka.ErrStalled) {
-				p.log.Warn("the brokers cannot be asked where the topic ends", "topic", topic, "error", err)
+				p.log.Warn("cannot read the end offsets of the topic; retrying", "topic", topic, "error", err)
 				continue
 			}
 			if err != nil {
-				return fmt.Errorf("where topic %s ends: %w", topic, err)
+				return fmt.Errorf("read the end offsets of topic %s: %w", topic, err)
 			}
 			ends = all
 		}
 		have, err := p.lake.Applied(ctx, topic)
 		if err != nil {
-			p.log.Warn("the table cannot be asked how far it is", "error", err)
+			p.log.Warn("cannot read the offsets of the table; retrying", "error", err)
 			continue
 		}
 		var at, of int64

@@ -37,7 +37,7 @@ func (p *App) serve(name string, h http.Handler) error {
 	p.onStop(func() error {
 		cut, err := stop()
 		if cut {
-			p.log.Warn("calls in progress were cut off", "listener", name, "after", drainTimeout)
+			p.log.Warn("aborted calls in progress", "listener", name, "after", drainTimeout)
 		}
 		return err
 	})

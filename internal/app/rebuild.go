@@ -29,7 +29,7 @@ func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.L
 		}
 	}
 	if a.Topic == "" {
-		return fmt.Errorf("no service is called %q: name one of %s", service, strings.Join(services, ", "))
+		return fmt.Errorf("unknown service %q: want one of %s", service, strings.Join(services, ", "))
 	}
 	// No roles: nothing runs, but the connections and the shutdown are those of a process.
 	p := newApp(Shop(), cfg, nil, log)

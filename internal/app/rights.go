@@ -71,7 +71,7 @@ func knownParameters(given url.Values, known ...string) error {
 			return fmt.Errorf("unknown parameter %q: the parameters are %s", name, strings.Join(known, " and "))
 		}
 		if len(values) > 1 {
-			return fmt.Errorf("the parameter %s is given twice", name)
+			return fmt.Errorf("parameter %s: set it only once", name)
 		}
 	}
 	return nil

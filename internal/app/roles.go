@@ -68,7 +68,7 @@ func ParseRoles(s string) ([]Role, error) {
 	for name := range strings.SplitSeq(s, ",") {
 		role := Role(strings.TrimSpace(name))
 		if !slices.Contains(Roles(), role) {
-			return nil, fmt.Errorf("role %q: want some of %s, separated by commas, or all", name, strings.Join(known, ", "))
+			return nil, fmt.Errorf("unknown role %q: want a comma-separated list of %s, or all", name, strings.Join(known, ", "))
 		}
 		// A role that is named twice counts once.
 		if !slices.Contains(roles, role) {
@@ -120,13 +120,13 @@ func embedded(c config.Config, w map[part]bool) []string {
 // cannot reach embedded servers, so a process with embedded servers must have every role.
 func checkRoles(c config.Config, roles []Role) error {
 	if len(roles) == 0 {
-		return errors.New("no role is named")
+		return errors.New("no roles: want at least one")
 	}
 	if len(roles) == len(Roles()) {
 		return nil
 	}
 	if missing := embedded(c, wanted(roles)); len(missing) > 0 {
-		return fmt.Errorf("with the roles %v alone this process can embed nothing, as others could not reach it: set %s (`millrace config` explains each), or run all roles in one process with `millrace up`",
+		return fmt.Errorf("roles %v need external servers: set %s (see `millrace config`), or run all roles in one process with `millrace up`",
 			roles, strings.Join(missing, ", "))
 	}
 	return nil

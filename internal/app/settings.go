@@ -91,7 +91,7 @@ func (p *App) checkSettings(ctx context.Context) []settings.Fault {
 		faults, err := ask(ctx)
 		if err != nil {
 			if !errors.Is(ctx.Err(), context.Canceled) {
-				p.log.Warn("the settings of a server could not be looked at; they are not checked", "server", name, "error", err)
+				p.log.Warn("cannot read the settings of a server; skipping their check", "server", name, "error", err)
 			}
 			continue
 		}
@@ -103,7 +103,7 @@ func (p *App) checkSettings(ctx context.Context) []settings.Fault {
 		// Log each fault once, when it appears.
 		for _, f := range faults {
 			if !slices.Contains(p.settings[name], f) {
-				p.log.Warn("a setting is not as it must be", "server", name, "fault", f.String(), "fatal", f.Fatal)
+				p.log.Warn("wrong setting of a server", "server", name, "fault", f.String(), "fatal", f.Fatal)
 			}
 		}
 		p.settings[name] = faults

@@ -127,7 +127,7 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 		if lakesql.Lost(err) {
 			err = cmp.Or(p.findLost(r.Context(), query), err)
 		}
-		p.log.Warn("sql: the answer broke off", "error", err)
+		p.log.Warn("sql: response aborted", "error", err)
 		panic(http.ErrAbortHandler)
 	}
 }
@@ -166,7 +166,7 @@ func readQuery(w http.ResponseWriter, r *http.Request) (string, bool) {
 	status := http.StatusBadRequest
 	switch tooLarge := (*http.MaxBytesError)(nil); {
 	case err == nil && !utf8.Valid(query):
-		err = errors.New("it is not UTF-8")
+		err = errors.New("not valid UTF-8")
 	case err == nil:
 		return string(query), true
 	case errors.As(err, &tooLarge):

@@ -69,7 +69,7 @@ func storeAccess(c config.Store, a event.Aggregate) (conn, password string, err 
 // calls tell for each.
 func Migrate(ctx context.Context, c config.Config, tell func(service string)) error {
 	if c.Store.Postgres == "" {
-		return errors.New("store.postgres names no server: the embedded stores migrate themselves")
+		return errors.New("store.postgres is empty: embedded stores are migrated at start")
 	}
 	for _, a := range Shop().aggregates() {
 		conn, password, err := storeAccess(c.Store, a)
@@ -131,6 +131,6 @@ func (p *App) runRelay(ctx context.Context, r *relay.Relay) error {
 		if p.boot == "" || !errors.Is(err, relay.ErrFenced) {
 			return err
 		}
-		p.log.Warn("a relay starts over", "reason", err)
+		p.log.Warn("relay lost its transaction; restarting it", "reason", err)
 	}
 }

@@ -12,8 +12,8 @@ import (
 
 // Errors of Access. ErrUnknown is also the error for a damaged or forged access token.
 var (
-	ErrUnknown = errors.New("no caller has this token")
-	ErrExpired = errors.New("this access token has expired")
+	ErrUnknown = errors.New("unknown token")
+	ErrExpired = errors.New("access token has expired")
 )
 
 const accessPrefix = "mra1." // no token in the file starts with it

@@ -85,15 +85,15 @@ func (t *Tokens) read() error {
 			return fmt.Errorf("tokens: %s, line %d: want NAME:TOKEN", t.path, n)
 		}
 		if len(token) < MinLength {
-			return fmt.Errorf("tokens: %s, line %d: the token of %q has fewer than %d characters; `openssl rand -hex 24` makes one", t.path, n, name, MinLength)
+			return fmt.Errorf("tokens: %s, line %d: the token of %q has fewer than %d characters: create one with `openssl rand -hex 24`", t.path, n, name, MinLength)
 		}
 		if strings.HasPrefix(token, accessPrefix) {
-			return fmt.Errorf("tokens: %s, line %d: the token of %q begins as access tokens do, with %s", t.path, n, name, accessPrefix)
+			return fmt.Errorf("tokens: %s, line %d: the token of %q starts with %s, which is reserved for access tokens", t.path, n, name, accessPrefix)
 		}
 		callers = append(callers, caller{name, sha256.Sum256([]byte(token))})
 	}
 	if len(callers) == 0 {
-		return fmt.Errorf("tokens: %s names no caller", t.path)
+		return fmt.Errorf("tokens: %s has no callers: add a line NAME:TOKEN", t.path)
 	}
 	t.callers, t.changed = callers, info.ModTime()
 	return nil
@@ -120,7 +120,7 @@ func (t *Tokens) current() []caller {
 		t.looked = now
 		if info, err := os.Stat(t.path); err == nil && !info.ModTime().Equal(t.changed) {
 			if err := t.read(); err != nil {
-				t.logger.Error("the tokens stay as they were", "error", err)
+				t.logger.Error("cannot reload the tokens; keeping the previous ones", "error", err)
 				// Remember the bad file, so that it is reported once and not at every request.
 				t.changed = info.ModTime()
 			}
@@ -174,9 +174,9 @@ func (t *Tokens) Guard(next http.Handler, open ...string) http.Handler {
 			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), key{}, admitted{name, t.RightsOf(name)})))
 			return
 		}
-		why := "no caller has this token"
+		why := "unknown token"
 		if !ok {
-			why = "send a token: Authorization: Bearer TOKEN"
+			why = "no token: send Authorization: Bearer TOKEN"
 		}
 		w.Header().Set("WWW-Authenticate", "Bearer")
 		if refuse.IsSupported(r) {

@@ -37,7 +37,7 @@ func TestOpenNamesWhatIsWrong(t *testing.T) {
 		{"no colon", "anna", "line 1"},
 		{"no name", "# ok\n:" + anna, "line 2"},
 		{"short token", "anna:secret", `"anna"`},
-		{"nobody", "# nobody yet\n", "no caller"},
+		{"nobody", "# nobody yet\n", "no callers"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -70,12 +70,12 @@ func ParseRights(list []string) (Rights, error) {
 		switch {
 		case text == everything:
 		case !is:
-			return Rights{}, fmt.Errorf("%q is none of all, commands, queries, sql, catalog, operations, profiles", text)
+			return Rights{}, fmt.Errorf("unknown right %q: want one of all, commands, queries, sql, catalog, operations, profiles", text)
 		case !named:
 		case known == nil && part != "":
 		case surface == Catalog && slices.Contains(known, kindOf(part)) && !strings.HasSuffix(part, "."):
 		case !slices.Contains(known, part):
-			return Rights{}, fmt.Errorf("%q: parts of %s are: %s", text, surface, strings.Join(known, ", "))
+			return Rights{}, fmt.Errorf("unknown right %q: want a part of %s: %s", text, surface, strings.Join(known, ", "))
 		}
 		r.granted = append(r.granted, Right(text))
 	}
@@ -178,5 +178,5 @@ func Denied(name string, needed Right) string {
 	if name == "" {
 		name = "this caller"
 	}
-	return fmt.Sprintf("this takes the right %q, which %s does not have (auth.rights)", needed, name)
+	return fmt.Sprintf("%s does not have the right %q: grant it in auth.rights", name, needed)
 }

@@ -140,8 +140,8 @@ func TestNeed(t *testing.T) {
 		says   string
 	}{
 		"who has the right":     {tokens.Guard(handler), anna, http.StatusOK, "anna"},
-		"who has none":          {tokens.Guard(handler), bert, http.StatusForbidden, `this takes the right "commands.order", which bert does not have (auth.rights)`},
-		"no token":              {tokens.Guard(handler), "", http.StatusUnauthorized, "send a token"},
+		"who has none":          {tokens.Guard(handler), bert, http.StatusForbidden, `bert does not have the right "commands.order": grant it in auth.rights`},
+		"no token":              {tokens.Guard(handler), "", http.StatusUnauthorized, "no token: send"},
 		"where nobody is asked": {nobody.Guard(handler), "", http.StatusOK, ""},
 		"without a guard":       {handler, anna, http.StatusForbidden, "this caller"},
 	} {

@@ -42,10 +42,10 @@ func (c *Client) method(m protoreflect.MethodDescriptor) (*connect.Client[messag
 	}
 	output, err := protoregistry.GlobalTypes.FindMessageByName(m.Output().FullName())
 	if err != nil {
-		return nil, fmt.Errorf("answers of %s: %w", m.FullName(), err)
+		return nil, fmt.Errorf("response type of %s: %w", m.FullName(), err)
 	}
 	if _, ok := output.Zero().Interface().(answer); !ok {
-		return nil, fmt.Errorf("%s is not a command: its answer has no receipt", m.FullName())
+		return nil, fmt.Errorf("%s is not a command: its response has no receipt", m.FullName())
 	}
 	procedure := "/" + string(m.Parent().FullName()) + "/" + string(m.Name())
 	options := append([]connect.ClientOption{

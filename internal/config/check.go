@@ -43,9 +43,9 @@ func (c Config) checkListeners() error {
 			bad("%s: %w", a.key, err)
 		case host == "localhost" || ip != nil && ip.IsLoopback():
 		case !a.guarded:
-			bad("%s: %q is not a loopback address, and an embedded server asks nobody who they are: listen on 127.0.0.1", a.key, a.addr)
+			bad("%s: %q is not a loopback address, and embedded servers do not authenticate: listen on 127.0.0.1", a.key, a.addr)
 		case c.Auth.Tokens == "":
-			bad("%s: %q is not a loopback address: name the callers' tokens in auth.tokens, or listen on 127.0.0.1", a.key, a.addr)
+			bad("%s: %q is not a loopback address: set auth.tokens, or listen on 127.0.0.1", a.key, a.addr)
 		}
 	}
 	return errors.Join(errs...)
@@ -65,11 +65,11 @@ func (c Config) CheckClient() error {
 		{c.ClickHouse.TLS.Cert, c.ClickHouse.TLS.Key, "clickhouse.tls.cert", "clickhouse.tls.key"},
 	} {
 		if (pair.cert == "") != (pair.key == "") {
-			bad("%s, %s: name both or neither", pair.first, pair.second)
+			bad("%s, %s: set both or neither", pair.first, pair.second)
 		}
 	}
 	if c.Data == "" {
-		bad("data: name a folder")
+		bad("data: empty: set it to a folder")
 	}
 	if c.Durability != "crash" && c.Durability != "power-loss" {
 		bad("durability: %q is neither crash nor power-loss", c.Durability)
@@ -78,7 +78,7 @@ func (c Config) CheckClient() error {
 		bad("settings_every: %v is not above 0", c.SettingsEvery)
 	}
 	if l := c.Commands.ClockLeeway; l < 0 || l > time.Hour {
-		bad("commands.clock_leeway: %v is not between 0 and 1h: a clock that is further off is wrong", l)
+		bad("commands.clock_leeway: %v is not between 0 and 1h: correct the clocks instead", l)
 	}
 	if err := event.Currencies(c.Commands.Currencies).Check(); err != nil {
 		bad("commands.currencies: %w", err)
@@ -91,7 +91,7 @@ func (c Config) CheckClient() error {
 		bad("%w", err)
 	}
 	if len(c.Auth.Rights) > 0 && c.Auth.Tokens == "" {
-		bad("auth.rights: nobody is asked who they are: name the callers' tokens in auth.tokens")
+		bad("auth.rights: no effect without tokens: set auth.tokens")
 	}
 	c.Kafka.check(bad)
 	// Other codecs than plain store schema ids, which only a registry can resolve.
@@ -109,14 +109,14 @@ func (c Config) CheckClient() error {
 	} {
 		// These values appear in logs and in `millrace config`. Secrets do not.
 		if hasPassword(a.value) {
-			bad("%s: it holds a password, and is printed: put that into %s", a.key, a.secret)
+			bad("%s: contains a password, and this setting is printed: use %s for the password", a.key, a.secret)
 		}
 	}
 	if w := c.Lake.Warehouse; w != "" && !strings.HasPrefix(w, "s3://") {
 		bad("lake.warehouse: %q is not s3://bucket/folder", w)
 	}
 	if (c.Lake.S3.AccessKey == "") != c.Lake.S3.SecretKey.Empty() {
-		bad("lake.s3.access_key, lake.s3.secret_key: name both or neither")
+		bad("lake.s3.access_key, lake.s3.secret_key: set both or neither")
 	}
 	c.Lake.checkREST(bad)
 	if c.Lake.CommitInterval <= 0 {
@@ -126,7 +126,7 @@ func (c Config) CheckClient() error {
 		bad("lake.commit_bytes: %d is not above 0", c.Lake.CommitBytes)
 	}
 	if m := c.Lake.Maintenance; m.Every < 0 || m.TargetBytes <= 0 || m.Keep <= 0 || m.OrphanAge < 10*time.Minute || m.Memory < 64<<20 || !(m.Share > 0 && m.Share <= 1) {
-		bad("lake.maintenance: want every ≥ 0, target_bytes > 0, keep > 0, orphan_age ≥ 10m, memory ≥ 67108864, 0 < share ≤ 1; there is %+v", m)
+		bad("lake.maintenance: want every ≥ 0, target_bytes > 0, keep > 0, orphan_age ≥ 10m, memory ≥ 67108864, 0 < share ≤ 1; got %+v", m)
 	}
 	if c.Log.Format != "text" && c.Log.Format != "json" {
 		bad("log.format: %q is neither text nor json", c.Log.Format)
@@ -140,7 +140,7 @@ func (c Config) CheckClient() error {
 // checkREST checks the settings of the REST catalog.
 func (l Lake) checkREST(bad func(string, ...any)) {
 	if len(l.REST.Rights) > 0 {
-		bad("lake.rest.rights: rights have one place now, auth.rights: give there catalog.read, catalog.write or catalog.admin (callers that are not named may do nothing)")
+		bad("lake.rest.rights: removed: grant catalog.read, catalog.write or catalog.admin in auth.rights (callers without an entry have no rights)")
 	}
 	if l.REST.TokenLifetime < time.Minute {
 		bad("lake.rest.token_lifetime: %v is below 1m", l.REST.TokenLifetime)
@@ -150,10 +150,10 @@ func (l Lake) checkREST(bad func(string, ...any)) {
 		Keys
 	}{{"read_keys", l.REST.ReadKeys}, {"write_keys", l.REST.WriteKeys}} {
 		if (pair.AccessKey == "") != pair.SecretKey.Empty() {
-			bad("lake.rest.%s: name access_key and secret_key, or neither", pair.key)
+			bad("lake.rest.%s: set access_key and secret_key, or neither", pair.key)
 		}
 		if pair.AccessKey != "" && pair.AccessKey == l.S3.AccessKey {
-			bad("lake.rest.%s: these are the landers' own, of lake.s3, and would be handed out: make others for engines", pair.key)
+			bad("lake.rest.%s: same keys as lake.s3, which engines must not get: create separate keys for engines", pair.key)
 		}
 	}
 }
@@ -183,7 +183,7 @@ func (k Kafka) check(bad func(string, ...any)) {
 		bad("kafka.partitions: %d is not between 1 and 1000", k.Partitions)
 	}
 	if k.Brokers == "" && k.Partitions > embeddedPartitions {
-		bad("kafka.partitions: the embedded broker serves at most %d, not %d", embeddedPartitions, k.Partitions)
+		bad("kafka.partitions: the embedded broker has at most %d, not %d", embeddedPartitions, k.Partitions)
 	}
 	if k.Replicas < 0 {
 		bad("kafka.replicas: %d is below 0", k.Replicas)

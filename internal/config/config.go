@@ -36,10 +36,10 @@ const EnvPrefix = "MILLRACE_"
 // Config is the whole configuration. The `doc` tag of a field becomes the comment above its key in
 // the file.
 type Config struct {
-	Addr          string        `yaml:"addr" doc:"Address of the listener for commands, queries and SQL. A non-loopback address requires auth.tokens."`
+	Addr          string        `yaml:"addr" doc:"Address of the listener for commands, queries, SQL and the REST catalog. A non-loopback address requires auth.tokens."`
 	TLS           ServerTLS     `yaml:"tls" doc:"Certificate of both listeners, addr and admin.addr. Empty: plain text."`
 	Auth          Auth          `yaml:"auth" doc:"Callers and their rights."`
-	Hosts         string        `yaml:"hosts" doc:"Host names that requests may carry, separated by commas, in addition to localhost, 127.0.0.1 and [::1]. Other names are refused, which stops DNS rebinding from a web page. Empty: on a non-loopback address any name is accepted, because callers there present tokens."`
+	Hosts         string        `yaml:"hosts" doc:"Allowed Host headers of requests, separated by commas, in addition to localhost, 127.0.0.1 and [::1]. Other names are refused, which stops DNS rebinding from a web page. Empty: on a non-loopback address any name is accepted, because callers there present tokens."`
 	Limits        Limits        `yaml:"limits" doc:"Bounds on concurrent work. Excess requests get resource_exhausted (429) with Retry-After: SQL first, then queries, then commands."`
 	Admin         Admin         `yaml:"admin" doc:"Listener for health, readiness, metrics, status, verify and profiles."`
 	SettingsEvery time.Duration `yaml:"settings_every" doc:"Interval between checks of the settings of Kafka, PostgreSQL, Redis, Elasticsearch and the bucket. The first check is at start."`
@@ -66,7 +66,7 @@ type ServerTLS struct {
 // ClientTLS configures TLS to a server.
 type ClientTLS struct {
 	Enabled bool   `yaml:"enabled" doc:"Use TLS."`
-	CA      string `yaml:"ca" doc:"PEM file with the trusted authorities. Empty: the system's."`
+	CA      string `yaml:"ca" doc:"PEM file with the trusted CA certificates. Empty: the system's."`
 	Cert    string `yaml:"cert" doc:"PEM file with the client certificate, if the server requires one."`
 	Key     string `yaml:"key" doc:"PEM file with its private key."`
 }
@@ -76,7 +76,7 @@ type Auth struct {
 	Tokens string              `yaml:"tokens" doc:"File with one line NAME:TOKEN per caller. Callers send Authorization: Bearer TOKEN. Empty: loopback only, without authentication."`
 	Rights map[string][]string `yaml:"rights" doc:"Rights of each caller, as {name: [right, …]}. Rights: commands, queries, sql, catalog.read, catalog.write (also creates tables and commits to them), catalog.admin (also drops, renames and registers tables, and changes namespaces), operations (status, verify), profiles, all. A suffix limits a right: commands.order and queries.customer to one service, sql.order_lines and catalog.read.order_lines to one table, sql.web.* and catalog.write.web.* to tables with this prefix. A caller with catalog rights to some tables gets no object store keys. A caller without an entry has no rights. Without auth.tokens every caller has all rights."`
 	Token  Secret              `yaml:"token" doc:"Token that the commands status, verify, sql and import send."`
-	CA     string              `yaml:"ca" doc:"PEM file with the authorities that these commands trust. Empty: the system's."`
+	CA     string              `yaml:"ca" doc:"PEM file with the CA certificates that these commands trust. Empty: the system's."`
 }
 
 // Granted returns the rights, by caller.
@@ -132,7 +132,7 @@ type Store struct {
 type Kafka struct {
 	Brokers    string            `yaml:"brokers" doc:"host:port,host:port. Empty: an embedded broker on loopback, with its data in the data folder."`
 	TLS        ClientTLS         `yaml:"tls" doc:"TLS to the brokers."`
-	SASL       SASL              `yaml:"sasl" doc:"Authentication at the brokers."`
+	SASL       SASL              `yaml:"sasl" doc:"Authentication to the brokers."`
 	Listen     string            `yaml:"listen" doc:"Address of the embedded broker. Port 0 selects a free port."`
 	Partitions int               `yaml:"partitions" doc:"Partitions of each topic that Millrace creates."`
 	Replicas   int               `yaml:"replicas" doc:"Replicas of each partition of the topics that Millrace creates. 0: the brokers' default."`
@@ -204,9 +204,9 @@ type Maintenance struct {
 	Every       time.Duration `yaml:"every" doc:"Interval between two runs. 0: never; run millrace lake maintain instead."`
 	TargetBytes int64         `yaml:"target_bytes" doc:"Target size of data files."`
 	Keep        time.Duration `yaml:"keep" doc:"How long a snapshot stays readable after the next one."`
-	OrphanAge   time.Duration `yaml:"orphan_age" doc:"Age at which a file without references is removed, at least 10m."`
+	OrphanAge   time.Duration `yaml:"orphan_age" doc:"Delete unreferenced files older than this, at least 10m."`
 	Memory      int64         `yaml:"memory" doc:"Memory of one compaction in bytes, at least 67108864."`
-	Share       float64       `yaml:"share" doc:"Share of the time in which a compaction works, above 0 and at most 1. It pauses in between, so that landers stay fast. millrace lake maintain does not pause."`
+	Share       float64       `yaml:"share" doc:"Fraction of the time that a compaction works, above 0 and at most 1. It pauses in between to leave resources to landers. millrace lake maintain does not pause."`
 }
 
 // S3 configures an object store.
@@ -329,17 +329,17 @@ func (t ClientTLS) Client() (*tls.Config, error) {
 	if t.CA != "" {
 		pem, err := os.ReadFile(t.CA)
 		if err != nil {
-			return nil, fmt.Errorf("authorities: %w", err)
+			return nil, fmt.Errorf("read CA file: %w", err)
 		}
 		c.RootCAs = x509.NewCertPool()
 		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("authorities: %s holds no certificate in PEM", t.CA)
+			return nil, fmt.Errorf("CA file %s contains no PEM certificate", t.CA)
 		}
 	}
 	if t.Cert != "" {
 		pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
 		if err != nil {
-			return nil, fmt.Errorf("our certificate: %w", err)
+			return nil, fmt.Errorf("client certificate: %w", err)
 		}
 		c.Certificates = []tls.Certificate{pair}
 	}

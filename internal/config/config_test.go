@@ -130,7 +130,7 @@ func TestCheckNamesTheKey(t *testing.T) {
 
 		"lake.rest.rights":         func(c *config.Config) { c.Lake.REST.Rights["anna"] = "read" },
 		"auth.rights: anna":        func(c *config.Config) { c.Auth.Tokens, c.Auth.Rights["anna"] = "tokens", []string{"everything"} },
-		"auth.rights: nobody":      func(c *config.Config) { c.Auth.Rights["anna"] = []string{"all"} },
+		"auth.rights: no effect":   func(c *config.Config) { c.Auth.Rights["anna"] = []string{"all"} },
 		"lake.rest.token_lifetime": func(c *config.Config) { c.Lake.REST.TokenLifetime = time.Second },
 		"lake.rest.read_keys":      func(c *config.Config) { c.Lake.REST.ReadKeys.AccessKey = "a" },
 		"lake.rest.write_keys": func(c *config.Config) { // the landers' own

@@ -36,11 +36,11 @@ func (s Secret) Reveal(service string) (string, error) {
 	path := strings.ReplaceAll(s.file, "{service}", service)
 	b, err := os.ReadFile(path) //nolint:gosec // the operator names the file
 	if err != nil {
-		return "", fmt.Errorf("read a secret: %w", err)
+		return "", fmt.Errorf("read secret: %w", err)
 	}
 	text := strings.TrimRight(string(b), "\r\n")
 	if text == "" {
-		return "", fmt.Errorf("read a secret: %s is empty", path)
+		return "", fmt.Errorf("read secret: %s is empty", path)
 	}
 	return text, nil
 }
@@ -76,7 +76,7 @@ func (s *Secret) UnmarshalYAML(n *yaml.Node) error {
 		File string `yaml:"file"`
 	}
 	if err := n.Decode(&f); err != nil || f.File == "" {
-		return fmt.Errorf("line %d: a secret is a text, or {file: PATH}", n.Line)
+		return fmt.Errorf("line %d: want a string or {file: PATH} for a secret", n.Line)
 	}
 	*s = SecretFile(f.File)
 	return nil

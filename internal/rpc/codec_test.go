@@ -95,28 +95,28 @@ func TestMisspelledJSONIsRefused(t *testing.T) {
 	in := func(old, changed string) string { return strings.Replace(order, old, changed, 1) }
 	for name, c := range map[string]struct{ procedure, body, want string }{
 		"a field deep inside": {placeOrder, in(`"units":9`, `"units":9,"nanoss":990000000`),
-			"lines[0].unit_price.nanoss: there is no such field; did you mean nanos?"},
+			"lines[0].unit_price.nanoss: unknown field; did you mean nanos?"},
 		"a field of the request": {placeOrder, in(`{`, `{"orderd_at":"2024-01-01T00:00:00Z",`),
-			"orderd_at: there is no such field; did you mean ordered_at?"},
-		"one like nothing there is": {placeOrder, in(`{`, `{"discount":5,`), "discount: there is no such field"},
-		"another case":              {placeOrder, in(`"currency"`, `"Currency"`), "Currency: there is no such field; did you mean currency?"},
-		"a field of another level":  {placeOrder, in(`"quantity"`, `"units":1,"quantity"`), "lines[0].units: there is no such field"},
-		"a name with no letters":    {placeOrder, in(`{`, `{"\u0000\n":1,`), `\x00\n: there is no such field`},
-		"a long name":               {placeOrder, in(`{`, `{"`+strings.Repeat("x", 5000)+`":1,`), strings.Repeat("x", 64) + "…: there is no such field"},
-		"a field given twice":       {placeOrder, in(`{`, `{"currency":"EUR",`), "currency: it is given twice"},
-		"in both of its spellings":  {placeOrder, in(`"unitPrice"`, `"unit_price":{},"unitPrice"`), "lines[0].unit_price: it is given twice"},
+			"orderd_at: unknown field; did you mean ordered_at?"},
+		"one like nothing there is": {placeOrder, in(`{`, `{"discount":5,`), "discount: unknown field"},
+		"another case":              {placeOrder, in(`"currency"`, `"Currency"`), "Currency: unknown field; did you mean currency?"},
+		"a field of another level":  {placeOrder, in(`"quantity"`, `"units":1,"quantity"`), "lines[0].units: unknown field"},
+		"a name with no letters":    {placeOrder, in(`{`, `{"\u0000\n":1,`), `\x00\n: unknown field`},
+		"a long name":               {placeOrder, in(`{`, `{"`+strings.Repeat("x", 5000)+`":1,`), strings.Repeat("x", 64) + "…: unknown field"},
+		"a field given twice":       {placeOrder, in(`{`, `{"currency":"EUR",`), "currency: set twice"},
+		"in both of its spellings":  {placeOrder, in(`"unitPrice"`, `"unit_price":{},"unitPrice"`), "lines[0].unit_price: set twice"},
 		"a text for a list":         {placeOrder, `{"lines":"MUG"}`, "lines: want a list"},
 		"a text for an object":      {placeOrder, `{"lines":["MUG"]}`, "lines[0]: want an object"},
 		"a list for the whole":      {placeOrder, `[]`, "the body: want an object"},
-		"a text for a number":       {placeOrder, in(`"quantity":1`, `"quantity":"one"`), "lines[0].quantity: want a whole number of 64 bits"},
-		"a part of a number":        {placeOrder, in(`"units":9`, `"units":9.99`), "lines[0].unit_price.units: want a whole number of 64 bits"},
-		"a number for a text":       {placeOrder, in(`"GBP"`, `826`), "currency: want a text in UTF-8"},
-		"a time that is none":       {placeOrder, in(`{`, `{"orderedAt":"yesterday",`), `ordered_at: want a time in RFC 3339`},
-		"a time without its zone":   {placeOrder, in(`{`, `{"orderedAt":"2024-01-01T00:00:00",`), `ordered_at: want a time in RFC 3339`},
-		"a day for a time":          {placeOrder, in(`{`, `{"ordered_at":"2024-01-01",`), `ordered_at: want a time in RFC 3339`},
-		"a number for a time":       {placeOrder, in(`{`, `{"orderedAt":1704067200,`), `ordered_at: want a time in RFC 3339`},
-		"the year 10000":            {placeOrder, in(`{`, `{"orderedAt":"10000-01-01T00:00:00Z",`), `ordered_at: want a time in RFC 3339`},
-		"a duration that is none":   {reserveStock, `{"timeToLive":"15 minutes"}`, `time_to_live: want a duration in seconds, as "900s" or "0.5s"`},
+		"a text for a number":       {placeOrder, in(`"quantity":1`, `"quantity":"one"`), "lines[0].quantity: want a 64-bit integer"},
+		"a part of a number":        {placeOrder, in(`"units":9`, `"units":9.99`), "lines[0].unit_price.units: want a 64-bit integer"},
+		"a number for a text":       {placeOrder, in(`"GBP"`, `826`), "currency: want a UTF-8 string"},
+		"a time that is none":       {placeOrder, in(`{`, `{"orderedAt":"yesterday",`), `ordered_at: want an RFC 3339 time`},
+		"a time without its zone":   {placeOrder, in(`{`, `{"orderedAt":"2024-01-01T00:00:00",`), `ordered_at: want an RFC 3339 time`},
+		"a day for a time":          {placeOrder, in(`{`, `{"ordered_at":"2024-01-01",`), `ordered_at: want an RFC 3339 time`},
+		"a number for a time":       {placeOrder, in(`{`, `{"orderedAt":1704067200,`), `ordered_at: want an RFC 3339 time`},
+		"the year 10000":            {placeOrder, in(`{`, `{"orderedAt":"10000-01-01T00:00:00Z",`), `ordered_at: want an RFC 3339 time`},
+		"a duration that is none":   {reserveStock, `{"timeToLive":"15 minutes"}`, `time_to_live: want a duration in seconds, such as "900s" or "0.5s"`},
 		"half an object":            {placeOrder, "{\n  \"currency\":", "not JSON: line 2, column 13: unexpected end of JSON input"},
 		"no JSON":                   {placeOrder, "currency=GBP", "not JSON: line 1, column 1: invalid character 'c' looking for beginning of value"},
 		"nothing":                   {placeOrder, "", "the body is empty: want a JSON object"},
@@ -152,10 +152,10 @@ func TestQueriesPassOverUnknownFields(t *testing.T) {
 		t.Errorf("an unknown field: %d %s", status, message)
 	}
 	for body, want := range map[string]string{
-		`{"reference":536365}`:                  "reference: want a text in UTF-8",
-		`{"reference":"5","orderId":"6"}`:       "order_id: another field of the choice key is given, too",
-		`{"reference":"5","reference":"6"}`:     "reference: it is given twice",
-		`{"later":{"deep":[1]},"reference":[]}`: "reference: want a text in UTF-8",
+		`{"reference":536365}`:                  "reference: want a UTF-8 string",
+		`{"reference":"5","orderId":"6"}`:       "order_id: another field of the oneof key is also set",
+		`{"reference":"5","reference":"6"}`:     "reference: set twice",
+		`{"later":{"deep":[1]},"reference":[]}`: "reference: want a UTF-8 string",
 	} {
 		if status, message := post(getOrder, "application/json", body); status != http.StatusBadRequest || !strings.Contains(message, want) {
 			t.Errorf("%s: %d %q, want 400 and %q", body, status, message, want)
@@ -190,7 +190,7 @@ func TestLeewayForClientClocks(t *testing.T) {
 			t.Errorf("%v ahead: %d %s", ahead, status, message)
 		}
 	}
-	const want = "ordered_at: must not lie in the future: this server's time is 2025-12-01T08:26:00Z, and a client's clock may run 30s ahead of it"
+	const want = "ordered_at: must not be in the future: the server's time is 2025-12-01T08:26:00Z, and a client's clock may be up to 30s ahead"
 	for _, ahead := range []time.Duration{leeway + 1, time.Hour} {
 		if status, message := post(placeOrder, "application/json", at(now.Add(ahead))); status != http.StatusBadRequest || message != want {
 			t.Errorf("%v ahead: %d %q, want 400 and %q", ahead, status, message, want)
@@ -201,7 +201,7 @@ func TestLeewayForClientClocks(t *testing.T) {
 			t.Errorf("%s: %d %q", name, status, message)
 		}
 	}
-	if _, message := raw(t)(placeOrder, "application/json", at(now.Add(1))); !strings.HasSuffix(message, "this server's time is 2025-12-01T08:26:00Z") {
+	if _, message := raw(t)(placeOrder, "application/json", at(now.Add(1))); !strings.HasSuffix(message, "the server's time is 2025-12-01T08:26:00Z") {
 		t.Errorf("without a leeway: %q", message)
 	}
 }

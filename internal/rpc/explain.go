@@ -82,11 +82,11 @@ func (x *explainer) member(path, key string, value json.RawMessage, md protorefl
 		if !x.strict {
 			return nil
 		}
-		return &fieldError{join(path, printable(key)), "there is no such field" + didYouMean(key, fieldNames(md))}
+		return &fieldError{join(path, printable(key)), "unknown field" + didYouMean(key, fieldNames(md))}
 	}
 	path = join(path, string(fd.Name()))
 	if given[fd.Name()] {
-		return &fieldError{path, "it is given twice"}
+		return &fieldError{path, "set twice"}
 	}
 	// Fields can have two names in JSON, so duplicates are compared by the contract's name.
 	given[fd.Name()] = true
@@ -96,7 +96,7 @@ func (x *explainer) member(path, key string, value json.RawMessage, md protorefl
 	// Synthetic oneofs only mark optional fields.
 	if oneof := fd.ContainingOneof(); oneof != nil && !oneof.IsSynthetic() {
 		if given[oneof.Name()] {
-			return &fieldError{path, "another field of the choice " + string(oneof.Name()) + " is given, too"}
+			return &fieldError{path, "another field of the oneof " + string(oneof.Name()) + " is also set"}
 		}
 		given[oneof.Name()] = true
 	}
@@ -151,37 +151,37 @@ func wanted(fd protoreflect.FieldDescriptor, value json.RawMessage) string {
 		var name string
 		// A value that is not a string is none of the names.
 		_ = json.Unmarshal(bytes.Trim(value, "[]"), &name)
-		return fmt.Sprintf("%q is none of %s", printable(name), strings.Join(names[1:], ", ")) + didYouMean(name, names)
+		return fmt.Sprintf("%q is not one of %s", printable(name), strings.Join(names[1:], ", ")) + didYouMean(name, names)
 	case protoreflect.StringKind:
-		return "want a text in UTF-8"
+		return "want a UTF-8 string"
 	case protoreflect.BoolKind:
 		return "want true or false"
 	case protoreflect.BytesKind:
-		return "want a text in base64"
+		return "want a base64 string"
 	case protoreflect.Int32Kind, protoreflect.Sint32Kind, protoreflect.Sfixed32Kind:
-		return "want a whole number of 32 bits"
+		return "want a 32-bit integer"
 	case protoreflect.Uint32Kind, protoreflect.Fixed32Kind:
-		return "want a whole number of 32 bits, at least 0"
+		return "want an unsigned 32-bit integer"
 	case protoreflect.Int64Kind, protoreflect.Sint64Kind, protoreflect.Sfixed64Kind:
-		return "want a whole number of 64 bits"
+		return "want a 64-bit integer"
 	case protoreflect.Uint64Kind, protoreflect.Fixed64Kind:
-		return "want a whole number of 64 bits, at least 0"
+		return "want an unsigned 64-bit integer"
 	case protoreflect.FloatKind, protoreflect.DoubleKind:
 		return "want a number"
 	case protoreflect.MessageKind, protoreflect.GroupKind:
 	}
-	return "its value does not fit"
+	return "invalid value"
 }
 
 // wellKnown returns what a message of google.protobuf expects.
 func wellKnown(md protoreflect.MessageDescriptor) string {
 	switch md.Name() {
 	case "Timestamp":
-		return `want a time in RFC 3339, as "2025-12-01T08:26:00Z", of the years 1 to 9999`
+		return `want an RFC 3339 time in the years 1 to 9999, such as "2025-12-01T08:26:00Z"`
 	case "Duration":
-		return `want a duration in seconds, as "900s" or "0.5s"`
+		return `want a duration in seconds, such as "900s" or "0.5s"`
 	}
-	return "its value does not fit"
+	return "invalid value"
 }
 
 // fieldNames returns all names that JSON may use for the fields.

@@ -101,7 +101,7 @@ func (e *edge) unknownCurrency(code string) string {
 	if _, known := e.currencies.Decimals(code); known {
 		return ""
 	}
-	return fmt.Sprintf("%q is no currency of ISO 4217 (others: commands.currencies)", code)
+	return fmt.Sprintf("%q is not an ISO 4217 currency (commands.currencies adds others)", code)
 }
 
 // checkMoney checks currency and decimals. It leaves malformed amounts to the domain.
@@ -115,7 +115,7 @@ func checkMoney(e *edge, v protoreflect.Value) (protoreflect.Value, string) {
 	}
 	if !e.currencies.Fits(m) {
 		decimals, _ := e.currencies.Decimals(m.GetCurrencyCode())
-		return v, fmt.Sprintf("%s has more than the %d decimals of %s (more: commands.currencies)", event.MoneyString(m), decimals, m.GetCurrencyCode())
+		return v, fmt.Sprintf("%s has more than the %d decimals of %s (commands.currencies allows more)", event.MoneyString(m), decimals, m.GetCurrencyCode())
 	}
 	return v, ""
 }
@@ -123,7 +123,7 @@ func checkMoney(e *edge, v protoreflect.Value) (protoreflect.Value, string) {
 // checkTime refuses times outside of the years 1 to 9999. RFC 3339 cannot represent them.
 func checkTime(_ *edge, v protoreflect.Value) (protoreflect.Value, string) {
 	if t, ok := v.Message().Interface().(*timestamppb.Timestamp); ok && !t.IsValid() {
-		return v, "no time of the years 1 to 9999, with 0 to 999999999 nanoseconds"
+		return v, "not a time in the years 1 to 9999 with 0 to 999999999 nanoseconds"
 	}
 	return v, ""
 }

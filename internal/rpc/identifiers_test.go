@@ -100,13 +100,13 @@ func TestIdentifiersThatAreRefused(t *testing.T) {
 		"a SKU and a space":           {func(m *orderv1.PlaceOrderRequest) { m.Lines[1].Sku = "MUG " }, "lines[1].sku: it ends with a space"},
 		"a SKU with two in a row":     {func(m *orderv1.PlaceOrderRequest) { m.Lines[0].Sku = "BANK  CHARGES" }, "lines[0].sku: it contains two spaces in a row"},
 		"a SKU with NUL":              {func(m *orderv1.PlaceOrderRequest) { m.Lines[0].Sku = "M\x00" }, "lines[0].sku: "},
-		"a currency that is none":     {func(m *orderv1.PlaceOrderRequest) { m.Currency = "ZZZ" }, `currency: "ZZZ" is no currency of ISO 4217`},
-		"a price in one":              {func(m *orderv1.PlaceOrderRequest) { m.Lines[0].UnitPrice.CurrencyCode = "XXX" }, `lines[0].unit_price: "XXX" is no currency of ISO 4217`},
+		"a currency that is none":     {func(m *orderv1.PlaceOrderRequest) { m.Currency = "ZZZ" }, `currency: "ZZZ" is not an ISO 4217 currency`},
+		"a price in one":              {func(m *orderv1.PlaceOrderRequest) { m.Lines[0].UnitPrice.CurrencyCode = "XXX" }, `lines[0].unit_price: "XXX" is not an ISO 4217 currency`},
 		"half a penny":                {func(m *orderv1.PlaceOrderRequest) { m.Lines[1].UnitPrice.Nanos = 5_000_000 }, "lines[1].unit_price: 0.005 has more than the 2 decimals of GBP"},
 		"half a yen": {func(m *orderv1.PlaceOrderRequest) {
 			m.Currency, m.Lines[0].UnitPrice = "JPY", &money.Money{CurrencyCode: "JPY", Units: 1, Nanos: 500_000_000}
 		}, "lines[0].unit_price: 1.5 has more than the 0 decimals of JPY"},
-		"a time of two seconds in nanoseconds": {func(m *orderv1.PlaceOrderRequest) { m.OrderedAt = &timestamppb.Timestamp{Seconds: 1, Nanos: 2e9} }, "ordered_at: no time of the years 1 to 9999"},
+		"a time of two seconds in nanoseconds": {func(m *orderv1.PlaceOrderRequest) { m.OrderedAt = &timestamppb.Timestamp{Seconds: 1, Nanos: 2e9} }, "ordered_at: not a time in the years 1 to 9999"},
 	} {
 		m := good(2)
 		c.change(m)

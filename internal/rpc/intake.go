@@ -22,12 +22,12 @@ func Intake(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		query := r.URL.Query()
 		if r.Method == http.MethodGet && query.Get("base64") == "1" && !isBase64(query.Get("message")) {
-			_ = refuse.Write(w, r, invalid("message: want base64 in its URL-safe alphabet"))
+			_ = refuse.Write(w, r, invalid("message: want URL-safe base64"))
 			return
 		}
 		// Connect's message is its parser's.
 		if within := r.Header.Get("Connect-Timeout-Ms"); within != "" && !isMillis(within) {
-			_ = refuse.Write(w, r, invalid("Connect-Timeout-Ms: want a whole number of milliseconds, of ten digits at most"))
+			_ = refuse.Write(w, r, invalid("Connect-Timeout-Ms: want milliseconds as an integer of at most ten digits"))
 			return
 		}
 		if r.Body != nil && r.Body != http.NoBody {
@@ -88,7 +88,7 @@ func (c *checked) Read(p []byte) (int, error) {
 	case errors.Is(err, server.ErrBusy):
 		return n, Overloaded(server.ErrBusy)
 	}
-	return n, invalid("the body ends early or is not framed as HTTP asks")
+	return n, invalid("the body is truncated or its HTTP framing is invalid")
 }
 
 // Overloaded returns the error of a call that was refused before it started. It says when to retry.
@@ -148,9 +148,9 @@ func (f *frames) see(p []byte) *connect.Error {
 		case flags == 0, flags == f.last:
 		case flags == 1 && f.compression:
 		case flags == 1:
-			return invalid("a message is marked as compressed, and no header names the compression")
+			return invalid("a message is marked as compressed, but no header names the compression")
 		default:
-			return invalid("a message's frame begins with flags %#x, which no request has", flags)
+			return invalid("invalid flags %#x of a message frame", flags)
 		}
 	}
 	return nil
@@ -160,9 +160,9 @@ func (f *frames) see(p []byte) *connect.Error {
 func (f *frames) end() *connect.Error {
 	switch {
 	case f.left > 0:
-		return invalid("the body ends %d bytes before its message does", f.left)
+		return invalid("the body ends %d bytes before the end of its message", f.left)
 	case f.have > 0:
-		return invalid("the body ends within a frame's head: %d of %d bytes", f.have, len(f.head))
+		return invalid("the body ends in a frame header: %d of %d bytes", f.have, len(f.head))
 	}
 	return nil
 }

@@ -114,7 +114,7 @@ func (o operations) told(ctx context.Context, spec connect.Spec, err error) erro
 		return o.public(ctx, spec, ctx.Err())
 	}
 	o.logger.WarnContext(ctx, "call failed", "procedure", spec.Procedure, "error", err)
-	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("something that this asks did not answer: %w", err))
+	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("a dependency of this call failed: %w", err))
 }
 
 // Option configures a service's handlers.
@@ -215,9 +215,9 @@ const ruleInTheFuture = "timestamp.lt_now"
 
 // ahead returns a message with this server's time, for a client whose clock is ahead.
 func (d door) ahead(now time.Time) string {
-	text := "must not lie in the future: this server's time is " + now.UTC().Format(time.RFC3339Nano)
+	text := "must not be in the future: the server's time is " + now.UTC().Format(time.RFC3339Nano)
 	if d.leeway > 0 {
-		text += fmt.Sprintf(", and a client's clock may run %v ahead of it", d.leeway)
+		text += fmt.Sprintf(", and a client's clock may be up to %v ahead", d.leeway)
 	}
 	return text
 }
@@ -245,7 +245,7 @@ func (d door) recovered(ctx context.Context, spec connect.Spec, _ http.Header, r
 
 // errInternal is all that callers learn of an internal error.
 func errInternal() error {
-	return connect.NewError(connect.CodeInternal, errors.New("internal error; the server's log says more"))
+	return connect.NewError(connect.CodeInternal, errors.New("internal error; see the server's log"))
 }
 
 // WithDetail adds a typed detail to an error.

@@ -11,9 +11,9 @@ import (
 
 // Errors of reading a request's body.
 var (
-	ErrBodyLate = errors.New("the request's body did not come in time")
-	ErrBusy     = errors.New("too many large requests at a time; try again later")
-	ErrBody     = errors.New("the request's body cannot be read")
+	ErrBodyLate = errors.New("the request body did not arrive in time")
+	ErrBusy     = errors.New("too many large requests in progress; try again later")
+	ErrBody     = errors.New("cannot read the request body")
 )
 
 const writeTimeout = time.Minute // in which a client must take one piece of a response

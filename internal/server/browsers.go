@@ -29,7 +29,7 @@ func Guard(hosts Hosts, refuse func(w http.ResponseWriter, r *http.Request, why 
 	cross := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if name := hostname(r.Host); !hosts.Any && name != "" && !allowed[name] {
-			refuse(w, r, fmt.Sprintf("this server is not called %q; names that it answers to beside localhost stand in the setting hosts", short(name)))
+			refuse(w, r, fmt.Sprintf("host %q is not allowed: add it to the setting hosts", short(name)))
 			return
 		}
 		if r.Header.Get("Sec-Fetch-Site") != "" || r.Header.Get("Origin") != "" {
@@ -37,7 +37,7 @@ func Guard(hosts Hosts, refuse func(w http.ResponseWriter, r *http.Request, why 
 			// Reads are refused, too, because responses contain customers' data.
 			asked.Method = http.MethodPost
 			if err := cross.Check(&asked); err != nil {
-				refuse(w, r, "requests from another site's page are not taken")
+				refuse(w, r, "cross-origin requests are not allowed")
 				return
 			}
 		}

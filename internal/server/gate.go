@@ -10,7 +10,7 @@ import (
 
 // ErrOverloaded means that Gate or Slots refused a request. Its work has not begun, so the client
 // may retry.
-var ErrOverloaded = errors.New("more is asked than can be done; try again later")
+var ErrOverloaded = errors.New("overloaded; try again later")
 
 // RetryAfter is the value of the Retry-After header of refused requests, in seconds.
 const RetryAfter = "1"

@@ -23,7 +23,7 @@ func Profiles() http.Handler {
 				defer func() { <-one }()
 				h(w, r)
 			default:
-				http.Error(w, "another profile is being taken; try again when it is done", http.StatusConflict)
+				http.Error(w, "another profile is in progress; try again later", http.StatusConflict)
 			}
 		}
 	}

@@ -121,7 +121,7 @@ func (v *View) Inspect(ctx context.Context) error {
 			if errors.Is(err, redis.ErrLost) { // a key of another type was in the way; the first attempt has removed it
 				err = v.docs.Save(ctx, some)
 			}
-			v.log.Warn("view: references of documents were lost and are written again", "view", Name, "documents", len(some), "first", some[0].ID)
+			v.log.Warn("view: restored lost references of documents", "view", Name, "documents", len(some), "first", some[0].ID)
 		}
 		some = some[:0]
 		return err

@@ -135,7 +135,7 @@ func asExpected(t testing.TB, v *orderstatus.View, l *streamstest.Log) {
 				different++
 			}
 		}
-		t.Fatalf("the view holds %d documents, %d are expected, of which %d are missing or different", len(got.Streams), len(want.Streams), different)
+		t.Fatalf("the view has %d documents, want %d, of which %d are missing or different", len(got.Streams), len(want.Streams), different)
 	}
 }
 

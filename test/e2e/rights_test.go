@@ -135,7 +135,7 @@ func TestRights(t *testing.T) {
 		}
 	}
 	misspelt := connect("millrace.admin.v1.AdminService/Status", `{"al":true}`)
-	if status, body := send(misspelt, "owner"); status != http.StatusBadRequest || !strings.Contains(body, "al: there is no such field") {
+	if status, body := send(misspelt, "owner"); status != http.StatusBadRequest || !strings.Contains(body, "al: unknown field") {
 		t.Errorf("status with a field that is none: %d %s", status, body)
 	}
 	s.stop()

@@ -65,7 +65,7 @@ func Open(dir string, logger *slog.Logger) (*Index, error) {
 	}
 	lock := flock.New(filepath.Join(dir, "lock"))
 	if ok, err := lock.TryLock(); err != nil || !ok {
-		return nil, fmt.Errorf("catalog index: %s is in use by another process: stop that one, or give this one another folder: %w", dir, errors.Join(err, fs.ErrExist))
+		return nil, fmt.Errorf("catalog index: %s is in use by another process: stop it, or use another folder: %w", dir, errors.Join(err, fs.ErrExist))
 	}
 	x := &Index{lock: lock}
 	err := removeOlder(dir)
@@ -98,10 +98,10 @@ const fillAtOnce = 2000
 func (x *Index) fill() error {
 	m, err := indexMapping()
 	if err != nil {
-		return fmt.Errorf("describe the index: %w", err)
+		return fmt.Errorf("build the index mapping: %w", err)
 	}
 	if x.bleve, err = bleve.NewUsing("", m, scorch.Name, scorch.Name, nil); err != nil {
-		return fmt.Errorf("make the index: %w", err)
+		return fmt.Errorf("create the index: %w", err)
 	}
 	for skus := range slices.Chunk(slices.Collect(maps.Keys(x.stored.products)), fillAtOnce) {
 		if err := x.index(skus, x.stored.products); err != nil {

@@ -63,10 +63,10 @@ func openJournal(path string, logger *slog.Logger) (j *journal, c content, said 
 	if damage != nil {
 		said = damage.Error()
 		aside := path + ".damaged" // only the last one is kept
-		logger.Warn("catalog index: its file is damaged and set aside; what it lacks is read again from the log",
+		logger.Warn("catalog index: damaged journal set aside; reading the missing products from the log again",
 			"file", path, "set_aside", aside, "damage", damage, "products_kept", len(c.products))
 		if err := errors.Join(os.RemoveAll(aside), os.Rename(path, aside)); err != nil {
-			return nil, content{}, "", fmt.Errorf("set aside a damaged file: %w", err)
+			return nil, content{}, "", fmt.Errorf("set aside the damaged journal: %w", err)
 		}
 	}
 	j = &journal{path: path}
@@ -111,14 +111,14 @@ func readEntry(r io.Reader) ([]byte, error) {
 	}
 	n := binary.BigEndian.Uint32(header[:])
 	if n == 0 || n > maxEntry {
-		return nil, fmt.Errorf("an entry cannot have %d bytes", n)
+		return nil, fmt.Errorf("invalid entry length %d", n)
 	}
 	entry := make([]byte, n)
 	if _, err := io.ReadFull(r, entry); err != nil {
 		return nil, io.ErrUnexpectedEOF
 	}
 	if crc32.Checksum(entry, checksums) != binary.BigEndian.Uint32(header[4:]) {
-		return nil, errors.New("the checksum does not hold")
+		return nil, errors.New("checksum mismatch")
 	}
 	return entry, nil
 }
@@ -143,7 +143,7 @@ func (c content) add(entry []byte) error {
 		c.positions[topic] = positions
 		return nil
 	}
-	return fmt.Errorf("an entry of kind %q", entry[0])
+	return fmt.Errorf("unknown kind of entry %q", entry[0])
 }
 
 // parsePositions reads a line for each partition: its number, a space, and its position.

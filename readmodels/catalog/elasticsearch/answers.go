@@ -26,7 +26,7 @@ type refusedError struct {
 }
 
 func (e *refusedError) Error() string {
-	return strings.TrimSpace(fmt.Sprintf("%sElasticsearch answers %d %s %s", e.hint, e.status, e.Type, e.Reason))
+	return strings.TrimSpace(fmt.Sprintf("%sElasticsearch returned %d %s %s", e.hint, e.status, e.Type, e.Reason))
 }
 
 // Is makes a missing index match streams.ErrLost, and a missing privilege match
@@ -54,25 +54,25 @@ func gone(err error) bool {
 func (x *Index) ask(ctx context.Context, r esapi.Request, into any) error {
 	answer, err := r.Do(ctx, x.client)
 	if err != nil {
-		return fmt.Errorf("ask Elasticsearch: %w", err)
+		return fmt.Errorf("send request to Elasticsearch: %w", err)
 	}
 	// Read to the end even on errors, so that the connection can be reused.
 	said, err := io.ReadAll(answer.Body)
 	if err = errors.Join(err, answer.Body.Close()); err != nil {
-		return fmt.Errorf("read Elasticsearch's answer: %w", err)
+		return fmt.Errorf("read Elasticsearch's response: %w", err)
 	}
 	if answer.IsError() {
 		return x.refused(answer.StatusCode, said)
 	}
 	// Every Elasticsearch sends this header. Without it, a proxy or another product has answered.
 	if product := answer.Header.Get("X-Elastic-Product"); product != "Elasticsearch" {
-		return fmt.Errorf("what answers at %v is not Elasticsearch: %s", x.client.URLs(), answer.Status())
+		return fmt.Errorf("the server at %v is not Elasticsearch: %s", x.client.URLs(), answer.Status())
 	}
 	if into == nil {
 		return nil
 	}
 	if err := json.Unmarshal(said, into); err != nil {
-		return fmt.Errorf("read Elasticsearch's answer: %w", err)
+		return fmt.Errorf("read Elasticsearch's response: %w", err)
 	}
 	return nil
 }
@@ -88,7 +88,7 @@ func (x *Index) refused(status int, said []byte) error {
 	}
 	switch status {
 	case http.StatusUnauthorized:
-		refused.hint = fmt.Sprintf("the user %q and its password are not accepted: check them: ", x.user)
+		refused.hint = fmt.Sprintf("authentication failed for user %q: check search.user and search.password: ", x.user)
 	case http.StatusForbidden:
 		refused.hint = fmt.Sprintf("the user %q lacks a privilege on %s*: ", x.user, x.alias)
 	}

@@ -40,7 +40,7 @@ func (x *Index) Discard(ctx context.Context, damaged *catalog.DamagedError) erro
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("catalog index: discard what is damaged: %w", err)
+		return fmt.Errorf("catalog index: discard damaged documents: %w", err)
 	}
 	return nil
 }

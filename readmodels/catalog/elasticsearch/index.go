@@ -78,7 +78,7 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 			u = &url.URL{} // an unparsable URL may contain a password, so do not print it
 		}
 		if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
-			return nil, fmt.Errorf("catalog index: Addresses: number %d, %q, is no http://HOST:PORT or https://HOST:PORT", i+1, u.Redacted())
+			return nil, fmt.Errorf("catalog index: Addresses: number %d, %q, is not http://HOST:PORT or https://HOST:PORT", i+1, u.Redacted())
 		}
 		urls[i] = u
 	}
@@ -113,7 +113,7 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 		var refused *refusedError
 		// This user may only read. The process that feeds the view creates the index later.
 		if errors.As(err, &refused) && refused.status == http.StatusForbidden {
-			x.log.Warn("catalog index: it is not there, and this user may not make it; whoever feeds the view will", "alias", x.alias, "error", err)
+			x.log.Warn("catalog index does not exist and this user may not create it; the process that feeds the view will", "alias", x.alias, "error", err)
 			err = nil
 		}
 	}
@@ -197,14 +197,14 @@ func (x *Index) make(ctx context.Context) error {
 	if errors.As(err, &refused) && refused.Type == "resource_already_exists_exception" {
 		there, err := x.there(ctx)
 		if err == nil && !there {
-			err = fmt.Errorf("index %s is there without its alias %s: give it back with POST /_aliases, or delete the index, and the log will fill a new one", index, x.alias)
+			err = fmt.Errorf("index %s exists without its alias %s: add the alias with POST /_aliases, or delete the index to rebuild it from the log", index, x.alias)
 		}
 		return err
 	}
 	if err != nil {
-		return fmt.Errorf("make index %s: %w", index, err)
+		return fmt.Errorf("create index %s: %w", index, err)
 	}
-	x.log.Info("catalog index: made a new one, which the log will fill", "index", index, "alias", x.alias)
+	x.log.Info("catalog index created; it is filled from the log", "index", index, "alias", x.alias)
 	return nil
 }
 
@@ -337,7 +337,7 @@ func (x *Index) present(ctx context.Context, skus []string) error {
 	}
 	for _, sku := range skus {
 		if _, ok := found[sku]; !ok && (damaged == nil || !slices.Contains(damaged.SKUs, sku)) {
-			return fmt.Errorf("product %q was discarded, and its version is not forgotten yet", sku)
+			return fmt.Errorf("product %q was discarded, but Elasticsearch still remembers its version", sku)
 		}
 	}
 	return nil
@@ -422,7 +422,7 @@ func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) (er
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeWithin)
 		defer cancel()
 		if e := x.ask(ctx, esapi.ClosePointInTimeRequest{Body: asJSON(map[string]string{"id": state.ID})}, nil); e != nil {
-			x.log.Debug("catalog index: a listing is not closed, and will close itself", "in", keepState, "error", e)
+			x.log.Debug("catalog index: cannot close a point in time; it expires", "in", keepState, "error", e)
 		}
 	}()
 	search := map[string]any{

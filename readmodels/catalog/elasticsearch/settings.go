@@ -31,7 +31,7 @@ func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("catalog index: ask for its settings: %w", err)
+		return nil, fmt.Errorf("catalog index: read its settings: %w", err)
 	}
 	var faults []settings.Fault
 	for index, answer := range mappings {
@@ -40,22 +40,22 @@ func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 				Resource: "elasticsearch index " + index, Setting: setting, Value: value, Want: want, Effect: effect, Remedy: remedy, Fatal: true,
 			})
 		}
-		again := "delete the index; the log fills a new one"
+		again := "delete the index; it is rebuilt from the log"
 		// Compare field by field, so that the fault names the field.
 		wanted, there, err := fieldsOf(mappingOf(x.alias)["mappings"], answer.Mappings)
 		if err != nil {
 			return faults, err
 		}
 		for _, field := range differences(wanted, there) {
-			add("mapping of "+field, asText(there[field]), asText(wanted[field]), "products are stored but not found, or found wrongly", again)
+			add("mapping of "+field, asText(there[field]), asText(wanted[field]), "searches miss products, or return wrong ones", again)
 		}
 		config := configs[index].Settings.Index
 		if translog, ok := config["translog"].(map[string]any); ok && translog["durability"] == "async" {
-			add("index.translog.durability", "async", "request", "a crash loses products whose position is kept",
+			add("index.translog.durability", "async", "request", "a crash loses products but not the positions after them",
 				fmt.Sprintf(`PUT /%s/_settings {"index.translog.durability":"request"}`, index))
 		}
 		if n, ok := config["number_of_shards"].(string); ok && n != "1" {
-			add("index.number_of_shards", n, "1", "scores of pages do not fit together", again)
+			add("index.number_of_shards", n, "1", "scores are not comparable across pages", again)
 		}
 	}
 	return faults, nil
