@@ -83,9 +83,9 @@ func TestConfigurationIsAccepted(t *testing.T) {
 	}
 }
 
-// TestEachRoleIsGivenItsSecretsAndNoOthers checks that each role has exactly the secrets that its
+// TestEachRoleHasOnlyItsSecrets checks that each role has exactly the secrets that its
 // configuration names.
-func TestEachRoleIsGivenItsSecretsAndNoOthers(t *testing.T) {
+func TestEachRoleHasOnlyItsSecrets(t *testing.T) {
 	t.Parallel()
 	for _, p := range all(t) {
 		t.Run(p.where, func(t *testing.T) {
@@ -134,9 +134,9 @@ func TestPortsAreThoseOfTheConfiguration(t *testing.T) {
 	}
 }
 
-// TestSecretsAreMadeAndKept checks that the script creates every secret file that a manifest uses,
+// TestSecretsAreCreatedOnce checks that the script creates every secret file that a manifest uses,
 // and that it keeps existing ones.
-func TestSecretsAreMadeAndKept(t *testing.T) {
+func TestSecretsAreCreatedOnce(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	made := makeSecrets(t, dir)

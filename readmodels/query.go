@@ -23,8 +23,8 @@ const (
 	DefaultWait = 5 * time.Second
 	// A share of the deadline is reserved for the answer to travel. Otherwise the caller would see
 	// its own timeout instead of the answer.
-	answerShare = 5 // a fifth of the deadline, but at most
-	answerMax   = 250 * time.Millisecond
+	marginDivisor = 5 // a fifth of the deadline, but at most
+	maxMargin     = 250 * time.Millisecond
 )
 
 // Watermarks is the part of *streams.Watermarks that queries use.
@@ -73,7 +73,7 @@ func (f Freshness) Status(documents uint64) Status {
 
 // AwaitVersion returns nil once the view shows the token's stream at the token's version or a later
 // one. It waits for that stream whichever one the query asks for: a token names a state of the
-// service, and any answer may depend on it. shown returns the version that the view shows of a
+// service, and any answer may depend on it. current returns the version that the view shows of a
 // stream, 0 if none. An empty token requires nothing.
 //
 // It returns InvalidArgument if the token is not one of this view's service. If the view does not
@@ -82,18 +82,18 @@ func (f Freshness) Status(documents uint64) Status {
 // Unavailable, because a load balancer must not take the view out of service; and not
 // FailedPrecondition, because the caller can simply retry. Kubernetes answers a read at an unseen
 // resourceVersion in the same way.
-func (f Freshness) AwaitVersion(ctx context.Context, request proto.Message, token string, shown func(ctx context.Context, stream string) (uint64, error)) error {
+func (f Freshness) AwaitVersion(ctx context.Context, request proto.Message, token string, current func(ctx context.Context, stream string) (uint64, error)) error {
 	t, given, err := f.parse(request, token)
 	if err != nil || !given {
 		return err
 	}
-	ctx, cancel := inTime(ctx)
+	ctx, cancel := withMargin(ctx)
 	defer cancel()
 	var have uint64
 	// The watermark has reached the position, so it no longer blocks.
 	passed := false
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		version, err := shown(ctx, t.Stream)
+		version, err := current(ctx, t.Stream)
 		if err == nil {
 			have = version
 		}
@@ -124,7 +124,7 @@ func (f Freshness) AwaitPosition(ctx context.Context, request proto.Message, tok
 	if err != nil || !given {
 		return err
 	}
-	ctx, cancel := inTime(ctx)
+	ctx, cancel := withMargin(ctx)
 	defer cancel()
 	if err := f.Watermarks.Wait(ctx, f.Aggregate.Topic, t.Stream, t.Position); err != nil {
 		return f.stale(t, 0)
@@ -163,13 +163,13 @@ func (f Freshness) Rebuilding(err error) error {
 	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("a part of view %s is damaged and being rebuilt from the log; try again", f.View))
 }
 
-// inTime returns a context that ends a little before the caller's deadline.
-func inTime(ctx context.Context) (context.Context, context.CancelFunc) {
+// withMargin returns a context that ends a little before the caller's deadline.
+func withMargin(ctx context.Context) (context.Context, context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		return context.WithTimeout(ctx, DefaultWait)
 	}
-	return context.WithDeadline(ctx, deadline.Add(-min(time.Until(deadline)/answerShare, answerMax)))
+	return context.WithDeadline(ctx, deadline.Add(-min(time.Until(deadline)/marginDivisor, maxMargin)))
 }
 
 // InvalidField returns an error that names a field of the request with a wrong value, in the same

@@ -103,7 +103,7 @@ func TestAwaitVersionWaits(t *testing.T) {
 	})
 }
 
-func TestStaleComesBeforeTheDeadline(t *testing.T) {
+func TestStaleIsReturnedBeforeTheDeadline(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		given       time.Duration // 0 means no deadline
@@ -168,7 +168,7 @@ func TestAwaitVersionDoesNotSpin(t *testing.T) {
 	})
 }
 
-func TestTokensThatAreNone(t *testing.T) {
+func TestInvalidTokens(t *testing.T) {
 	t.Parallel()
 	foreign := token
 	foreign.Service = "catalog"

@@ -70,7 +70,7 @@ func (c caller) RoundTrip(r *http.Request) (*http.Response, error) {
 	t.TLSClientConfig, t.DisableKeepAlives = c.tls, true
 	// A response may take long without a byte. HTTP/2 pings detect whether the server is still
 	// there.
-	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: silence, PingTimeout: silence}
+	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingTimeout, PingTimeout: pingTimeout}
 	// Pings need HTTP/2, which without TLS must be asked for.
 	if r.URL.Scheme == "http" {
 		t.Protocols = new(http.Protocols)
@@ -79,9 +79,9 @@ func (c caller) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.RoundTrip(r)
 }
 
-// silence is how long a connection may be idle until it is pinged, and how long the answer to a
+// pingTimeout is how long a connection may be idle until it is pinged, and how long the answer to a
 // ping may take. Tests shorten it.
-var silence = 10 * time.Second
+var pingTimeout = 10 * time.Second
 
 // http returns a client that adds the token to every request.
 func (c caller) http() *http.Client { return &http.Client{Transport: c} }
@@ -91,23 +91,23 @@ func (c caller) admin() adminv1connect.AdminServiceClient {
 	return adminv1connect.NewAdminServiceClient(c.http(), c.url(c.c.Admin.Addr))
 }
 
-// door is one of a system's two listeners.
-type door int
+// listener is one of a system's two listeners.
+type listener int
 
 const (
-	apiDoor   door = iota // commands, queries, SQL
-	adminDoor             // health, metrics, status, verify
+	apiListener   listener = iota // commands, queries, SQL
+	adminListener                 // health, metrics, status, verify
 )
 
 // caller returns a caller for a command that talks to one listener, by the configuration in force.
 // It is an error if flags name only the other listener: the default address of this one probably
 // belongs to another system.
-func (a *cli) caller(d door) (caller, error) {
+func (a *cli) caller(d listener) (caller, error) {
 	switch {
-	case d == adminDoor && a.addr != "" && a.adminAddr == "":
+	case d == adminListener && a.addr != "" && a.adminAddr == "":
 		return caller{}, fmt.Errorf("--addr %s is not enough: this command calls the admin listener: "+
 			"set --admin-addr (`millrace up` prints both addresses; the default port is 7401)", a.addr)
-	case d == apiDoor && a.adminAddr != "" && a.addr == "":
+	case d == apiListener && a.adminAddr != "" && a.addr == "":
 		return caller{}, fmt.Errorf("--admin-addr %s is not enough: this command calls the listener for commands and queries: "+
 			"set --addr (`millrace up` prints both addresses; the default port is 7400)", a.adminAddr)
 	}

@@ -45,7 +45,7 @@ start it with MILLRACE_COMMANDS_CURRENCIES='{GBP: 3}'.`,
 	cmd.Flags().StringVar(&rejects, "rejects", "rejects.csv", "file for rejected lines")
 	cmd.Flags().IntVar(&concurrency, "concurrency", 128, "number of concurrent commands")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		caller, err := a.caller(apiDoor)
+		caller, err := a.caller(apiListener)
 		if err != nil {
 			return err
 		}

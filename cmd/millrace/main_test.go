@@ -49,9 +49,9 @@ func TestMistypedCommands(t *testing.T) {
 	}
 }
 
-// TestOneAddressIsNotTwo checks that a system named by one of its addresses is never combined with
+// TestSingleAddressIsRefused checks that a system named by one of its addresses is never combined with
 // the default of the other.
-func TestOneAddressIsNotTwo(t *testing.T) {
+func TestSingleAddressIsRefused(t *testing.T) {
 	for words, want := range map[string]string{
 		"verify --addr 127.0.0.1:9":                    "--admin-addr",
 		"status --addr 127.0.0.1:9":                    "--admin-addr",
@@ -77,9 +77,9 @@ func TestOneAddressIsNotTwo(t *testing.T) {
 	}
 }
 
-// TestASystemElsewhere checks that a call to another system does not need the settings of a
+// TestRemoteSystemNeedsNoListenerSettings checks that a call to another system does not need the settings of a
 // listener.
-func TestASystemElsewhere(t *testing.T) {
+func TestRemoteSystemNeedsNoListenerSettings(t *testing.T) {
 	for _, words := range []string{"status --admin-addr 192.0.2.1:9", "verify --admin-addr host.invalid:9", "sql --addr host.invalid:9 x"} {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel() // before anything is sent
@@ -96,11 +96,11 @@ func TestASystemElsewhere(t *testing.T) {
 	}
 }
 
-// TestASilentSystem checks that a server which accepts connections but never answers, such as a
+// TestUnresponsiveServerIsReported checks that a server which accepts connections but never answers, such as a
 // hanging process, is reported and not waited for.
-func TestASilentSystem(t *testing.T) {
-	defer func(was time.Duration) { silence = was }(silence)
-	silence = 50 * time.Millisecond
+func TestUnresponsiveServerIsReported(t *testing.T) {
+	defer func(was time.Duration) { pingTimeout = was }(pingTimeout)
+	pingTimeout = 50 * time.Millisecond
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -170,9 +170,9 @@ func TestPortInUse(t *testing.T) {
 	}
 }
 
-// TestATopicThatForgetsIsRefused checks that an existing topic that deletes events is refused
+// TestTopicThatDeletesEventsIsRefused checks that an existing topic that deletes events is refused
 // before anything is written to it.
-func TestATopicThatForgetsIsRefused(t *testing.T) {
+func TestTopicThatDeletesEventsIsRefused(t *testing.T) {
 	data := t.TempDir()
 	broker, err := embeddedkafka.Start(t.Context(), embeddedkafka.Config{DataDir: filepath.Join(data, "kafka"), Addr: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {

@@ -56,7 +56,7 @@ no running system.`,
 			}
 			return sqlOnFiles(cmd, c, args[0], *output, moment)
 		}
-		caller, err := a.caller(apiDoor)
+		caller, err := a.caller(apiListener)
 		if err != nil {
 			return err
 		}
@@ -78,12 +78,12 @@ no running system.`,
 			return errors.Join(errors.New(strings.TrimSpace(string(reason))), err)
 		}
 		// Standard output contains the result only, so that it can be redirected.
-		if told := resp.Header.Get(app.ReadAtHeader); told != "" {
+		if header := resp.Header.Get(app.ReadAtHeader); header != "" {
 			var read []lakesql.ReadAt
-			if err := json.Unmarshal([]byte(told), &read); err != nil {
+			if err := json.Unmarshal([]byte(header), &read); err != nil {
 				return fmt.Errorf("decode the header %s: %w", app.ReadAtHeader, err)
 			}
-			if err := tellRead(cmd.ErrOrStderr(), read, *output); err != nil {
+			if err := printReadAt(cmd.ErrOrStderr(), read, *output); err != nil {
 				return err
 			}
 		}
@@ -124,7 +124,7 @@ func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment strin
 	} else {
 		var read []lakesql.ReadAt
 		if rows, read, err = app.SQLAsOf(ctx, q, l, query, output, moment); err == nil {
-			err = tellRead(cmd.ErrOrStderr(), read, output)
+			err = printReadAt(cmd.ErrOrStderr(), read, output)
 		}
 	}
 	if err != nil {
@@ -134,8 +134,8 @@ func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment strin
 	return errors.Join(err, rows.Close())
 }
 
-// tellRead prints which snapshots of the tables were read.
-func tellRead(out io.Writer, read []lakesql.ReadAt, output string) error {
+// printReadAt prints which snapshots of the tables were read.
+func printReadAt(out io.Writer, read []lakesql.ReadAt, output string) error {
 	if output == "json" {
 		return printJSON(out, map[string]any{"read_at": read})
 	}

@@ -23,7 +23,7 @@ func newStatus(a *cli) *cobra.Command {
 	}
 	output := outputFlag(cmd, "table", "json")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		caller, err := a.caller(adminDoor)
+		caller, err := a.caller(adminListener)
 		if err != nil {
 			return err
 		}

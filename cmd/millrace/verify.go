@@ -30,7 +30,7 @@ It calls the system at --admin-addr. --addr alone is refused, because it does no
 	output := outputFlag(cmd, "table", "json")
 	cmd.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait for the sinks to catch up")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		caller, err := a.caller(adminDoor)
+		caller, err := a.caller(adminListener)
 		if err != nil {
 			return err
 		}
@@ -38,7 +38,7 @@ It calls the system at --admin-addr. --addr alone is refused, because it does no
 		if err != nil {
 			return explain(err)
 		}
-		result, err := follow(stream)
+		result, err := receiveResult(stream)
 		if err != nil {
 			return explain(err)
 		}
@@ -57,8 +57,8 @@ It calls the system at --admin-addr. --addr alone is refused, because it does no
 	return cmd
 }
 
-// follow shows the progress of a verification and returns its result.
-func follow(stream *connect.ServerStreamForClient[adminv1.VerifyResponse]) (*adminv1.VerifyResult, error) {
+// receiveResult shows the progress of a verification and returns its result.
+func receiveResult(stream *connect.ServerStreamForClient[adminv1.VerifyResponse]) (*adminv1.VerifyResult, error) {
 	b := newBar("verify")
 	var result *adminv1.VerifyResult
 	for stream.Receive() {

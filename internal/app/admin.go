@@ -28,9 +28,9 @@ import (
 const (
 	defaultWait = time.Minute
 	// The interval between polls of a sink that cannot notify.
-	look      = 20 * time.Millisecond
-	readBatch = 2000 // events per read of a store
-	attempts  = 3    // at a comparison, while commands keep coming
+	pollInterval = 20 * time.Millisecond
+	readBatch    = 2000 // events per read of a store
+	attempts     = 3    // at a comparison, while commands keep coming
 )
 
 // Status implements AdminService.
@@ -145,7 +145,7 @@ func (p *App) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err error
 func (p *App) progress(ctx context.Context) (map[string]relay.Progress, error) {
 	if len(p.relays) == 0 {
 		// The caller's ctx may have no deadline, and a frozen broker does not answer.
-		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
 		return p.published.Poll(ctx)
 	}
@@ -264,14 +264,14 @@ func (p *App) heads(ctx context.Context) (map[string]event.Position, error) {
 func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 	total := 2*len(p.modules.aggregates()) + len(p.views)
 	done := 0
-	tell := func(what string) { progress("waiting for "+what, done, total); done++ }
+	report := func(what string) { progress("waiting for "+what, done, total); done++ }
 
 	heads, err := p.heads(ctx)
 	if err != nil {
 		return err
 	}
 	for _, a := range p.modules.aggregates() {
-		tell("topic " + a.Topic)
+		report("topic " + a.Topic)
 		err := p.until(ctx, "topic "+a.Topic, func() (bool, error) {
 			progress, err := p.progress(ctx)
 			return err == nil && progress[a.Service].Position.Compare(heads[a.Name]) >= 0, err
@@ -285,13 +285,13 @@ func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 		return err
 	}
 	for _, v := range p.views {
-		tell("view " + v.Name)
+		report("view " + v.Name)
 		if err := v.runner.CatchUp(ctx); err != nil {
 			return err
 		}
 	}
 	for _, topic := range p.modules.topics() {
-		tell("tables of " + topic)
+		report("tables of " + topic)
 		err := p.until(ctx, "tables of "+topic, func() (bool, error) {
 			applied, err := p.lake.Applied(ctx, topic)
 			if broken := (*faults.TableError)(nil); errors.As(err, &broken) {
@@ -317,7 +317,7 @@ func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 
 // until polls reached until it returns true, ctx is done or the process has failed.
 func (p *App) until(ctx context.Context, what string, reached func() (bool, error)) error {
-	tick := time.NewTicker(look)
+	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for {
 		ok, err := reached()
@@ -337,7 +337,7 @@ func (p *App) until(ctx context.Context, what string, reached func() (bool, erro
 // ends returns the end offset of each partition, by topic: that of the next record. Only committed
 // transactions count.
 func (p *App) ends(ctx context.Context) (map[string]map[int32]int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	ends := map[string]map[int32]int64{}
 	for _, topic := range p.modules.topics() {

@@ -48,10 +48,10 @@ type App struct {
 	cfg       config.Config
 	log       *slog.Logger
 	roles     []Role
-	wanted    map[part]bool           // from roles; what start starts
+	wanted    map[component]bool      // from roles; the components that start opens
 	listeners map[string]net.Listener // by name: api, admin
 	tokens    *auth.Tokens            // nil if no token is required
-	gate      *server.Gate            // admits commands, queries and SQL under load
+	limiter   *server.Limiter         // admits commands, queries and SQL under load
 	slots     *server.Slots           // bounds each caller's share of SQL
 	metrics   *telemetry.Metrics
 
@@ -117,15 +117,15 @@ func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log 
 		p.wanted[folder] = true
 	}
 	for _, step := range []struct {
-		part  part
-		name  string
-		start func(context.Context) error
+		component component
+		name      string
+		start     func(context.Context) error
 	}{
 		{folder, "data folder", p.startFolder},
 		// Early, so that a taken port fails the start before the slow steps.
 		{serving, "addresses", p.startListeners},
 		{stores, "event stores", p.startStores},
-		{logPart, "kafka", p.startKafka},
+		{eventLog, "kafka", p.startKafka},
 		{viewSinks, "views", p.openViews},
 		{tables, "lake", p.startLake},
 		// Before anything is written, because a wrong setting can lose data.
@@ -137,7 +137,7 @@ func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log 
 		{relays, "relays", p.startRelays},
 		{serving, "server", p.startServers},
 	} {
-		if !p.wanted[step.part] {
+		if !p.wanted[step.component] {
 			continue
 		}
 		if err := step.start(ctx); err != nil {
@@ -250,7 +250,7 @@ func (p *App) startListeners(ctx context.Context) error {
 	for name, addr := range addrs {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 		if err != nil {
-			return taken(err, addr, map[string]string{"api": "--addr", "admin": "--admin-addr"}[name])
+			return addressInUse(err, addr, map[string]string{"api": "--addr", "admin": "--admin-addr"}[name])
 		}
 		p.listeners[name] = l
 		p.addresses["millrace "+name] = l.Addr().String()
@@ -278,8 +278,8 @@ func (p *App) startListeners(ctx context.Context) error {
 	return nil
 }
 
-// taken adds to a listener's error which setting to change, if the port is in use.
-func taken(err error, addr, setting string) error {
+// addressInUse adds to a listener's error which setting to change, if the port is in use.
+func addressInUse(err error, addr, setting string) error {
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		return err
 	}

@@ -64,9 +64,9 @@ func get(t *testing.T, p *App, path string) int {
 	return res.StatusCode
 }
 
-// TestAServiceIsOneLine checks that a service which only its line in the list names is served,
+// TestServiceIsOneLine checks that a service which only its line in the list names is served,
 // landed and verified.
-func TestAServiceIsOneLine(t *testing.T) {
+func TestServiceIsOneLine(t *testing.T) {
 	t.Parallel()
 	m := Shop()
 	m.Services = append(m.Services, voucherService)
@@ -184,9 +184,9 @@ func TestRolesStartTheirParts(t *testing.T) {
 	}
 }
 
-// TestAModuleThatDoesNotStart checks that a view which cannot be opened fails the start. The error
+// TestModuleThatFailsToStart checks that a view which cannot be opened fails the start. The error
 // names it, and everything that was started is stopped.
-func TestAModuleThatDoesNotStart(t *testing.T) {
+func TestModuleThatFailsToStart(t *testing.T) {
 	t.Parallel()
 	c := embeddedConfig(t)
 	broken := Modules{Services: []Service{voucherService}, Views: []View{{
@@ -200,9 +200,9 @@ func TestAModuleThatDoesNotStart(t *testing.T) {
 	startEmbedded(t, c, Modules{Services: broken.Services}, Commands, Views)
 }
 
-// TestAModuleThatFails checks that a part which ends stops the process, and that the error names
+// TestModuleThatFails checks that a part which ends stops the process, and that the error names
 // it.
-func TestAModuleThatFails(t *testing.T) {
+func TestModuleThatFails(t *testing.T) {
 	t.Parallel()
 	for want, outcome := range map[string]error{"view vouchers/v1: disk on fire": errors.New("disk on fire"), "view vouchers/v1: it ended": nil} {
 		p, err := start(t.Context(), Modules{Services: []Service{voucherService}}, embeddedConfig(t), []Role{Commands}, slog.New(slog.DiscardHandler))

@@ -25,23 +25,24 @@ import (
 
 const (
 	// Bounds a request to a store or to Kafka on behalf of an operator.
-	askTimeout = 15 * time.Second
+	requestTimeout = 15 * time.Second
 	// Bounds one on behalf of a readiness probe.
 	probeTimeout = 2 * time.Second
 )
 
 // startServers serves both listeners: api for all callers, admin for operators.
 func (p *App) startServers(ctx context.Context) error {
-	p.gate = server.NewGate(p.cfg.Limits.Calls)
-	p.slots = server.NewSlots(p.cfg.Limits.SQL, waitingQueries, p.cfg.Limits.SQLWait)
+	p.limiter = server.NewLimiter(p.cfg.Limits.Calls)
+	p.slots = server.NewSlots(p.cfg.Limits.SQL, maxQueuedQueries, p.cfg.Limits.SQLWait)
 	for _, c := range []server.Class{server.SQL, server.Query, server.Command} {
-		p.metrics.Gauge("millrace_shed_"+c.String(), "Requests of this class that were refused because of load, since the start.", func() float64 {
-			shed := p.gate.Shed(c)
-			if c == server.SQL {
-				shed += p.slots.Refused()
-			}
-			return float64(shed)
-		})
+		p.metrics.Gauge("millrace_shed_"+c.String(),
+			"Requests of this class that were refused because of load, since the start.", func() float64 {
+				shed := p.limiter.Shed(c)
+				if c == server.SQL {
+					shed += p.slots.Refused()
+				}
+				return float64(shed)
+			})
 	}
 	if p.listeners["api"] != nil {
 		// The order of the layers: authentication, then the checks of the request's form, then each
@@ -59,7 +60,8 @@ func (p *App) startServers(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := p.serve("admin", p.tokens.Guard(rpc.Intake(p.operations()), "/healthz", "/readyz", "/metrics")); err != nil {
+	if err := p.serve("admin", p.tokens.Guard(rpc.Intake(p.operations()), "/healthz", "/readyz",
+		"/metrics")); err != nil {
 		return err
 	}
 	if len(p.views) > 0 {
@@ -76,19 +78,21 @@ func (p *App) api() http.Handler {
 	var services []string
 	// Every service of the modules, on its own path.
 	if p.has(Commands) {
-		opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(measured), commands.WithClockLeeway(p.cfg.Commands.ClockLeeway),
+		opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(measured),
+			commands.WithClockLeeway(p.cfg.Commands.ClockLeeway),
 			commands.WithCurrencies(p.cfg.Commands.Currencies)}
 		for _, m := range p.modules.Services {
 			path, h := m.Handler(p.stores[m.Aggregate.Name], opts...)
-			mux.Handle(p.called(path, h))
+			mux.Handle(p.guarded(path, h))
 			services = append(services, strings.Trim(path, "/"))
 		}
 	}
 	if p.has(Query) {
-		opts := append([]connect.HandlerOption{connect.WithInterceptors(measured)}, rpc.HandlerOptions(p.log, time.Now)...)
+		opts := append([]connect.HandlerOption{connect.WithInterceptors(measured)},
+			rpc.HandlerOptions(p.log, time.Now)...)
 		for _, v := range p.views {
 			path, h := v.Handler(opts...)
-			mux.Handle(p.called(p.whenCaughtUp(path, h)))
+			mux.Handle(p.guarded(p.whenCaughtUp(path, h)))
 			services = append(services, strings.Trim(path, "/"))
 		}
 		// serveSQL admits requests itself, because SQL also has slots for each caller.
@@ -97,7 +101,8 @@ func (p *App) api() http.Handler {
 	reflect(mux, services...)
 	mux.Handle(grpchealth.NewHandler(grpcHealth{p, grpchealth.NewStaticChecker(services...)}, smallMessages))
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintln(w, "millrace: POST /<package>.<Service>/<Method> with JSON, or gRPC with reflection; POST /v1/sql; Iceberg's REST catalog below /iceberg/")
+		fmt.Fprintln(w,
+			"millrace: POST /<package>.<Service>/<Method> with JSON, or gRPC with reflection; POST /v1/sql; Iceberg's REST catalog below /iceberg/")
 	})
 	return mux
 }
@@ -112,9 +117,9 @@ func reflect(mux *http.ServeMux, services ...string) {
 	mux.Handle(bounded(grpcreflect.NewHandlerV1Alpha(reflector, smallMessages)))
 }
 
-// called wraps a service: callers need the right to the method that they call, and requests are
+// guarded wraps a service: callers need the right to the method that they call, and requests are
 // admitted by class. Queries and commands are different classes.
-func (p *App) called(path string, h http.Handler) (string, http.Handler) {
+func (p *App) guarded(path string, h http.Handler) (string, http.Handler) {
 	right := rightTo(path)
 	class := func(r *http.Request) server.Class {
 		if strings.HasPrefix(string(right(r)), auth.Queries+".") {
@@ -122,7 +127,7 @@ func (p *App) called(path string, h http.Handler) (string, http.Handler) {
 		}
 		return server.Command
 	}
-	return path, auth.Need(right, inTurn(p.gate, class, h))
+	return path, auth.Need(right, admit(p.limiter, class, h))
 }
 
 // tablesPath is the prefix of Iceberg's REST catalog, which authenticates callers by its own
@@ -153,7 +158,7 @@ func (p *App) tablesAccess() (restcatalog.Access, error) {
 	access := restcatalog.Access{
 		Callers: p.tokens, TokenLifetime: c.TokenLifetime,
 		Rights: map[string]restcatalog.Right{}, Tables: map[string]restcatalog.TableRights{},
-		Limit: func(next http.Handler) http.Handler { return inTurn(p.gate, byMethod, next) },
+		Limit: func(next http.Handler) http.Handler { return admit(p.limiter, byMethod, next) },
 	}
 	granted, err := p.cfg.Auth.Granted()
 	if err != nil {
@@ -179,40 +184,41 @@ func (p *App) tablesAccess() (restcatalog.Access, error) {
 	return access, nil
 }
 
-// operationsAtATime bounds concurrent requests on the admin listener. It is separate from the gate
-// of the api listener, so load there does not hide the system's state. Readiness has priority over
+// maxOperations bounds concurrent requests on the admin listener. It is separate from the
+// limiter of the api listener, so load there does not hide the system's state. Readiness has priority over
 // the rest, and liveness is not limited.
-const operationsAtATime = 32
+const maxOperations = 32
 
 // operations returns the handler of the admin listener. Liveness, readiness and metrics are open to
 // every client that can connect. The rest requires a token if tokens are configured.
 func (p *App) operations() http.Handler {
 	mux := http.NewServeMux()
-	gate := server.NewGate(operationsAtATime)
-	asked := func(h http.Handler) http.Handler { return inTurn(gate, server.As(server.Query), h) }
-	// Liveness has no gate: it must answer even under overload, or the process would be restarted.
+	limiter := server.NewLimiter(maxOperations)
+	limited := func(h http.Handler) http.Handler { return admit(limiter, server.As(server.Query), h) }
+	// Liveness has no limit: it must answer even under overload, or the process would be restarted.
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
-	mux.Handle("GET /readyz", inTurn(gate, server.As(server.Command), http.HandlerFunc(p.serveReady)))
-	mux.Handle("GET /metrics", asked(p.metrics.Handler()))
-	mux.Handle("GET /debug/pprof/", onlyWith(auth.Profiles, asked(server.Profiles())))
+	mux.Handle("GET /readyz", admit(limiter, server.As(server.Command), http.HandlerFunc(p.serveReady)))
+	mux.Handle("GET /metrics", limited(p.metrics.Handler()))
+	mux.Handle("GET /debug/pprof/", onlyWith(auth.Profiles, limited(server.Profiles())))
 	// Only binaries for the kill matrix have failpoints.
 	if h := failpoint.Handler(); h != nil {
 		mux.Handle("/debug/failpoints", onlyWith(auth.Operations, h))
 	}
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintln(w, "millrace: GET /healthz, /readyz, /metrics, /debug/pprof/; status and verify by the command line")
+		fmt.Fprintln(w,
+			"millrace: GET /healthz, /readyz, /metrics, /debug/pprof/; status and verify by the command line")
 	})
 	if p.has(Admin) {
 		path, h := adminv1connect.NewAdminServiceHandler(p, rpc.OperationOptions(p.log)...)
-		mux.Handle(path, onlyWith(auth.Operations, asked(h)))
+		mux.Handle(path, onlyWith(auth.Operations, limited(h)))
 		reflect(mux, adminv1connect.AdminServiceName)
 	}
-	p.metrics.Sinks(p.sinks, askTimeout, p.log)
+	p.metrics.Sinks(p.sinks, requestTimeout, p.log)
 	return mux
 }
 
-// askEvery is the pause before brokers that did not answer are asked again.
-const askEvery = 2 * time.Second
+// catchUpRetryDelay is the pause before brokers that did not answer are asked again.
+const catchUpRetryDelay = 2 * time.Second
 
 // awaitViews waits until the views have applied what was on the log at the start. Queries are
 // refused until then.
@@ -226,7 +232,7 @@ func (p *App) awaitViews(ctx context.Context) error {
 			// temporary.
 			p.log.Warn("cannot read the lag of a view; retrying", "view", v.Name, "error", err)
 			select {
-			case <-time.After(askEvery):
+			case <-time.After(catchUpRetryDelay):
 			case <-ctx.Done():
 			}
 		}
@@ -297,7 +303,8 @@ func (p *App) serveReady(w http.ResponseWriter, r *http.Request) {
 func (p *App) damagedViews() (lines []string) {
 	for _, v := range p.views {
 		for _, f := range v.Faults().List() {
-			lines = append(lines, fmt.Sprintf("view %s: %s: %s; it is being rebuilt from the log", v.Name, f.Part, f.Reason))
+			lines = append(lines, fmt.Sprintf("view %s: %s: %s; it is being rebuilt from the log", v.Name,
+				f.Part, f.Reason))
 		}
 	}
 	return lines
@@ -309,7 +316,8 @@ func (p *App) whenCaughtUp(path string, h http.Handler) (string, http.Handler) {
 	unready := connect.NewErrorWriter()
 	return path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !p.caughtUp.Load() {
-			err := connect.NewError(connect.CodeUnavailable, errors.New("the views are catching up with the log; try again"))
+			err := connect.NewError(connect.CodeUnavailable,
+				errors.New("the views are catching up with the log; try again"))
 			_ = unready.Write(w, r, err)
 			return
 		}

@@ -23,7 +23,7 @@ func (p *App) startKafka(ctx context.Context) error {
 			DataDir: p.cfg.Path("kafka"), Addr: p.cfg.Kafka.Listen, SyncWrites: p.cfg.Durability == "power-loss", Logger: p.log,
 		})
 		if err != nil {
-			return taken(err, p.cfg.Kafka.Listen, "kafka.listen")
+			return addressInUse(err, p.cfg.Kafka.Listen, "kafka.listen")
 		}
 		p.onStop(broker.Close)
 		// Transactional ids must be new in each run of the embedded broker; see Broker.Boot.

@@ -58,20 +58,20 @@ func (p *App) startLake(ctx context.Context) error {
 // openLake opens the lake. If it may only read, it waits up to a minute for another process to
 // create the lake.
 func openLake(ctx context.Context, c lake.Config) (*lake.Lake, error) {
-	const patience, step = time.Minute, 500 * time.Millisecond
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	const timeout, interval = time.Minute, 500 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	// told limits the warning to one.
-	for told := false; ; told = true {
+	// warned limits the warning to one.
+	for warned := false; ; warned = true {
 		l, err := lake.Open(ctx, c)
 		if err == nil || !c.ReadOnly || !errors.Is(err, lake.ErrNoLake) {
 			return l, err
 		}
-		if !told {
+		if !warned {
 			c.Logger.Warn("the lake does not exist yet; waiting for a process with the role lake to create it", "error", err)
 		}
 		select {
-		case <-time.After(step):
+		case <-time.After(interval):
 		case <-ctx.Done():
 			return nil, err
 		}
@@ -80,9 +80,9 @@ func openLake(ctx context.Context, c lake.Config) (*lake.Lake, error) {
 
 // startLanding runs the landers, and turns records that cannot be rows into dead letters.
 func (p *App) startLanding(context.Context) error {
-	parking := streams.NewDeadLetters(p.kafka)
+	deadLetters := streams.NewDeadLetters(p.kafka)
 	p.onStop(func() error {
-		parking.Close()
+		deadLetters.Close()
 		return nil
 	})
 	// The instance is the member's static name in its consumer group. With it, a restart takes over
@@ -93,8 +93,8 @@ func (p *App) startLanding(context.Context) error {
 	}
 	run := lakelanding.Config{
 		Instance: instance,
-		Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, WriteDeadLetters: park(parking),
-		CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes, Maintenance: p.upkeep(),
+		Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, WriteDeadLetters: park(deadLetters),
+		CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes, Maintenance: p.maintenanceConfig(),
 	}
 	// The landers report stopped tables to the lake. The metric exports them.
 	p.metrics.Labelled("millrace_table_stopped", "1 for each table that this process cannot land.", []string{"table"}, func(is func(labels ...string)) {
@@ -106,8 +106,8 @@ func (p *App) startLanding(context.Context) error {
 	return nil
 }
 
-// landAgain is the pause before landing is tried again when no table can be landed.
-const landAgain = 30 * time.Second
+// landRetryDelay is the pause before landing is tried again when no table can be landed.
+const landRetryDelay = 30 * time.Second
 
 // land lands the tables until ctx is done. If no table can be landed, the process keeps serving,
 // and status, readiness and a metric report the fault.
@@ -120,13 +120,13 @@ func (p *App) land(ctx context.Context, run lakelanding.Config) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(landAgain):
+		case <-time.After(landRetryDelay):
 		}
 	}
 }
 
-// upkeep returns the configuration of table maintenance, or nil if it is off.
-func (p *App) upkeep() *maintenance.Config {
+// maintenanceConfig returns the configuration of table maintenance, or nil if it is off.
+func (p *App) maintenanceConfig() *maintenance.Config {
 	m := p.cfg.Lake.Maintenance
 	if m.Every == 0 {
 		return nil

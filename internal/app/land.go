@@ -66,9 +66,9 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 		return err
 	}
 	p.onStop(p.lake.Close)
-	parking := streams.NewDeadLetters(p.kafka)
+	deadLetters := streams.NewDeadLetters(p.kafka)
 	p.onStop(func() error {
-		parking.Close()
+		deadLetters.Close()
 		return nil
 	})
 
@@ -77,8 +77,8 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return lakelanding.Run(ctx, p.lake, lakelanding.Config{
-			Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, WriteDeadLetters: park(parking),
-			CommitInterval: cfg.Lake.CommitInterval, CommitBytes: cfg.Lake.CommitBytes, Maintenance: p.upkeep(), Landers: l.Landers,
+			Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, WriteDeadLetters: park(deadLetters),
+			CommitInterval: cfg.Lake.CommitInterval, CommitBytes: cfg.Lake.CommitBytes, Maintenance: p.maintenanceConfig(), Landers: l.Landers,
 		})
 	})
 	// watch cancels ctx when it returns, which ends the landers.
@@ -89,8 +89,8 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	return g.Wait()
 }
 
-// askAgain is the pause before a schema registry that does not answer is asked again.
-const askAgain = 2 * time.Second
+// registryRetryDelay is the pause before a schema registry that does not answer is asked again.
+const registryRetryDelay = 2 * time.Second
 
 // describe returns the table's declaration. It retries while the schema registry is unavailable.
 func (p *App) describe(ctx context.Context, l Landing) (declare.Table, error) {
@@ -103,7 +103,7 @@ func (p *App) describe(ctx context.Context, l Landing) (declare.Table, error) {
 		select {
 		case <-ctx.Done():
 			return t, err
-		case <-time.After(askAgain):
+		case <-time.After(registryRetryDelay):
 		}
 	}
 }

@@ -100,11 +100,11 @@ func refuse(code connect.Code, status int) func(w http.ResponseWriter, r *http.R
 	}
 }
 
-// inTurn admits requests through the gate. It rejects others in the format of their protocol.
-func inTurn(gate *server.Gate, class func(*http.Request) server.Class, next http.Handler) http.Handler {
+// admit passes requests through a limiter. It rejects others in the format of their protocol.
+func admit(limiter *server.Limiter, class func(*http.Request) server.Class, next http.Handler) http.Handler {
 	errs := connect.NewErrorWriter()
-	return gate.Admit(class, func(w http.ResponseWriter, r *http.Request, err error) {
-		// The gate's error is overload, the caller's deadline, or a caller that has gone.
+	return limiter.Admit(class, func(w http.ResponseWriter, r *http.Request, err error) {
+		// The limiter's error is overload, the caller's deadline, or a caller that has gone.
 		status, answer := http.StatusTooManyRequests, rpc.Overloaded(err)
 		switch {
 		case errors.Is(err, server.ErrOverloaded):
@@ -136,7 +136,7 @@ func byMethod(r *http.Request) server.Class {
 }
 
 // Clients of reflection hold streams open for as long as they like. So these have a limit of their
-// own, and do not occupy the gate.
+// own, and do not occupy the limiter.
 const (
 	reflectionPath = "/grpc.reflection."
 	maxReflections = 256
@@ -146,7 +146,7 @@ const (
 // continues.
 func isStream(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, reflectionPath) }
 
-// reflections limits the number of open reflection streams. They bypass the gate.
+// reflections limits the number of open reflection streams. They bypass the limiter.
 func reflections() func(path string, h http.Handler) (string, http.Handler) {
 	open := make(chan struct{}, maxReflections)
 	errs := connect.NewErrorWriter()

@@ -19,7 +19,7 @@ import (
 // may run. The topic of positions is recreated as well, so the checkpoints of all relays are lost. A
 // relay without a checkpoint compares its whole topic with its store. tell is called with each
 // completed step.
-func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.Logger, tell func(what string)) (err error) {
+func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.Logger, report func(what string)) (err error) {
 	var services []string
 	var a event.Aggregate
 	for _, each := range Shop().aggregates() {
@@ -60,13 +60,13 @@ func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.L
 
 	// Readers are dropped before the topic. If this is interrupted in between, they fill again from
 	// the old topic, and the command can be repeated.
-	if err := p.dropReaders(ctx, a, tell); err != nil {
+	if err := p.dropReaders(ctx, a, report); err != nil {
 		return err
 	}
 	if err := p.admin.RemakeTopics(ctx, relay.Topics([]event.Aggregate{a}, int32(cfg.Kafka.Partitions))...); err != nil {
 		return err
 	}
-	tell("topic " + a.Topic + " is empty; the next start publishes the store of " + a.Service + " to it")
+	report("topic " + a.Topic + " is empty; the next start publishes the store of " + a.Service + " to it")
 	return nil
 }
 
@@ -87,12 +87,12 @@ func (p *App) fenceRelays(ctx context.Context) error {
 }
 
 // dropReaders drops the views and tables that are derived from an aggregate's topic.
-func (p *App) dropReaders(ctx context.Context, a event.Aggregate, tell func(string)) error {
+func (p *App) dropReaders(ctx context.Context, a event.Aggregate, report func(string)) error {
 	for _, v := range p.modules.viewsOf(a) {
 		if err := v.Drop(ctx, p.viewSinks); err != nil {
 			return err
 		}
-		tell("view " + v.Name + " is empty")
+		report("view " + v.Name + " is empty")
 	}
 	where, err := LakeConfig(p.cfg, p.log)
 	if err != nil {
@@ -104,7 +104,7 @@ func (p *App) dropReaders(ctx context.Context, a event.Aggregate, tell func(stri
 	}
 	dropped, err := l.DropFedBy(ctx, a.Topic)
 	for _, name := range dropped {
-		tell("table " + name + " is dropped")
+		report("table " + name + " is dropped")
 	}
 	return errors.Join(err, l.Close())
 }

@@ -63,9 +63,9 @@ func (p *App) sqlOf(r *http.Request) (*lakesql.SQL, error) {
 	return nil, errors.New(auth.Denied(auth.CallerOf(r.Context()), auth.SQL))
 }
 
-// knownParameters rejects unknown and repeated parameters. Ignoring as_off would silently read the
+// checkParameters rejects unknown and repeated parameters. Ignoring as_off would silently read the
 // present instead of the past.
-func knownParameters(given url.Values, known ...string) error {
+func checkParameters(given url.Values, known ...string) error {
 	for name, values := range given {
 		if !slices.Contains(known, name) {
 			return fmt.Errorf("unknown parameter %q: the parameters are %s", name, strings.Join(known, " and "))

@@ -27,31 +27,31 @@ const (
 // Roles returns all roles.
 func Roles() []Role { return []Role{Commands, Relay, Views, Lake, Query, Admin, Iceberg} }
 
-// part is something that a process starts. start in app.go defines the order.
-type part int
+// component is something that a process starts. start in app.go defines the order.
+type component int
 
 const (
-	folder    part = iota // the data folder, for embedded servers
-	stores                // event stores
-	logPart               // Kafka
-	viewSinks             // the servers that store the views' documents
-	tables                // the lake
-	landing               // landers
-	engine                // of SQL
-	runners               // feed the views
-	followers             // observe how far other processes have fed the views
+	folder    component = iota // the data folder, for embedded servers
+	stores                     // event stores
+	eventLog                   // Kafka
+	viewSinks                  // the servers that store the views' documents
+	tables                     // the lake
+	landing                    // landers
+	engine                     // of SQL
+	runners                    // feed the views
+	followers                  // observe how far other processes have fed the views
 	relays
 	serving // both listeners
 )
 
 // needs maps each role to the parts that it needs.
-var needs = map[Role][]part{
+var needs = map[Role][]component{
 	Commands: {stores},
-	Relay:    {stores, logPart, relays},
-	Views:    {logPart, viewSinks, runners},
-	Lake:     {logPart, tables, landing},
-	Query:    {logPart, viewSinks, followers, tables, engine},
-	Admin:    {stores, logPart, viewSinks, followers, tables},
+	Relay:    {stores, eventLog, relays},
+	Views:    {eventLog, viewSinks, runners},
+	Lake:     {eventLog, tables, landing},
+	Query:    {eventLog, viewSinks, followers, tables, engine},
+	Admin:    {stores, eventLog, viewSinks, followers, tables},
 	Iceberg:  {tables},
 }
 
@@ -79,8 +79,8 @@ func ParseRoles(s string) ([]Role, error) {
 }
 
 // wanted returns the parts that a process with these roles starts.
-func wanted(roles []Role) map[part]bool {
-	w := map[part]bool{serving: true}
+func wanted(roles []Role) map[component]bool {
+	w := map[component]bool{serving: true}
 	for _, r := range roles {
 		for _, n := range needs[r] {
 			w[n] = true
@@ -95,21 +95,21 @@ func wanted(roles []Role) map[part]bool {
 
 // embedded returns the parts that would have to run inside this process. Each is named by the key
 // that configures a real server instead.
-func embedded(c config.Config, w map[part]bool) []string {
+func embedded(c config.Config, w map[component]bool) []string {
 	var keys []string
 	for _, p := range []struct {
-		part part
-		key  string
-		set  string
+		component component
+		key       string
+		set       string
 	}{
 		{stores, "store.postgres", c.Store.Postgres},
-		{logPart, "kafka.brokers", c.Kafka.Brokers},
+		{eventLog, "kafka.brokers", c.Kafka.Brokers},
 		{viewSinks, "redis.addr", c.Redis.Addr},
 		{viewSinks, "search.elasticsearch", c.Search.Elasticsearch},
 		{tables, "lake.catalog", c.Lake.Catalog},
 		{tables, "lake.warehouse", c.Lake.Warehouse},
 	} {
-		if w[p.part] && p.set == "" {
+		if w[p.component] && p.set == "" {
 			keys = append(keys, p.key)
 		}
 	}

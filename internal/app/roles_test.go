@@ -54,9 +54,9 @@ func TestRunnersReplaceFollowers(t *testing.T) {
 	}
 }
 
-// TestRolesAloneNeedServers checks that roles in processes of their own need real servers, and that
+// TestSeparateRolesNeedServers checks that roles in processes of their own need real servers, and that
 // the error names the settings.
-func TestRolesAloneNeedServers(t *testing.T) {
+func TestSeparateRolesNeedServers(t *testing.T) {
 	t.Parallel()
 	c := config.Default()
 	if err := checkRoles(c, Roles()); err != nil {

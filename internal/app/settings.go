@@ -12,7 +12,7 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-const settingsWithin = 20 * time.Second // for all servers together
+const settingsTimeout = 20 * time.Second // for all servers together
 
 // checker is a client that can check the settings of its server.
 type checker interface {
@@ -84,7 +84,7 @@ func (p *App) startSettings(ctx context.Context) error {
 // checkSettings checks the settings of all servers. If a server does not answer, that is logged,
 // and its previous faults remain.
 func (p *App) checkSettings(ctx context.Context) []settings.Fault {
-	ctx, cancel := context.WithTimeout(ctx, settingsWithin)
+	ctx, cancel := context.WithTimeout(ctx, settingsTimeout)
 	defer cancel()
 	now := map[string][]settings.Fault{}
 	for name, ask := range p.checkers() {

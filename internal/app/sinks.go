@@ -96,7 +96,7 @@ func (s *Sinks) startRedis(ctx context.Context) error {
 	if addr == "" {
 		server, err := embeddedredis.Start(ctx, embeddedredis.Config{Addr: c.Listen, Dir: p.cfg.Path("redis"), Logger: p.log})
 		if err != nil {
-			return taken(err, c.Listen, "redis.listen")
+			return addressInUse(err, c.Listen, "redis.listen")
 		}
 		p.onStop(func() error {
 			server.Close()

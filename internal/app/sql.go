@@ -21,9 +21,9 @@ import (
 )
 
 const (
-	sqlPath        = "/v1/sql"
-	maxQueryBytes  = 1 << 20
-	waitingQueries = 64 // of one caller
+	sqlPath          = "/v1/sql"
+	maxQueryBytes    = 1 << 20
+	maxQueuedQueries = 64 // of one caller
 )
 
 // ReadAtHeader is the response header that reports, as a JSON list of lakesql.ReadAt, which
@@ -35,16 +35,16 @@ const ReadAtHeader = "Millrace-Read-At"
 // so that a partial result is never taken for a complete one.
 func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 	// Rights come first, so that callers without them learn nothing about load or tables.
-	asks, err := p.sqlOf(r)
+	engine, err := p.sqlOf(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}
-	if err := knownParameters(r.URL.Query(), "output", "as_of"); err != nil {
+	if err := checkParameters(r.URL.Query(), "output", "as_of"); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	if !p.gate.Admits(server.SQL) || p.slots.Full(slotsOf(r)) { // refuse before the body is read
+	if !p.limiter.Admits(server.SQL) || p.slots.Full(slotsOf(r)) { // refuse before the body is read
 		tooMany(w, server.ErrOverloaded)
 		return
 	}
@@ -53,7 +53,7 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// The body has been read, so a slow client does not occupy a slot.
-	done, err := p.sqlTurn(r)
+	done, err := p.acquireSQL(r)
 	if err != nil {
 		tooMany(w, err)
 		return
@@ -65,13 +65,13 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 	}
 	var rows io.ReadCloser
 	if moment := r.URL.Query().Get("as_of"); moment == "" {
-		rows, err = asks.Run(r.Context(), query, format)
+		rows, err = engine.Run(r.Context(), query, format)
 	} else {
 		var read []lakesql.ReadAt
-		if rows, read, err = SQLAsOf(r.Context(), asks, p.lake, query, format, moment); err == nil {
-			var told []byte
-			if told, err = json.Marshal(read); err == nil {
-				w.Header().Set(ReadAtHeader, string(told))
+		if rows, read, err = SQLAsOf(r.Context(), engine, p.lake, query, format, moment); err == nil {
+			var header []byte
+			if header, err = json.Marshal(read); err == nil {
+				w.Header().Set(ReadAtHeader, string(header))
 			}
 		}
 	}
@@ -135,7 +135,7 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 // findLost checks the tables that a query names, and returns the fault of the first one that lacks
 // files. Status reports that table from then on. It works on after the caller has gone.
 func (p *App) findLost(ctx context.Context, query string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
 	names, err := p.lake.All(ctx)
 	if err != nil {
@@ -196,17 +196,17 @@ func slotsOf(r *http.Request) string {
 	return name
 }
 
-// sqlTurn blocks until a query may run. It takes one of the caller's own slots first, so that a
+// acquireSQL blocks until a query may run. It takes one of the caller's own slots first, so that a
 // caller that waits for its own queries holds up nobody else.
-func (p *App) sqlTurn(r *http.Request) (done func(), err error) {
-	give, err := p.slots.Take(r.Context(), slotsOf(r))
+func (p *App) acquireSQL(r *http.Request) (done func(), err error) {
+	releaseSlot, err := p.slots.Acquire(r.Context(), slotsOf(r))
 	if err != nil {
 		return nil, err
 	}
-	leave, err := p.gate.Enter(r.Context(), server.SQL)
+	release, err := p.limiter.Acquire(r.Context(), server.SQL)
 	if err != nil {
-		give()
+		releaseSlot()
 		return nil, err
 	}
-	return func() { leave(); give() }, nil
+	return func() { release(); releaseSlot() }, nil
 }

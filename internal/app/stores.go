@@ -67,7 +67,7 @@ func storeAccess(c config.Store, a event.Aggregate) (conn, password string, err 
 
 // Migrate migrates the schemas of all event stores to this version, as the configured user. It
 // calls tell for each.
-func Migrate(ctx context.Context, c config.Config, tell func(service string)) error {
+func Migrate(ctx context.Context, c config.Config, report func(service string)) error {
 	if c.Store.Postgres == "" {
 		return errors.New("store.postgres is empty: embedded stores are migrated at start")
 	}
@@ -79,7 +79,7 @@ func Migrate(ctx context.Context, c config.Config, tell func(service string)) er
 		if err := postgres.Migrate(ctx, conn, a, postgres.WithPassword(password)); err != nil {
 			return err
 		}
-		tell(a.Service)
+		report(a.Service)
 	}
 	return nil
 }
@@ -87,9 +87,9 @@ func Migrate(ctx context.Context, c config.Config, tell func(service string)) er
 // startRelays starts a relay for each service. Records on the topics that no relay wrote become
 // dead letters.
 func (p *App) startRelays(context.Context) error {
-	parking := streams.NewDeadLetters(p.kafka)
+	deadLetters := streams.NewDeadLetters(p.kafka)
 	p.onStop(func() error {
-		parking.Close()
+		deadLetters.Close()
 		return nil
 	})
 	p.metrics.Gauge("millrace_relay_strays", "Records on the topics of events that no relay wrote, since the start.", func() (n float64) {
@@ -106,7 +106,7 @@ func (p *App) startRelays(context.Context) error {
 		r, err := relay.New(relay.Config{
 			Store: p.stores[a.Name], Aggregate: a, Kafka: p.kafka, Encoder: encoder, Logger: p.log,
 			DeadLetter: func(ctx context.Context, m kafka.Message, reason error) error {
-				return parking.Write(ctx, streams.DeadLetter{
+				return deadLetters.Write(ctx, streams.DeadLetter{
 					Sink: "relay/" + a.Service, Topic: m.Topic, Partition: m.Partition, Offset: m.Offset,
 					Key: m.Key, Value: m.Value, Headers: m.Headers, Reason: reason,
 				})

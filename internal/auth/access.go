@@ -24,8 +24,8 @@ const accessPrefix = "mra1." // no token in the file starts with it
 func (t *Tokens) Issue(name string, until time.Time) (access string, known bool) {
 	for _, c := range t.current() {
 		if c.name == name {
-			said := base64.RawURLEncoding.EncodeToString([]byte(name)) + "." + strconv.FormatInt(until.Unix(), 36)
-			return accessPrefix + said + "." + c.sign(said), true
+			payload := base64.RawURLEncoding.EncodeToString([]byte(name)) + "." + strconv.FormatInt(until.Unix(), 36)
+			return accessPrefix + payload + "." + c.sign(payload), true
 		}
 	}
 	return "", false
@@ -45,11 +45,11 @@ func (t *Tokens) Access(token string) (name string, until time.Time, err error) 
 	if at < 0 {
 		return "", time.Time{}, ErrUnknown
 	}
-	said, signature := rest[:at], rest[at+1:]
+	payload, signature := rest[:at], rest[at+1:]
 	for _, c := range t.current() {
 		// The signature also proves the caller: each caller's key is its own token.
-		if hmac.Equal([]byte(c.sign(said)), []byte(signature)) {
-			until, err := expiry(said)
+		if hmac.Equal([]byte(c.sign(payload)), []byte(signature)) {
+			until, err := expiry(payload)
 			return c.name, until, err
 		}
 	}
@@ -57,8 +57,8 @@ func (t *Tokens) Access(token string) (name string, until time.Time, err error) 
 }
 
 // expiry returns when an access token expires. Its signature must have been checked.
-func expiry(said string) (time.Time, error) {
-	_, text, _ := strings.Cut(said, ".")
+func expiry(payload string) (time.Time, error) {
+	_, text, _ := strings.Cut(payload, ".")
 	seconds, err := strconv.ParseInt(text, 36, 64)
 	if err != nil {
 		return time.Time{}, ErrUnknown
@@ -71,8 +71,8 @@ func expiry(said string) (time.Time, error) {
 }
 
 // sign returns the signature of an access token. Its key is the hash of the caller's token.
-func (c caller) sign(said string) string {
+func (c caller) sign(payload string) string {
 	mac := hmac.New(sha256.New, c.sum[:])
-	mac.Write([]byte("millrace access token\x00" + c.name + "\x00" + said))
+	mac.Write([]byte("millrace access token\x00" + c.name + "\x00" + payload))
 	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }

@@ -68,7 +68,7 @@ func TestAccessTokens(t *testing.T) {
 
 // When a caller is removed from the file, its access tokens end, too. Two tokens with one name are
 // allowed, so that tokens can be changed.
-func TestAccessEndsWithTheToken(t *testing.T) {
+func TestAccessTokenEndsWithItsToken(t *testing.T) {
 	t.Parallel()
 	path := file(t, "anna:"+anna+"\n")
 	tokens := open(t, path)

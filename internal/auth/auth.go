@@ -31,7 +31,7 @@ import (
 // MinLength is the minimum length of a token in bytes. Shorter ones could be guessed.
 const MinLength = 20
 
-const reread = time.Second // interval of checks for a changed file
+const checkInterval = time.Second // interval of checks for a changed file
 
 // Tokens contains the callers' tokens and rights. It is safe for concurrent use.
 type Tokens struct {
@@ -40,10 +40,10 @@ type Tokens struct {
 	rights map[string]Rights // by caller
 
 	// mu protects the fields below.
-	mu      sync.Mutex
-	callers []caller
-	looked  time.Time // when the file was last checked
-	changed time.Time // modification time of the file that was read
+	mu        sync.Mutex
+	callers   []caller
+	checkedAt time.Time // when the file was last checked
+	modTime   time.Time // modification time of the file that was read
 }
 
 // caller is a caller and its token.
@@ -95,7 +95,7 @@ func (t *Tokens) read() error {
 	if len(callers) == 0 {
 		return fmt.Errorf("tokens: %s has no callers: add a line NAME:TOKEN", t.path)
 	}
-	t.callers, t.changed = callers, info.ModTime()
+	t.callers, t.modTime = callers, info.ModTime()
 	return nil
 }
 
@@ -116,13 +116,13 @@ func (t *Tokens) Caller(token string) (name string, known bool) {
 func (t *Tokens) current() []caller {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if now := time.Now(); now.Sub(t.looked) > reread {
-		t.looked = now
-		if info, err := os.Stat(t.path); err == nil && !info.ModTime().Equal(t.changed) {
+	if now := time.Now(); now.Sub(t.checkedAt) > checkInterval {
+		t.checkedAt = now
+		if info, err := os.Stat(t.path); err == nil && !info.ModTime().Equal(t.modTime) {
 			if err := t.read(); err != nil {
 				t.logger.Error("cannot reload the tokens; keeping the previous ones", "error", err)
 				// Remember the bad file, so that it is reported once and not at every request.
-				t.changed = info.ModTime()
+				t.modTime = info.ModTime()
 			}
 		}
 	}

@@ -31,7 +31,7 @@ func file(t *testing.T, content string) string {
 	return path
 }
 
-func TestOpenNamesWhatIsWrong(t *testing.T) {
+func TestOpenErrors(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, content, want string }{
 		{"no colon", "anna", "line 1"},
@@ -95,8 +95,8 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// TestTokensAreReadAgain adds and removes a token while the listener is open.
-func TestTokensAreReadAgain(t *testing.T) {
+// TestTokensAreReloaded adds and removes a token while the listener is open.
+func TestTokensAreReloaded(t *testing.T) {
 	t.Parallel()
 	path := file(t, "anna:"+anna+"\n")
 	var complaints complaints

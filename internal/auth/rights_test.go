@@ -134,10 +134,10 @@ func TestNeed(t *testing.T) {
 	}))
 	var nobody *auth.Tokens
 	for name, c := range map[string]struct {
-		door   http.Handler
-		token  string
-		status int
-		says   string
+		handler http.Handler
+		token   string
+		status  int
+		says    string
 	}{
 		"who has the right":     {tokens.Guard(handler), anna, http.StatusOK, "anna"},
 		"who has none":          {tokens.Guard(handler), bert, http.StatusForbidden, `bert does not have the right "commands.order": grant it in auth.rights`},
@@ -152,7 +152,7 @@ func TestNeed(t *testing.T) {
 				r.Header.Set("Authorization", "Bearer "+c.token)
 			}
 			w := httptest.NewRecorder()
-			c.door.ServeHTTP(w, r)
+			c.handler.ServeHTTP(w, r)
 			body := strings.ReplaceAll(w.Body.String(), `\"`, `"`)
 			if w.Code != c.status || !strings.Contains(body, c.says) || c.status == http.StatusForbidden && !strings.Contains(body, code) {
 				t.Errorf("%s, %s: %d %s", name, contentType, w.Code, body)

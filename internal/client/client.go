@@ -36,7 +36,7 @@ type Client struct {
 // New returns a client of the server at addr, "host:port" or a URL. If the server is unavailable or
 // busy, a call is retried for at most patience. Then it fails with ErrUnreachable. Call Close when
 // done.
-func New(addr string, patience time.Duration, opts ...Option) *Client {
+func New(addr string, retryFor time.Duration, opts ...Option) *Client {
 	var o options
 	for _, opt := range opts {
 		opt(&o)
@@ -55,7 +55,7 @@ func New(addr string, patience time.Duration, opts ...Option) *Client {
 	transport.Protocols.SetHTTP2(true)
 	doer := &http.Client{Transport: transport}
 	with := connect.WithClientOptions(
-		connect.WithInterceptors(retry(patience), bearer(o.token)),
+		connect.WithInterceptors(retry(retryFor), bearer(o.token)),
 		connect.WithAcceptCompression("gzip", nil, nil), // receipts are too small to benefit
 	)
 	return &Client{url: strings.TrimRight(addr, "/"), http: doer, options: []connect.ClientOption{with}, transport: transport}
@@ -106,7 +106,7 @@ func (c *Client) Send(ctx context.Context, command proto.Message) (*eventv1.Rece
 	if err != nil {
 		return nil, err
 	}
-	return res.Msg.Message.(answer).GetReceipt(), nil
+	return res.Msg.Message.(commandResponse).GetReceipt(), nil
 }
 
 // Name returns the name of a command: "PlaceOrder".

@@ -44,7 +44,7 @@ func (o *orders) PlaceOrder(context.Context, *connect.Request[orderv1.PlaceOrder
 	return connect.NewResponse(&orderv1.PlaceOrderResponse{Receipt: &eventv1.Receipt{Version: 7}}), nil
 }
 
-func start(t *testing.T, patience time.Duration, answers ...error) (*client.Client, *orders) {
+func start(t *testing.T, retryFor time.Duration, answers ...error) (*client.Client, *orders) {
 	t.Helper()
 	o := &orders{answers: answers}
 	mux := http.NewServeMux()
@@ -54,7 +54,7 @@ func start(t *testing.T, patience time.Duration, answers ...error) (*client.Clie
 	server.Config.Protocols.SetUnencryptedHTTP2(true)
 	server.Start()
 	t.Cleanup(server.Close)
-	c := client.New(strings.TrimPrefix(server.URL, "http://"), patience)
+	c := client.New(strings.TrimPrefix(server.URL, "http://"), retryFor)
 	t.Cleanup(c.Close)
 	return c, o
 }
@@ -80,7 +80,7 @@ func TestOtherFailuresAreNot(t *testing.T) {
 	}
 }
 
-func TestPatienceEnds(t *testing.T) {
+func TestRetriesEnd(t *testing.T) {
 	t.Parallel()
 	c, o := start(t, 30*time.Millisecond, failure(connect.CodeUnavailable))
 	_, err := c.Send(t.Context(), &orderv1.PlaceOrderRequest{})
@@ -93,7 +93,7 @@ func TestPatienceEnds(t *testing.T) {
 }
 
 // A caller whose context ends gets the context's error, not ErrUnreachable.
-func TestCallerMayStopWaiting(t *testing.T) {
+func TestContextEndsRetries(t *testing.T) {
 	t.Parallel()
 	c, _ := start(t, time.Hour, failure(connect.CodeUnavailable))
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -128,7 +128,7 @@ func TestRefusal(t *testing.T) {
 }
 
 // Send accepts every method of the services that changes something.
-func TestSendKnowsAllCommands(t *testing.T) {
+func TestSendAcceptsAllCommands(t *testing.T) {
 	t.Parallel()
 	c := client.New("127.0.0.1:1", 0)
 	defer c.Close()

@@ -16,8 +16,8 @@ import (
 // be structs, so this one type is used for all.
 type message struct{ proto.Message }
 
-// answer is implemented by the response of every command.
-type answer interface{ GetReceipt() *eventv1.Receipt }
+// commandResponse is implemented by the response of every command.
+type commandResponse interface{ GetReceipt() *eventv1.Receipt }
 
 // methodOf returns the method with this request if it changes something, or nil.
 func methodOf(request protoreflect.MessageDescriptor) protoreflect.MethodDescriptor {
@@ -44,7 +44,7 @@ func (c *Client) method(m protoreflect.MethodDescriptor) (*connect.Client[messag
 	if err != nil {
 		return nil, fmt.Errorf("response type of %s: %w", m.FullName(), err)
 	}
-	if _, ok := output.Zero().Interface().(answer); !ok {
+	if _, ok := output.Zero().Interface().(commandResponse); !ok {
 		return nil, fmt.Errorf("%s is not a command: its response has no receipt", m.FullName())
 	}
 	procedure := "/" + string(m.Parent().FullName()) + "/" + string(m.Name())

@@ -19,7 +19,7 @@ const longestAttempt = 30 * time.Second // limit of one attempt
 
 // retry is an interceptor that retries a call, with backoff, until it is answered, ctx ends, or it
 // has failed for patience.
-func retry(patience time.Duration) connect.UnaryInterceptorFunc {
+func retry(retryFor time.Duration) connect.UnaryInterceptorFunc {
 	return func(next connect.UnaryFunc) connect.UnaryFunc {
 		return func(ctx context.Context, request connect.AnyRequest) (connect.AnyResponse, error) {
 			start := time.Now()
@@ -28,8 +28,8 @@ func retry(patience time.Duration) connect.UnaryInterceptorFunc {
 				if err == nil || ctx.Err() != nil || !transient(err) {
 					return response, err
 				}
-				if time.Since(start) >= patience {
-					return nil, fmt.Errorf("%w: %s failed for %v: %w", ErrUnreachable, request.Spec().Procedure, patience, err)
+				if time.Since(start) >= retryFor {
+					return nil, fmt.Errorf("%w: %s failed for %v: %w", ErrUnreachable, request.Spec().Procedure, retryFor, err)
 				}
 				if !waits.Wait(ctx) {
 					return nil, ctx.Err()

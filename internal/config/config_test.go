@@ -17,7 +17,7 @@ import (
 
 func none(string) (string, bool) { return "", false }
 
-func TestDefaultIsSound(t *testing.T) {
+func TestDefaultIsValid(t *testing.T) {
 	t.Parallel()
 	if err := config.Default().Check(); err != nil {
 		t.Fatal(err)
@@ -91,7 +91,7 @@ func TestLoad(t *testing.T) {
 }
 
 // Only the default file may be missing.
-func TestAFileThatWasNamedMustExist(t *testing.T) {
+func TestNamedFileMustExist(t *testing.T) {
 	t.Parallel()
 	if _, err := config.Load(filepath.Join(t.TempDir(), "absent.yaml"), none); err == nil {
 		t.Fatal("want an error")
@@ -214,7 +214,7 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 	}
 }
 
-func TestASecretThatCannotBeRead(t *testing.T) {
+func TestUnreadableSecret(t *testing.T) {
 	t.Parallel()
 	empty := filepath.Join(t.TempDir(), "order")
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
@@ -228,7 +228,7 @@ func TestASecretThatCannotBeRead(t *testing.T) {
 	}
 }
 
-func TestClientTLSNamesWhatIsWrong(t *testing.T) {
+func TestClientTLSErrors(t *testing.T) {
 	t.Parallel()
 	none, err := config.ClientTLS{CA: "/absent"}.Client()
 	if none != nil || err != nil {

@@ -145,7 +145,7 @@ func TestMisspelledJSONIsRefused(t *testing.T) {
 }
 
 // A query may have fields that this server does not know yet.
-func TestQueriesPassOverUnknownFields(t *testing.T) {
+func TestQueriesIgnoreUnknownFields(t *testing.T) {
 	t.Parallel()
 	post := raw(t)
 	if status, message := post(getOrder, "application/json", `{"reference":"536365","detail":"full"}`); status != http.StatusOK {

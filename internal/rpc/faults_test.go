@@ -19,7 +19,7 @@ var goTexts = []string{"strconv", "json:", "proto:", "*errors", "base64.", "ille
 
 // Faults in a request's headers, encodings and parameters are reported as the client's in every
 // protocol, without terms of Go.
-func TestFaultsOfRequests(t *testing.T) {
+func TestInvalidRequests(t *testing.T) {
 	t.Parallel()
 	mux := http.NewServeMux()
 	mux.Handle(orderv1connect.NewOrderQueryServiceHandler(queries{}, rpc.HandlerOptions(slog.New(slog.DiscardHandler), time.Now)...))

@@ -22,14 +22,14 @@ import (
 // step is what is done with one field.
 type step struct {
 	field protoreflect.FieldDescriptor
-	// do returns the value to continue with, and what is wrong with it. It is nil for a message
+	// apply returns the value to continue with, and what is wrong with it. It is nil for a message
 	// with sub-steps.
-	do  func(*edge, protoreflect.Value) (protoreflect.Value, string)
-	sub []step // for a message of this contract
+	apply func(*normalizer, protoreflect.Value) (protoreflect.Value, string)
+	sub   []step // for a message of this contract
 }
 
-// edge has the settings that steps need, and collects violations.
-type edge struct {
+// normalizer has the settings that steps need, and collects violations.
+type normalizer struct {
 	currencies event.Currencies
 	violations []*validate.Violation
 }
@@ -49,15 +49,15 @@ func planOf(md protoreflect.MessageDescriptor) []step {
 		// Maps are left as they are.
 		case fd.IsMap():
 		case fd.Message() != nil && fd.Message().FullName() == "google.type.Money":
-			s.do = checkMoney
+			s.apply = checkMoney
 		case fd.Message() != nil && fd.Message().FullName() == "google.protobuf.Timestamp":
-			s.do = checkTime
+			s.apply = checkTime
 		case fd.Message() != nil && strings.HasPrefix(string(fd.Message().FullName()), "millrace."): // not recursive
 			s.sub = planOf(fd.Message())
 		case fd.Kind() == protoreflect.StringKind:
-			s.do = doWithText(fd)
+			s.apply = textStep(fd)
 		}
-		if s.do != nil || len(s.sub) > 0 {
+		if s.apply != nil || len(s.sub) > 0 {
 			plan = append(plan, s)
 		}
 	}
@@ -65,18 +65,18 @@ func planOf(md protoreflect.MessageDescriptor) []step {
 	return plan
 }
 
-// doWithText returns the step of a string field, or nil.
-func doWithText(fd protoreflect.FieldDescriptor) func(*edge, protoreflect.Value) (protoreflect.Value, string) {
+// textStep returns the step of a string field, or nil.
+func textStep(fd protoreflect.FieldDescriptor) func(*normalizer, protoreflect.Value) (protoreflect.Value, string) {
 	rules, _ := proto.GetExtension(fd.Options(), validate.E_Field).(*validate.FieldRules)
 	if rules.GetString().GetUuid() {
-		return func(_ *edge, v protoreflect.Value) (protoreflect.Value, string) {
+		return func(_ *normalizer, v protoreflect.Value) (protoreflect.Value, string) {
 			return protoreflect.ValueOfString(event.CanonicalID(v.String())), ""
 		}
 	}
 	kind, _ := proto.GetExtension(fd.Options(), eventv1.E_Identifier).(eventv1.Identifier)
 	switch kind {
 	case eventv1.Identifier_IDENTIFIER_NAME:
-		return func(_ *edge, v protoreflect.Value) (protoreflect.Value, string) {
+		return func(_ *normalizer, v protoreflect.Value) (protoreflect.Value, string) {
 			name := event.CanonicalName(v.String())
 			if err := event.CheckName(name); err != nil {
 				return v, err.Error()
@@ -84,12 +84,12 @@ func doWithText(fd protoreflect.FieldDescriptor) func(*edge, protoreflect.Value)
 			return protoreflect.ValueOfString(name), ""
 		}
 	case eventv1.Identifier_IDENTIFIER_LOOKUP:
-		return func(_ *edge, v protoreflect.Value) (protoreflect.Value, string) {
+		return func(_ *normalizer, v protoreflect.Value) (protoreflect.Value, string) {
 			return protoreflect.ValueOfString(event.CanonicalName(v.String())), ""
 		}
 	case eventv1.Identifier_IDENTIFIER_CURRENCY:
-		return func(e *edge, v protoreflect.Value) (protoreflect.Value, string) {
-			return v, e.unknownCurrency(v.String())
+		return func(n *normalizer, v protoreflect.Value) (protoreflect.Value, string) {
+			return v, n.unknownCurrency(v.String())
 		}
 	case eventv1.Identifier_IDENTIFIER_UNSPECIFIED:
 	}
@@ -97,53 +97,53 @@ func doWithText(fd protoreflect.FieldDescriptor) func(*edge, protoreflect.Value)
 }
 
 // unknownCurrency returns what is wrong with a currency's code, or "".
-func (e *edge) unknownCurrency(code string) string {
-	if _, known := e.currencies.Decimals(code); known {
+func (n *normalizer) unknownCurrency(code string) string {
+	if _, known := n.currencies.Decimals(code); known {
 		return ""
 	}
 	return fmt.Sprintf("%q is not an ISO 4217 currency (commands.currencies adds others)", code)
 }
 
 // checkMoney checks currency and decimals. It leaves malformed amounts to the domain.
-func checkMoney(e *edge, v protoreflect.Value) (protoreflect.Value, string) {
+func checkMoney(n *normalizer, v protoreflect.Value) (protoreflect.Value, string) {
 	m, ok := v.Message().Interface().(*money.Money)
 	if !ok || event.ValidateMoney(m) != nil {
 		return v, ""
 	}
-	if why := e.unknownCurrency(m.GetCurrencyCode()); why != "" {
+	if why := n.unknownCurrency(m.GetCurrencyCode()); why != "" {
 		return v, why
 	}
-	if !e.currencies.Fits(m) {
-		decimals, _ := e.currencies.Decimals(m.GetCurrencyCode())
+	if !n.currencies.Fits(m) {
+		decimals, _ := n.currencies.Decimals(m.GetCurrencyCode())
 		return v, fmt.Sprintf("%s has more than the %d decimals of %s (commands.currencies allows more)", event.MoneyString(m), decimals, m.GetCurrencyCode())
 	}
 	return v, ""
 }
 
 // checkTime refuses times outside of the years 1 to 9999. RFC 3339 cannot represent them.
-func checkTime(_ *edge, v protoreflect.Value) (protoreflect.Value, string) {
+func checkTime(_ *normalizer, v protoreflect.Value) (protoreflect.Value, string) {
 	if t, ok := v.Message().Interface().(*timestamppb.Timestamp); ok && !t.IsValid() {
 		return v, "not a time in the years 1 to 9999 with 0 to 999999999 nanoseconds"
 	}
 	return v, ""
 }
 
-// identify converts the identifiers of a request, in place, to their canonical form. It returns
+// normalize converts the identifiers of a request, in place, to their canonical form. It returns
 // those that are refused.
-func identify(m proto.Message, currencies event.Currencies) []*validate.Violation {
-	e := &edge{currencies: currencies}
-	e.message(m.ProtoReflect(), planOf(m.ProtoReflect().Descriptor()), nil)
-	return e.violations
+func normalize(m proto.Message, currencies event.Currencies) []*validate.Violation {
+	n := &normalizer{currencies: currencies}
+	n.message(m.ProtoReflect(), planOf(m.ProtoReflect().Descriptor()), nil)
+	return n.violations
 }
 
-// place is a field on the path from the request to a value, with the index if the field is a list.
-type place struct {
+// pathElement is a field on the path from the request to a value, with the index if the field is a list.
+type pathElement struct {
 	field protoreflect.FieldDescriptor
 	index int
 }
 
 // message applies a plan to a message.
-func (e *edge) message(m protoreflect.Message, plan []step, path []place) {
+func (n *normalizer) message(m protoreflect.Message, plan []step, path []pathElement) {
 	for _, s := range plan {
 		// Missing fields are left to the rules of validation.
 		if !m.Has(s.field) {
@@ -151,14 +151,14 @@ func (e *edge) message(m protoreflect.Message, plan []step, path []place) {
 		}
 		value := m.Get(s.field)
 		if !s.field.IsList() {
-			if changed, is := e.value(s, value, append(path, place{field: s.field})); is {
+			if changed, is := n.value(s, value, append(path, pathElement{field: s.field})); is {
 				m.Set(s.field, changed)
 			}
 			continue
 		}
 		list := value.List()
 		for i := range list.Len() {
-			if changed, is := e.value(s, list.Get(i), append(path, place{s.field, i})); is {
+			if changed, is := n.value(s, list.Get(i), append(path, pathElement{s.field, i})); is {
 				list.Set(i, changed)
 			}
 		}
@@ -166,20 +166,20 @@ func (e *edge) message(m protoreflect.Message, plan []step, path []place) {
 }
 
 // value applies a step to a value. It reports whether the value has changed.
-func (e *edge) value(s step, v protoreflect.Value, path []place) (protoreflect.Value, bool) {
+func (n *normalizer) value(s step, v protoreflect.Value, path []pathElement) (protoreflect.Value, bool) {
 	if s.sub != nil {
-		e.message(v.Message(), s.sub, path)
+		n.message(v.Message(), s.sub, path)
 		return v, false
 	}
-	now, wrong := s.do(e, v)
+	now, wrong := s.apply(n, v)
 	if wrong != "" {
-		e.violations = append(e.violations, &validate.Violation{Field: fieldPath(path), Message: proto.String(wrong)})
+		n.violations = append(n.violations, &validate.Violation{Field: fieldPath(path), Message: proto.String(wrong)})
 	}
 	return now, s.field.Message() == nil && now.String() != v.String()
 }
 
 // fieldPath converts a path to the form of validation errors.
-func fieldPath(path []place) *validate.FieldPath {
+func fieldPath(path []pathElement) *validate.FieldPath {
 	p := &validate.FieldPath{}
 	for _, at := range path {
 		element := &validate.FieldPathElement{FieldNumber: proto.Int32(int32(at.field.Number())), FieldName: proto.String(string(at.field.Name()))}

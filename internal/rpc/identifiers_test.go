@@ -60,7 +60,7 @@ func record(t *testing.T, opts ...rpc.Option) (*recorder, orderv1connect.OrderSe
 
 const id = "0198c5a0-7c1e-7abc-8def-0123456789ab"
 
-func TestHandlersSeeIdentifiersInOneForm(t *testing.T) {
+func TestIdentifiersAreNormalized(t *testing.T) {
 	t.Parallel()
 	r, commands, queries := record(t)
 	upper := strings.ToUpper(id)

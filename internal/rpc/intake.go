@@ -67,7 +67,7 @@ type checked struct {
 func (c *checked) Read(p []byte) (int, error) {
 	n, err := c.ReadCloser.Read(p)
 	if c.frames != nil {
-		if broken := c.frames.see(p[:n]); broken != nil {
+		if broken := c.frames.check(p[:n]); broken != nil {
 			return 0, broken
 		}
 	}
@@ -104,9 +104,9 @@ type frames struct {
 	compression bool // a header names the compression, so messages may be compressed
 	last        byte // flag of the end of a stream in Connect; 0 if there is none
 
-	head [5]byte
-	have int    // bytes of head that are known
-	left uint32 // bytes of the message that are still to come
+	header [5]byte
+	have   int    // bytes of header that are known
+	left   uint32 // bytes of the message that are still to come
 }
 
 // framesOf returns a checker for the framing of a content type, or nil if bodies of this type have
@@ -126,8 +126,8 @@ func framesOf(h http.Header) *frames {
 	return f
 }
 
-// see checks the next bytes of the body.
-func (f *frames) see(p []byte) *connect.Error {
+// check checks the next bytes of the body.
+func (f *frames) check(p []byte) *connect.Error {
 	for len(p) > 0 {
 		if f.left > 0 {
 			n := min(int(f.left), len(p))
@@ -135,16 +135,16 @@ func (f *frames) see(p []byte) *connect.Error {
 			p = p[n:]
 			continue
 		}
-		n := copy(f.head[f.have:], p)
+		n := copy(f.header[f.have:], p)
 		f.have += n
 		p = p[n:]
-		if f.have < len(f.head) {
+		if f.have < len(f.header) {
 			break
 		}
 		// The head is complete: the next bytes are the message.
 		f.have = 0
-		f.left = binary.BigEndian.Uint32(f.head[1:])
-		switch flags := f.head[0]; {
+		f.left = binary.BigEndian.Uint32(f.header[1:])
+		switch flags := f.header[0]; {
 		case flags == 0, flags == f.last:
 		case flags == 1 && f.compression:
 		case flags == 1:
@@ -162,7 +162,7 @@ func (f *frames) end() *connect.Error {
 	case f.left > 0:
 		return invalid("the body ends %d bytes before the end of its message", f.left)
 	case f.have > 0:
-		return invalid("the body ends in a frame header: %d of %d bytes", f.have, len(f.head))
+		return invalid("the body ends in a frame header: %d of %d bytes", f.have, len(f.header))
 	}
 	return nil
 }

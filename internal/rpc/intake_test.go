@@ -108,7 +108,7 @@ func TestBadBase64IsInvalid(t *testing.T) {
 	}
 }
 
-func TestOverloadedSaysWhenToComeAgain(t *testing.T) {
+func TestOverloadedHasRetryAfter(t *testing.T) {
 	t.Parallel()
 	err := rpc.Overloaded(server.ErrOverloaded)
 	if err.Code() != connect.CodeResourceExhausted || err.Meta().Get("Retry-After") == "" {

@@ -51,15 +51,15 @@ const maxViolations = 10
 //   - A panic, and an error that is not a *connect.Error, is logged and becomes Internal without
 //     the reason.
 func HandlerOptions(logger *slog.Logger, now func() time.Time, opts ...Option) []connect.HandlerOption {
-	d := door{logger: logger, clock: now}
+	c := handlerConfig{logger: logger, clock: now}
 	for _, opt := range opts {
-		opt(&d)
+		opt(&c)
 	}
-	return append(Codecs(d.strict),
+	return append(Codecs(c.strict),
 		connect.WithReadMaxBytes(MaxRequestBytes),
 		connect.WithCompressMinBytes(minCompressedBytes),
-		connect.WithRecover(d.recovered),
-		connect.WithInterceptors(connect.UnaryInterceptorFunc(d.guard)),
+		connect.WithRecover(c.recovered),
+		connect.WithInterceptors(connect.UnaryInterceptorFunc(c.guard)),
 	)
 }
 
@@ -67,23 +67,23 @@ func HandlerOptions(logger *slog.Logger, now func() time.Time, opts ...Option) [
 // validated as with HandlerOptions. An error that is not a *connect.Error means that a store, a
 // broker or a disk did not answer. Operators get its text.
 func OperationOptions(logger *slog.Logger) []connect.HandlerOption {
-	d := door{logger: logger, clock: time.Now, strict: true}
-	return append(Codecs(d.strict), connect.WithReadMaxBytes(MaxRequestBytes), connect.WithRecover(d.recovered), connect.WithInterceptors(operations{d}))
+	c := handlerConfig{logger: logger, clock: time.Now, strict: true}
+	return append(Codecs(c.strict), connect.WithReadMaxBytes(MaxRequestBytes), connect.WithRecover(c.recovered), connect.WithInterceptors(operations{c}))
 }
 
 // operations is the interceptor of services for operators.
-type operations struct{ door }
+type operations struct{ handlerConfig }
 
 // WrapUnary implements connect.Interceptor.
 func (o operations) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		err := o.validate(req.Any())
 		if err != nil {
-			return nil, o.told(ctx, req.Spec(), err)
+			return nil, o.operatorError(ctx, req.Spec(), err)
 		}
 		res, err := next(ctx, req)
 		if err != nil {
-			return nil, o.told(ctx, req.Spec(), err)
+			return nil, o.operatorError(ctx, req.Spec(), err)
 		}
 		return res, nil
 	}
@@ -93,7 +93,7 @@ func (o operations) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 func (o operations) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
 		if err := next(ctx, conn); err != nil {
-			return o.told(ctx, conn.Spec(), err)
+			return o.operatorError(ctx, conn.Spec(), err)
 		}
 		return nil
 	}
@@ -104,35 +104,35 @@ func (operations) WrapStreamingClient(next connect.StreamingClientFunc) connect.
 	return next
 }
 
-// told returns the error that an operator gets.
-func (o operations) told(ctx context.Context, spec connect.Spec, err error) error {
+// operatorError returns the error that an operator gets.
+func (o operations) operatorError(ctx context.Context, spec connect.Spec, err error) error {
 	var typed *connect.Error
 	switch {
 	case errors.As(err, &typed):
 		return typed
 	case ctx.Err() != nil:
-		return o.public(ctx, spec, ctx.Err())
+		return o.publicError(ctx, spec, ctx.Err())
 	}
 	o.logger.WarnContext(ctx, "call failed", "procedure", spec.Procedure, "error", err)
 	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("a dependency of this call failed: %w", err))
 }
 
 // Option configures a service's handlers.
-type Option func(*door)
+type Option func(*handlerConfig)
 
 // Strict rejects JSON fields and enum values that the contract does not have. A command must not be
 // misunderstood. A query may contain fields that only a newer server knows.
-func Strict() Option { return func(d *door) { d.strict = true } }
+func Strict() Option { return func(c *handlerConfig) { c.strict = true } }
 
 // WithLeeway accepts times up to leeway ahead of this server's clock where a rule forbids the
 // future, because clients have their own clocks.
-func WithLeeway(leeway time.Duration) Option { return func(d *door) { d.leeway = leeway } }
+func WithLeeway(leeway time.Duration) Option { return func(c *handlerConfig) { c.leeway = leeway } }
 
 // WithCurrencies accepts currencies that ISO 4217 does not have, or that have other decimals.
-func WithCurrencies(c event.Currencies) Option { return func(d *door) { d.currencies = c } }
+func WithCurrencies(c event.Currencies) Option { return func(h *handlerConfig) { h.currencies = c } }
 
-// door is the configuration of a service's handlers.
-type door struct {
+// handlerConfig is the configuration of a service's handlers.
+type handlerConfig struct {
 	logger *slog.Logger
 	clock  func() time.Time
 	strict bool
@@ -142,37 +142,37 @@ type door struct {
 }
 
 // guard validates a request before its handler, and hides internal errors after it.
-func (d door) guard(next connect.UnaryFunc) connect.UnaryFunc {
+func (c handlerConfig) guard(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		err := d.validate(req.Any())
+		err := c.validate(req.Any())
 		if err != nil {
-			return nil, d.public(ctx, req.Spec(), err)
+			return nil, c.publicError(ctx, req.Spec(), err)
 		}
 		res, err := next(ctx, req)
 		if err != nil {
-			return nil, d.public(ctx, req.Spec(), err)
+			return nil, c.publicError(ctx, req.Spec(), err)
 		}
 		return res, nil
 	}
 }
 
 // validate converts identifiers and checks the rules of a request.
-func (d door) validate(message any) error {
+func (c handlerConfig) validate(message any) error {
 	m, ok := message.(proto.Message)
 	if !ok {
 		return nil
 	}
 	// Convert before validating, so that the rules apply to the canonical form.
-	refused := identify(m, d.currencies)
-	now := d.clock()
+	refused := normalize(m, c.currencies)
+	now := c.clock()
 	// Rules compare times with now. Moving now allows for clients' clocks.
-	latest := timestamppb.New(now.Add(d.leeway))
+	latest := timestamppb.New(now.Add(c.leeway))
 	err := protovalidate.Validate(m, protovalidate.WithNowFunc(func() *timestamppb.Timestamp { return latest }))
 	var invalid *protovalidate.ValidationError
 	if err != nil && !errors.As(err, &invalid) {
 		return err // a rule that does not compile
 	}
-	all := d.violations(invalid, refused, now)
+	all := c.violations(invalid, refused, now)
 	if len(all) == 0 {
 		return nil
 	}
@@ -189,13 +189,13 @@ func (d door) validate(message any) error {
 
 // violations returns the violated rules, and the refused identifiers in fields that violate no
 // rule.
-func (d door) violations(invalid *protovalidate.ValidationError, refused []*validate.Violation, now time.Time) []*validate.Violation {
+func (c handlerConfig) violations(invalid *protovalidate.ValidationError, refused []*validate.Violation, now time.Time) []*validate.Violation {
 	var all []*validate.Violation
 	named := map[string]bool{}
 	if invalid != nil {
 		for _, v := range invalid.Violations {
 			if v.Proto.GetRuleId() == ruleInTheFuture {
-				v.Proto.Message = proto.String(d.ahead(now))
+				v.Proto.Message = proto.String(c.futureMessage(now))
 			}
 			all = append(all, v.Proto)
 			named[protovalidate.FieldPathString(v.Proto.GetField())] = true
@@ -213,17 +213,17 @@ func (d door) violations(invalid *protovalidate.ValidationError, refused []*vali
 // ruleInTheFuture is the rule for times that must not be in the future.
 const ruleInTheFuture = "timestamp.lt_now"
 
-// ahead returns a message with this server's time, for a client whose clock is ahead.
-func (d door) ahead(now time.Time) string {
+// futureMessage returns a message with this server's time, for a client whose clock is ahead.
+func (c handlerConfig) futureMessage(now time.Time) string {
 	text := "must not be in the future: the server's time is " + now.UTC().Format(time.RFC3339Nano)
-	if d.leeway > 0 {
-		text += fmt.Sprintf(", and a client's clock may be up to %v ahead", d.leeway)
+	if c.leeway > 0 {
+		text += fmt.Sprintf(", and a client's clock may be up to %v ahead", c.leeway)
 	}
 	return text
 }
 
-// public returns the part of an error that a caller may see. It logs the rest.
-func (d door) public(ctx context.Context, spec connect.Spec, err error) error {
+// publicError returns the part of an error that a caller may see. It logs the rest.
+func (c handlerConfig) publicError(ctx context.Context, spec connect.Spec, err error) error {
 	var typed *connect.Error
 	switch {
 	case errors.As(err, &typed):
@@ -233,13 +233,13 @@ func (d door) public(ctx context.Context, spec connect.Spec, err error) error {
 	case errors.Is(err, context.Canceled):
 		return connect.NewError(connect.CodeCanceled, errors.New("the call was cancelled"))
 	}
-	d.logger.ErrorContext(ctx, "call failed", "procedure", spec.Procedure, "error", err)
+	c.logger.ErrorContext(ctx, "call failed", "procedure", spec.Procedure, "error", err)
 	return errInternal()
 }
 
 // recovered turns a panic of a handler into an internal error.
-func (d door) recovered(ctx context.Context, spec connect.Spec, _ http.Header, reason any) error {
-	d.logger.ErrorContext(ctx, "call panicked", "procedure", spec.Procedure, "panic", reason, "stack", string(debug.Stack()))
+func (c handlerConfig) recovered(ctx context.Context, spec connect.Spec, _ http.Header, reason any) error {
+	c.logger.ErrorContext(ctx, "call panicked", "procedure", spec.Procedure, "panic", reason, "stack", string(debug.Stack()))
 	return errInternal()
 }
 
@@ -250,10 +250,10 @@ func errInternal() error {
 
 // WithDetail adds a typed detail to an error.
 func WithDetail(err *connect.Error, detail proto.Message) *connect.Error {
-	d, bad := connect.NewErrorDetail(detail)
+	c, bad := connect.NewErrorDetail(detail)
 	if bad != nil { // it cannot be marshalled; the error is useful without it
 		return err
 	}
-	err.AddDetail(d)
+	err.AddDetail(c)
 	return err
 }

@@ -58,7 +58,7 @@ func good(lines int) *orderv1.PlaceOrderRequest {
 	return m
 }
 
-func TestErrorsAsCallersSeeThem(t *testing.T) {
+func TestPublicErrors(t *testing.T) {
 	t.Parallel()
 	const secret = "dsn=postgres://admin:hunter2@db"
 	for name, c := range map[string]struct {
@@ -174,7 +174,7 @@ func (o operations) Verify(ctx context.Context, _ *connect.Request[adminv1.Verif
 
 // Operators are told which server does not answer, and that they may retry: an unavailable store is
 // not a bug.
-func TestErrorsOfOperations(t *testing.T) {
+func TestOperatorErrors(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		fail func(ctx context.Context) error

@@ -72,6 +72,7 @@ func (b *body) bound() {
 // wraps other errors in ErrBody.
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
+	// Streams are bounded per message by their handlers, not in total.
 	if !b.stream {
 		b.read.Add(int64(n))
 		if b.all.held.Add(int64(n)) > b.all.MaxBytes {
@@ -80,7 +81,7 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 	if err == nil {
 		if b.stream {
-			b.bound()
+			b.bound() // the deadline is for each message of a stream
 		}
 		return n, nil
 	}
@@ -92,7 +93,7 @@ func (b *body) Read(p []byte) (int, error) {
 	var timeout net.Error
 	switch tooLarge := (*http.MaxBytesError)(nil); {
 	case errors.Is(err, io.EOF), errors.As(err, &tooLarge):
-		return n, err
+		return n, err // the end, and the limit of a handler, are not faults of the connection
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return n, ErrBodyLate
 	}

@@ -32,6 +32,7 @@ func Guard(hosts Hosts, refuse func(w http.ResponseWriter, r *http.Request, why 
 			refuse(w, r, fmt.Sprintf("host %q is not allowed: add it to the setting hosts", short(name)))
 			return
 		}
+		// Only browsers send these headers, and a page cannot remove them.
 		if r.Header.Get("Sec-Fetch-Site") != "" || r.Header.Get("Origin") != "" {
 			asked := *r
 			// Reads are refused, too, because responses contain customers' data.
@@ -57,7 +58,7 @@ func hostname(host string) string {
 	return strings.ToLower(host)
 }
 
-// short truncates a name for an error.
+// short truncates a name for an error, because the name is the client's choice.
 func short(name string) string {
 	const most = 64
 	if len(name) > most {

@@ -31,6 +31,7 @@ type certificate struct {
 func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	// A half-written pair fails to load. It is read again at the next handshake.
 	info, err := os.Stat(c.cert)
 	if err == nil && (c.pair == nil || !info.ModTime().Equal(c.changed)) {
 		var pair tls.Certificate

@@ -18,7 +18,7 @@ import (
 
 // A certificate that is renewed on disk is served from then on. A damaged one does not replace the
 // last valid one.
-func TestCertificateIsReadAgain(t *testing.T) {
+func TestCertificateIsReloaded(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")

@@ -19,6 +19,7 @@ type Limits struct {
 type conns struct {
 	limits Limits
 
+	// mu protects the fields below.
 	mu      sync.Mutex
 	open    map[net.Conn]*conn
 	from    map[string]int // number of open connections, by address
@@ -32,9 +33,9 @@ type conn struct {
 	net.Conn
 	all     *conns
 	address string
-	idle    *list.Element // nil while it is busy
-	once    sync.Once
-	err     error
+	idle    *list.Element // its element in conns.idle; nil while it is busy
+	once    sync.Once     // for Close, which net/http and conns both call
+	err     error         // of the first Close
 }
 
 // newConns returns a tracker without connections.
@@ -68,6 +69,7 @@ func (s *conns) admit(c net.Conn) net.Conn {
 	if err != nil {
 		address = c.RemoteAddr().String()
 	}
+	// Close without the lock, because Close takes it.
 	victims, ok := s.makeRoom(address)
 	for _, v := range victims {
 		_ = v.Close() // it is idle, so its error has no receiver
@@ -131,11 +133,12 @@ func (s *conns) changed(nc net.Conn, state http.ConnState) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.open[nc]
+	// Close has unregistered it before net/http reports that it is closed.
 	if c == nil {
 		return
 	}
 	switch state {
-	case http.StateActive, http.StateHijacked:
+	case http.StateActive, http.StateHijacked: // busy: it must not be evicted
 		if c.idle != nil {
 			s.idle.Remove(c.idle)
 			c.idle = nil
@@ -162,6 +165,7 @@ func (c *conn) Close() error {
 		s := c.all
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		// Unregister only after closing, so that the descriptor is free when its place is.
 		delete(s.open, c)
 		if s.from[c.address]--; s.from[c.address] == 0 {
 			delete(s.from, c.address)

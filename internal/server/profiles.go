@@ -39,6 +39,7 @@ func Profiles() http.Handler {
 				http.Error(w, fmt.Sprintf("seconds: want a number above 0 and at most %d", longestProfile), http.StatusBadRequest)
 				return
 			}
+			// Only traces accept fractions. pprof would silently use its default for others.
 			if _, err := strconv.Atoi(text); err != nil && !strings.HasSuffix(r.URL.Path, "/trace") {
 				http.Error(w, "seconds: want a whole number", http.StatusBadRequest)
 				return

@@ -1,9 +1,13 @@
 // Package server contains what every listener does before a request reaches its handler.
 //
-// Server serves HTTP on a listener and limits its connections (conns.go). Bodies bounds request
-// bodies (bodies.go). Guard refuses requests that a web page made a browser send (browsers.go).
-// Under load, Gate refuses requests by class (gate.go, admit.go), and Slots shares long work fairly
-// among callers (slots.go). Certificate reloads a renewed certificate.
+// Server serves HTTP on a listener and limits its connections (conns.go). Guard refuses requests
+// that a web page made a browser send (browsers.go). Bodies bounds request bodies (bodies.go). Under
+// load, Limiter refuses requests by class (limiter.go, admit.go), and Slots shares long work fairly
+// among callers (slots.go). Certificate reloads a renewed certificate. Profiles serves Go's profiles.
+//
+// Invariants: everything that a client can make the server hold is bounded, be it connections,
+// bytes, requests or time. A refused request has not started, so a client may always retry it.
+// Authentication and rights are not here; see internal/auth.
 package server
 
 import (
@@ -17,6 +21,7 @@ import (
 	"time"
 )
 
+// These bounds are fixed, because no client needs other ones.
 const (
 	headerTimeout = 10 * time.Second // for a request's header and for a TLS handshake
 	maxHeader     = 64 << 10         // bytes
@@ -46,8 +51,10 @@ func New(c Config, h http.Handler) *Server {
 		ReadHeaderTimeout: headerTimeout, IdleTimeout: c.IdleTimeout, MaxHeaderBytes: maxHeader,
 		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: c.IdleTimeout, WriteByteTimeout: writeTimeout},
 		ConnState: s.conns.changed,
-		ErrorLog:  slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
+		// Errors of single connections are the clients' own, and a scan causes thousands.
+		ErrorLog: slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
 	}
+	// gRPC needs HTTP/2. Without TLS, clients use it with prior knowledge.
 	s.http.Protocols.SetHTTP1(true)
 	if c.TLS != nil {
 		s.http.Protocols.SetHTTP2(true)
@@ -60,6 +67,7 @@ func New(c Config, h http.Handler) *Server {
 // Serve accepts connections from l until Shutdown.
 func (s *Server) Serve(l net.Listener) error {
 	bounded := &listener{Listener: l, conns: s.conns}
+	// The certificate comes from TLSConfig, so ServeTLS needs no files.
 	if s.http.TLSConfig != nil {
 		return s.http.ServeTLS(bounded, "", "")
 	}
@@ -79,6 +87,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // Start serves a listener in the background. stop accepts no more requests and waits for those in
 // progress for at most drain. cut reports whether any were aborted after that.
 func (s *Server) Start(l net.Listener, drain time.Duration) (stop func() (cut bool, err error)) {
+	// Buffered, so that the goroutine ends even if stop is never called.
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	return func() (cut bool, err error) {
@@ -100,6 +109,7 @@ func (s *Server) Connections() (open, refused, evicted int) { return s.conns.cou
 
 // FileLimit returns how many files and connections this process may open.
 func FileLimit() int {
+	// An unlimited process gets a finite number as well, so that callers can divide it.
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<20 {
 		return 1 << 20

@@ -95,7 +95,7 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 
 // Busy connections are not closed. If an address has used its share, a new connection is refused
 // instead.
-func TestConnectionsAtWorkStay(t *testing.T) {
+func TestBusyConnectionsAreKept(t *testing.T) {
 	t.Parallel()
 	working, end := make(chan struct{}), make(chan struct{})
 	address, s := start(t, server.Limits{Connections: 4, PerAddress: 2}, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
@@ -150,7 +150,7 @@ func TestBodiesAreBounded(t *testing.T) {
 }
 
 // The deadline of a body does not apply to the handler's work.
-func TestWorkMayTakeLongerThanTheBody(t *testing.T) {
+func TestHandlerMayOutlastTheBodyTimeout(t *testing.T) {
 	t.Parallel()
 	const within = 20 * time.Millisecond
 	bodies := &server.Bodies{Timeout: within, MaxBytes: 10}
@@ -168,7 +168,7 @@ func TestWorkMayTakeLongerThanTheBody(t *testing.T) {
 	}
 }
 
-func TestPagesOfOthersAreRefused(t *testing.T) {
+func TestCrossOriginRequestsAreRefused(t *testing.T) {
 	t.Parallel()
 	refuse := func(w http.ResponseWriter, _ *http.Request, why string) { http.Error(w, why, http.StatusForbidden) }
 	ok := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
@@ -221,7 +221,7 @@ func TestPagesOfOthersAreRefused(t *testing.T) {
 
 // A stream lasts as long as messages arrive, and does not count towards the bytes of all bodies. It
 // ends when it becomes silent.
-func TestStreamsLastWhileTheyGoOn(t *testing.T) {
+func TestActiveStreamsStayOpen(t *testing.T) {
 	t.Parallel()
 	for _, proto := range []string{"HTTP/1.1", "HTTP/2"} {
 		t.Run(proto, func(t *testing.T) {
@@ -294,11 +294,11 @@ func (f flushing) Write(p []byte) (int, error) {
 	return n, errors.Join(err, f.control.Flush())
 }
 
-// A body that does not end occupies no place in the gate.
-func TestSlowBodiesHoldNoPlace(t *testing.T) {
+// A body that does not end occupies no place in the limiter.
+func TestSlowBodiesOccupyNoCapacity(t *testing.T) {
 	t.Parallel()
-	gate := server.NewGate(1)
-	address, _ := start(t, server.Limits{Connections: 9, PerAddress: 9}, gate.Admit(server.As(server.Command), nil, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))
+	limiter := server.NewLimiter(1)
+	address, _ := start(t, server.Limits{Connections: 9, PerAddress: 9}, limiter.Admit(server.As(server.Command), nil, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))
 	const head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n"
 	for range 3 {
 		dial(t, address, head+"a")
@@ -325,7 +325,7 @@ func TestAdmitKeepsBodies(t *testing.T) {
 		"much, end": {io.MultiReader(io.LimitReader(zeroes{}, 9<<20), errorReader{broken}), 9 << 20, broken},
 	} {
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", c.sent)
-		server.NewGate(1).Admit(server.As(server.SQL), nil, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		server.NewLimiter(1).Admit(server.As(server.SQL), nil, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			n, err := io.Copy(io.Discard, r.Body)
 			if int(n) != c.size || !errors.Is(err, c.want) {
 				t.Errorf("%s: %d bytes, %v", name, n, err)

@@ -11,7 +11,7 @@ import (
 // the fewest. No caller holds more than half of them, so a caller with many requests does not block
 // the others.
 type Slots struct {
-	most    int           // number of slots
+	limit   int           // number of slots
 	waiting int           // maximum number of queued requests per caller
 	wait    time.Duration // how long a request may queue
 
@@ -19,32 +19,32 @@ type Slots struct {
 	mu      sync.Mutex
 	running int
 	callers map[string]*caller
-	turn    uint64 // number of slots that were given so far; it orders the callers
+	grants  uint64 // number of slots that were given so far; it orders the callers
 	refused int
 }
 
 // caller is a caller that holds or waits for a slot.
 type caller struct {
-	running int
-	queue   []*turn
-	last    uint64 // turn at which it last got a slot
+	running   int
+	queue     []*request
+	lastGrant uint64 // value of grants when it last got a slot
 }
 
-// turn is a queued request.
-type turn struct {
-	ready chan struct{}
-	let   bool
+// request is a queued request.
+type request struct {
+	ready   chan struct{}
+	granted bool // guarded by Slots.mu; decides a race between a grant and giving up
 }
 
 // NewSlots returns most slots. waiting requests of each caller may queue, for at most wait.
-func NewSlots(most, waiting int, wait time.Duration) *Slots {
-	return &Slots{most: max(most, 1), waiting: waiting, wait: wait, callers: map[string]*caller{}}
+func NewSlots(limit, waiting int, wait time.Duration) *Slots {
+	return &Slots{limit: max(limit, 1), waiting: waiting, wait: wait, callers: map[string]*caller{}}
 }
 
-// Take blocks until a slot is free for the caller. It returns ErrOverloaded if too many of its
+// Acquire blocks until a slot is free for the caller. It returns ErrOverloaded if too many of its
 // requests queue or if the wait was too long, or ctx's error. The caller must call give when the
 // work is done.
-func (s *Slots) Take(ctx context.Context, name string) (give func(), err error) {
+func (s *Slots) Acquire(ctx context.Context, name string) (release func(), err error) {
 	t, err := s.queue(name)
 	if err != nil {
 		return nil, err
@@ -58,14 +58,15 @@ func (s *Slots) Take(ctx context.Context, name string) (give func(), err error) 
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
+	// If the slot was granted at the same moment, use it, rather than lose it.
 	if err != nil && s.abandon(name, t) {
 		return nil, err
 	}
-	return sync.OnceFunc(func() { s.give(name) }), nil
+	return sync.OnceFunc(func() { s.release(name) }), nil
 }
 
 // queue adds a request to its caller's queue.
-func (s *Slots) queue(name string) (*turn, error) {
+func (s *Slots) queue(name string) (*request, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.callers[name]
@@ -77,7 +78,7 @@ func (s *Slots) queue(name string) (*turn, error) {
 		s.refused++
 		return nil, ErrOverloaded
 	}
-	t := &turn{ready: make(chan struct{})}
+	t := &request{ready: make(chan struct{})}
 	c.queue = append(c.queue, t)
 	s.next()
 	return t, nil
@@ -96,21 +97,21 @@ func (s *Slots) Full(name string) bool {
 }
 
 // abandon removes a request from the queue. It returns false if the request got a slot meanwhile.
-func (s *Slots) abandon(name string, t *turn) bool {
+func (s *Slots) abandon(name string, t *request) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if t.let {
+	if t.granted {
 		return false
 	}
 	s.refused++
 	c := s.callers[name]
-	c.queue = slices.DeleteFunc(c.queue, func(other *turn) bool { return other == t })
+	c.queue = slices.DeleteFunc(c.queue, func(other *request) bool { return other == t })
 	s.forget(name)
 	return true
 }
 
-// give frees a slot.
-func (s *Slots) give(name string) {
+// release frees a slot.
+func (s *Slots) release(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.running--
@@ -127,17 +128,18 @@ func (s *Slots) forget(name string) {
 	}
 }
 
-// next assigns free slots.
+// next assigns free slots to queued requests.
 func (s *Slots) next() {
 	// No caller gets more than half, rounded up.
-	share := (s.most + 1) / 2
-	for s.running < s.most {
+	share := (s.limit + 1) / 2
+	for s.running < s.limit {
 		var best *caller
 		for _, c := range s.callers {
 			if len(c.queue) == 0 || c.running >= share {
 				continue
 			}
-			if best == nil || c.running < best.running || c.running == best.running && c.last < best.last {
+			// Fewest slots first. Among equals, the one that waited longest since its last slot.
+			if best == nil || c.running < best.running || c.running == best.running && c.lastGrant < best.lastGrant {
 				best = c
 			}
 		}
@@ -146,9 +148,9 @@ func (s *Slots) next() {
 		}
 		t := best.queue[0]
 		best.queue = best.queue[1:]
-		t.let = true
-		s.turn++
-		best.last = s.turn
+		t.granted = true
+		s.grants++
+		best.lastGrant = s.grants
 		best.running++
 		s.running++
 		close(t.ready)

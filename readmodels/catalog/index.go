@@ -56,14 +56,14 @@ var ErrReadOnly = errors.New("the user may only read the index")
 // finds the same products, because package analysis, not the engine, decides what a word is and
 // which words are equal.
 type Query struct {
-	Text     string // matches everything if empty
-	Category string // compared exactly; matches everything if empty
-	Limit    int    // maximum number of products on the page; at least 1
-	After    *Mark  // the last product of the previous page; nil for the first page
+	Text     string  // matches everything if empty
+	Category string  // compared exactly; matches everything if empty
+	Limit    int     // maximum number of products on the page; at least 1
+	After    *Cursor // the last product of the previous page; nil for the first page
 }
 
-// Mark is a position in the result of a query: the last product that was returned.
-type Mark struct {
+// Cursor is a position in the result of a query: the last product that was returned.
+type Cursor struct {
 	Score float64
 	SKU   string
 }
@@ -71,8 +71,8 @@ type Mark struct {
 // Page is a part of a query's result.
 type Page struct {
 	Products []*catalogv1.Product
-	Total    uint64 // number of matches on all pages
-	Next     *Mark  // nil on the last page
+	Total    uint64  // number of matches on all pages
+	Next     *Cursor // nil on the last page
 }
 
 // Advance applies moves to positions. It returns an error that wraps streams.ErrLost if a move does

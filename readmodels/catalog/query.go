@@ -88,19 +88,19 @@ func (q *Queries) SearchProducts(ctx context.Context, req *connect.Request[catal
 	return connect.NewResponse(answer), nil
 }
 
-// A page token consists of a hash of the search and a Mark. The hash rejects a token of another
-// search, in which the mark would point anywhere.
+// A page token consists of a hash of the search and a Cursor. The hash rejects a token of another
+// search, in which the cursor would point anywhere.
 
 // pageToken encodes a page token: eight bytes of hash, eight bytes of score, and the SKU.
-func pageToken(m *catalogv1.SearchProductsRequest, mark *Mark) string {
+func pageToken(m *catalogv1.SearchProductsRequest, cursor *Cursor) string {
 	b := binary.BigEndian.AppendUint64(nil, searchHash(m))
-	b = binary.BigEndian.AppendUint64(b, math.Float64bits(mark.Score))
-	return base64.RawURLEncoding.EncodeToString(append(b, mark.SKU...))
+	b = binary.BigEndian.AppendUint64(b, math.Float64bits(cursor.Score))
+	return base64.RawURLEncoding.EncodeToString(append(b, cursor.SKU...))
 }
 
 // parsePageToken decodes a page token. ok is false if it is malformed or belongs to another search.
-// The mark is nil for the first page.
-func parsePageToken(m *catalogv1.SearchProductsRequest) (mark *Mark, ok bool) {
+// The cursor is nil for the first page.
+func parsePageToken(m *catalogv1.SearchProductsRequest) (cursor *Cursor, ok bool) {
 	if m.PageToken == "" {
 		return nil, true
 	}
@@ -112,7 +112,7 @@ func parsePageToken(m *catalogv1.SearchProductsRequest) (mark *Mark, ok bool) {
 	if math.IsNaN(score) || math.IsInf(score, 0) {
 		return nil, false
 	}
-	return &Mark{Score: score, SKU: string(b[16:])}, true
+	return &Cursor{Score: score, SKU: string(b[16:])}, true
 }
 
 // searchHash returns a hash of what determines the result of a search. The page size does not.

@@ -131,14 +131,14 @@ func TestSearchProductsByPages(t *testing.T) {
 	})
 }
 
-func TestPageTokensThatAreNone(t *testing.T) {
+func TestInvalidPageTokens(t *testing.T) {
 	conform(t, func(t *testing.T, open func() catalog.Index) {
 		v, _ := openView(t, open)
 		queries := serve(t, v)
 		good := &catalogv1.SearchProductsRequest{Text: "lamp"}
 		other := &catalogv1.SearchProductsRequest{Text: "mug"}
 		for name, token := range map[string]string{
-			"rubbish": "rubbish!", "short": "AAAA", "of another search": catalog.PageToken(other, &catalog.Mark{Score: 1, SKU: "A"}), "without a SKU": catalog.PageToken(good, &catalog.Mark{}),
+			"rubbish": "rubbish!", "short": "AAAA", "of another search": catalog.PageToken(other, &catalog.Cursor{Score: 1, SKU: "A"}), "without a SKU": catalog.PageToken(good, &catalog.Cursor{}),
 		} {
 			good.PageToken = token
 			_, err := queries.SearchProducts(t.Context(), connect.NewRequest(good))
@@ -156,17 +156,17 @@ func TestPageTokensThatAreNone(t *testing.T) {
 func FuzzPageToken(f *testing.F) {
 	m := &catalogv1.SearchProductsRequest{Text: "lamp", Category: "home"}
 	f.Add("")
-	f.Add(catalog.PageToken(m, &catalog.Mark{Score: 1.5, SKU: "A-1"}))
+	f.Add(catalog.PageToken(m, &catalog.Cursor{Score: 1.5, SKU: "A-1"}))
 	f.Fuzz(func(t *testing.T, token string) {
 		r := proto.CloneOf(m)
 		r.PageToken = token
-		mark, ok := catalog.ParsePageToken(r)
-		if !ok || mark == nil {
+		cursor, ok := catalog.ParsePageToken(r)
+		if !ok || cursor == nil {
 			return
 		}
-		r.PageToken = catalog.PageToken(r, mark)
-		if again, ok := catalog.ParsePageToken(r); !ok || *again != *mark {
-			t.Fatalf("%q: %v, then %v, %v", token, mark, again, ok)
+		r.PageToken = catalog.PageToken(r, cursor)
+		if again, ok := catalog.ParsePageToken(r); !ok || *again != *cursor {
+			t.Fatalf("%q: %v, then %v, %v", token, cursor, again, ok)
 		}
 	})
 }

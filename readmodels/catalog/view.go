@@ -21,16 +21,16 @@ const Name = "catalog/v2"
 
 // View keeps one document per product in an index. It is a streams.Sink and a streams.Inspector.
 type View struct {
-	index Index
-	marks *streams.Watermarks
-	fresh readmodels.Freshness
-	log   *slog.Logger
+	index      Index
+	watermarks *streams.Watermarks
+	fresh      readmodels.Freshness
+	log        *slog.Logger
 }
 
 // New returns the view on an index. The caller closes the index.
 func New(index Index, logger *slog.Logger) *View {
-	marks := streams.NewWatermarks()
-	v := &View{index, marks, readmodels.Freshness{View: Name, Aggregate: event.Product, Watermarks: marks}, logger}
+	watermarks := streams.NewWatermarks()
+	v := &View{index, watermarks, readmodels.Freshness{View: Name, Aggregate: event.Product, Watermarks: watermarks}, logger}
 	if damage := index.Damage(); damage != "" {
 		v.Faults().Report(logger, Name, "journal", damage)
 	}
@@ -38,7 +38,7 @@ func New(index Index, logger *slog.Logger) *View {
 }
 
 // Faults returns what is damaged in the view and not rebuilt yet.
-func (v *View) Faults() *streams.Faults { return v.marks.Faults() }
+func (v *View) Faults() *streams.Faults { return v.watermarks.Faults() }
 
 // lost discards what is damaged, so that the runtime reads it from the log again. It returns err,
 // joined with an error of discarding.
@@ -76,7 +76,7 @@ func (v *View) Inspect(ctx context.Context) error {
 // workers with large batches are fastest.
 func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog.Logger) *streams.Runtime {
 	return streams.New(streams.Config{
-		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Decoder: decoder, Logger: logger,
+		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg, Decoder: decoder, Logger: logger,
 		Workers: 2, Batch: 2000,
 	})
 }
@@ -84,7 +84,7 @@ func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog
 // Follower returns what tracks the view's progress in a process that does not feed it.
 func (v *View) Follower(cfg kafka.Config, logger *slog.Logger) *streams.Follower {
 	return streams.NewFollower(streams.FollowConfig{
-		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Logger: logger,
+		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg, Logger: logger,
 	})
 }
 

@@ -36,9 +36,9 @@ func openView(t testing.TB, open func() catalog.Index) (*catalog.View, func()) {
 	return catalog.New(x, quiet), closeOnce
 }
 
-// TestRedeliveryAndRivalsAreNoOps checks that the view's content is that of the events, whatever is
+// TestRedeliveryAndConcurrentFeedersChangeNothing checks that the view's content is that of the events, whatever is
 // delivered twice and however many writers there are.
-func TestRedeliveryAndRivalsAreNoOps(t *testing.T) {
+func TestRedeliveryAndConcurrentFeedersChangeNothing(t *testing.T) {
 	conform(t, func(t *testing.T, open func() catalog.Index) {
 		v, _ := openView(t, open)
 		l := &streamstest.Log{Versions: map[string]uint64{}}
@@ -62,7 +62,7 @@ func TestRedeliveryAndRivalsAreNoOps(t *testing.T) {
 	})
 }
 
-func TestStopsAndGoesOn(t *testing.T) {
+func TestResumesAfterStop(t *testing.T) {
 	conform(t, func(t *testing.T, open func() catalog.Index) {
 		cfg := streamstest.NewBroker(t)
 		l := streamstest.NewLog(t, cfg, event.Product.Topic)
@@ -120,9 +120,9 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 }
 
-// TestElasticsearchFedByProcessesAtOnce runs two processes of one group, which share the
+// TestElasticsearchFedByConcurrentProcesses runs two processes of one group, which share the
 // partitions, and a late third writer outside the group, which writes everything again.
-func TestElasticsearchFedByProcessesAtOnce(t *testing.T) {
+func TestElasticsearchFedByConcurrentProcesses(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)
 	l := streamstest.NewLog(t, cfg, event.Product.Topic)
@@ -197,7 +197,7 @@ func child(of string) int {
 type childProcess struct {
 	cmd   *exec.Cmd
 	lines *bufio.Scanner
-	said  []string
+	output  []string
 }
 
 func startChild(t *testing.T, brokers, name string, p place) *childProcess {
@@ -224,14 +224,14 @@ func startChild(t *testing.T, brokers, name string, p place) *childProcess {
 func (c *childProcess) lag(t *testing.T) int {
 	t.Helper()
 	for c.lines.Scan() {
-		c.said = append(c.said, c.lines.Text())
+		c.output = append(c.output, c.lines.Text())
 		if lag, ok := strings.CutPrefix(c.lines.Text(), "lag "); ok {
 			if n, err := strconv.Atoi(lag); err == nil {
 				return n
 			}
 		}
 	}
-	t.Fatalf("the child ended by itself: %v: %q", c.cmd.Wait(), c.said)
+	t.Fatalf("the child ended by itself: %v: %q", c.cmd.Wait(), c.output)
 	return 0
 }
 

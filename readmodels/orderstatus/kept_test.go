@@ -33,9 +33,9 @@ func keeping(t *testing.T, dir string) (v *orderstatus.View, stop func()) {
 	}
 }
 
-// TestAViewIsKept checks that a stored view resumes: it is complete at the start, before anything
+// TestStoredViewResumes checks that a stored view resumes: it is complete at the start, before anything
 // is read from the log.
-func TestAViewIsKept(t *testing.T) {
+func TestStoredViewResumes(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)
 	l := streamstest.NewLog(t, cfg, event.Order.Topic)
@@ -58,9 +58,9 @@ func TestAViewIsKept(t *testing.T) {
 	}
 }
 
-// TestAKeptViewThatIsDamagedIsBuiltAgain checks that files damaged while the system is stopped or
+// TestDamagedStoredViewIsRebuilt checks that files damaged while the system is stopped or
 // runs are treated as any other loss: the view is rebuilt from the log.
-func TestAKeptViewThatIsDamagedIsBuiltAgain(t *testing.T) {
+func TestDamagedStoredViewIsRebuilt(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(t *testing.T, dir string){
 		"flipped bits": func(t *testing.T, dir string) {
@@ -134,9 +134,9 @@ func each(t *testing.T, dir string, change func([]byte) []byte) {
 	}
 }
 
-// TestAKeptDocumentIsNotStale checks that a query with a token does not accept a stored document
+// TestStoredDocumentIsNotStale checks that a query with a token does not accept a stored document
 // that is too old.
-func TestAKeptDocumentIsNotStale(t *testing.T) {
+func TestStoredDocumentIsNotStale(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)
 	l := streamstest.NewLog(t, cfg, event.Order.Topic)

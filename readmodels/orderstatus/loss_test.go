@@ -19,11 +19,11 @@ import (
 	server "github.com/millrace/millrace/test/servers/redis"
 )
 
-// TestALossIsMadeGood deletes data from Redis while the view runs, both while events arrive and
+// TestLossIsRepaired deletes data from Redis while the view runs, both while events arrive and
 // while none do. It deletes all data, and in a cluster that of one node after the other. So in some
 // rounds the positions are lost, and in others they remain and refer to missing data. In the end,
 // the view's documents, references and positions must be those of the events.
-func TestALossIsMadeGood(t *testing.T) {
+func TestLossIsRepaired(t *testing.T) {
 	t.Parallel()
 	embedded := start(t, nil)
 	flushEmbedded := func() error {
@@ -90,18 +90,18 @@ func TestALossIsMadeGood(t *testing.T) {
 					t.Fatal(err)
 				}
 				writing.Wait()
-				madeGood(t, fmt.Sprint("loss ", i, " under writes"), v, client, r, l)
+				waitUntilRepaired(t, fmt.Sprint("loss ", i, " under writes"), v, client, r, l)
 				if err := lose(); err != nil {
 					t.Fatal(err)
 				}
-				madeGood(t, fmt.Sprint("loss ", i, " in silence"), v, client, r, l)
+				waitUntilRepaired(t, fmt.Sprint("loss ", i, " in silence"), v, client, r, l)
 			}
 		})
 	}
 }
 
-// madeGood waits until the view's content is that of the events.
-func madeGood(t *testing.T, what string, v *orderstatus.View, client *redis.Client, r *streams.Runtime, l *streamstest.Log) {
+// waitUntilRepaired waits until the view's content is that of the events.
+func waitUntilRepaired(t *testing.T, what string, v *orderstatus.View, client *redis.Client, r *streams.Runtime, l *streamstest.Log) {
 	t.Helper()
 	begun := time.Now()
 	want, err := orderstatus.ExpectedDigest(l.All())
@@ -142,9 +142,9 @@ func madeGood(t *testing.T, what string, v *orderstatus.View, client *redis.Clie
 	})
 }
 
-// TestALostReferenceShowsInTheDigest checks that verify detects a missing reference, which a query
+// TestLostReferenceChangesTheDigest checks that verify detects a missing reference, which a query
 // would miss, even if all documents exist.
-func TestALostReferenceShowsInTheDigest(t *testing.T) {
+func TestLostReferenceChangesTheDigest(t *testing.T) {
 	t.Parallel()
 	cfg := start(t, nil)
 	v := orderstatus.New(openRedis(t, cfg), streamstest.Quiet)

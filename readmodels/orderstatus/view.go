@@ -28,32 +28,32 @@ const Name = "orderstatus/v2"
 
 // View keeps one document per order in Redis. It is a streams.Sink and a streams.Inspector.
 type View struct {
-	docs  *redis.Documents
-	marks *streams.Watermarks
-	fresh readmodels.Freshness
-	log   *slog.Logger
+	docs       *redis.Documents
+	watermarks *streams.Watermarks
+	fresh      readmodels.Freshness
+	log        *slog.Logger
 }
 
 // New returns the view on a Redis. The caller closes the client.
 func New(client *redis.Client, logger *slog.Logger) *View {
-	marks := streams.NewWatermarks()
-	return &View{client.Documents(Name), marks, readmodels.Freshness{View: Name, Aggregate: event.Order, Watermarks: marks}, logger}
+	watermarks := streams.NewWatermarks()
+	return &View{client.Documents(Name), watermarks, readmodels.Freshness{View: Name, Aggregate: event.Order, Watermarks: watermarks}, logger}
 }
 
 // Faults returns what is damaged in the view and not rebuilt yet.
-func (v *View) Faults() *streams.Faults { return v.marks.Faults() }
+func (v *View) Faults() *streams.Faults { return v.watermarks.Faults() }
 
 // Runtime returns what feeds the view.
 func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog.Logger) *streams.Runtime {
 	return streams.New(streams.Config{
-		Name: Name, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Decoder: decoder, Logger: logger,
+		Name: Name, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg, Decoder: decoder, Logger: logger,
 	})
 }
 
 // Follower returns what tracks the view's progress in a process that does not feed it.
 func (v *View) Follower(cfg kafka.Config, logger *slog.Logger) *streams.Follower {
 	return streams.NewFollower(streams.FollowConfig{
-		Name: Name, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Logger: logger,
+		Name: Name, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg, Logger: logger,
 	})
 }
 
@@ -108,7 +108,7 @@ func (v *View) lost(ctx context.Context, err error) error {
 
 // Inspect implements streams.Inspector. It restores missing references from the documents.
 func (v *View) Inspect(ctx context.Context) error {
-	some := make([]redis.Document, 0, digestAtOnce)
+	some := make([]redis.Document, 0, digestBatch)
 	complete := func() error {
 		// Only documents whose reference is missing are written again.
 		missing, err := v.docs.Unreferenced(ctx, some)
@@ -132,7 +132,7 @@ func (v *View) Inspect(ctx context.Context) error {
 			return err
 		}
 		s.Reference = doc.Reference
-		if some = append(some, s); len(some) < digestAtOnce {
+		if some = append(some, s); len(some) < digestBatch {
 			return nil
 		}
 		return complete()
@@ -233,7 +233,7 @@ func (v *View) Status(ctx context.Context) (readmodels.Status, error) {
 // is lost counts as one without a reference.
 func (v *View) Digest(ctx context.Context) (*digest.Digest, error) {
 	d := digest.New()
-	some := make([]redis.Document, 0, digestAtOnce)
+	some := make([]redis.Document, 0, digestBatch)
 	add := func() error {
 		lost, err := v.docs.Unreferenced(ctx, some)
 		if err != nil {
@@ -260,7 +260,7 @@ func (v *View) Digest(ctx context.Context) (*digest.Digest, error) {
 			return err
 		}
 		s.Reference = doc.Reference
-		if some = append(some, s); len(some) < digestAtOnce {
+		if some = append(some, s); len(some) < digestBatch {
 			return nil
 		}
 		return add()
@@ -274,4 +274,4 @@ func (v *View) Digest(ctx context.Context) (*digest.Digest, error) {
 	return d, nil
 }
 
-const digestAtOnce = 500 // orders per request
+const digestBatch = 500 // orders per request

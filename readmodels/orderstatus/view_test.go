@@ -139,9 +139,9 @@ func asExpected(t testing.TB, v *orderstatus.View, l *streamstest.Log) {
 	}
 }
 
-// TestRedeliveryAndRivalsAreNoOps checks that the view's content is that of the events, whatever is
+// TestRedeliveryAndConcurrentFeedersChangeNothing checks that the view's content is that of the events, whatever is
 // delivered twice and however many writers there are.
-func TestRedeliveryAndRivalsAreNoOps(t *testing.T) {
+func TestRedeliveryAndConcurrentFeedersChangeNothing(t *testing.T) {
 	t.Parallel()
 	onEvery(t, func(t *testing.T, cfg redis.Config) {
 		client := openRedis(t, cfg)
@@ -167,9 +167,9 @@ func TestRedeliveryAndRivalsAreNoOps(t *testing.T) {
 	})
 }
 
-// TestAnUnreadableEventIsSaidAndTakesNoVersion checks that an unreadable record does not take the
+// TestUnreadableEventIsReportedAndTakesNoVersion checks that an unreadable record does not take the
 // version that it claims: the store's own event of that version is applied when it arrives.
-func TestAnUnreadableEventIsSaidAndTakesNoVersion(t *testing.T) {
+func TestUnreadableEventIsReportedAndTakesNoVersion(t *testing.T) {
 	t.Parallel()
 	onEvery(t, func(t *testing.T, cfg redis.Config) {
 		client := openRedis(t, cfg)
@@ -226,9 +226,9 @@ func TestPositionsAreSavedWithTheView(t *testing.T) {
 	})
 }
 
-// TestAViewThatIsGoneIsBuiltAgain uses an embedded Redis without a folder, which loses everything
+// TestLostViewIsRebuilt uses an embedded Redis without a folder, which loses everything
 // when the system stops.
-func TestAViewThatIsGoneIsBuiltAgain(t *testing.T) {
+func TestLostViewIsRebuilt(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)
 	l := streamstest.NewLog(t, cfg, event.Order.Topic)
@@ -328,10 +328,10 @@ func killChild(t *testing.T, servers string, reports int) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	var said []string
+	var output []string
 	lines := bufio.NewScanner(out)
 	for reports > 0 && lines.Scan() {
-		said = append(said, lines.Text())
+		output = append(output, lines.Text())
 		if lag, ok := strings.CutPrefix(lines.Text(), "lag "); ok {
 			if _, err := strconv.Atoi(lag); err == nil {
 				reports--
@@ -342,7 +342,7 @@ func killChild(t *testing.T, servers string, reports int) {
 		t.Fatal(err)
 	}
 	if err := cmd.Wait(); reports > 0 {
-		t.Fatalf("the child ended by itself: %v: %q", err, said)
+		t.Fatalf("the child ended by itself: %v: %q", err, output)
 	}
 }
 

@@ -91,8 +91,8 @@ func removeOlder(dir string) error {
 	return err
 }
 
-// fillAtOnce is the number of products per batch when the index is built.
-const fillAtOnce = 2000
+// fillBatch is the number of products per batch when the index is built.
+const fillBatch = 2000
 
 // fill builds the index from the content of the journal.
 func (x *Index) fill() error {
@@ -103,7 +103,7 @@ func (x *Index) fill() error {
 	if x.bleve, err = bleve.NewUsing("", m, scorch.Name, scorch.Name, nil); err != nil {
 		return fmt.Errorf("create the index: %w", err)
 	}
-	for skus := range slices.Chunk(slices.Collect(maps.Keys(x.stored.products)), fillAtOnce) {
+	for skus := range slices.Chunk(slices.Collect(maps.Keys(x.stored.products)), fillBatch) {
 		if err := x.index(skus, x.stored.products); err != nil {
 			return err
 		}
@@ -198,13 +198,13 @@ func (x *Index) Save(_ context.Context, products []*catalogv1.Product) error {
 	if err := x.index(slices.Collect(maps.Keys(newer)), x.stored.products); err != nil {
 		return fmt.Errorf("catalog index: %w", err)
 	}
-	return x.shorten()
+	return x.compact()
 }
 
-// shorten rewrites a journal of which most is out of date. If that fails, the old journal remains
+// compact rewrites a journal of which most is out of date. If that fails, the old journal remains
 // in use.
-func (x *Index) shorten() error {
-	if !x.journal.long() {
+func (x *Index) compact() error {
+	if !x.journal.oversized() {
 		return nil
 	}
 	if err := x.journal.rewrite(x.stored); err != nil {
@@ -242,7 +242,7 @@ func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, erro
 		// There is one more than the page, so there is a next page.
 		if i == q.Limit {
 			last := result.Hits[i-1]
-			page.Next = &catalog.Mark{Score: last.Score, SKU: last.ID}
+			page.Next = &catalog.Cursor{Score: last.Score, SKU: last.ID}
 			break
 		}
 		page.Products = append(page.Products, x.stored.products[hit.ID])
@@ -306,7 +306,7 @@ func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams
 	x.reading.Lock()
 	x.stored.positions[topic] = positions
 	x.reading.Unlock()
-	return x.shorten()
+	return x.compact()
 }
 
 // Close implements catalog.Index.

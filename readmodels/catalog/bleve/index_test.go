@@ -157,9 +157,9 @@ func TestDamagedJournal(t *testing.T) {
 	}
 }
 
-// TestJournalThatIsNoFile checks that a folder in place of the file, for example from a restored
+// TestJournalIsNotAFile checks that a folder in place of the file, for example from a restored
 // backup, is set aside like any damage.
-func TestJournalThatIsNoFile(t *testing.T) {
+func TestJournalIsNotAFile(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(dir, journalName, "x"), 0o750); err != nil {
@@ -176,9 +176,9 @@ func TestJournalThatIsNoFile(t *testing.T) {
 	}
 }
 
-// TestKeepsItsSegmentsFew checks that single products saved one after the other do not accumulate
+// TestSegmentsAreMerged checks that single products saved one after the other do not accumulate
 // segments, and that all are found.
-func TestKeepsItsSegmentsFew(t *testing.T) {
+func TestSegmentsAreMerged(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	x, err := Open(dir, quiet)

@@ -54,14 +54,14 @@ const (
 var checksums = crc32.MakeTable(crc32.Castagnoli)
 
 // openJournal reads a journal, and rewrites it without outdated entries. A damaged journal is
-// renamed, and said describes the damage.
-func openJournal(path string, logger *slog.Logger) (j *journal, c content, said string, err error) {
+// renamed, and damageText describes the damage.
+func openJournal(path string, logger *slog.Logger) (j *journal, c content, damageText string, err error) {
 	c, damage, err := readJournal(path)
 	if err != nil {
 		return nil, content{}, "", err
 	}
 	if damage != nil {
-		said = damage.Error()
+		damageText = damage.Error()
 		aside := path + ".damaged" // only the last one is kept
 		logger.Warn("catalog index: damaged journal set aside; reading the missing products from the log again",
 			"file", path, "set_aside", aside, "damage", damage, "products_kept", len(c.products))
@@ -73,7 +73,7 @@ func openJournal(path string, logger *slog.Logger) (j *journal, c content, said 
 	if err := j.rewrite(c); err != nil {
 		return nil, content{}, "", err
 	}
-	return j, c, said, nil
+	return j, c, damageText, nil
 }
 
 // readJournal reads the entries before the first damaged one. damage describes that one.
@@ -244,7 +244,7 @@ func (j *journal) append(entries []byte) error {
 	return nil
 }
 
-// long reports whether most of the journal is outdated.
-func (j *journal) long() bool { return j.end > journalSlack && j.end > 4*j.live }
+// oversized reports whether most of the journal is outdated.
+func (j *journal) oversized() bool { return j.end > journalSlack && j.end > 4*j.live }
 
 func (j *journal) close() error { return j.file.Close() }

@@ -26,13 +26,13 @@ func (x *Index) Discard(ctx context.Context, damaged *catalog.DamagedError) erro
 		Items []struct {
 			Delete struct {
 				Status int
-				Error  *refusedError
+				Error  *responseError
 			}
 		}
 	}
 	yes := true
 	// The refresh makes Elasticsearch forget the deleted versions; see mappingOf.
-	err := x.ask(ctx, esapi.BulkRequest{Index: x.alias, Body: &body, RequireAlias: &yes, Refresh: "true"}, &answer)
+	err := x.do(ctx, esapi.BulkRequest{Index: x.alias, Body: &body, RequireAlias: &yes, Refresh: "true"}, &answer)
 	for _, item := range answer.Items {
 		if e := item.Delete.Error; e != nil && err == nil {
 			e.status = item.Delete.Status

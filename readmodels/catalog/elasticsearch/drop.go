@@ -16,7 +16,7 @@ func Drop(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, x.Close()) }()
-	err = x.ask(ctx, esapi.IndicesDeleteRequest{Index: []string{x.alias + "-000001"}}, nil)
+	err = x.do(ctx, esapi.IndicesDeleteRequest{Index: []string{x.alias + "-000001"}}, nil)
 	if err != nil && !gone(err) {
 		return fmt.Errorf("catalog index: delete it: %w", err)
 	}

@@ -84,12 +84,12 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig, transport.MaxIdleConnsPerHost = cfg.TLS.Clone(), idleConnections
-	transport.DialContext = stall.Dialer(&net.Dialer{Timeout: connectWithin}, cmp.Or(cfg.Stall, stallsAfter))
+	transport.DialContext = stall.Dialer(&net.Dialer{Timeout: connectTimeout}, cmp.Or(cfg.Stall, stallTimeout))
 	// An idle connection must end before stall considers it silent.
-	transport.IdleConnTimeout = cmp.Or(cfg.Stall, stallsAfter) / 2
+	transport.IdleConnTimeout = cmp.Or(cfg.Stall, stallTimeout) / 2
 	options := []elastictransport.Option{
 		elastictransport.WithURLs(urls...), elastictransport.WithTransport(transport), elastictransport.WithUserAgent("millrace"),
-		elastictransport.WithRetryBackoff(func(attempt int) time.Duration { return time.Duration(attempt) * retryAfter }),
+		elastictransport.WithRetryBackoff(func(attempt int) time.Duration { return time.Duration(attempt) * retryDelay }),
 	}
 	if cfg.Username != "" {
 		options = append(options, elastictransport.WithBasicAuth(cfg.Username, cfg.Password))
@@ -107,10 +107,10 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 		x.alias = "millrace-"
 	}
 	x.alias += strings.ReplaceAll(catalog.Name, "/", "-")
-	there, err := x.there(ctx)
-	if err == nil && !there {
-		err = x.make(ctx)
-		var refused *refusedError
+	exists, err := x.exists(ctx)
+	if err == nil && !exists {
+		err = x.create(ctx)
+		var refused *responseError
 		// This user may only read. The process that feeds the view creates the index later.
 		if errors.As(err, &refused) && refused.status == http.StatusForbidden {
 			x.log.Warn("catalog index does not exist and this user may not create it; the process that feeds the view will", "alias", x.alias, "error", err)
@@ -125,9 +125,9 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 
 const (
 	idleConnections = 16
-	retryAfter      = 50 * time.Millisecond // the delay grows by this with each attempt
-	connectWithin   = 5 * time.Second
-	stallsAfter     = 30 * time.Second
+	retryDelay      = 50 * time.Millisecond // the delay grows by this with each attempt
+	connectTimeout  = 5 * time.Second
+	stallTimeout    = 30 * time.Second
 )
 
 // Fields of this engine only. The others are those of package analysis.
@@ -189,14 +189,14 @@ func readProduct(id string, stored json.RawMessage) (*catalogv1.Product, error) 
 	return d.read(id)
 }
 
-// make creates the index and its alias. If another process has created it first, that one is used.
-func (x *Index) make(ctx context.Context) error {
+// create creates the index and its alias. If another process has created it first, that one is used.
+func (x *Index) create(ctx context.Context) error {
 	index := x.alias + "-000001"
-	err := x.ask(ctx, esapi.IndicesCreateRequest{Index: index, Body: asJSON(mappingOf(x.alias))}, nil)
-	var refused *refusedError
+	err := x.do(ctx, esapi.IndicesCreateRequest{Index: index, Body: jsonBody(mappingOf(x.alias))}, nil)
+	var refused *responseError
 	if errors.As(err, &refused) && refused.Type == "resource_already_exists_exception" {
-		there, err := x.there(ctx)
-		if err == nil && !there {
+		exists, err := x.exists(ctx)
+		if err == nil && !exists {
 			err = fmt.Errorf("index %s exists without its alias %s: add the alias with POST /_aliases, or delete the index to rebuild it from the log", index, x.alias)
 		}
 		return err
@@ -208,10 +208,10 @@ func (x *Index) make(ctx context.Context) error {
 	return nil
 }
 
-// there reports whether the alias exists.
-func (x *Index) there(ctx context.Context) (bool, error) {
-	err := x.ask(ctx, esapi.IndicesExistsAliasRequest{Name: []string{x.alias}}, nil)
-	var refused *refusedError
+// exists reports whether the alias exists.
+func (x *Index) exists(ctx context.Context) (bool, error) {
+	err := x.do(ctx, esapi.IndicesExistsAliasRequest{Name: []string{x.alias}}, nil)
+	var refused *responseError
 	if errors.As(err, &refused) && refused.status == http.StatusNotFound {
 		return false, nil
 	}
@@ -222,7 +222,7 @@ func (x *Index) there(ctx context.Context) (bool, error) {
 func (x *Index) Load(ctx context.Context, skus ...string) (map[string]*catalogv1.Product, error) {
 	products := make(map[string]*catalogv1.Product, len(skus))
 	var damaged catalog.DamagedError
-	for some := range slices.Chunk(skus, loadAtOnce) {
+	for some := range slices.Chunk(skus, loadBatch) {
 		docs, err := read[storedProduct](ctx, x, fieldProduct, some...)
 		if err != nil {
 			return nil, fmt.Errorf("catalog index: load %d products: %w", len(some), err)
@@ -243,9 +243,9 @@ func (x *Index) Load(ctx context.Context, skus ...string) (map[string]*catalogv1
 }
 
 const (
-	loadAtOnce = 2000
-	sendAtOnce = 4 << 20 // bytes per bulk request
-	eachAtOnce = 500
+	loadBatch = 2000
+	bulkBytes = 4 << 20 // bytes per bulk request
+	pageSize  = 500
 )
 
 // Save implements catalog.Index. One refresh per call makes the products findable. It happens even
@@ -269,7 +269,7 @@ func (x *Index) Save(ctx context.Context, products []*catalogv1.Product) error {
 			return fmt.Errorf("catalog index: save product %q: %w", p.Sku, err)
 		}
 		// Send in parts, because Elasticsearch limits the size of a request.
-		if body.Len() >= sendAtOnce || i == len(products)-1 {
+		if body.Len() >= bulkBytes || i == len(products)-1 {
 			if err := x.send(ctx, body.Bytes(), products[first:i+1]); err != nil {
 				return fmt.Errorf("catalog index: save %d products: %w", len(products), err)
 			}
@@ -280,7 +280,7 @@ func (x *Index) Save(ctx context.Context, products []*catalogv1.Product) error {
 	var answer struct {
 		Shards struct{ Failed int } `json:"_shards"`
 	}
-	err := x.ask(ctx, esapi.IndicesRefreshRequest{Index: []string{x.alias}}, &answer)
+	err := x.do(ctx, esapi.IndicesRefreshRequest{Index: []string{x.alias}}, &answer)
 	if err == nil && answer.Shards.Failed > 0 {
 		err = fmt.Errorf("%d shards failed", answer.Shards.Failed)
 	}
@@ -298,12 +298,12 @@ func (x *Index) send(ctx context.Context, body []byte, products []*catalogv1.Pro
 		Items  []struct {
 			Index struct {
 				Status int
-				Error  *refusedError
+				Error  *responseError
 			}
 		}
 	}
 	yes := true
-	err := x.ask(ctx, esapi.BulkRequest{
+	err := x.do(ctx, esapi.BulkRequest{
 		Index: x.alias, Body: bytes.NewReader(body), RequireAlias: &yes,
 		FilterPath: []string{"errors", "items.index.status", "items.index.error.type", "items.index.error.reason"},
 	}, &answer)
@@ -376,8 +376,8 @@ func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, erro
 	}
 	var answer hits
 	no := false
-	err := x.ask(ctx, esapi.SearchRequest{
-		Index: []string{x.alias}, Body: asJSON(search), AllowPartialSearchResults: &no,
+	err := x.do(ctx, esapi.SearchRequest{
+		Index: []string{x.alias}, Body: jsonBody(search), AllowPartialSearchResults: &no,
 		Preference: strconv.FormatUint(xxhash.Sum64String(q.Text+"\x00"+q.Category), 36),
 	}, &answer)
 	if err != nil {
@@ -387,7 +387,7 @@ func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, erro
 	for i, hit := range answer.Hits.Hits {
 		if i == q.Limit {
 			last := answer.Hits.Hits[i-1]
-			page.Next = &catalog.Mark{SKU: last.ID}
+			page.Next = &catalog.Cursor{SKU: last.ID}
 			if q.Text != "" {
 				if err := json.Unmarshal(last.Sort[0], &page.Next.Score); err != nil {
 					return catalog.Page{}, fmt.Errorf("catalog index: search: score of %q: %w", last.ID, err)
@@ -414,27 +414,27 @@ var isProduct = map[string]any{"exists": map[string]string{"field": fieldSKU}}
 // Each implements catalog.Index. It reads from a point in time, so it sees one state of the index.
 func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) (err error) {
 	var state struct{ ID string }
-	if err := x.ask(ctx, esapi.OpenPointInTimeRequest{Index: []string{x.alias}, KeepAlive: keepState}, &state); err != nil {
+	if err := x.do(ctx, esapi.OpenPointInTimeRequest{Index: []string{x.alias}, KeepAlive: keepAlive}, &state); err != nil {
 		return fmt.Errorf("catalog index: list products: %w", err)
 	}
 	// Close the point in time even if ctx is done: it keeps deleted segments on disk.
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeWithin)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()
-		if e := x.ask(ctx, esapi.ClosePointInTimeRequest{Body: asJSON(map[string]string{"id": state.ID})}, nil); e != nil {
-			x.log.Debug("catalog index: cannot close a point in time; it expires", "in", keepState, "error", e)
+		if e := x.do(ctx, esapi.ClosePointInTimeRequest{Body: jsonBody(map[string]string{"id": state.ID})}, nil); e != nil {
+			x.log.Debug("catalog index: cannot close a point in time; it expires", "in", keepAlive, "error", e)
 		}
 	}()
 	search := map[string]any{
-		"query": map[string]any{"bool": map[string]any{"filter": isProduct}}, "size": eachAtOnce, "sort": []string{"_shard_doc"},
+		"query": map[string]any{"bool": map[string]any{"filter": isProduct}}, "size": pageSize, "sort": []string{"_shard_doc"},
 		"track_total_hits": false, "_source": []string{fieldProduct},
 	}
 	no := false
 	var damaged catalog.DamagedError
 	for {
-		search["pit"] = map[string]string{"id": state.ID, "keep_alive": fmt.Sprintf("%dms", keepState.Milliseconds())}
+		search["pit"] = map[string]string{"id": state.ID, "keep_alive": fmt.Sprintf("%dms", keepAlive.Milliseconds())}
 		var answer hits
-		if err := x.ask(ctx, esapi.SearchRequest{Body: asJSON(search), AllowPartialSearchResults: &no}, &answer); err != nil {
+		if err := x.do(ctx, esapi.SearchRequest{Body: jsonBody(search), AllowPartialSearchResults: &no}, &answer); err != nil {
 			return fmt.Errorf("catalog index: list products: %w", err)
 		}
 		hits := answer.Hits.Hits
@@ -448,7 +448,7 @@ func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) (er
 				return fmt.Errorf("catalog index: %w", err)
 			}
 		}
-		if len(hits) < eachAtOnce {
+		if len(hits) < pageSize {
 			return cmp.Or(ctx.Err(), damaged.ErrOrNil())
 		}
 		state.ID, search["search_after"] = answer.PIT, hits[len(hits)-1].Sort
@@ -456,8 +456,8 @@ func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) (er
 }
 
 const (
-	keepState   = time.Minute // how long the point in time lives between two pages
-	closeWithin = 5 * time.Second
+	keepAlive    = time.Minute // how long the point in time lives between two pages
+	closeTimeout = 5 * time.Second
 )
 
 // Count implements catalog.Index.
@@ -466,7 +466,7 @@ func (x *Index) Count(ctx context.Context) (uint64, error) {
 		Count  uint64
 		Shards struct{ Failed int } `json:"_shards"`
 	}
-	err := x.ask(ctx, esapi.CountRequest{Index: []string{x.alias}, Body: asJSON(map[string]any{"query": isProduct})}, &answer)
+	err := x.do(ctx, esapi.CountRequest{Index: []string{x.alias}, Body: jsonBody(map[string]any{"query": isProduct})}, &answer)
 	if err == nil && answer.Shards.Failed > 0 {
 		err = fmt.Errorf("%d shards failed", answer.Shards.Failed)
 	}
@@ -535,7 +535,7 @@ func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams
 			return err
 		}
 		if doc == nil {
-			if err := x.make(ctx); err != nil {
+			if err := x.create(ctx); err != nil {
 				return fmt.Errorf("catalog index: %w", err)
 			}
 			doc = &found[storedPositions]{}
@@ -545,14 +545,14 @@ func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams
 			kept.Positions[id] = at.String()
 		}
 		// The condition is the document's sequence number, or that it does not exist.
-		write := esapi.IndexRequest{Index: x.alias, DocumentID: positionsID(topic), Body: asJSON(kept), RequireAlias: &yes}
+		write := esapi.IndexRequest{Index: x.alias, DocumentID: positionsID(topic), Body: jsonBody(kept), RequireAlias: &yes}
 		if doc.Found {
 			write.IfSeqNo, write.IfPrimaryTerm = doc.SeqNo, doc.Primary
 		} else {
 			write.OpType = "create"
 		}
-		err = x.ask(ctx, write, nil)
-		var refused *refusedError
+		err = x.do(ctx, write, nil)
+		var refused *responseError
 		switch {
 		case err == nil:
 			return nil
@@ -566,7 +566,7 @@ func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams
 
 // Close implements catalog.Index.
 func (x *Index) Close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	err := x.client.Close(ctx)
 	x.idle.CloseIdleConnections()

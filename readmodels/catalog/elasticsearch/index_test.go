@@ -138,7 +138,7 @@ func strict(t testing.TB, p place) {
 	}
 }
 
-func TestIsMadeOnce(t *testing.T) {
+func TestIndexIsCreatedOnce(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t, &server)
 	var g sync.WaitGroup
@@ -156,9 +156,9 @@ func TestIsMadeOnce(t *testing.T) {
 	strict(t, p)
 }
 
-// TestIndexThatIsGone checks that a deleted index is noticed, and is created again with its mapping
+// TestMissingIndex checks that a deleted index is noticed, and is created again with its mapping
 // when the runtime starts over.
-func TestIndexThatIsGone(t *testing.T) {
+func TestMissingIndex(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t, &server)
 	x := openAt(t, p)
@@ -219,9 +219,9 @@ func TestIndexDeletedWhileTheViewRuns(t *testing.T) {
 	strict(t, p)
 }
 
-// TestIsKilledUnderWrites checks that the server, killed during writes, still has what it
+// TestKilledDuringWrites checks that the server, killed during writes, still has what it
 // acknowledged.
-func TestIsKilledUnderWrites(t *testing.T) {
+func TestKilledDuringWrites(t *testing.T) {
 	t.Parallel()
 	var own servers.Server
 	p := newPlace(t, &own)

@@ -17,7 +17,7 @@ import (
 // faults.
 func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 	var mappings map[string]struct{ Mappings json.RawMessage }
-	err := x.ask(ctx, esapi.IndicesGetMappingRequest{Index: []string{x.alias}}, &mappings)
+	err := x.do(ctx, esapi.IndicesGetMappingRequest{Index: []string{x.alias}}, &mappings)
 	if gone(err) {
 		return nil, nil
 	}
@@ -25,7 +25,7 @@ func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 		Settings struct{ Index map[string]any }
 	}
 	if err == nil {
-		err = x.ask(ctx, esapi.IndicesGetSettingsRequest{Index: []string{x.alias}}, &configs)
+		err = x.do(ctx, esapi.IndicesGetSettingsRequest{Index: []string{x.alias}}, &configs)
 	}
 	if gone(err) {
 		return nil, nil
@@ -40,14 +40,14 @@ func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 				Resource: "elasticsearch index " + index, Setting: setting, Value: value, Want: want, Effect: effect, Remedy: remedy, Fatal: true,
 			})
 		}
-		again := "delete the index; it is rebuilt from the log"
+		rebuild := "delete the index; it is rebuilt from the log"
 		// Compare field by field, so that the fault names the field.
-		wanted, there, err := fieldsOf(mappingOf(x.alias)["mappings"], answer.Mappings)
+		wanted, actual, err := fieldsOf(mappingOf(x.alias)["mappings"], answer.Mappings)
 		if err != nil {
 			return faults, err
 		}
-		for _, field := range differences(wanted, there) {
-			add("mapping of "+field, asText(there[field]), asText(wanted[field]), "searches miss products, or return wrong ones", again)
+		for _, field := range differences(wanted, actual) {
+			add("mapping of "+field, jsonText(actual[field]), jsonText(wanted[field]), "searches miss products, or return wrong ones", rebuild)
 		}
 		config := configs[index].Settings.Index
 		if translog, ok := config["translog"].(map[string]any); ok && translog["durability"] == "async" {
@@ -55,14 +55,14 @@ func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 				fmt.Sprintf(`PUT /%s/_settings {"index.translog.durability":"request"}`, index))
 		}
 		if n, ok := config["number_of_shards"].(string); ok && n != "1" {
-			add("index.number_of_shards", n, "1", "scores are not comparable across pages", again)
+			add("index.number_of_shards", n, "1", "scores are not comparable across pages", rebuild)
 		}
 	}
 	return faults, nil
 }
 
 // fieldsOf returns the fields of two mappings by name. "dynamic" is included as if it were a field.
-func fieldsOf(ours any, theirs json.RawMessage) (wanted, there map[string]any, err error) {
+func fieldsOf(ours any, theirs json.RawMessage) (wanted, actual map[string]any, err error) {
 	asked, err := json.Marshal(ours)
 	if err != nil {
 		return nil, nil, err
@@ -70,7 +70,7 @@ func fieldsOf(ours any, theirs json.RawMessage) (wanted, there map[string]any, e
 	for _, side := range []struct {
 		raw []byte
 		to  *map[string]any
-	}{{asked, &wanted}, {theirs, &there}} {
+	}{{asked, &wanted}, {theirs, &actual}} {
 		var m struct {
 			Dynamic    any
 			Properties map[string]any
@@ -86,7 +86,7 @@ func fieldsOf(ours any, theirs json.RawMessage) (wanted, there map[string]any, e
 			(*side.to)["(dynamic)"] = m.Dynamic
 		}
 	}
-	return wanted, there, nil
+	return wanted, actual, nil
 }
 
 // differences returns the names of the fields that differ.
@@ -106,8 +106,8 @@ func differences(a, b map[string]any) []string {
 	return all
 }
 
-// asText formats a setting for a fault.
-func asText(v any) string {
+// jsonText formats a setting for a fault.
+func jsonText(v any) string {
 	if v == nil {
 		return "absent"
 	}

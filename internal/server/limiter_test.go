@@ -19,11 +19,11 @@ import (
 
 // Below capacity no request is refused. Above it, a request waits no longer than is needed to know
 // that there is overload.
-func TestGateShedsByQueueTime(t *testing.T) {
+func TestLimiterShedsByQueueTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const most, work, clients = 10, 50 * time.Millisecond, 200
-		gate := server.NewGate(most)
+		limiter := server.NewLimiter(most)
 		var done, shed atomic.Int64
 		ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
 		defer stop()
@@ -31,7 +31,7 @@ func TestGateShedsByQueueTime(t *testing.T) {
 		for range clients {
 			all.Go(func() {
 				for ctx.Err() == nil {
-					leave, err := gate.Enter(ctx, server.Command)
+					release, err := limiter.Acquire(ctx, server.Command)
 					if err != nil {
 						if ctx.Err() == nil && !errors.Is(err, server.ErrOverloaded) {
 							t.Errorf("%v", err)
@@ -41,7 +41,7 @@ func TestGateShedsByQueueTime(t *testing.T) {
 						continue
 					}
 					time.Sleep(work)
-					leave()
+					release()
 					done.Add(1)
 				}
 			})
@@ -51,26 +51,26 @@ func TestGateShedsByQueueTime(t *testing.T) {
 			t.Errorf("%d done, %d turned away; 2000 can be done", done.Load(), shed.Load())
 		}
 		// After the overload, all classes are admitted again.
-		leave, err := gate.Enter(t.Context(), server.SQL)
+		release, err := limiter.Acquire(t.Context(), server.SQL)
 		if err != nil {
 			t.Fatalf("after the load: %v", err)
 		}
-		leave()
+		release()
 	})
 }
 
-// While commands fill the gate, SQL is refused first, and queries before commands.
-func TestGateShedsWhatMattersLeast(t *testing.T) {
+// While commands fill the limiter, SQL is refused first, and queries before commands.
+func TestLimiterShedsLowestClassFirst(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		gate := server.NewGate(4)
-		var leaves []func()
+		limiter := server.NewLimiter(4)
+		var releases []func()
 		for range 4 {
-			leave, err := gate.Enter(t.Context(), server.Command)
+			release, err := limiter.Acquire(t.Context(), server.Command)
 			if err != nil {
 				t.Fatal(err)
 			}
-			leaves = append(leaves, leave)
+			releases = append(releases, release)
 		}
 		took := map[server.Class]time.Duration{}
 		var mu sync.Mutex
@@ -78,7 +78,7 @@ func TestGateShedsWhatMattersLeast(t *testing.T) {
 		for _, c := range []server.Class{server.Command, server.Query, server.SQL} {
 			all.Go(func() {
 				start := time.Now()
-				if _, err := gate.Enter(t.Context(), c); !errors.Is(err, server.ErrOverloaded) {
+				if _, err := limiter.Acquire(t.Context(), c); !errors.Is(err, server.ErrOverloaded) {
 					t.Errorf("%v: %v", c, err)
 				}
 				mu.Lock()
@@ -90,31 +90,31 @@ func TestGateShedsWhatMattersLeast(t *testing.T) {
 		if took[server.SQL] >= took[server.Query] || took[server.Query] >= took[server.Command] {
 			t.Errorf("turned away after %v", took)
 		}
-		for _, leave := range leaves {
-			leave()
+		for _, release := range releases {
+			release()
 		}
 		time.Sleep(time.Second) // until then lower classes than commands are refused
 		// A free place goes to the highest class, regardless of the order of arrival.
-		leaves = nil
+		releases = nil
 		for range 4 {
-			leave, _ := gate.Enter(t.Context(), server.Command)
-			leaves = append(leaves, leave)
+			release, _ := limiter.Acquire(t.Context(), server.Command)
+			releases = append(releases, release)
 		}
 		order := make(chan server.Class, 2)
 		for _, c := range []server.Class{server.Query, server.Command} {
 			all.Go(func() {
-				leave, err := gate.Enter(t.Context(), c)
+				release, err := limiter.Acquire(t.Context(), c)
 				if err != nil {
 					t.Errorf("%v: %v", c, err)
 					return
 				}
 				order <- c
-				leave()
+				release()
 			})
 			synctest.Wait()
 		}
-		for _, leave := range leaves {
-			leave()
+		for _, release := range releases {
+			release()
 			synctest.Wait()
 		}
 		all.Wait()
@@ -125,30 +125,30 @@ func TestGateShedsWhatMattersLeast(t *testing.T) {
 }
 
 // A request that would be refused is refused before its body is read.
-func TestGateShedsBeforeTheBody(t *testing.T) {
+func TestLimiterShedsBeforeTheBody(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		gate := server.NewGate(1)
-		leave, err := gate.Enter(t.Context(), server.Command)
+		limiter := server.NewLimiter(1)
+		release, err := limiter.Acquire(t.Context(), server.Command)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var all sync.WaitGroup
 		for range 8 { // as many as may queue
 			all.Go(func() {
-				if leave, err := gate.Enter(t.Context(), server.Command); err == nil {
-					leave()
+				if release, err := limiter.Acquire(t.Context(), server.Command); err == nil {
+					release()
 				}
 			})
 		}
 		synctest.Wait()
 		var why error
-		h := gate.Admit(server.As(server.Command), func(_ http.ResponseWriter, _ *http.Request, err error) { why = err }, nil)
+		h := limiter.Admit(server.As(server.Command), func(_ http.ResponseWriter, _ *http.Request, err error) { why = err }, nil)
 		h.ServeHTTP(nil, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", unread{t}))
-		if !errors.Is(why, server.ErrOverloaded) || gate.Shed(server.Command) != 1 {
-			t.Errorf("%v, %d turned away", why, gate.Shed(server.Command))
+		if !errors.Is(why, server.ErrOverloaded) || limiter.Shed(server.Command) != 1 {
+			t.Errorf("%v, %d turned away", why, limiter.Shed(server.Command))
 		}
-		leave()
+		release()
 		all.Wait()
 	})
 }
@@ -162,50 +162,50 @@ func (u unread) Read([]byte) (int, error) {
 
 // While queries are refused, SQL does not queue, although its own queue is empty. One second later
 // it does.
-func TestGateShedsInOrder(t *testing.T) {
+func TestLimiterShedsInOrder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		gate := server.NewGate(1)
-		leave, err := gate.Enter(t.Context(), server.Command)
+		limiter := server.NewLimiter(1)
+		release, err := limiter.Acquire(t.Context(), server.Command)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var all sync.WaitGroup
 		for range 9 { // one more than may queue
 			all.Go(func() {
-				if leave, err := gate.Enter(t.Context(), server.Query); err == nil {
-					leave()
+				if release, err := limiter.Acquire(t.Context(), server.Query); err == nil {
+					release()
 				}
 			})
 		}
 		synctest.Wait()
 		start := time.Now()
-		if _, err := gate.Enter(t.Context(), server.SQL); !errors.Is(err, server.ErrOverloaded) || time.Since(start) != 0 {
+		if _, err := limiter.Acquire(t.Context(), server.SQL); !errors.Is(err, server.ErrOverloaded) || time.Since(start) != 0 {
 			t.Errorf("SQL: %v after %v", err, time.Since(start))
 		}
-		if gate.Shed(server.Query) != 1 || gate.Shed(server.SQL) != 1 || gate.Shed(server.Command) != 0 {
-			t.Errorf("%d queries, %d of SQL, %d commands", gate.Shed(server.Query), gate.Shed(server.SQL), gate.Shed(server.Command))
+		if limiter.Shed(server.Query) != 1 || limiter.Shed(server.SQL) != 1 || limiter.Shed(server.Command) != 0 {
+			t.Errorf("%d queries, %d of SQL, %d commands", limiter.Shed(server.Query), limiter.Shed(server.SQL), limiter.Shed(server.Command))
 		}
-		leave()
+		release()
 		all.Wait()
-		if _, err := gate.Enter(t.Context(), server.SQL); !errors.Is(err, server.ErrOverloaded) || gate.Admits(server.SQL) {
+		if _, err := limiter.Acquire(t.Context(), server.SQL); !errors.Is(err, server.ErrOverloaded) || limiter.Admits(server.SQL) {
 			t.Errorf("SQL in a moment without a queue: %v", err)
 		}
-		leave, err = gate.Enter(t.Context(), server.Command)
+		release, err = limiter.Acquire(t.Context(), server.Command)
 		if err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
 		sql := make(chan error, 1)
 		go func() {
-			leave, err := gate.Enter(t.Context(), server.SQL)
+			release, err := limiter.Acquire(t.Context(), server.SQL)
 			if err == nil {
-				leave()
+				release()
 			}
 			sql <- err
 		}()
 		synctest.Wait()
-		leave()
+		release()
 		if err := <-sql; err != nil {
 			t.Errorf("SQL afterwards: %v", err)
 		}
@@ -213,26 +213,26 @@ func TestGateShedsInOrder(t *testing.T) {
 }
 
 // When the rate of free places is known, a request that would be too late is refused at once.
-func TestGateKnowsHowLongItWouldTake(t *testing.T) {
+func TestLimiterEstimatesTheWait(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		gate := server.NewGate(1)
+		limiter := server.NewLimiter(1)
 		ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
 		defer stop()
 		var all sync.WaitGroup
 		for range 3 { // each takes longer than queries may wait in a standing queue
 			all.Go(func() {
 				for ctx.Err() == nil {
-					if leave, err := gate.Enter(ctx, server.Command); err == nil {
+					if release, err := limiter.Acquire(ctx, server.Command); err == nil {
 						time.Sleep(80 * time.Millisecond)
-						leave()
+						release()
 					}
 				}
 			})
 		}
 		time.Sleep(10 * time.Second)
 		start := time.Now()
-		if _, err := gate.Enter(t.Context(), server.Query); !errors.Is(err, server.ErrOverloaded) {
+		if _, err := limiter.Acquire(t.Context(), server.Query); !errors.Is(err, server.ErrOverloaded) {
 			t.Errorf("%v", err)
 		}
 		if waited := time.Since(start); waited != 0 {
@@ -244,11 +244,11 @@ func TestGateKnowsHowLongItWouldTake(t *testing.T) {
 }
 
 // Never more than the maximum are in progress, and every admitted request frees its place.
-func TestGateHoldsItsBound(t *testing.T) {
+func TestLimiterKeepsItsLimit(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		most := rapid.IntRange(1, 8).Draw(t, "most")
-		gate := server.NewGate(most)
+		limiter := server.NewLimiter(most)
 		ended, cancel := context.WithCancel(context.Background())
 		cancel()
 		var in []func()
@@ -259,19 +259,19 @@ func TestGateHoldsItsBound(t *testing.T) {
 				continue
 			}
 			c := server.Class(rapid.IntRange(0, 2).Draw(t, "class"))
-			if leave, err := gate.Enter(ended, c); err == nil {
-				in = append(in, leave)
+			if release, err := limiter.Acquire(ended, c); err == nil {
+				in = append(in, release)
 			}
 			if len(in) > most {
 				t.Fatalf("%d under way, %d may be", len(in), most)
 			}
 		}
-		for _, leave := range in {
-			leave()
-			leave() // a second call does nothing
+		for _, release := range in {
+			release()
+			release() // a second call does nothing
 		}
 		for i := range most {
-			if _, err := gate.Enter(context.Background(), server.Command); err != nil {
+			if _, err := limiter.Acquire(context.Background(), server.Command); err != nil {
 				t.Fatalf("place %d is lost: %v", i, err)
 			}
 		}
@@ -286,7 +286,7 @@ func TestSlotsAreShared(t *testing.T) {
 		var all sync.WaitGroup
 		for range 40 {
 			all.Go(func() {
-				give, err := slots.Take(t.Context(), "greedy")
+				give, err := slots.Acquire(t.Context(), "greedy")
 				if err != nil {
 					t.Errorf("greedy: %v", err)
 					return
@@ -298,7 +298,7 @@ func TestSlotsAreShared(t *testing.T) {
 		synctest.Wait()
 		start := time.Now()
 		for range 4 {
-			give, err := slots.Take(t.Context(), "other")
+			give, err := slots.Acquire(t.Context(), "other")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -311,18 +311,18 @@ func TestSlotsAreShared(t *testing.T) {
 	})
 }
 
-func TestSlotsBoundWhoWaits(t *testing.T) {
+func TestSlotsLimitQueues(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		slots := server.NewSlots(1, 1, time.Second)
-		give, err := slots.Take(t.Context(), "a")
+		give, err := slots.Acquire(t.Context(), "a")
 		if err != nil {
 			t.Fatal(err)
 		}
 		late := make(chan error, 1)
-		go func() { _, err := slots.Take(t.Context(), "a"); late <- err }()
+		go func() { _, err := slots.Acquire(t.Context(), "a"); late <- err }()
 		synctest.Wait()
-		if _, err := slots.Take(t.Context(), "a"); !errors.Is(err, server.ErrOverloaded) {
+		if _, err := slots.Acquire(t.Context(), "a"); !errors.Is(err, server.ErrOverloaded) {
 			t.Errorf("beyond those who may wait: %v", err)
 		}
 		if err := <-late; !errors.Is(err, server.ErrOverloaded) {
@@ -330,11 +330,11 @@ func TestSlotsBoundWhoWaits(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if _, err := slots.Take(ctx, "b"); !errors.Is(err, context.Canceled) {
+		if _, err := slots.Acquire(ctx, "b"); !errors.Is(err, context.Canceled) {
 			t.Errorf("who has gone: %v", err)
 		}
 		give()
-		if give, err = slots.Take(t.Context(), "b"); err != nil {
+		if give, err = slots.Acquire(t.Context(), "b"); err != nil {
 			t.Fatal(err)
 		}
 		give()

@@ -16,22 +16,22 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// refusedError is an error response of Elasticsearch, to a request or to one item of a bulk
+// responseError is an error response of Elasticsearch, to a request or to one item of a bulk
 // request.
-type refusedError struct {
+type responseError struct {
 	Type   string `json:"type"`
 	Reason string `json:"reason"`
 	status int
 	hint   string
 }
 
-func (e *refusedError) Error() string {
+func (e *responseError) Error() string {
 	return strings.TrimSpace(fmt.Sprintf("%sElasticsearch returned %d %s %s", e.hint, e.status, e.Type, e.Reason))
 }
 
 // Is makes a missing index match streams.ErrLost, and a missing privilege match
 // catalog.ErrReadOnly.
-func (e *refusedError) Is(target error) bool {
+func (e *responseError) Is(target error) bool {
 	switch target {
 	case streams.ErrLost:
 		return e.gone()
@@ -42,27 +42,27 @@ func (e *refusedError) Is(target error) bool {
 }
 
 // gone reports whether the index does not exist.
-func (e *refusedError) gone() bool { return e.Type == "index_not_found_exception" }
+func (e *responseError) gone() bool { return e.Type == "index_not_found_exception" }
 
 // gone reports whether an error means that the index does not exist.
 func gone(err error) bool {
-	var refused *refusedError
+	var refused *responseError
 	return errors.As(err, &refused) && refused.gone()
 }
 
-// ask sends a request and decodes the response into a variable, unless into is nil.
-func (x *Index) ask(ctx context.Context, r esapi.Request, into any) error {
+// do sends a request and decodes the response into a variable, unless into is nil.
+func (x *Index) do(ctx context.Context, r esapi.Request, into any) error {
 	answer, err := r.Do(ctx, x.client)
 	if err != nil {
 		return fmt.Errorf("send request to Elasticsearch: %w", err)
 	}
 	// Read to the end even on errors, so that the connection can be reused.
-	said, err := io.ReadAll(answer.Body)
+	body, err := io.ReadAll(answer.Body)
 	if err = errors.Join(err, answer.Body.Close()); err != nil {
 		return fmt.Errorf("read Elasticsearch's response: %w", err)
 	}
 	if answer.IsError() {
-		return x.refused(answer.StatusCode, said)
+		return x.refused(answer.StatusCode, body)
 	}
 	// Every Elasticsearch sends this header. Without it, a proxy or another product has answered.
 	if product := answer.Header.Get("X-Elastic-Product"); product != "Elasticsearch" {
@@ -71,20 +71,20 @@ func (x *Index) ask(ctx context.Context, r esapi.Request, into any) error {
 	if into == nil {
 		return nil
 	}
-	if err := json.Unmarshal(said, into); err != nil {
+	if err := json.Unmarshal(body, into); err != nil {
 		return fmt.Errorf("read Elasticsearch's response: %w", err)
 	}
 	return nil
 }
 
 // refused returns the error for a response, with a hint if the cause is the user or its privileges.
-func (x *Index) refused(status int, said []byte) error {
-	refused := &refusedError{status: status}
-	body := struct{ Error any }{refused}
+func (x *Index) refused(status int, body []byte) error {
+	refused := &responseError{status: status}
+	parsed := struct{ Error any }{refused}
 	// Not all errors are objects, and not all responses come from Elasticsearch.
-	if json.Unmarshal(said, &body) != nil || refused.Type == "" {
+	if json.Unmarshal(body, &parsed) != nil || refused.Type == "" {
 		const most = 200
-		refused.Reason = string(said[:min(len(said), most)])
+		refused.Reason = string(body[:min(len(body), most)])
 	}
 	switch status {
 	case http.StatusUnauthorized:
@@ -95,8 +95,8 @@ func (x *Index) refused(status int, said []byte) error {
 	return refused
 }
 
-// asJSON returns a request body.
-func asJSON(v any) io.Reader {
+// jsonBody returns a request body.
+func jsonBody(v any) io.Reader {
 	b, err := json.Marshal(v)
 	if err != nil {
 		panic(err) // unreachable: maps and strings only
@@ -111,7 +111,7 @@ type found[D any] struct {
 	SeqNo   *int64          `json:"_seq_no"`
 	Primary *int64          `json:"_primary_term"`
 	Stored  json.RawMessage `json:"_source"`
-	Error   *refusedError   `json:"error"`
+	Error   *responseError  `json:"error"`
 
 	Source D
 	Bad    error // why Stored is not a D
@@ -120,7 +120,7 @@ type found[D any] struct {
 // read returns documents by id. It sees writes before they are refreshed, unlike a search.
 func read[D any](ctx context.Context, x *Index, field string, ids ...string) ([]found[D], error) {
 	var answer struct{ Docs []found[D] }
-	err := x.ask(ctx, esapi.MgetRequest{Index: x.alias, Body: asJSON(map[string]any{"ids": ids}), SourceIncludes: []string{field}}, &answer)
+	err := x.do(ctx, esapi.MgetRequest{Index: x.alias, Body: jsonBody(map[string]any{"ids": ids}), SourceIncludes: []string{field}}, &answer)
 	if err != nil {
 		return nil, err
 	}
