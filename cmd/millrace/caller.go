@@ -28,6 +28,7 @@ type caller struct {
 
 // newCaller returns a caller for the addresses, the token and the authority of a configuration.
 func newCaller(c config.Config) (caller, error) {
+	// Read errors of files now, and not at the first request.
 	token, err := c.Auth.Token.Reveal("")
 	if err != nil {
 		return caller{}, fmt.Errorf("auth.token: %w", err)
@@ -66,7 +67,7 @@ func (c caller) RoundTrip(r *http.Request) (*http.Response, error) {
 		r.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	t := http.DefaultTransport.(*http.Transport).Clone()
-	// One connection per request: a subcommand makes one request.
+	// One connection per request, because a subcommand makes few.
 	t.TLSClientConfig, t.DisableKeepAlives = c.tls, true
 	// A response may take long without a byte. HTTP/2 pings detect whether the server is still
 	// there.
@@ -102,12 +103,13 @@ const (
 // caller returns a caller for a command that talks to one listener, by the configuration in force.
 // It is an error if flags name only the other listener: the default address of this one probably
 // belongs to another system.
-func (a *cli) caller(d listener) (caller, error) {
+func (a *cli) caller(l listener) (caller, error) {
+	// The flags alone are compared: addresses from the configuration belong together.
 	switch {
-	case d == adminListener && a.addr != "" && a.adminAddr == "":
+	case l == adminListener && a.addr != "" && a.adminAddr == "":
 		return caller{}, fmt.Errorf("--addr %s is not enough: this command calls the admin listener: "+
 			"set --admin-addr (`millrace up` prints both addresses; the default port is 7401)", a.addr)
-	case d == apiListener && a.adminAddr != "" && a.addr == "":
+	case l == apiListener && a.adminAddr != "" && a.addr == "":
 		return caller{}, fmt.Errorf("--admin-addr %s is not enough: this command calls the listener for commands and queries: "+
 			"set --addr (`millrace up` prints both addresses; the default port is 7400)", a.adminAddr)
 	}
@@ -128,10 +130,12 @@ func explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("cannot connect to millrace: %w: start it with `millrace up`, or set --addr and --admin-addr", err)
+	// net/http does not export the error of a missed ping.
 	case strings.Contains(err.Error(), "client connection lost"), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("the server accepts connections but does not respond: %w: check that the process is not hanging and that the address is Millrace's", err)
 	case connect.CodeOf(err) == connect.CodeUnauthenticated:
 		return fmt.Errorf("%w: set auth.token, or MILLRACE_AUTH_TOKEN, to the token of a caller", err)
+	// The path of the admin API is served by the role admin only.
 	case connect.CodeOf(err) == connect.CodeUnimplemented:
 		return fmt.Errorf("%w: the process at --admin-addr does not have the role admin", err)
 	}

@@ -18,6 +18,8 @@ func newEngine() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			// Only the log settings come from the configuration. The parent passes the rest in the
+			// environment.
 			settings, err := config.Load("", os.LookupEnv)
 			if err != nil {
 				return err

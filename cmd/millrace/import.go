@@ -44,6 +44,7 @@ start it with MILLRACE_COMMANDS_CURRENCIES='{GBP: 3}'.`,
 	cmd.Flags().IntVar(&limit, "limit", 0, "number of lines to read (0: all)")
 	cmd.Flags().StringVar(&rejects, "rejects", "rejects.csv", "file for rejected lines")
 	cmd.Flags().IntVar(&concurrency, "concurrency", 128, "number of concurrent commands")
+	// RunE is set here, because it needs the variables of the flags.
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		caller, err := a.caller(apiListener)
 		if err != nil {
@@ -55,6 +56,7 @@ start it with MILLRACE_COMMANDS_CURRENCIES='{GBP: 3}'.`,
 			Progress: func(p onlineretail.Progress) { b.set(p.RowsRead, p.RowsTotal, "") },
 		})
 		b.end(err)
+		// Every command has an idempotency key, so a repeated run skips what is done.
 		if cmd.Context().Err() != nil {
 			return fmt.Errorf("stopped (%w); run the same command again to resume", err)
 		}

@@ -97,6 +97,7 @@ the table's files. "rows in files" include rows that deletes hide, until mainten
 		if *output == "json" {
 			return printJSON(cmd.OutOrStdout(), all)
 		}
+		// One time for all rows, so that their ages are comparable.
 		now, rows := time.Now(), make([][]any, len(all))
 		for i, s := range all {
 			rows[i] = []any{s.Name, s.Rows, s.RowsInFiles, s.DataFiles, s.DeleteFiles, bytesText(s.DataBytes), s.Snapshots, orNone(s.Partitioned), orNone(s.Sorted), ago(now, s.AsOf)}
@@ -197,6 +198,7 @@ the same periodically.`,
 		}
 		// Zero means the default in maintenance.Config, but "any delete" here.
 		c.DeleteShare = max(deletes, math.SmallestNonzeroFloat64)
+		// Unknown names are errors before anything is changed.
 		names, err := tablesNamed(ctx, l, args)
 		if err != nil {
 			return err
@@ -212,6 +214,7 @@ the same periodically.`,
 			reports[i], err = l.Maintain(ctx, name, c, func(p maintenance.Progress) { b.set(p.Done, p.Of, p.Table+": "+p.Step) })
 			b.end(err)
 			reports[i].Table = strings.Join(name, ".")
+			// After an interrupt, every further table would only fail.
 			if failed = errors.Join(failed, err); ctx.Err() != nil {
 				return failed
 			}
@@ -271,7 +274,7 @@ func planMaintenance(ctx context.Context, cmd *cobra.Command, l *lake.Lake, name
 	return nil
 }
 
-// orNone returns a dash for an empty cell of a table.
+// orNone returns the text, or a dash for an empty cell of a table.
 func orNone(s string) string {
 	if s == "" {
 		return "–"
@@ -279,7 +282,7 @@ func orNone(s string) string {
 	return s
 }
 
-// bytesText formats a number of bytes for a table.
+// bytesText formats a number of bytes for a table. A unit begins at ten, so that two digits remain.
 func bytesText(n int64) string {
 	switch {
 	case n < 10<<10:

@@ -18,17 +18,18 @@ import (
 	"github.com/millrace/millrace/lake/external"
 )
 
-// landing holds the flags of "lake land".
+// landing holds the flags of "lake land". One of proto, registry and json is set: the format of the
+// values.
 type landing struct {
 	topic, table string
-	proto        string
-	folders      []string
-	registry     string
+	proto        string   // FILE:MESSAGE
+	folders      []string // of imported .proto files
+	registry     string   // URL
 	subject      external.Subject
 	json, times  bool
 	headers      bool
 	landers      int
-	until        bool
+	until        bool // end when the table has what is on the topic now
 }
 
 // newLakeLand returns the command lake land.

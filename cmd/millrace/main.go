@@ -3,8 +3,15 @@
 // and servers.
 //
 // Each subcommand is one file with a function newX that returns a cobra command. Subcommands
-// contain flags, help and output only; internal/app does the work. Errors say what to do about
-// them, and go to standard error with exit code 1.
+// contain flags, help and output only; internal/app does the work. They are of three kinds:
+//
+//   - up and serve start an app.App in this process and run until a signal.
+//   - status, verify, sql and import call a running system through a caller (caller.go). Flags,
+//     environment and configuration file give its addresses, its certificate and a token.
+//   - lake, migrate, rebuild, and sql with --data work on the files and servers themselves.
+//
+// Standard output has the result only, so that it can be piped. Progress (output.go), logs and
+// errors go to standard error. An error says what to do about it, and the exit code is 1.
 package main
 
 import (
@@ -21,6 +28,7 @@ import (
 )
 
 func main() {
+	// The context ends with the first signal. Every command then stops cleanly.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := newRoot().ExecuteContext(ctx); err != nil {
@@ -36,7 +44,8 @@ func main() {
 // its result.
 var errSilent = errors.New("")
 
-// cli holds the persistent flags, and --data for the commands that have it.
+// cli holds the persistent flags, and --data for the commands that have it. An empty flag is not
+// set. config applies the others to the configuration.
 type cli struct {
 	configPath      string
 	addr, adminAddr string
@@ -62,6 +71,7 @@ processes, on real servers. Then try, in another terminal:
   millrace import online-retail FILE.parquet          a real shop's year, as commands
 
 Settings come from millrace.yaml, then the environment, then flags. "millrace config" prints all of them.`,
+		// main prints errors. The usage would hide them.
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -69,6 +79,7 @@ Settings come from millrace.yaml, then the environment, then flags. "millrace co
 	root.PersistentFlags().StringVar(&a.addr, "addr", "", "HOST:PORT of commands, queries and SQL (default from the configuration: 127.0.0.1:7400)")
 	root.PersistentFlags().StringVar(&a.adminAddr, "admin-addr", "", "HOST:PORT of health, metrics, status and verify (default from the configuration: 127.0.0.1:7401)")
 	root.AddCommand(newUp(a), newServe(a), newStatus(a), newImport(a), newSQL(a), newLake(a), newVerify(a), newConfig(a), newMigrate(a), newRebuild(a), newEngine())
+	// Groups such as "lake" run nothing themselves.
 	for _, c := range root.Commands() {
 		if c.HasSubCommands() {
 			suggest(c)
@@ -111,7 +122,8 @@ func (a *cli) config() (config.Config, error) {
 	return c, c.Check()
 }
 
-// loadConfig is config without the check.
+// loadConfig is config without the check, for commands that call a system elsewhere: the addresses of
+// its listeners need not be valid for this machine.
 func (a *cli) loadConfig() (config.Config, error) {
 	c, err := config.Load(a.configPath, os.LookupEnv)
 	if err != nil {

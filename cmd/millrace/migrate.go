@@ -26,6 +26,7 @@ It connects with store.postgres and store.password, which must be those of the o
 			if err != nil {
 				return err
 			}
+			// A store that already has this version is reported as well.
 			return app.Migrate(cmd.Context(), c, func(service string) {
 				fmt.Fprintf(cmd.OutOrStdout(), "event store of %s: this version\n", service)
 			})

@@ -45,6 +45,7 @@ func (c *choice) Set(s string) error {
 func printTable(w io.Writer, header []string, rows [][]any) {
 	t := table.NewWriter()
 	t.SetStyle(table.StyleLight)
+	// The library would print headers in capitals.
 	t.Style().Format.Header = text.FormatDefault
 	t.SetOutputMirror(w)
 	h := make(table.Row, len(header))
@@ -91,6 +92,7 @@ func newBar(label string) *bar {
 	b.writer.SetTrackerLength(30)
 	b.writer.SetMessageLength(36)
 	b.writer.SetUpdateFrequency(100 * time.Millisecond)
+	// end stops it: a bar whose total is still unknown would end too early.
 	b.writer.SetAutoStop(false)
 	b.writer.AppendTracker(b.tracker)
 	b.wait.Go(b.writer.Render)
@@ -109,6 +111,7 @@ func (b *bar) set(done, total int64, message string) {
 // end stops drawing. If the work failed, the bar is marked as failed.
 func (b *bar) end(err error) {
 	if b.writer == nil {
+		// Not a terminal: a second line instead of a bar.
 		how := "done"
 		if err != nil {
 			how = "failed"
@@ -121,6 +124,7 @@ func (b *bar) end(err error) {
 	} else {
 		b.tracker.MarkAsDone()
 	}
+	// Wait for the last frame, so that the result is printed below it.
 	b.writer.Stop()
 	b.wait.Wait()
 }

@@ -28,6 +28,7 @@ start again, too.
 Stop every process of Millrace first. It uses the configuration or --data, as "millrace up" does.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			// Before the configuration is read: a forgotten --yes is the more likely mistake.
 			if !yes {
 				return errors.New("this deletes the topic, and the views and tables derived from it: confirm with --yes")
 			}
@@ -35,6 +36,7 @@ Stop every process of Millrace first. It uses the configuration or --data, as "m
 			if err != nil {
 				return err
 			}
+			// Deleting a topic and dropping tables takes seconds, unless a server hangs.
 			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Minute)
 			defer cancel()
 			return app.Rebuild(ctx, c, service, c.Log.Logger(os.Stderr), func(what string) { fmt.Fprintln(cmd.OutOrStdout(), what) })

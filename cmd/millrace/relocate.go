@@ -8,7 +8,8 @@ import (
 	"github.com/millrace/millrace/lake"
 )
 
-// newLakeRelocate returns the command lake relocate.
+// newLakeRelocate returns the command lake relocate. It rewrites metadata, so it has the annotation
+// "writes"; see onLake.
 func newLakeRelocate(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "relocate FROM",

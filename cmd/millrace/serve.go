@@ -51,6 +51,7 @@ store.postgres, kafka.brokers, redis.addr, search.elasticsearch, lake.catalog an
 		if err != nil {
 			return err
 		}
+		// The context is done at SIGTERM or Ctrl-C; see main.
 		ctx := cmd.Context()
 		p, err := app.Start(ctx, c, roles, c.Log.Logger(os.Stderr))
 		if err != nil {
@@ -61,6 +62,7 @@ store.postgres, kafka.brokers, redis.addr, search.elasticsearch, lake.catalog an
 			api = "api on " + p.Addr() + ", "
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "serving %v: %soperations on %s\n", roles, api, p.AdminAddr())
+		// Until a signal, or until a component fails.
 		select {
 		case <-ctx.Done():
 		case <-p.Failed():

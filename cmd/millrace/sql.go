@@ -49,6 +49,7 @@ no running system.`,
 	cmd.Flags().StringVar(&moment, "as-of", "", "earlier snapshots: TIME, DURATION ago, or TOPIC/PARTITION=OFFSET,…")
 	a.dataFlag(cmd, "query the files of this data folder instead of a running system")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		// An explicit --data selects the files. The setting data alone does not.
 		if cmd.Flags().Changed("data") {
 			c, err := a.config()
 			if err != nil {
@@ -73,6 +74,7 @@ no running system.`,
 			return explain(err)
 		}
 		defer resp.Body.Close() //nolint:errcheck // read to its end or given up
+		// Before the first row, an error is a status and a text.
 		if resp.StatusCode != http.StatusOK {
 			reason, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 			return errors.Join(errors.New(strings.TrimSpace(string(reason))), err)
@@ -103,6 +105,7 @@ func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment strin
 	if err != nil {
 		return err
 	}
+	// The running system may use the same lake, so do not write.
 	where.ReadOnly = true
 	l, err := lake.Open(ctx, where)
 	if err != nil {

@@ -31,6 +31,8 @@ func newStatus(a *cli) *cobra.Command {
 		if err != nil {
 			return explain(err)
 		}
+		// The message of the API is the format for scripts: field names of the contract, zero values
+		// included.
 		if *output == "json" {
 			b, err := protojson.MarshalOptions{EmitUnpopulated: true, UseProtoNames: true, Indent: "  "}.Marshal(r.Msg)
 			if err != nil {
@@ -67,6 +69,7 @@ func printAddresses(w io.Writer, s *adminv1.StatusResponse) {
 	for _, f := range s.Views {
 		fmt.Fprintf(w, "view %s: %s damaged, being rebuilt from the log: %s\n", f.View, f.Part, f.Reason)
 	}
+	// Sorted, because the order of a map is random.
 	for i, name := range slices.Sorted(maps.Keys(s.Addresses)) {
 		if i > 0 {
 			fmt.Fprint(w, ", ")

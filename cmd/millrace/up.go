@@ -50,6 +50,7 @@ The next start continues from the data on disk. The demo's commands are not dupl
 			return errors.Join(err, p.Close())
 		}
 		fmt.Fprintf(out, "millrace is up after %v, on %s, data in %s\n", time.Since(begun).Round(10*time.Millisecond), caller.api(), c.Data)
+		// If the demo fails, stop rather than serve: something basic is wrong.
 		err = present(ctx, out, p, caller, noDemo)
 		if err == nil {
 			select {
@@ -82,6 +83,7 @@ func present(ctx context.Context, out io.Writer, p *app.App, caller caller, noDe
 		if err != nil {
 			return fmt.Errorf("demo: %w", err)
 		}
+		// Wait, so that the status and the proposed queries show the demo's orders.
 		b = newBar("demo shop: sinks catch up")
 		err = p.CatchUp(ctx, func(_ string, done, total int) { b.set(int64(done), int64(total), "") })
 		b.end(err)

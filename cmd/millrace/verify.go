@@ -59,6 +59,7 @@ It calls the system at --admin-addr. --addr alone is refused, because it does no
 
 // receiveResult shows the progress of a verification and returns its result.
 func receiveResult(stream *connect.ServerStreamForClient[adminv1.VerifyResponse]) (*adminv1.VerifyResult, error) {
+	// The stream has progress messages, and one result at its end.
 	b := newBar("verify")
 	var result *adminv1.VerifyResult
 	for stream.Receive() {
@@ -83,7 +84,7 @@ func printVerify(w io.Writer, r *adminv1.VerifyResult) {
 	var rows [][]any
 	for _, g := range r.Aggregates {
 		for _, s := range g.Sides {
-			rows = append(rows, []any{g.Aggregate, s.Side, s.Count, s.Unit, s.Hash[:16]})
+			rows = append(rows, []any{g.Aggregate, s.Side, s.Count, s.Unit, s.Hash[:16]}) // a prefix is enough for a person to compare
 		}
 	}
 	printTable(w, []string{"aggregate", "side", "count", "of", "content hash"}, rows)
@@ -92,6 +93,7 @@ func printVerify(w io.Writer, r *adminv1.VerifyResult) {
 			fmt.Fprintln(w, "different:", g.Difference)
 		}
 	}
+	// Not a difference: every sink leaves these records out.
 	for _, g := range r.Aggregates {
 		for _, s := range g.Sides {
 			if s.NotEvents > 0 {

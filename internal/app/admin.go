@@ -39,6 +39,7 @@ func (p *App) Status(ctx context.Context, _ *connect.Request[adminv1.StatusReque
 	if err != nil {
 		return nil, err
 	}
+	// Broken tables are part of the answer. An error here is one of the catalog.
 	broken, err := p.brokenTables(ctx)
 	if err != nil {
 		return nil, err
@@ -128,6 +129,7 @@ func (p *App) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err error
 		return sinks, err
 	}
 	for _, a := range p.modules.aggregates() {
+		// What the relay has not reached is the lag; the rest of the store is on the topic.
 		at := progress[a.Service]
 		ahead, err := p.stores[a.Name].Stats(ctx, at.Position)
 		if err != nil {
@@ -178,6 +180,7 @@ func (p *App) tableSinks(ctx context.Context) ([]telemetry.Sink, error) {
 	}
 	var sinks []telemetry.Sink
 	for _, t := range tables {
+		// A partition that the table has not begun counts from offset 0.
 		var lag uint64
 		for partition, end := range ends[t.Topic] {
 			lag += uint64(max(0, end-t.Offsets[partition]))
@@ -222,12 +225,13 @@ func (p *App) compare(ctx context.Context, wait time.Duration, progress verify.P
 	// wait bounds the catching up only. The comparison may take as long as the caller allows.
 	bounded, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
+	// A store has changed during the comparison if its head differs before and after.
 	before, err := p.heads(ctx)
 	if err != nil {
 		return r, false, err
 	}
 	if err := p.CatchUp(bounded, progress); err != nil {
-		if bounded.Err() != nil && ctx.Err() == nil {
+		if bounded.Err() != nil && ctx.Err() == nil { // wait has passed, not the caller's deadline
 			return r, false, connect.NewError(connect.CodeDeadlineExceeded, fmt.Errorf("not every sink caught up within %v: %w: increase --wait, or see `millrace status`", wait, err))
 		}
 		return r, false, err
@@ -266,6 +270,7 @@ func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 	done := 0
 	report := func(what string) { progress("waiting for "+what, done, total); done++ }
 
+	// 1. Every store is published up to its present head.
 	heads, err := p.heads(ctx)
 	if err != nil {
 		return err
@@ -280,6 +285,7 @@ func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 			return err
 		}
 	}
+	// 2. Views and tables have reached the ends that the topics have now.
 	ends, err := p.ends(ctx)
 	if err != nil {
 		return err
@@ -369,6 +375,7 @@ func (p *App) comparisons(s Service) []verify.Comparison {
 		{Name: "store " + a.Service, Digest: func(ctx context.Context) (*digest.Digest, error) { return eventsDigest(events(ctx, store)) }},
 		{Name: "topic " + a.Topic, Digest: func(ctx context.Context) (*digest.Digest, error) { return p.topicDigest(ctx, a.Topic) }},
 	}}
+	// Every derived sink has a comparison of its own, because its unit differs from events.
 	var derived []verify.Comparison
 	derive := func(unit, name string, actual digester, expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error)) {
 		derived = append(derived, verify.Comparison{Unit: unit, Sides: []verify.Side{
@@ -461,6 +468,7 @@ func (p *App) topicDigest(ctx context.Context, topic string) (*digest.Digest, er
 	if err != nil {
 		return nil, err
 	}
+	// The same checks as in the sinks: seal, and growing positions per partition.
 	d, sequences := digest.New(), map[int32]event.Sequence{}
 	err = kafka.ReadAll(ctx, p.kafka, topic, nil, end, func(m kafka.Message) error {
 		e, sealed, err := p.decoder.Sealed(ctx, registry.Record{

@@ -104,6 +104,7 @@ func newApp(m Modules, cfg config.Config, roles []Role, log *slog.Logger) *App {
 		settings: map[string][]settings.Fault{}, addresses: map[string]string{},
 		failed: make(chan struct{}),
 	}
+	// Sinks registers its servers with the App, so each refers to the other.
 	p.viewSinks = &Sinks{app: p}
 	return p
 }
@@ -191,12 +192,13 @@ func (p *App) onStop(stop func() error) { p.stops = append(p.stops, stop) }
 // background runs a part until the system stops. A part that ends before that, with or without an
 // error, fails the system.
 func (p *App) background(name string, run func(context.Context) error) {
+	// Not the context of the start, which may have a deadline.
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		err := run(ctx)
-		// If ctx is done, Close has ended the part, and its error is of no interest.
+		// If ctx is done, Close has ended it, and its error is of no interest.
 		if ctx.Err() == nil {
 			if err == nil {
 				err = errors.New("ended unexpectedly")
@@ -272,6 +274,7 @@ func (p *App) startListeners(ctx context.Context) error {
 	if p.tokens, err = auth.Open(p.cfg.Auth.Tokens, p.log); err != nil {
 		return err
 	}
+	// Tokens without rights are allowed, but they are hardly intended.
 	if p.tokens.Grant(granted); len(granted) == 0 {
 		p.log.Warn("auth.rights is empty, so every call is denied: grant rights to the callers in auth.tokens")
 	}

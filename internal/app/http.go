@@ -34,6 +34,7 @@ const (
 func (p *App) startServers(ctx context.Context) error {
 	p.limiter = server.NewLimiter(p.cfg.Limits.Calls)
 	p.slots = server.NewSlots(p.cfg.Limits.SQL, maxQueuedQueries, p.cfg.Limits.SQLWait)
+	// One gauge per class. SQL can be refused by the limiter, and by the slots of its caller.
 	for _, c := range []server.Class{server.SQL, server.Query, server.Command} {
 		p.metrics.Gauge("millrace_shed_"+c.String(),
 			"Requests of this class that were refused because of load, since the start.", func() float64 {
@@ -64,6 +65,7 @@ func (p *App) startServers(ctx context.Context) error {
 		"/metrics")); err != nil {
 		return err
 	}
+	// Queries are refused until the views have caught up; see whenCaughtUp.
 	if len(p.views) > 0 {
 		p.background("readiness", p.awaitViews)
 	}
@@ -74,6 +76,7 @@ func (p *App) startServers(ctx context.Context) error {
 // health, reflection and SQL.
 func (p *App) api() http.Handler {
 	mux := http.NewServeMux()
+	// Counts calls and their durations by procedure and code.
 	measured := p.metrics.Interceptor()
 	var services []string
 	// Every service of the modules, on its own path.
@@ -211,6 +214,7 @@ func (p *App) operations() http.Handler {
 	if p.has(Admin) {
 		path, h := adminv1connect.NewAdminServiceHandler(p, rpc.OperationOptions(p.log)...)
 		mux.Handle(path, onlyWith(auth.Operations, limited(h)))
+		// grpcurl can call status and verify.
 		reflect(mux, adminv1connect.AdminServiceName)
 	}
 	p.metrics.Sinks(p.sinks, requestTimeout, p.log)
@@ -249,6 +253,7 @@ func (p *App) unready(ctx context.Context) error {
 	if p.draining.Load() {
 		return errors.New("stopping")
 	}
+	// A store or a catalog that hangs must not block the probe.
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	for _, a := range p.modules.aggregates() {

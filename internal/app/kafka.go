@@ -75,6 +75,7 @@ func (p *App) startRegistry() error {
 	if c.URL == "" {
 		return nil
 	}
+	// Secrets are read at start only. A changed password needs a restart.
 	password, err := c.Password.Reveal("")
 	if err != nil {
 		return fmt.Errorf("registry.password: %w", err)
@@ -91,6 +92,7 @@ func (p *App) startRegistry() error {
 		p.registry.Close()
 		return nil
 	})
+	// This decoder reads values with the registry's framing, too.
 	p.decoder = registry.NewDecoder(p.registry)
 	p.metrics.Gauge("millrace_registry_degraded", "1 while the schema registry is unavailable and cached schemas are used.", func() float64 {
 		if p.registry.Degraded() {
@@ -117,7 +119,7 @@ func (p *App) startSeals() error {
 	if p.decoder == nil {
 		p.decoder = registry.NewDecoder(nil)
 	}
-	// From now on, the decoder rejects records without a valid seal.
+	// From here on, the decoder rejects records without a valid seal.
 	p.decoder.CheckSeals(seals)
 	return nil
 }

@@ -91,6 +91,7 @@ func (p *App) startLanding(context.Context) error {
 	if p.cfg.Kafka.Brokers == "" {
 		instance = "embedded" // an embedded broker has exactly one process
 	}
+	// Every process with the role lake runs landers. They share the partitions as one group.
 	run := lakelanding.Config{
 		Instance: instance,
 		Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, WriteDeadLetters: park(deadLetters),
@@ -117,6 +118,7 @@ func (p *App) land(ctx context.Context, run lakelanding.Config) error {
 		if broken := (*faults.TableError)(nil); !errors.As(err, &broken) {
 			return err
 		}
+		// An operator may repair the table meanwhile, so try again.
 		select {
 		case <-ctx.Done():
 			return nil

@@ -49,6 +49,7 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	if err := p.startRegistry(); err != nil {
 		return err
 	}
+	// Read the configuration of the lake before the registry is contacted, so that errors come first.
 	where, err := LakeConfig(cfg, log)
 	if err != nil {
 		return err
@@ -61,6 +62,7 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	if err := p.hasTopic(ctx, table.Topic); err != nil {
 		return err
 	}
+	// Only this table. The tables of the shop are landed by the role lake.
 	where.Tables = []declare.Table{table}
 	if p.lake, err = lake.Open(ctx, where); err != nil {
 		return err
@@ -146,6 +148,7 @@ func (p *App) watch(ctx context.Context, l Landing, topic string) error {
 			}
 			all, err := admin.EndOffsets(ctx, topic)
 			admin.Close()
+			// Brokers may be unavailable for a while; the landers wait for them, too.
 			if errors.Is(err, kafka.ErrStalled) {
 				p.log.Warn("cannot read the end offsets of the topic; retrying", "topic", topic, "error", err)
 				continue
@@ -160,6 +163,7 @@ func (p *App) watch(ctx context.Context, l Landing, topic string) error {
 			p.log.Warn("cannot read the offsets of the table; retrying", "error", err)
 			continue
 		}
+		// Sums over all partitions, for the progress bar.
 		var at, of int64
 		complete := true
 		for partition, end := range ends {

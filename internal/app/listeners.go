@@ -79,8 +79,9 @@ func (p *App) hosts(listener string) server.Hosts {
 			names = append(names, name)
 		}
 	}
+	// The address in use, because the configured one may be a name.
 	at := p.listeners[listener].Addr()
-	beyond := true
+	beyond := true // reachable from other machines
 	if tcp, ok := at.(*net.TCPAddr); ok {
 		beyond = !tcp.IP.IsLoopback()
 		names = append(names, tcp.IP.String())
@@ -152,6 +153,7 @@ func reflections() func(path string, h http.Handler) (string, http.Handler) {
 	errs := connect.NewErrorWriter()
 	return func(path string, h http.Handler) (string, http.Handler) {
 		return path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			// A full channel means that the limit is reached.
 			select {
 			case open <- struct{}{}:
 				defer func() { <-open }()

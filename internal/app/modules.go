@@ -120,6 +120,7 @@ func (m Modules) tables() []declare.Table {
 		}
 		return 2
 	}
+	// Stable, so that the services keep their order within each kind.
 	slices.SortStableFunc(all, func(a, b declare.Table) int { return cmp.Compare(kind(a), kind(b)) })
 	return all
 }

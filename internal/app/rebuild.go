@@ -39,7 +39,7 @@ func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.L
 			return err
 		}
 	}
-	// This also starts the embedded broker, if none is configured.
+	// This also starts the embedded broker, if no brokers are configured.
 	if err := p.startKafka(ctx); err != nil {
 		return err
 	}
@@ -73,6 +73,7 @@ func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.L
 // fenceRelays ends relays in other processes by taking over their transactional ids.
 func (p *App) fenceRelays(ctx context.Context) error {
 	for _, a := range p.modules.aggregates() {
+		// The same id as in startRelays. With real brokers it has no suffix.
 		producer, err := kafka.NewTransactionalProducer(p.kafka, "millrace-relay-"+a.Service)
 		if err != nil {
 			return err
@@ -102,6 +103,7 @@ func (p *App) dropReaders(ctx context.Context, a event.Aggregate, report func(st
 	if err != nil {
 		return err
 	}
+	// Report what was dropped before an error, too: it is gone.
 	dropped, err := l.DropFedBy(ctx, a.Topic)
 	for _, name := range dropped {
 		report("table " + name + " is dropped")

@@ -86,7 +86,7 @@ func wanted(roles []Role) map[component]bool {
 			w[n] = true
 		}
 	}
-	// The process that feeds the views knows how far they are, so it need not follow them.
+	// A process that feeds the views knows how far they are, so it need not follow them.
 	if w[runners] {
 		delete(w, followers)
 	}
@@ -123,7 +123,7 @@ func checkRoles(c config.Config, roles []Role) error {
 		return errors.New("no roles: want at least one")
 	}
 	if len(roles) == len(Roles()) {
-		return nil
+		return nil // ParseRoles removes duplicates, so these are all roles
 	}
 	if missing := embedded(c, wanted(roles)); len(missing) > 0 {
 		return fmt.Errorf("roles %v need external servers: set %s (see `millrace config`), or run all roles in one process with `millrace up`",

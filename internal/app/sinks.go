@@ -181,7 +181,7 @@ func elasticsearchConfig(c config.Search, log *slog.Logger) (elasticsearch.Confi
 	return elasticsearch.Config{Addresses: addresses, Username: c.User, Password: password, TLS: trust, Logger: log}, nil
 }
 
-// view is a view that this process feeds or follows.
+// view is a view that this process feeds or follows, with the goroutine that does so.
 type view struct {
 	View
 	OpenView

@@ -59,6 +59,7 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer done()
+	// The engine rejects an unknown format.
 	format := r.URL.Query().Get("output")
 	if format == "" {
 		format = "json"
@@ -137,6 +138,7 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 func (p *App) findLost(ctx context.Context, query string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
+	// A table counts as named if its name occurs in the text. Checking one too many does no harm.
 	names, err := p.lake.All(ctx)
 	if err != nil {
 		return nil

@@ -99,6 +99,7 @@ func (p *App) startRelays(context.Context) error {
 		return n
 	})
 	for _, a := range p.modules.aggregates() {
+		// nil: the topic has plain Protobuf values.
 		encoder, err := p.encoder(a)
 		if err != nil {
 			return err

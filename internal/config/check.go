@@ -27,6 +27,7 @@ func (c Config) Check() error {
 // checkListeners checks the addresses that this process listens on: without authentication, only
 // loopback is allowed.
 func (c Config) checkListeners() error {
+	// All errors are collected, so that one run reports every mistake.
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	for _, a := range []struct {
@@ -56,6 +57,7 @@ func (c Config) checkListeners() error {
 func (c Config) CheckClient() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	// A certificate is useless without its key.
 	for _, pair := range []struct{ cert, key, first, second string }{
 		{c.TLS.Cert, c.TLS.Key, "tls.cert", "tls.key"},
 		{c.Kafka.TLS.Cert, c.Kafka.TLS.Key, "kafka.tls.cert", "kafka.tls.key"},
@@ -115,6 +117,7 @@ func (c Config) CheckClient() error {
 	if w := c.Lake.Warehouse; w != "" && !strings.HasPrefix(w, "s3://") {
 		bad("lake.warehouse: %q is not s3://bucket/folder", w)
 	}
+	// Without keys, the client takes those of the environment or of the machine's role.
 	if (c.Lake.S3.AccessKey == "") != c.Lake.S3.SecretKey.Empty() {
 		bad("lake.s3.access_key, lake.s3.secret_key: set both or neither")
 	}
@@ -139,6 +142,7 @@ func (c Config) CheckClient() error {
 
 // checkREST checks the settings of the REST catalog.
 func (l Lake) checkREST(bad func(string, ...any)) {
+	// The key remains in the struct, so that files with it get this error and not "unknown key".
 	if len(l.REST.Rights) > 0 {
 		bad("lake.rest.rights: removed: grant catalog.read, catalog.write or catalog.admin in auth.rights (callers without an entry have no rights)")
 	}
@@ -164,7 +168,7 @@ func hasPassword(s string) bool {
 	for one := range strings.SplitSeq(s, ",") {
 		u, err := url.Parse(one)
 		if err != nil {
-			continue
+			continue // not a URL; passwordWord matches keyword strings
 		}
 		if _, has := u.User.Password(); has || u.Query().Has("password") || u.Query().Has("sslpassword") {
 			return true
@@ -220,6 +224,7 @@ func (l Limits) check(bad func(format string, args ...any)) {
 		{"idle_timeout", int64(l.IdleTimeout), 1}, {"body_timeout", int64(l.BodyTimeout), 1}, {"body_bytes", l.BodyBytes, 8 << 20},
 		{"calls", int64(l.Calls), 4}, {"sql", int64(l.SQL), 1}, {"sql_wait", int64(l.SQLWait), 0},
 	} {
+		// Zero means a default where it is allowed; see the descriptions.
 		if v.value < v.from {
 			bad("limits.%s: %d is below %d", v.key, v.value, v.from)
 		}

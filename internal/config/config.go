@@ -3,8 +3,12 @@
 // default.
 //
 // Load reads the file and the environment. Check finds settings that cannot work. WriteTo writes a
-// documented configuration file from the same struct, so file, documentation and code agree. Secret
-// is a setting that is never printed.
+// documented configuration file from the same struct, so file, documentation and code agree;
+// docs/configuration.md is generated from it as well. Secret is a setting that is never printed.
+//
+// Precedence: defaults, the file, the environment, and flags, which the command line applies. Unknown
+// keys are errors. A setting with an empty value usually selects an embedded server; its description
+// says so.
 package config
 
 import (
@@ -254,6 +258,7 @@ func Default() Config {
 // empty path means `millrace.yaml` in the working directory, which may be missing. Unknown keys are
 // errors.
 func Load(path string, lookupEnv func(string) (string, bool)) (Config, error) {
+	// Decoding leaves fields alone whose keys are absent, so they keep their defaults.
 	c := Default()
 	// Only the default file may be missing.
 	optional := path == ""
@@ -282,7 +287,7 @@ func Load(path string, lookupEnv func(string) (string, bool)) (Config, error) {
 func override(v reflect.Value, prefix string, lookupEnv func(string) (string, bool)) error {
 	for i := range v.NumField() {
 		f, name := v.Field(i), prefix+strings.ToUpper(v.Type().Field(i).Tag.Get("yaml"))
-		// A secret has two variables. The value takes precedence over the file.
+		// A secret has two variables: NAME is its value, NAME_FILE its file. The value takes precedence.
 		if secret, ok := f.Addr().Interface().(*Secret); ok {
 			if path, ok := lookupEnv(name + "_FILE"); ok {
 				*secret = SecretFile(path)
@@ -292,6 +297,7 @@ func override(v reflect.Value, prefix string, lookupEnv func(string) (string, bo
 			}
 			continue
 		}
+		// A section: its variables have its name as a prefix.
 		if f.Kind() == reflect.Struct {
 			if err := override(f, name+"_", lookupEnv); err != nil {
 				return err
@@ -312,7 +318,7 @@ func override(v reflect.Value, prefix string, lookupEnv func(string) (string, bo
 	return nil
 }
 
-// Codec returns the codec of a topic.
+// Codec returns the codec of a topic: its own in kafka.codecs, or else the default of kafka.codec.
 func (c Config) Codec(topic string) string {
 	if codec, ok := c.Kafka.Codecs[topic]; ok {
 		return codec
@@ -325,6 +331,7 @@ func (t ClientTLS) Client() (*tls.Config, error) {
 	if !t.Enabled {
 		return nil, nil
 	}
+	// Without a pool, crypto/tls uses the system's.
 	c := &tls.Config{MinVersion: tls.VersionTLS12}
 	if t.CA != "" {
 		pem, err := os.ReadFile(t.CA)
@@ -353,6 +360,7 @@ func (c Config) Path(elem ...string) string {
 
 // Logger returns a logger for these settings.
 func (l Log) Logger(w io.Writer) *slog.Logger {
+	// Check has rejected other formats.
 	opts := &slog.HandlerOptions{Level: l.Level}
 	if l.Format == "json" {
 		return slog.New(slog.NewJSONHandler(w, opts))
@@ -394,6 +402,7 @@ const commentWidth = 100
 
 // comment writes text as comment lines. A word that is longer than a line gets its own line.
 func comment(b *bytes.Buffer, indent, text string) {
+	// Runes, not bytes: descriptions contain characters such as an ellipsis.
 	line := indent + "#"
 	for _, word := range strings.Fields(text) {
 		if line != indent+"#" && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > commentWidth {
@@ -405,7 +414,7 @@ func comment(b *bytes.Buffer, indent, text string) {
 	b.WriteString(line + "\n")
 }
 
-// scalar returns a value in YAML. Secrets are hidden.
+// scalar returns a value in YAML, on one line. Secrets are hidden.
 func scalar(v reflect.Value) string {
 	switch x := v.Interface().(type) {
 	case string:

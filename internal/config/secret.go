@@ -12,9 +12,10 @@ import (
 // Secret is a string that is never printed. In the file it is the string, or {file: PATH} with a
 // file that contains it. In the environment, a variable contains the string, or the path if its
 // name ends with _FILE.
+// At most one of the fields is set.
 type Secret struct {
-	text string
-	file string
+	text string // the value
+	file string // the path of a file that contains it
 }
 
 // SecretText returns a secret with a value.
@@ -38,6 +39,7 @@ func (s Secret) Reveal(service string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read secret: %w", err)
 	}
+	// Editors and "echo" end files with a line break.
 	text := strings.TrimRight(string(b), "\r\n")
 	if text == "" {
 		return "", fmt.Errorf("read secret: %s is empty", path)

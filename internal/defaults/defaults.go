@@ -4,7 +4,7 @@ package defaults
 
 import "time"
 
-// Landing.
+// Landing: a commit happens after CommitInterval, or once CommitBytes are pending.
 const (
 	CommitInterval = time.Second
 	CommitBytes    = 64 << 20
@@ -14,8 +14,8 @@ const (
 const (
 	MaintainEvery = 10 * time.Minute
 	TargetBytes   = 128 << 20 // of a data file
-	KeepAge       = time.Hour // of a state that another one has replaced
+	KeepAge       = time.Hour // how long a snapshot stays readable after the next one
 	OrphanAge     = 24 * time.Hour
 	Memory        = 256 << 20 // of a compaction, in bytes
-	Share         = 0.5       // of the time, in which a compaction works beside landers
+	Share         = 0.5       // duty cycle of a compaction beside landers: the fraction of the time it works
 )

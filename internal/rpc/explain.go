@@ -21,6 +21,7 @@ func (e *fieldError) Error() string { return e.path + ": " + e.why }
 // explainJSON finds the wrong field in a body that protojson rejected. It decodes the body a second
 // time, which costs nothing for valid requests.
 func explainJSON(body []byte, md protoreflect.MessageDescriptor, strict bool, refused error) error {
+	// Syntax first: without it, there are no fields.
 	var syntax *json.SyntaxError
 	var whole json.RawMessage
 	switch err := json.Unmarshal(body, &whole); {
@@ -35,6 +36,7 @@ func explainJSON(body []byte, md protoreflect.MessageDescriptor, strict bool, re
 	if errors.As((&explainer{strict: strict}).message("", body, md), &field) {
 		return field
 	}
+	// No single field is wrong. Report protojson's own reason.
 	return errors.New(reason(refused))
 }
 
@@ -49,6 +51,7 @@ func (x *explainer) message(path string, raw json.RawMessage, md protoreflect.Me
 		}
 		return nil
 	}
+	// Token by token, because a map would lose duplicate names and their order.
 	d := json.NewDecoder(bytes.NewReader(raw))
 	if start, err := d.Token(); err != nil || start != json.Delim('{') {
 		return &fieldError{orBody(path), "want an object"}
@@ -84,6 +87,7 @@ func (x *explainer) member(path, key string, value json.RawMessage, md protorefl
 		}
 		return &fieldError{join(path, printable(key)), "unknown field" + didYouMean(key, fieldNames(md))}
 	}
+	// The contract's name, whichever of its two names the request uses.
 	path = join(path, string(fd.Name()))
 	if given[fd.Name()] {
 		return &fieldError{path, "set twice"}
@@ -132,6 +136,7 @@ func (x *explainer) scalar(path string, value json.RawMessage, fd protoreflect.F
 		// protojson expects a list for this field, so wrap the single element.
 		value = append(append([]byte{'['}, value...), ']')
 	}
+	// A request with this field alone. protojson decides, so both agree on every value.
 	alone := fmt.Appendf(nil, "{%q:%s}", fd.JSONName(), value)
 	m := dynamicpb.NewMessage(fd.ContainingMessage())
 	if (protojson.UnmarshalOptions{DiscardUnknown: !x.strict}).Unmarshal(alone, m) == nil {

@@ -61,6 +61,7 @@ func planOf(md protoreflect.MessageDescriptor) []step {
 			plan = append(plan, s)
 		}
 	}
+	// Two requests may compute the same plan at once. Either result is right.
 	plans.Store(md.FullName(), plan)
 	return plan
 }
@@ -151,6 +152,7 @@ func (n *normalizer) message(m protoreflect.Message, plan []step, path []pathEle
 		}
 		value := m.Get(s.field)
 		if !s.field.IsList() {
+			// append may share path's array between siblings. That is safe: fieldPath copies it.
 			if changed, is := n.value(s, value, append(path, pathElement{field: s.field})); is {
 				m.Set(s.field, changed)
 			}

@@ -20,12 +20,13 @@ import (
 func Intake(next http.Handler) http.Handler {
 	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Connect's GET requests have the message in the URL.
 		query := r.URL.Query()
 		if r.Method == http.MethodGet && query.Get("base64") == "1" && !isBase64(query.Get("message")) {
 			_ = refuse.Write(w, r, invalid("message: want URL-safe base64"))
 			return
 		}
-		// Connect's message is its parser's.
+		// Connect would answer with the message of Go's parser.
 		if within := r.Header.Get("Connect-Timeout-Ms"); within != "" && !isMillis(within) {
 			_ = refuse.Write(w, r, invalid("Connect-Timeout-Ms: want milliseconds as an integer of at most ten digits"))
 			return
@@ -66,6 +67,7 @@ type checked struct {
 // Read checks the frames, and turns errors of the connection into Connect's codes.
 func (c *checked) Read(p []byte) (int, error) {
 	n, err := c.ReadCloser.Read(p)
+	// Before the handler sees the bytes, so that it never decodes a broken frame.
 	if c.frames != nil {
 		if broken := c.frames.check(p[:n]); broken != nil {
 			return 0, broken
@@ -74,7 +76,7 @@ func (c *checked) Read(p []byte) (int, error) {
 	var typed *connect.Error
 	var tooLarge *http.MaxBytesError
 	switch {
-	case err == nil, errors.As(err, &typed), errors.As(err, &tooLarge):
+	case err == nil, errors.As(err, &typed), errors.As(err, &tooLarge): // Connect reports these rightly
 		return n, err
 	case errors.Is(err, io.EOF) && !errors.Is(err, server.ErrBody):
 		if c.frames != nil {
@@ -146,7 +148,7 @@ func (f *frames) check(p []byte) *connect.Error {
 		f.left = binary.BigEndian.Uint32(f.header[1:])
 		switch flags := f.header[0]; {
 		case flags == 0, flags == f.last:
-		case flags == 1 && f.compression:
+		case flags == 1 && f.compression: // a compressed message
 		case flags == 1:
 			return invalid("a message is marked as compressed, but no header names the compression")
 		default:

@@ -228,6 +228,7 @@ func (c handlerConfig) publicError(ctx context.Context, spec connect.Spec, err e
 	switch {
 	case errors.As(err, &typed):
 		return typed
+	// Stores wrap the context's error, with details that are internal.
 	case errors.Is(err, context.DeadlineExceeded):
 		return connect.NewError(connect.CodeDeadlineExceeded, errors.New("the call's deadline has passed"))
 	case errors.Is(err, context.Canceled):

@@ -195,9 +195,9 @@ func child(of string) int {
 
 // childProcess is a process that feeds a view until it is killed.
 type childProcess struct {
-	cmd   *exec.Cmd
-	lines *bufio.Scanner
-	output  []string
+	cmd    *exec.Cmd
+	lines  *bufio.Scanner
+	output []string
 }
 
 func startChild(t *testing.T, brokers, name string, p place) *childProcess {

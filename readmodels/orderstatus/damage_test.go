@@ -83,7 +83,7 @@ func TestDamageIsRepaired(t *testing.T) {
 			cfg := on.cfg(t)
 			broker := streamstest.NewBroker(t)
 			l := streamstest.NewLog(t, broker, event.Order.Topic)
-			l.Write(t, happenings(t, l, 400, 200)...)
+			l.Write(t, randomEvents(t, l, 400, 200)...)
 			raw := dial(t, cfg.Addr, l.Versions)
 			want, err := orderstatus.ExpectedDigest(l.All())
 			if err != nil {

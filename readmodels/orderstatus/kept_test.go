@@ -48,7 +48,7 @@ func TestStoredViewResumes(t *testing.T) {
 				t.Errorf("positions %v, %v", kept, err)
 			}
 		}
-		l.Write(t, happenings(t, l, 300, 1000)...)
+		l.Write(t, randomEvents(t, l, 300, 1000)...)
 		r := v.Runtime(cfg, nil, streamstest.Quiet)
 		stop := streamstest.Start(t, r)
 		streamstest.CatchUp(t, r)
@@ -90,14 +90,14 @@ func TestDamagedStoredViewIsRebuilt(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "redis")
 			for _, running := range []bool{false, true, false} {
 				v, end := keeping(t, dir)
-				l.Write(t, happenings(t, l, 300, 1000)...)
+				l.Write(t, randomEvents(t, l, 300, 1000)...)
 				r := v.Runtime(cfg, nil, streamstest.Quiet)
 				stop := streamstest.Start(t, r)
 				streamstest.CatchUp(t, r)
 				asExpected(t, v, l)
 				if running {
 					damage(t, dir)
-					l.Write(t, happenings(t, l, 300, 1000)...)
+					l.Write(t, randomEvents(t, l, 300, 1000)...)
 					streamstest.CatchUp(t, r)
 				}
 				stop()
@@ -141,7 +141,7 @@ func TestStoredDocumentIsNotStale(t *testing.T) {
 	cfg := streamstest.NewBroker(t)
 	l := streamstest.NewLog(t, cfg, event.Order.Topic)
 	dir := filepath.Join(t.TempDir(), "redis")
-	l.Write(t, happenings(t, l, 50, 500)...)
+	l.Write(t, randomEvents(t, l, 50, 500)...)
 	v, end := keeping(t, dir)
 	r := v.Runtime(cfg, nil, streamstest.Quiet)
 	stop := streamstest.Start(t, r)
@@ -149,7 +149,7 @@ func TestStoredDocumentIsNotStale(t *testing.T) {
 	stop()
 	end()
 	before := maps.Clone(l.Versions)
-	l.Write(t, happenings(t, l, 50, 500)...) // while the view is stopped
+	l.Write(t, randomEvents(t, l, 50, 500)...) // while the view is stopped
 
 	v, end = keeping(t, dir)
 	defer end()

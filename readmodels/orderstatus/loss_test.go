@@ -73,7 +73,7 @@ func TestLossIsRepaired(t *testing.T) {
 			client := openRedis(t, cfg)
 			broker := streamstest.NewBroker(t)
 			l := streamstest.NewLog(t, broker, event.Order.Topic)
-			l.Write(t, happenings(t, l, 1000, 2000)...)
+			l.Write(t, randomEvents(t, l, 1000, 2000)...)
 			v := orderstatus.New(client, streamstest.Quiet)
 			r := v.Runtime(broker, nil, streamstest.Quiet)
 			streamstest.Start(t, r)
@@ -83,7 +83,7 @@ func TestLossIsRepaired(t *testing.T) {
 			streamstest.CatchUp(t, r)
 			asExpected(t, v, l)
 			for i, lose := range c.losses {
-				more := happenings(t, l, 1500, 1000)
+				more := randomEvents(t, l, 1500, 1000)
 				var writing sync.WaitGroup
 				writing.Go(func() { l.Write(t, more...) })
 				if err := lose(); err != nil {
@@ -149,7 +149,7 @@ func TestLostReferenceChangesTheDigest(t *testing.T) {
 	cfg := start(t, nil)
 	v := orderstatus.New(openRedis(t, cfg), streamstest.Quiet)
 	l := &streamstest.Log{Versions: map[string]uint64{}}
-	if err := v.Apply(t.Context(), records(happenings(t, l, 1200, 3000))); err != nil {
+	if err := v.Apply(t.Context(), records(randomEvents(t, l, 1200, 3000))); err != nil {
 		t.Fatal(err)
 	}
 	asExpected(t, v, l)

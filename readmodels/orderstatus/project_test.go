@@ -112,8 +112,8 @@ func TestProject(t *testing.T) {
 	}
 }
 
-// happening returns random event data that may follow a version of an order.
-func happening(t testing.TB, version uint64, reference string) []byte {
+// randomData returns random event data that may follow a version of an order.
+func randomData(t testing.TB, version uint64, reference string) []byte {
 	if version == 0 {
 		return marshal(t, placed(reference, line(1), line(2)))
 	}

@@ -48,6 +48,7 @@ func (q *Queries) GetOrder(ctx context.Context, req *connect.Request[orderv1.Get
 
 // version returns the version of an order in the view, or 0 if it is not there.
 func (v *View) version(ctx context.Context, order string) (uint64, error) {
+	// The stored version suffices; the document need not be decoded.
 	docs, err := v.docs.Load(ctx, order)
 	return docs[order].Version, v.lost(ctx, err)
 }
@@ -55,6 +56,7 @@ func (v *View) version(ctx context.Context, order string) (uint64, error) {
 // find returns the requested order, or nil if it does not exist. A shop may give two orders the
 // same reference. Then find returns the one that was placed last.
 func (v *View) find(ctx context.Context, req *orderv1.GetOrderRequest) (*orderv1.OrderStatus, error) {
+	// A request has either an id or a reference.
 	ids := []string{req.GetOrderId()}
 	reference, byReference := req.Key.(*orderv1.GetOrderRequest_Reference)
 	if byReference {

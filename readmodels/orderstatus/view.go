@@ -63,6 +63,7 @@ func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 	if err != nil {
 		return err
 	}
+	// The readable records are saved even if others are not readable.
 	_, err = readmodels.Fold(docs, records, Project)
 	var unreadable *streams.UnreadableError
 	if err != nil && !errors.As(err, &unreadable) {
@@ -108,6 +109,7 @@ func (v *View) lost(ctx context.Context, err error) error {
 
 // Inspect implements streams.Inspector. It restores missing references from the documents.
 func (v *View) Inspect(ctx context.Context) error {
+	// Documents are read one by one and checked in batches.
 	some := make([]redis.Document, 0, digestBatch)
 	complete := func() error {
 		// Only documents whose reference is missing are written again.
@@ -233,6 +235,7 @@ func (v *View) Status(ctx context.Context) (readmodels.Status, error) {
 // is lost counts as one without a reference.
 func (v *View) Digest(ctx context.Context) (*digest.Digest, error) {
 	d := digest.New()
+	// References are separate entries, so they are checked in batches.
 	some := make([]redis.Document, 0, digestBatch)
 	add := func() error {
 		lost, err := v.docs.Unreferenced(ctx, some)

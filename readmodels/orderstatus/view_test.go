@@ -96,12 +96,12 @@ func openRedis(t testing.TB, cfg redis.Config) *redis.Client {
 	return c
 }
 
-// happenings returns n random events of orders.
-func happenings(t testing.TB, l *streamstest.Log, orders, n int) []event.Event {
+// randomEvents returns n random events of orders.
+func randomEvents(t testing.TB, l *streamstest.Log, orders, n int) []event.Event {
 	events := make([]event.Event, n)
 	for i := range events {
 		id := fmt.Sprintf("00000000-0000-7000-8000-%012d", rand.IntN(orders))
-		events[i] = l.Next(event.Order.Name, id, happening(t, l.Versions[id], referenceOf(id)))
+		events[i] = l.Next(event.Order.Name, id, randomData(t, l.Versions[id], referenceOf(id)))
 	}
 	return events
 }
@@ -147,7 +147,7 @@ func TestRedeliveryAndConcurrentFeedersChangeNothing(t *testing.T) {
 		client := openRedis(t, cfg)
 		v := orderstatus.New(client, streamstest.Quiet)
 		l := &streamstest.Log{Versions: map[string]uint64{}}
-		all := records(happenings(t, l, 60, 1500))
+		all := records(randomEvents(t, l, 60, 1500))
 		var g sync.WaitGroup
 		for range 3 { // such as a zombie beside the new owner
 			g.Go(func() {
@@ -175,11 +175,11 @@ func TestUnreadableEventIsReportedAndTakesNoVersion(t *testing.T) {
 		client := openRedis(t, cfg)
 		v := orderstatus.New(client, streamstest.Quiet)
 		l := &streamstest.Log{Versions: map[string]uint64{}}
-		events := happenings(t, l, 1, 3)
+		events := randomEvents(t, l, 1, 3)
 		bad := l.Next(event.Order.Name, events[0].Stream, []byte{0xff})
 		l.Versions[events[0].Stream]--
 		l.Events = l.Events[:len(l.Events)-1]
-		after := happenings(t, l, 1, 2)
+		after := randomEvents(t, l, 1, 2)
 		batch := records(slices.Concat(events, []event.Event{bad}, after))
 		for range 2 {
 			err := v.Apply(t.Context(), batch)
@@ -232,14 +232,14 @@ func TestLostViewIsRebuilt(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)
 	l := streamstest.NewLog(t, cfg, event.Order.Topic)
-	l.Write(t, happenings(t, l, 300, 3000)...)
+	l.Write(t, randomEvents(t, l, 300, 3000)...)
 	for range 2 {
 		v := orderstatus.New(newRedis(t), streamstest.Quiet)
 		r := v.Runtime(cfg, nil, streamstest.Quiet)
 		stop := streamstest.Start(t, r)
 		streamstest.CatchUp(t, r)
 		asExpected(t, v, l)
-		l.Write(t, happenings(t, l, 300, 300)...)
+		l.Write(t, randomEvents(t, l, 300, 300)...)
 		streamstest.CatchUp(t, r)
 		asExpected(t, v, l)
 		status, err := v.Status(t.Context())
@@ -271,9 +271,9 @@ func killedUnderLoad(t *testing.T, server redis.Config) {
 	cfg := streamstest.NewBroker(t)
 	client := openRedis(t, server)
 	l := streamstest.NewLog(t, cfg, event.Order.Topic)
-	l.Write(t, happenings(t, l, 2000, 4000)...)
+	l.Write(t, randomEvents(t, l, 2000, 4000)...)
 	for range kills {
-		more := happenings(t, l, 2000, 1000)
+		more := randomEvents(t, l, 2000, 1000)
 		var writing sync.WaitGroup
 		writing.Go(func() { l.Write(t, more...) })
 		killChild(t, cfg.Brokers+" "+server.Addr, 1+rand.IntN(10))
@@ -354,7 +354,7 @@ func BenchmarkApply(b *testing.B) {
 	for b.Loop() {
 		b.StopTimer()
 		l := &streamstest.Log{Versions: map[string]uint64{}}
-		events := happenings(b, l, size/3, size)
+		events := randomEvents(b, l, size/3, size)
 		for i := range events {
 			events[i].Stream += strconv.Itoa(n)
 		}
@@ -374,7 +374,7 @@ func BenchmarkFromLog(b *testing.B) {
 	cfg := streamstest.NewBroker(b)
 	l := streamstest.NewLog(b, cfg, event.Order.Topic)
 	const n = 50_000
-	l.Write(b, happenings(b, l, n/3, n)...)
+	l.Write(b, randomEvents(b, l, n/3, n)...)
 	b.Run("view", func(b *testing.B) {
 		for b.Loop() {
 			client := newRedis(b)

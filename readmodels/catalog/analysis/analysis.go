@@ -47,8 +47,8 @@ const maxTerm = 64
 // analyse splits a text into its words.
 func analyse(text string) []word {
 	var all []word
-	separator := "" // between the last word and this one
-	run := []string(nil)
+	separator := ""      // between the last word and this one
+	run := []string(nil) // the characters of an unspaced script so far
 	flush := func() {
 		all = append(all, pieces(run)...)
 		run = nil
@@ -106,6 +106,7 @@ func pieces(run []string) []word {
 
 // fold maps texts that people consider the same to one form.
 func fold(text string) string {
+	// NFKC first: case folding does not map compatibility forms such as full-width letters.
 	text = cases.Fold().String(norm.NFKC.String(marks.Replace(text)))
 	var b strings.Builder
 	base := rune(0)
@@ -178,6 +179,7 @@ var stopWords = sync.OnceValue(func() map[string]bool {
 // stem returns the stem of an English word by Porter's algorithm. Other words are returned
 // unchanged.
 func stem(w string) string {
+	// Porter's rules are for English, and would cut other words wrongly.
 	for _, r := range w {
 		if (r < 'a' || r > 'z') && r != '\'' {
 			return w
@@ -187,10 +189,10 @@ func stem(w string) string {
 }
 
 // terms is what an engine indexes of a text: a field for each list of terms.
-type terms struct { // match every inflection
-	stems  []string // match a word by its beginning, and with one wrong letter
-	plain  []string // match "wi-fi" and "wi fi" as "wifi"
-	joined []string // finds "wi-fi" and "wi fi" as "wifi"
+type terms struct {
+	stems  []string // match every inflection of a word
+	plain  []string // match a word by its beginning, and with one wrong letter
+	joined []string // match "wi-fi" and "wi fi" as "wifi"
 }
 
 // termsOf returns the terms of a text.
@@ -244,4 +246,4 @@ func joins(ws []word, i int) []string {
 	return all
 }
 
-const maxChain = 4 // hyphens in one chain
+const maxChain = 4 // hyphens in one chain; it bounds the terms that one text can cause

@@ -68,6 +68,7 @@ func Open(dir string, logger *slog.Logger) (*Index, error) {
 		return nil, fmt.Errorf("catalog index: %s is in use by another process: stop it, or use another folder: %w", dir, errors.Join(err, fs.ErrExist))
 	}
 	x := &Index{lock: lock}
+	// From here on, Close releases the lock and what is open.
 	err := removeOlder(dir)
 	if err == nil {
 		x.journal, x.stored, x.damage, err = openJournal(filepath.Join(dir, journalName), logger)
@@ -127,6 +128,7 @@ func (x *Index) index(skus []string, products map[string]*catalogv1.Product) err
 		if err := x.bleve.Batch(batch); err != nil {
 			return fmt.Errorf("index %d products: %w", batch.Size(), err)
 		}
+		// The size class is the logarithm of the segment's size.
 		size := 0
 		for n := len(skus); n >= fanIn; n /= fanIn {
 			size++
@@ -192,6 +194,7 @@ func (x *Index) Save(_ context.Context, products []*catalogv1.Product) error {
 	if err := x.journal.append(entries); err != nil {
 		return fmt.Errorf("catalog index: save %d products: %w", len(newer), err)
 	}
+	// Load finds the products from here on, and Search after they are indexed below.
 	x.reading.Lock()
 	maps.Copy(x.stored.products, newer)
 	x.reading.Unlock()
@@ -217,6 +220,7 @@ func (x *Index) compact() error {
 func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, error) {
 	// One more than the page, to know whether there is a next page.
 	request := bleve.NewSearchRequestOptions(queryOf(q), q.Limit+1, 0, false)
+	// Without a text, all products match equally, so the SKU alone is the order.
 	order, after := search.SortOrder{&search.SortDocID{}}, []string(nil)
 	if q.After != nil {
 		after = []string{q.After.SKU}
@@ -282,6 +286,7 @@ func (x *Index) Count(context.Context) (uint64, error) {
 func (x *Index) Positions(_ context.Context, topic string) (map[int32]streams.Applied, error) {
 	x.reading.RLock()
 	defer x.reading.RUnlock()
+	// A copy, because SavePositions changes its result.
 	positions := map[int32]streams.Applied{}
 	maps.Copy(positions, x.stored.positions[topic])
 	return positions, nil

@@ -31,7 +31,7 @@ type journal struct {
 	path string
 	file *os.File
 	end  int64 // where the next entry is written
-	live int64 // the size when it was last rewritten
+	live int64 // the size when it was last rewritten, and so without outdated entries
 }
 
 // content is the content of a journal.
@@ -69,6 +69,7 @@ func openJournal(path string, logger *slog.Logger) (j *journal, c content, damag
 			return nil, content{}, "", fmt.Errorf("set aside the damaged journal: %w", err)
 		}
 	}
+	// Rewriting drops outdated entries, and a damaged end.
 	j = &journal{path: path}
 	if err := j.rewrite(c); err != nil {
 		return nil, content{}, "", err
@@ -109,13 +110,14 @@ func readEntry(r io.Reader) ([]byte, error) {
 	if _, err := io.ReadFull(r, header[:]); err != nil {
 		return nil, err // io.ErrUnexpectedEOF if it is truncated
 	}
+	// A damaged length must not allocate gigabytes.
 	n := binary.BigEndian.Uint32(header[:])
 	if n == 0 || n > maxEntry {
 		return nil, fmt.Errorf("invalid entry length %d", n)
 	}
 	entry := make([]byte, n)
 	if _, err := io.ReadFull(r, entry); err != nil {
-		return nil, io.ErrUnexpectedEOF
+		return nil, io.ErrUnexpectedEOF // io.EOF would mean a clean end
 	}
 	if crc32.Checksum(entry, checksums) != binary.BigEndian.Uint32(header[4:]) {
 		return nil, errors.New("checksum mismatch")
@@ -224,6 +226,7 @@ func (j *journal) rewrite(c content) error {
 	if err != nil {
 		return fail(errors.Join(err, f.Close()))
 	}
+	// The new file is in place. An error of closing the old one loses nothing.
 	if j.file != nil {
 		err = j.file.Close()
 	}
@@ -247,4 +250,5 @@ func (j *journal) append(entries []byte) error {
 // oversized reports whether most of the journal is outdated.
 func (j *journal) oversized() bool { return j.end > journalSlack && j.end > 4*j.live }
 
+// close closes the file. Entries are written directly, so there is nothing to flush.
 func (j *journal) close() error { return j.file.Close() }

@@ -48,11 +48,13 @@ func queryOf(q catalog.Query) query.Query {
 		category.SetField(analysis.FieldCategory)
 		filter.AddQuery(category)
 	}
+	// A filter does not score, unlike a conjunct.
 	all := bleve.NewBooleanQuery()
 	all.AddFilter(filter)
 	if q.Text == "" {
 		return all
 	}
+	// Every clause must hold, by at least one of its matches.
 	var wanted []query.Query
 	for _, anyOf := range analysis.Clauses(q.Text) {
 		matches := make([]query.Query, len(anyOf))

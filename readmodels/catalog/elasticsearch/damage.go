@@ -17,6 +17,7 @@ import (
 func (x *Index) Discard(ctx context.Context, damaged *catalog.DamagedError) error {
 	var body bytes.Buffer
 	lines := json.NewEncoder(&body)
+	// The slice is clipped, so that append does not write to the caller's array.
 	for _, id := range append(damaged.SKUs[:len(damaged.SKUs):len(damaged.SKUs)], positionsID(event.Product.Topic)) {
 		if err := lines.Encode(map[string]any{"delete": map[string]any{"_id": id}}); err != nil {
 			return fmt.Errorf("catalog index: discard %q: %w", id, err)
@@ -33,6 +34,7 @@ func (x *Index) Discard(ctx context.Context, damaged *catalog.DamagedError) erro
 	yes := true
 	// The refresh makes Elasticsearch forget the deleted versions; see mappingOf.
 	err := x.do(ctx, esapi.BulkRequest{Index: x.alias, Body: &body, RequireAlias: &yes, Refresh: "true"}, &answer)
+	// A document that is missing already is not an error.
 	for _, item := range answer.Items {
 		if e := item.Delete.Error; e != nil && err == nil {
 			e.status = item.Delete.Status

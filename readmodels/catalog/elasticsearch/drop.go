@@ -11,6 +11,7 @@ import (
 // Drop deletes the index. The next Open creates it again. No process may write to it at the same
 // time.
 func Drop(ctx context.Context, cfg Config) (err error) {
+	// Opening checks the configuration. A missing index is created and then deleted.
 	x, err := Open(ctx, cfg)
 	if err != nil {
 		return err

@@ -82,6 +82,7 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 		}
 		urls[i] = u
 	}
+	// A transport of its own, so that Close does not affect other clients of the process.
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig, transport.MaxIdleConnsPerHost = cfg.TLS.Clone(), idleConnections
 	transport.DialContext = stall.Dialer(&net.Dialer{Timeout: connectTimeout}, cmp.Or(cfg.Stall, stallTimeout))
@@ -107,6 +108,7 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 		x.alias = "millrace-"
 	}
 	x.alias += strings.ReplaceAll(catalog.Name, "/", "-")
+	// This also checks address, certificate and password.
 	exists, err := x.exists(ctx)
 	if err == nil && !exists {
 		err = x.create(ctx)
@@ -174,6 +176,7 @@ func (d storedProduct) read(id string) (*catalogv1.Product, error) {
 	if err := proto.Unmarshal(d.Product, p); err != nil {
 		return nil, fmt.Errorf("read product %q: %w", id, err)
 	}
+	// A product that was saved has a version of at least 1.
 	if p.Sku != id || p.Version == 0 {
 		return nil, fmt.Errorf("read product %q: it is version %d of %q", id, p.Version, p.Sku)
 	}
@@ -191,6 +194,7 @@ func readProduct(id string, stored json.RawMessage) (*catalogv1.Product, error) 
 
 // create creates the index and its alias. If another process has created it first, that one is used.
 func (x *Index) create(ctx context.Context) error {
+	// The number leaves room for a successor behind the same alias.
 	index := x.alias + "-000001"
 	err := x.do(ctx, esapi.IndicesCreateRequest{Index: index, Body: jsonBody(mappingOf(x.alias))}, nil)
 	var refused *responseError
@@ -221,6 +225,7 @@ func (x *Index) exists(ctx context.Context) (bool, error) {
 // Load implements catalog.Index.
 func (x *Index) Load(ctx context.Context, skus ...string) (map[string]*catalogv1.Product, error) {
 	products := make(map[string]*catalogv1.Product, len(skus))
+	// Damaged products are collected, and the readable ones returned as well.
 	var damaged catalog.DamagedError
 	for some := range slices.Chunk(skus, loadBatch) {
 		docs, err := read[storedProduct](ctx, x, fieldProduct, some...)
@@ -307,6 +312,7 @@ func (x *Index) send(ctx context.Context, body []byte, products []*catalogv1.Pro
 		Index: x.alias, Body: bytes.NewReader(body), RequireAlias: &yes,
 		FilterPath: []string{"errors", "items.index.status", "items.index.error.type", "items.index.error.reason"},
 	}, &answer)
+	// Without Errors, every item has succeeded.
 	if err != nil || !answer.Errors {
 		return err
 	}
@@ -330,6 +336,7 @@ func (x *Index) send(ctx context.Context, body []byte, products []*catalogv1.Pro
 // version is stored. But it also conflicts with the version of a discarded product, which
 // Elasticsearch remembers for a moment. Such a write must be sent again.
 func (x *Index) present(ctx context.Context, skus []string) error {
+	// A damaged product counts as present: the next read reports it.
 	found, err := x.Load(ctx, skus...)
 	var damaged *catalog.DamagedError
 	if err != nil && !errors.As(err, &damaged) {
@@ -431,6 +438,7 @@ func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) (er
 	}
 	no := false
 	var damaged catalog.DamagedError
+	// Page by page, each after the last hit of the previous one.
 	for {
 		search["pit"] = map[string]string{"id": state.ID, "keep_alive": fmt.Sprintf("%dms", keepAlive.Milliseconds())}
 		var answer hits
@@ -556,6 +564,7 @@ func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams
 		switch {
 		case err == nil:
 			return nil
+		// Another process has saved positions since they were read, or this was a repetition.
 		case errors.As(err, &refused) && refused.status == http.StatusConflict:
 			continue
 		default:

@@ -15,6 +15,7 @@ func queryOf(q catalog.Query) map[string]any {
 	if q.Text == "" {
 		return m{"bool": m{"filter": filter}}
 	}
+	// Every clause must hold, by at least one of its matches.
 	var must []any
 	for _, anyOf := range analysis.Clauses(q.Text) {
 		matches := make([]any, len(anyOf))

@@ -21,8 +21,8 @@ import (
 type responseError struct {
 	Type   string `json:"type"`
 	Reason string `json:"reason"`
-	status int
-	hint   string
+	status int    // of HTTP
+	hint   string // what to do about it; empty if unknown
 }
 
 func (e *responseError) Error() string {
@@ -80,6 +80,7 @@ func (x *Index) do(ctx context.Context, r esapi.Request, into any) error {
 // refused returns the error for a response, with a hint if the cause is the user or its privileges.
 func (x *Index) refused(status int, body []byte) error {
 	refused := &responseError{status: status}
+	// Decodes into refused, because the field holds a pointer to it.
 	parsed := struct{ Error any }{refused}
 	// Not all errors are objects, and not all responses come from Elasticsearch.
 	if json.Unmarshal(body, &parsed) != nil || refused.Type == "" {
@@ -113,7 +114,7 @@ type found[D any] struct {
 	Stored  json.RawMessage `json:"_source"`
 	Error   *responseError  `json:"error"`
 
-	Source D
+	Source D     // Stored, decoded
 	Bad    error // why Stored is not a D
 }
 
@@ -124,6 +125,7 @@ func read[D any](ctx context.Context, x *Index, field string, ids ...string) ([]
 	if err != nil {
 		return nil, err
 	}
+	// One unreadable document must not hide the others, so Bad is per document.
 	for i := range answer.Docs {
 		d := &answer.Docs[i]
 		if d.Error != nil {

@@ -97,6 +97,7 @@ func differences(a, b map[string]any) []string {
 			all = append(all, field)
 		}
 	}
+	// Fields that only b has.
 	for field := range b {
 		if _, wanted := a[field]; !wanted {
 			all = append(all, field)

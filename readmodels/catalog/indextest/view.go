@@ -63,8 +63,8 @@ var (
 	things  = []string{"lamp", "candle holder", "mug", "doormat", "lunch bag", "cake stand", "T-light", "drawer knob"}
 )
 
-// happening returns random event data that may follow a version of a product.
-func happening(t testing.TB, version uint64) []byte {
+// randomData returns random event data that may follow a version of a product.
+func randomData(t testing.TB, version uint64) []byte {
 	title := fmt.Sprintf("%s %s %d", colours[rand.IntN(len(colours))], things[rand.IntN(len(things))], rand.IntN(50))
 	if version == 0 {
 		return Marshal(t, Listed(title, colours[rand.IntN(len(colours))]))
@@ -86,7 +86,7 @@ func Events(t testing.TB, l *streamstest.Log, products, n int) []event.Event {
 	events := make([]event.Event, n)
 	for i := range events {
 		sku := fmt.Sprintf("SKU-%d", rand.IntN(products))
-		events[i] = l.Next(event.Product.Name, sku, happening(t, l.Versions[sku]))
+		events[i] = l.Next(event.Product.Name, sku, randomData(t, l.Versions[sku]))
 	}
 	return events
 }
