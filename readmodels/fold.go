@@ -44,7 +44,9 @@ type Project[D Document] func(document D, e event.Event) (D, error)
 //
 // Errors are those of streams.Sink: after a *streams.GapError, docs must not be used; after a
 // *streams.UnreadableError, all other records have been folded.
-func Fold[D Document](docs map[string]D, records []streams.Record, project Project[D]) (changed map[string]bool, err error) {
+func Fold[D Document](
+	docs map[string]D, records []streams.Record, project Project[D],
+) (changed map[string]bool, err error) {
 	var none D
 	var unreadable streams.UnreadableError
 	changed = map[string]bool{}

@@ -82,7 +82,10 @@ func (f Freshness) Status(documents uint64) Status {
 // Unavailable, because a load balancer must not take the view out of service; and not
 // FailedPrecondition, because the caller can simply retry. Kubernetes answers a read at an unseen
 // resourceVersion in the same way.
-func (f Freshness) AwaitVersion(ctx context.Context, request proto.Message, token string, current func(ctx context.Context, stream string) (uint64, error)) error {
+func (f Freshness) AwaitVersion(
+	ctx context.Context, request proto.Message, token string,
+	current func(ctx context.Context, stream string) (uint64, error),
+) error {
 	t, given, err := f.parse(request, token)
 	if err != nil || !given {
 		return err
@@ -142,7 +145,8 @@ func (f Freshness) parse(request proto.Message, token string) (t event.Token, gi
 	}
 	if t.Service != f.Aggregate.Service {
 		return event.Token{}, false, InvalidField(request, "token",
-			fmt.Sprintf("a token of the service %q, but this view shows the service %q", t.Service, f.Aggregate.Service))
+			fmt.Sprintf("a token of the service %q, but this view shows the service %q", t.Service,
+				f.Aggregate.Service))
 	}
 	return t, true, nil
 }
@@ -150,7 +154,8 @@ func (f Freshness) parse(request proto.Message, token string) (t event.Token, gi
 // stale returns the error of a view that has not reached a token in time. have is 0 if unknown.
 func (f Freshness) stale(t event.Token, have uint64) error {
 	return rpc.WithDetail(
-		connect.NewError(connect.CodeDeadlineExceeded, fmt.Errorf("view %s has not applied version %d of %q yet", f.View, t.Version, t.Stream)),
+		connect.NewError(connect.CodeDeadlineExceeded, fmt.Errorf("view %s has not applied version %d of %q yet",
+			f.View, t.Version, t.Stream)),
 		&eventv1.Stale{View: f.View, Stream: t.Stream, WantVersion: t.Version, HaveVersion: have})
 }
 
@@ -160,7 +165,8 @@ func (f Freshness) Rebuilding(err error) error {
 	if !errors.Is(err, streams.ErrLost) {
 		return err
 	}
-	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("a part of view %s is damaged and being rebuilt from the log; try again", f.View))
+	return connect.NewError(connect.CodeUnavailable,
+		fmt.Errorf("a part of view %s is damaged and being rebuilt from the log; try again", f.View))
 }
 
 // withMargin returns a context that ends a little before the caller's deadline.

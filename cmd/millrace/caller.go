@@ -110,8 +110,9 @@ func (a *cli) caller(l listener) (caller, error) {
 		return caller{}, fmt.Errorf("--addr %s is not enough: this command calls the admin listener: "+
 			"set --admin-addr (`millrace up` prints both addresses; the default port is 7401)", a.addr)
 	case l == apiListener && a.adminAddr != "" && a.addr == "":
-		return caller{}, fmt.Errorf("--admin-addr %s is not enough: this command calls the listener for commands and queries: "+
-			"set --addr (`millrace up` prints both addresses; the default port is 7400)", a.adminAddr)
+		return caller{},
+			fmt.Errorf("--admin-addr %s is not enough: this command calls the listener for commands and queries: "+
+				"set --addr (`millrace up` prints both addresses; the default port is 7400)", a.adminAddr)
 	}
 	c, err := a.loadConfig()
 	if err == nil {

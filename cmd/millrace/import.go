@@ -52,8 +52,9 @@ start it with MILLRACE_COMMANDS_CURRENCIES='{GBP: 3}'.`,
 		}
 		b := newBar("import " + filepath.Base(args[0]))
 		summary, err := onlineretail.Import(cmd.Context(), onlineretail.Config{
-			Path: args[0], Limit: limit, RejectsPath: rejects, BaseURL: caller.api(), Client: caller.options(), Concurrency: concurrency,
-			Progress: func(p onlineretail.Progress) { b.set(p.RowsRead, p.RowsTotal, "") },
+			Path: args[0], Limit: limit, RejectsPath: rejects, BaseURL: caller.api(), Client: caller.options(),
+			Concurrency: concurrency,
+			Progress:    func(p onlineretail.Progress) { b.set(p.RowsRead, p.RowsTotal, "") },
 		})
 		b.end(err)
 		// Every command has an idempotency key, so a repeated run skips what is done.

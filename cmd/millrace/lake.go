@@ -28,13 +28,16 @@ func newLake(a *cli) *cobra.Command {
 		Long: `List and maintain the lake's Iceberg tables. These commands access the catalog and the files directly, by the
 configuration or --data, so they work with and without a running system.`,
 	}
-	cmd.AddCommand(newLakeTables(a), newLakeFiles(a), newLakeSnapshots(a), newLakeMaintain(a), newLakeLand(a), newLakeRelocate(a))
+	cmd.AddCommand(newLakeTables(a), newLakeFiles(a), newLakeSnapshots(a), newLakeMaintain(a), newLakeLand(a),
+		newLakeRelocate(a))
 	return cmd
 }
 
 // onLake completes a command with --data, and with a run function that receives an open lake. The
 // lake is read-only, unless the command has the annotation "writes".
-func (a *cli) onLake(cmd *cobra.Command, run func(ctx context.Context, l *lake.Lake, args []string) error) *cobra.Command {
+func (a *cli) onLake(
+	cmd *cobra.Command, run func(ctx context.Context, l *lake.Lake, args []string) error,
+) *cobra.Command {
 	a.dataFlag(cmd, "data folder of the lake, unless the configuration sets a warehouse and a catalog")
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		c, err := a.config()
@@ -100,9 +103,11 @@ the table's files. "rows in files" include rows that deletes hide, until mainten
 		// One time for all rows, so that their ages are comparable.
 		now, rows := time.Now(), make([][]any, len(all))
 		for i, s := range all {
-			rows[i] = []any{s.Name, s.Rows, s.RowsInFiles, s.DataFiles, s.DeleteFiles, bytesText(s.DataBytes), s.Snapshots, orNone(s.Partitioned), orNone(s.Sorted), ago(now, s.AsOf)}
+			rows[i] = []any{s.Name, s.Rows, s.RowsInFiles, s.DataFiles, s.DeleteFiles, bytesText(s.DataBytes),
+				s.Snapshots, orNone(s.Partitioned), orNone(s.Sorted), ago(now, s.AsOf)}
 		}
-		printTable(cmd.OutOrStdout(), []string{"table", "rows", "rows in files", "files", "delete files", "bytes", "snapshots", "partitioned by", "sorted by", "newest recorded"}, rows)
+		printTable(cmd.OutOrStdout(), []string{"table", "rows", "rows in files", "files", "delete files", "bytes",
+			"snapshots", "partitioned by", "sorted by", "newest recorded"}, rows)
 		return nil
 	})
 }
@@ -117,15 +122,18 @@ func newLakeFiles(a *cli) *cobra.Command {
 	}
 	output := outputFlag(cmd, "table", "json")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
-		return showTable(ctx, cmd, args[0], *output, l.Files, []string{"file", "rows", "bytes", "partition", "delete files", "sorted"}, func(f lake.FileState) []any {
-			return []any{f.Path[strings.LastIndex(f.Path, "/")+1:], f.Rows, bytesText(f.Bytes), orNone(f.Partition), f.Deletes, f.Sorted}
-		})
+		return showTable(ctx, cmd, args[0], *output, l.Files,
+			[]string{"file", "rows", "bytes", "partition", "delete files", "sorted"}, func(f lake.FileState) []any {
+				return []any{f.Path[strings.LastIndex(f.Path, "/")+1:], f.Rows, bytesText(f.Bytes), orNone(f.Partition),
+					f.Deletes, f.Sorted}
+			})
 	})
 }
 
 // showTable prints what list returns about a table: a row for each element.
 func showTable[T any](
-	ctx context.Context, cmd *cobra.Command, table, output string, list func(context.Context, lake.Name) ([]T, error), header []string, row func(T) []any,
+	ctx context.Context, cmd *cobra.Command, table, output string, list func(context.Context, lake.Name) ([]T, error),
+	header []string, row func(T) []any,
 ) error {
 	name, err := lake.ParseName(table)
 	if err != nil {
@@ -158,9 +166,11 @@ first offsets that are not in the table.`,
 	}
 	output := outputFlag(cmd, "table", "json")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
-		header := []string{"snapshot", "committed (UTC)", "operation", "rows added", "rows in files", "files", "next offsets"}
+		header := []string{"snapshot", "committed (UTC)", "operation", "rows added", "rows in files", "files",
+			"next offsets"}
 		return showTable(ctx, cmd, args[0], *output, l.Snapshots, header, func(s lake.SnapshotState) []any {
-			return []any{fmt.Sprint(s.ID), s.Time.Format("2006-01-02 15:04:05.000"), s.Operation, s.Added, s.Rows, s.Files, orNone(s.Offsets)}
+			return []any{fmt.Sprint(s.ID), s.Time.Format("2006-01-02 15:04:05.000"), s.Operation, s.Added, s.Rows,
+				s.Files, orNone(s.Offsets)}
 		})
 	})
 }
@@ -187,10 +197,13 @@ the same periodically.`,
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "print the plan without changing anything")
 	cmd.Flags().Int64Var(&c.TargetBytes, "target-bytes", defaults.TargetBytes, "target size of data files")
 	cmd.Flags().IntVar(&c.SmallFiles, "small-files", 8, "number of small files in a partition that starts a rewrite")
-	cmd.Flags().Float64Var(&deletes, "delete-share", 0.1, "fraction of deleted rows that starts a rewrite; 0: any delete, for readers without support for deletes")
-	cmd.Flags().DurationVar(&c.KeepAge, "keep", defaults.KeepAge, "how long a snapshot stays readable after the next one")
+	cmd.Flags().Float64Var(&deletes, "delete-share", 0.1,
+		"fraction of deleted rows that starts a rewrite; 0: any delete, for readers without support for deletes")
+	cmd.Flags().DurationVar(&c.KeepAge, "keep", defaults.KeepAge,
+		"how long a snapshot stays readable after the next one")
 	cmd.Flags().IntVar(&c.KeepSnapshots, "keep-snapshots", 10, "number of snapshots to keep at any age")
-	cmd.Flags().DurationVar(&c.OrphanAge, "orphan-age", defaults.OrphanAge, "delete unreferenced files older than this, at least 10m")
+	cmd.Flags().DurationVar(&c.OrphanAge, "orphan-age", defaults.OrphanAge,
+		"delete unreferenced files older than this, at least 10m")
 	cmd.Flags().Int64Var(&c.Memory, "memory", defaults.Memory, "memory of one compaction in bytes")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
 		if deletes < 0 {
@@ -211,7 +224,8 @@ the same periodically.`,
 		var failed error
 		for i, name := range names {
 			b := newBar("maintain " + strings.Join(name, "."))
-			reports[i], err = l.Maintain(ctx, name, c, func(p maintenance.Progress) { b.set(p.Done, p.Of, p.Table+": "+p.Step) })
+			reports[i], err = l.Maintain(ctx, name, c,
+				func(p maintenance.Progress) { b.set(p.Done, p.Of, p.Table+": "+p.Step) })
 			b.end(err)
 			reports[i].Table = strings.Join(name, ".")
 			// After an interrupt, every further table would only fail.
@@ -225,11 +239,14 @@ the same periodically.`,
 		rows := make([][]any, len(reports))
 		for i, r := range reports {
 			rows[i] = []any{
-				r.Table, fmt.Sprintf("%d → %d", r.Compacted.FilesBefore, r.Compacted.FilesAfter), bytesText(r.Compacted.BytesBefore) + " → " + bytesText(r.Compacted.BytesAfter),
-				r.Compacted.DeleteFiles, r.Expired.Snapshots, r.Orphans.Files, r.Took.Round(time.Millisecond), orNone(strings.Join(r.Skipped, "; ")),
+				r.Table, fmt.Sprintf("%d → %d", r.Compacted.FilesBefore, r.Compacted.FilesAfter),
+				bytesText(r.Compacted.BytesBefore) + " → " + bytesText(r.Compacted.BytesAfter),
+				r.Compacted.DeleteFiles, r.Expired.Snapshots, r.Orphans.Files, r.Took.Round(time.Millisecond),
+				orNone(strings.Join(r.Skipped, "; ")),
 			}
 		}
-		printTable(cmd.OutOrStdout(), []string{"table", "files", "bytes", "delete files gone", "snapshots gone", "orphans gone", "took", "left out"}, rows)
+		printTable(cmd.OutOrStdout(), []string{"table", "files", "bytes", "delete files gone", "snapshots gone",
+			"orphans gone", "took", "left out"}, rows)
 		return failed
 	})
 }
@@ -256,7 +273,10 @@ func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]lake.Name,
 }
 
 // planMaintenance prints what maintenance would do to each table.
-func planMaintenance(ctx context.Context, cmd *cobra.Command, l *lake.Lake, names []lake.Name, c maintenance.Config, output string) error {
+func planMaintenance(
+	ctx context.Context, cmd *cobra.Command, l *lake.Lake, names []lake.Name, c maintenance.Config,
+	output string,
+) error {
 	plans := make([]maintenance.Planned, len(names))
 	rows := make([][]any, len(names))
 	for i, name := range names {
@@ -265,12 +285,14 @@ func planMaintenance(ctx context.Context, cmd *cobra.Command, l *lake.Lake, name
 			return err
 		}
 		plans[i] = p
-		rows[i] = []any{p.Table, p.DataFiles, bytesText(p.DataBytes), p.RewriteFiles, p.ResultFiles, p.Manifests, p.Snapshots, p.ExpiredNow, len(p.OrphanFiles)}
+		rows[i] = []any{p.Table, p.DataFiles, bytesText(p.DataBytes), p.RewriteFiles, p.ResultFiles, p.Manifests,
+			p.Snapshots, p.ExpiredNow, len(p.OrphanFiles)}
 	}
 	if output == "json" {
 		return printJSON(cmd.OutOrStdout(), plans)
 	}
-	printTable(cmd.OutOrStdout(), []string{"table", "files", "bytes", "to rewrite", "into about", "manifests to merge", "snapshots", "to cut", "orphans"}, rows)
+	printTable(cmd.OutOrStdout(), []string{"table", "files", "bytes", "to rewrite", "into about", "manifests to merge",
+		"snapshots", "to cut", "orphans"}, rows)
 	return nil
 }
 

@@ -92,7 +92,8 @@ Brokers and lake come from the configuration: kafka.*, lake.*; see "millrace con
 	flags.StringArrayVarP(&l.folders, "proto-path", "I", nil, "folder of imported .proto files (repeatable)")
 	flags.StringVar(&l.registry, "registry", "", "URL of the schema registry for the framing of the values")
 	flags.StringVar(&l.subject.Name, "subject", "", "subject in the registry (default TOPIC-value)")
-	flags.StringVar(&l.subject.Message, "message", "", "full name of the message in the registry's Protobuf file (default its first)")
+	flags.StringVar(&l.subject.Message, "message", "",
+		"full name of the message in the registry's Protobuf file (default its first)")
 	flags.BoolVar(&l.json, "json", false, "the values are JSON objects")
 	flags.BoolVar(&l.times, "json-times", false, "convert JSON strings that are RFC 3339 times to timestamps")
 	flags.BoolVar(&l.headers, "headers", false, "land the headers of the records in the column _headers")
@@ -144,7 +145,9 @@ func (l landing) run(cmd *cobra.Command, c config.Config) error {
 
 // source returns a function that returns the table's declaration. Only a table from the registry
 // needs the function, because the registry may be unavailable for a while.
-func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (func(context.Context, *registry.Client) (declare.Table, error), error) {
+func (l landing) source(
+	ctx context.Context, c *config.Config, into lake.Name,
+) (func(context.Context, *registry.Client) (declare.Table, error), error) {
 	var options []external.Option
 	if l.headers {
 		options = append(options, external.Headers())
@@ -157,7 +160,9 @@ func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (
 		// Other users of the machine can read the arguments of a process, so they must not contain
 		// a password.
 		if u, err := url.Parse(l.registry); err != nil || u.User != nil {
-			return nil, errors.New("--registry: want http(s)://host:port without credentials: set registry.user and registry.password, which other users cannot read")
+			return nil,
+				errors.New("--registry: want http(s)://host:port without credentials: "+
+					"set registry.user and registry.password, which other users cannot read")
 		}
 		// The flag overrides the configuration, which app.Land reads.
 		c.Registry.URL = l.registry

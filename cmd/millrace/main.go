@@ -75,10 +75,14 @@ Settings come from millrace.yaml, then the environment, then flags. "millrace co
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration file (default millrace.yaml, which may be absent)")
-	root.PersistentFlags().StringVar(&a.addr, "addr", "", "HOST:PORT of commands, queries and SQL (default from the configuration: 127.0.0.1:7400)")
-	root.PersistentFlags().StringVar(&a.adminAddr, "admin-addr", "", "HOST:PORT of health, metrics, status and verify (default from the configuration: 127.0.0.1:7401)")
-	root.AddCommand(newUp(a), newServe(a), newStatus(a), newImport(a), newSQL(a), newLake(a), newVerify(a), newConfig(a), newMigrate(a), newRebuild(a), newEngine())
+	root.PersistentFlags().StringVar(&a.configPath, "config", "",
+		"configuration file (default millrace.yaml, which may be absent)")
+	root.PersistentFlags().StringVar(&a.addr, "addr", "",
+		"HOST:PORT of commands, queries and SQL (default from the configuration: 127.0.0.1:7400)")
+	root.PersistentFlags().StringVar(&a.adminAddr, "admin-addr", "",
+		"HOST:PORT of health, metrics, status and verify (default from the configuration: 127.0.0.1:7401)")
+	root.AddCommand(newUp(a), newServe(a), newStatus(a), newImport(a), newSQL(a), newLake(a), newVerify(a),
+		newConfig(a), newMigrate(a), newRebuild(a), newEngine())
 	// Groups such as "lake" run nothing themselves.
 	for _, c := range root.Commands() {
 		if c.HasSubCommands() {
@@ -104,7 +108,8 @@ func suggest(group *cobra.Command) {
 		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 			meant = fmt.Sprintf("; did you mean %q?", cmd.CommandPath()+" "+near[0])
 		}
-		return fmt.Errorf("unknown command %q for %q%s (see %s --help)", args[0], cmd.CommandPath(), meant, cmd.CommandPath())
+		return fmt.Errorf("unknown command %q for %q%s (see %s --help)", args[0], cmd.CommandPath(), meant,
+			cmd.CommandPath())
 	}
 }
 

@@ -39,7 +39,8 @@ Stop every process of Millrace first. It uses the configuration or --data, as "m
 			// Deleting a topic and dropping tables takes seconds, unless a server hangs.
 			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Minute)
 			defer cancel()
-			return app.Rebuild(ctx, c, service, c.Log.Logger(os.Stderr), func(what string) { fmt.Fprintln(cmd.OutOrStdout(), what) })
+			return app.Rebuild(ctx, c, service, c.Log.Logger(os.Stderr),
+				func(what string) { fmt.Fprintln(cmd.OutOrStdout(), what) })
 		},
 	}
 	a.dataFlag(cmd, "data folder of the system, if the configuration names no servers")

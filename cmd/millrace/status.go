@@ -61,7 +61,8 @@ func printSinks(w io.Writer, s *adminv1.StatusResponse) {
 // printAddresses prints the faults, and on the last line the addresses of the servers.
 func printAddresses(w io.Writer, s *adminv1.StatusResponse) {
 	for _, f := range s.Settings {
-		fmt.Fprintf(w, "setting: %s: %s is %q, not %s: %s; %s\n", f.Resource, f.Setting, f.Value, f.Want, f.Effect, f.Remedy)
+		fmt.Fprintf(w, "setting: %s: %s is %q, not %s: %s; %s\n", f.Resource, f.Setting, f.Value, f.Want,
+			f.Effect, f.Remedy)
 	}
 	for _, f := range s.Tables {
 		fmt.Fprintf(w, "table %s is broken: %s; %s\n", f.Table, f.Reason, f.Remedy)

@@ -49,7 +49,8 @@ The next start continues from the data on disk. The demo's commands are not dupl
 		if err != nil {
 			return errors.Join(err, p.Close())
 		}
-		fmt.Fprintf(out, "millrace is up after %v, on %s, data in %s\n", time.Since(begun).Round(10*time.Millisecond), caller.api(), c.Data)
+		fmt.Fprintf(out, "millrace is up after %v, on %s, data in %s\n", time.Since(begun).Round(10*time.Millisecond),
+			caller.api(), c.Data)
 		// If the demo fails, stop rather than serve: something basic is wrong.
 		err = present(ctx, out, p, caller, noDemo)
 		if err == nil {
@@ -78,7 +79,8 @@ func present(ctx context.Context, out io.Writer, p *app.App, caller caller, noDe
 	if !noDemo {
 		b := newBar("demo shop: commands")
 		var err error
-		sample, err = demo.Run(ctx, demo.Config{BaseURL: caller.api(), Client: caller.options(), Progress: func(done, total int) { b.set(int64(done), int64(total), "") }})
+		sample, err = demo.Run(ctx, demo.Config{BaseURL: caller.api(), Client: caller.options(),
+			Progress: func(done, total int) { b.set(int64(done), int64(total), "") }})
 		b.end(err)
 		if err != nil {
 			return fmt.Errorf("demo: %w", err)

@@ -34,7 +34,8 @@ It calls the system at --admin-addr. --addr alone is refused, because it does no
 		if err != nil {
 			return err
 		}
-		stream, err := caller.admin().Verify(cmd.Context(), connect.NewRequest(&adminv1.VerifyRequest{Wait: durationpb.New(wait)}))
+		stream, err := caller.admin().Verify(cmd.Context(),
+			connect.NewRequest(&adminv1.VerifyRequest{Wait: durationpb.New(wait)}))
 		if err != nil {
 			return explain(err)
 		}
@@ -97,7 +98,9 @@ func printVerify(w io.Writer, r *adminv1.VerifyResult) {
 	for _, g := range r.Aggregates {
 		for _, s := range g.Sides {
 			if s.NotEvents > 0 {
-				fmt.Fprintf(w, "not events: %d records on %s, which every sink wrote to its dead letters; the first: %s\n", s.NotEvents, s.Side, s.FirstNotEvent)
+				fmt.Fprintf(w,
+					"not events: %d records on %s, which every sink wrote to its dead letters; the first: %s\n",
+					s.NotEvents, s.Side, s.FirstNotEvent)
 			}
 		}
 	}

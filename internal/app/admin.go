@@ -34,7 +34,9 @@ const (
 )
 
 // Status implements AdminService.
-func (p *App) Status(ctx context.Context, _ *connect.Request[adminv1.StatusRequest]) (*connect.Response[adminv1.StatusResponse], error) {
+func (p *App) Status(
+	ctx context.Context, _ *connect.Request[adminv1.StatusRequest],
+) (*connect.Response[adminv1.StatusResponse], error) {
 	sinks, err := p.sinks(ctx)
 	if err != nil {
 		return nil, err
@@ -57,13 +59,15 @@ func (p *App) Status(ctx context.Context, _ *connect.Request[adminv1.StatusReque
 	}
 	for _, v := range p.views {
 		for _, f := range v.Faults().List() {
-			res.Views = append(res.Views, &adminv1.ViewFault{View: v.Name, Part: f.Part, Reason: f.Reason, Since: timestamppb.New(f.Since)})
+			res.Views = append(res.Views, &adminv1.ViewFault{View: v.Name, Part: f.Part, Reason: f.Reason,
+				Since: timestamppb.New(f.Since)})
 		}
 	}
 	// Status reports only what this process knows. Other processes have their own.
 	for _, f := range p.settingFaults() {
 		res.Settings = append(res.Settings, &adminv1.SettingFault{
-			Resource: f.Resource, Setting: f.Setting, Value: f.Value, Want: f.Want, Effect: f.Effect, Remedy: f.Remedy, Fatal: f.Fatal,
+			Resource: f.Resource, Setting: f.Setting, Value: f.Value, Want: f.Want, Effect: f.Effect, Remedy: f.Remedy,
+			Fatal: f.Fatal,
 		})
 	}
 	return connect.NewResponse(res), nil
@@ -119,7 +123,8 @@ func (p *App) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err error
 			return sinks, err
 		}
 		stored[a.Topic] = have.Events
-		sinks = append(sinks, telemetry.Sink{Name: "store " + a.Service, Unit: "events", Count: have.Events, AsOf: have.NewestRecorded})
+		sinks = append(sinks, telemetry.Sink{Name: "store " + a.Service, Unit: "events", Count: have.Events,
+			AsOf: have.NewestRecorded})
 	}
 	if p.admin == nil {
 		return sinks, nil
@@ -136,7 +141,8 @@ func (p *App) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err error
 			return sinks, err
 		}
 		sinks = append(sinks, telemetry.Sink{
-			Name: "topic " + a.Topic, Unit: "events", Count: stored[a.Topic] - min(ahead.Events, stored[a.Topic]), Lag: ahead.Events, AsOf: at.RecordedAt,
+			Name: "topic " + a.Topic, Unit: "events", Count: stored[a.Topic] - min(ahead.Events, stored[a.Topic]),
+			Lag: ahead.Events, AsOf: at.RecordedAt,
 		})
 	}
 	return sinks, nil
@@ -164,7 +170,9 @@ func viewSink(ctx context.Context, v *view) ([]telemetry.Sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []telemetry.Sink{{Name: "view " + v.Name, Unit: "documents", Count: s.Documents, Lag: s.Lag, AsOf: s.AsOf}}, nil
+	return []telemetry.Sink{{
+		Name: "view " + v.Name, Unit: "documents", Count: s.Documents, Lag: s.Lag, AsOf: s.AsOf,
+	}}, nil
 }
 
 // tableSinks returns the rows and the lag of each table. The lag is counted in records of the
@@ -185,13 +193,17 @@ func (p *App) tableSinks(ctx context.Context) ([]telemetry.Sink, error) {
 		for partition, end := range ends[t.Topic] {
 			lag += uint64(max(0, end-t.Offsets[partition]))
 		}
-		sinks = append(sinks, telemetry.Sink{Name: "table " + t.Name, Unit: "rows", Count: uint64(t.Rows), Lag: lag, AsOf: t.AsOf})
+		sinks = append(sinks, telemetry.Sink{Name: "table " + t.Name, Unit: "rows", Count: uint64(t.Rows), Lag: lag,
+			AsOf: t.AsOf})
 	}
 	return sinks, nil
 }
 
 // Verify implements AdminService.
-func (p *App) Verify(ctx context.Context, req *connect.Request[adminv1.VerifyRequest], stream *connect.ServerStream[adminv1.VerifyResponse]) error {
+func (p *App) Verify(
+	ctx context.Context, req *connect.Request[adminv1.VerifyRequest],
+	stream *connect.ServerStream[adminv1.VerifyResponse],
+) error {
 	wait := defaultWait
 	if req.Msg.Wait != nil {
 		wait = req.Msg.Wait.AsDuration()
@@ -211,7 +223,8 @@ func (p *App) Verify(ctx context.Context, req *connect.Request[adminv1.VerifyReq
 		}
 		if r.Equal || !moved || attempt == attempts {
 			if !r.Equal && moved {
-				return connect.NewError(connect.CodeAborted, fmt.Errorf("events kept arriving during the comparison (%d attempts): run verify again while no commands are sent", attempts))
+				return connect.NewError(connect.CodeAborted,
+					fmt.Errorf("events kept arriving during the comparison (%d attempts): run verify again while no commands are sent", attempts))
 			}
 			return stream.Send(&adminv1.VerifyResponse{Step: &adminv1.VerifyResponse_Result{Result: result(r)}})
 		}
@@ -221,7 +234,9 @@ func (p *App) Verify(ctx context.Context, req *connect.Request[adminv1.VerifyReq
 
 // compare waits until the sinks have caught up, and compares them. moved reports whether a store
 // took events meanwhile.
-func (p *App) compare(ctx context.Context, wait time.Duration, progress verify.Progress) (r verify.Result, moved bool, err error) {
+func (p *App) compare(
+	ctx context.Context, wait time.Duration, progress verify.Progress,
+) (r verify.Result, moved bool, err error) {
 	// wait bounds the catching up only. The comparison may take as long as the caller allows.
 	bounded, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -232,7 +247,8 @@ func (p *App) compare(ctx context.Context, wait time.Duration, progress verify.P
 	}
 	if err := p.CatchUp(bounded, progress); err != nil {
 		if bounded.Err() != nil && ctx.Err() == nil { // wait has passed, not the caller's deadline
-			return r, false, connect.NewError(connect.CodeDeadlineExceeded, fmt.Errorf("not every sink caught up within %v: %w: increase --wait, or see `millrace status`", wait, err))
+			return r, false, connect.NewError(connect.CodeDeadlineExceeded,
+				fmt.Errorf("not every sink caught up within %v: %w: increase --wait, or see `millrace status`", wait, err))
 		}
 		return r, false, err
 	}
@@ -372,14 +388,23 @@ func (p *App) comparisons(s Service) []verify.Comparison {
 	a, store := s.Aggregate, p.stores[s.Aggregate.Name]
 	type digester = func(context.Context) (*digest.Digest, error)
 	same := verify.Comparison{Unit: "events", Sides: []verify.Side{
-		{Name: "store " + a.Service, Digest: func(ctx context.Context) (*digest.Digest, error) { return eventsDigest(events(ctx, store)) }},
-		{Name: "topic " + a.Topic, Digest: func(ctx context.Context) (*digest.Digest, error) { return p.topicDigest(ctx, a.Topic) }},
+		{Name: "store " + a.Service, Digest: func(ctx context.Context) (*digest.Digest, error) {
+			return eventsDigest(events(ctx, store))
+		}},
+		{Name: "topic " + a.Topic, Digest: func(ctx context.Context) (*digest.Digest, error) {
+			return p.topicDigest(ctx, a.Topic)
+		}},
 	}}
 	// Every derived sink has a comparison of its own, because its unit differs from events.
 	var derived []verify.Comparison
-	derive := func(unit, name string, actual digester, expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error)) {
+	derive := func(
+		unit, name string, actual digester,
+		expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error),
+	) {
 		derived = append(derived, verify.Comparison{Unit: unit, Sides: []verify.Side{
-			{Name: "store " + a.Service, Digest: func(ctx context.Context) (*digest.Digest, error) { return expected(events(ctx, store)) }},
+			{Name: "store " + a.Service, Digest: func(ctx context.Context) (*digest.Digest, error) {
+				return expected(events(ctx, store))
+			}},
 			{Name: name, Digest: actual},
 		}})
 	}
@@ -484,14 +509,18 @@ func (p *App) topicDigest(ctx context.Context, topic string) (*digest.Digest, er
 			return err
 		}
 		if err != nil {
-			d.AddInvalid(func() string { return fmt.Sprintf("partition %d, offset %d: %v", m.Partition, m.Offset, err) })
+			d.AddInvalid(func() string {
+				return fmt.Sprintf("partition %d, offset %d: %v", m.Partition,
+					m.Offset, err)
+			})
 			return nil //nolint:nilerr // it is counted; the topic goes on
 		}
 		d.AddEvent(e)
 		return nil
 	})
 	if err == nil && d.Invalid > 0 {
-		p.log.Warn("verify: records on a topic are not events", "topic", topic, "records", d.Invalid, "first", d.FirstInvalid)
+		p.log.Warn("verify: records on a topic are not events", "topic", topic, "records", d.Invalid, "first",
+			d.FirstInvalid)
 	}
 	return d, err
 }
@@ -502,7 +531,8 @@ func result(r verify.Result) *adminv1.VerifyResult {
 	for _, g := range r.Aggregates {
 		o := &adminv1.AggregateResult{Aggregate: g.Aggregate, Equal: g.Equal, Difference: g.Difference}
 		for _, s := range g.Sides {
-			o.Sides = append(o.Sides, &adminv1.SideDigest{Side: s.Side, Unit: s.Unit, Count: s.Sum.Count, Hash: s.Sum.Hash(), NotEvents: s.Invalid, FirstNotEvent: s.FirstInvalid})
+			o.Sides = append(o.Sides, &adminv1.SideDigest{Side: s.Side, Unit: s.Unit, Count: s.Sum.Count,
+				Hash: s.Sum.Hash(), NotEvents: s.Invalid, FirstNotEvent: s.FirstInvalid})
 		}
 		out.Aggregates = append(out.Aggregates, o)
 	}

@@ -48,7 +48,8 @@ func (p *App) startEngine(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("clickhouse.tls: %w", err)
 		}
-		client, err = clickhouse.NewServerClient(clickhouse.Server{URL: c.URL, User: c.User, Password: password, TLS: trust})
+		client, err = clickhouse.NewServerClient(clickhouse.Server{URL: c.URL, User: c.User, Password: password,
+			TLS: trust})
 		if err != nil {
 			return err
 		}
@@ -66,7 +67,8 @@ func (p *App) startEngine(ctx context.Context) error {
 // sqlStore returns how the engine reaches the lake's object store.
 func sqlStore(c config.Config) (lakesql.S3, error) {
 	l, err := LakeConfig(c, nil)
-	return lakesql.S3{Endpoint: l.S3.Endpoint, Region: l.S3.Region, AccessKey: l.S3.AccessKey, SecretKey: l.S3.SecretKey}, err
+	return lakesql.S3{Endpoint: l.S3.Endpoint, Region: l.S3.Region, AccessKey: l.S3.AccessKey,
+		SecretKey: l.S3.SecretKey}, err
 }
 
 // SQL returns a runner of queries on an engine that StartEngine started.
@@ -110,7 +112,9 @@ func SQLTables(l *lake.Lake) lakesql.Tables {
 
 // SQLAsOf runs a query over tables as they were at a moment, which is given as text. It returns the
 // rows, and which snapshot of each table was read.
-func SQLAsOf(ctx context.Context, q *lakesql.SQL, l *lake.Lake, query, format, moment string) (io.ReadCloser, []lakesql.ReadAt, error) {
+func SQLAsOf(
+	ctx context.Context, q *lakesql.SQL, l *lake.Lake, query, format, moment string,
+) (io.ReadCloser, []lakesql.ReadAt, error) {
 	at, err := lake.ParseAsOf(moment, time.Now())
 	if err != nil {
 		return nil, nil, &lakesql.QueryError{Message: err.Error()}

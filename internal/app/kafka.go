@@ -20,7 +20,8 @@ func (p *App) startKafka(ctx context.Context) error {
 	brokers := p.cfg.Kafka.Brokers
 	if brokers == "" {
 		broker, err := embeddedkafka.Start(ctx, embeddedkafka.Config{
-			DataDir: p.cfg.Path("kafka"), Addr: p.cfg.Kafka.Listen, SyncWrites: p.cfg.Durability == "power-loss", Logger: p.log,
+			DataDir: p.cfg.Path("kafka"), Addr: p.cfg.Kafka.Listen, SyncWrites: p.cfg.Durability == "power-loss",
+			Logger: p.log,
 		})
 		if err != nil {
 			return addressInUse(err, p.cfg.Kafka.Listen, "kafka.listen")
@@ -34,7 +35,8 @@ func (p *App) startKafka(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.kafka = kafka.Config{Brokers: brokers, ClientID: "millrace", Security: access, Replicas: p.cfg.Kafka.Replicas, Logger: p.log}
+	p.kafka = kafka.Config{Brokers: brokers, ClientID: "millrace", Security: access, Replicas: p.cfg.Kafka.Replicas,
+		Logger: p.log}
 	admin, err := kafka.NewAdmin(p.kafka)
 	if err != nil {
 		return err
@@ -84,7 +86,8 @@ func (p *App) startRegistry() error {
 	if err != nil {
 		return fmt.Errorf("registry.tls: %w", err)
 	}
-	p.registry, err = registry.NewClient(registry.Config{URL: c.URL, User: c.User, Password: password, TLS: trust, Logger: p.log})
+	p.registry, err = registry.NewClient(registry.Config{URL: c.URL, User: c.User, Password: password, TLS: trust,
+		Logger: p.log})
 	if err != nil {
 		return err
 	}
@@ -94,12 +97,13 @@ func (p *App) startRegistry() error {
 	})
 	// This decoder reads values with the registry's framing, too.
 	p.decoder = registry.NewDecoder(p.registry)
-	p.metrics.Gauge("millrace_registry_degraded", "1 while the schema registry is unavailable and cached schemas are used.", func() float64 {
-		if p.registry.Degraded() {
-			return 1
-		}
-		return 0
-	})
+	p.metrics.Gauge("millrace_registry_degraded",
+		"1 while the schema registry is unavailable and cached schemas are used.", func() float64 {
+			if p.registry.Degraded() {
+				return 1
+			}
+			return 0
+		})
 	p.background("schema registry", p.registry.Watch)
 	return nil
 }

@@ -20,11 +20,12 @@ import (
 // LakeConfig returns the location of the lake: the configured servers, or else the data folder.
 func LakeConfig(c config.Config, log *slog.Logger) (lake.Config, error) {
 	out := lake.Config{
-		Warehouse: cmp.Or(c.Lake.Warehouse, c.Path("lake", "warehouse")), Catalog: cmp.Or(c.Lake.Catalog, c.Path("lake", "catalog.db")),
-		Sync:   c.Durability == "power-loss",
-		S3:     lake.S3{Endpoint: c.Lake.S3.Endpoint, Region: c.Lake.S3.Region, AccessKey: c.Lake.S3.AccessKey},
-		Tables: Shop().tables(),
-		Logger: log,
+		Warehouse: cmp.Or(c.Lake.Warehouse, c.Path("lake", "warehouse")),
+		Catalog:   cmp.Or(c.Lake.Catalog, c.Path("lake", "catalog.db")),
+		Sync:      c.Durability == "power-loss",
+		S3:        lake.S3{Endpoint: c.Lake.S3.Endpoint, Region: c.Lake.S3.Region, AccessKey: c.Lake.S3.AccessKey},
+		Tables:    Shop().tables(),
+		Logger:    log,
 	}
 	var err error
 	if out.S3.SecretKey, err = c.Lake.S3.SecretKey.Reveal(""); err != nil {
@@ -68,7 +69,8 @@ func openLake(ctx context.Context, c lake.Config) (*lake.Lake, error) {
 			return l, err
 		}
 		if !warned {
-			c.Logger.Warn("the lake does not exist yet; waiting for a process with the role lake to create it", "error", err)
+			c.Logger.Warn("the lake does not exist yet; waiting for a process with the role lake to create it",
+				"error", err)
 		}
 		select {
 		case <-time.After(interval):
@@ -94,15 +96,18 @@ func (p *App) startLanding(context.Context) error {
 	// Every process with the role lake runs landers. They share the partitions as one group.
 	run := lakelanding.Config{
 		Instance: instance,
-		Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, WriteDeadLetters: park(deadLetters),
-		CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes, Maintenance: p.maintenanceConfig(),
+		Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
+		WriteDeadLetters: park(deadLetters),
+		CommitInterval:   p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes,
+		Maintenance: p.maintenanceConfig(),
 	}
 	// The landers report stopped tables to the lake. The metric exports them.
-	p.metrics.Labelled("millrace_table_stopped", "1 for each table that this process cannot land.", []string{"table"}, func(is func(labels ...string)) {
-		for _, fault := range p.lake.Stopped() {
-			is(fault.Table)
-		}
-	})
+	p.metrics.Labelled("millrace_table_stopped", "1 for each table that this process cannot land.", []string{"table"},
+		func(is func(labels ...string)) {
+			for _, fault := range p.lake.Stopped() {
+				is(fault.Table)
+			}
+		})
 	p.background("lake", func(ctx context.Context) error { return p.land(ctx, run) })
 	return nil
 }

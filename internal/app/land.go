@@ -45,7 +45,8 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	if err != nil {
 		return err
 	}
-	p.kafka = kafka.Config{Brokers: cfg.Kafka.Brokers, ClientID: "millrace", Security: access, Replicas: cfg.Kafka.Replicas, Logger: log}
+	p.kafka = kafka.Config{Brokers: cfg.Kafka.Brokers, ClientID: "millrace", Security: access,
+		Replicas: cfg.Kafka.Replicas, Logger: log}
 	if err := p.startRegistry(); err != nil {
 		return err
 	}
@@ -79,8 +80,10 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return lakelanding.Run(ctx, p.lake, lakelanding.Config{
-			Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, WriteDeadLetters: park(deadLetters),
-			CommitInterval: cfg.Lake.CommitInterval, CommitBytes: cfg.Lake.CommitBytes, Maintenance: p.maintenanceConfig(), Landers: l.Landers,
+			Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
+			WriteDeadLetters: park(deadLetters),
+			CommitInterval:   cfg.Lake.CommitInterval, CommitBytes: cfg.Lake.CommitBytes,
+			Maintenance: p.maintenanceConfig(), Landers: l.Landers,
 		})
 	})
 	// watch cancels ctx when it returns, which ends the landers.
@@ -124,7 +127,8 @@ func (p *App) hasTopic(ctx context.Context, topic string) error {
 	defer cancel()
 	_, err = admin.Topic(ctx, topic)
 	if errors.Is(err, kafka.ErrUnknownTopic) {
-		return fmt.Errorf("the brokers at %s have no topic %q: create it, or correct --topic: %w", p.kafka.Brokers, topic, err)
+		return fmt.Errorf("the brokers at %s have no topic %q: create it, or correct --topic: %w",
+			p.kafka.Brokers, topic, err)
 	}
 	return err
 }

@@ -22,7 +22,8 @@ const drainTimeout = 15 * time.Second
 // serve serves a listener until the process stops. Calls in progress then have drainTimeout to
 // finish.
 func (p *App) serve(name string, h http.Handler) error {
-	bodies := &server.Bodies{Timeout: p.cfg.Limits.BodyTimeout, MaxBytes: p.cfg.Limits.BodyBytes, Stream: isStream, Silence: p.cfg.Limits.IdleTimeout}
+	bodies := &server.Bodies{Timeout: p.cfg.Limits.BodyTimeout, MaxBytes: p.cfg.Limits.BodyBytes, Stream: isStream,
+		Silence: p.cfg.Limits.IdleTimeout}
 	c := server.Config{Limits: connections(p.cfg.Limits, name), IdleTimeout: p.cfg.Limits.IdleTimeout, Logger: p.log}
 	if keys := p.cfg.TLS; keys.Cert != "" {
 		var err error
@@ -31,7 +32,8 @@ func (p *App) serve(name string, h http.Handler) error {
 		}
 	}
 	// The host name is checked first, then the body is bounded, then the handler runs.
-	s := server.New(c, server.Guard(p.hosts(name), refuse(connect.CodePermissionDenied, http.StatusForbidden), bodies.Guard(h)))
+	s := server.New(c, server.Guard(p.hosts(name), refuse(connect.CodePermissionDenied, http.StatusForbidden),
+		bodies.Guard(h)))
 	p.countConnections(name, s)
 	stop := s.Start(p.listeners[name], drainTimeout)
 	p.onStop(func() error {
@@ -111,9 +113,11 @@ func admit(limiter *server.Limiter, class func(*http.Request) server.Class, next
 		case errors.Is(err, server.ErrOverloaded):
 			w.Header().Set("Retry-After", server.RetryAfter)
 		case errors.Is(err, context.DeadlineExceeded):
-			status, answer = http.StatusGatewayTimeout, connect.NewError(connect.CodeDeadlineExceeded, errors.New("the call's deadline has passed"))
+			status, answer = http.StatusGatewayTimeout, connect.NewError(connect.CodeDeadlineExceeded,
+				errors.New("the call's deadline has passed"))
 		default:
-			status, answer = statusClientGone, connect.NewError(connect.CodeCanceled, errors.New("the call was cancelled"))
+			status, answer = statusClientGone, connect.NewError(connect.CodeCanceled,
+				errors.New("the call was cancelled"))
 		}
 		switch {
 		case errs.IsSupported(r):
@@ -121,7 +125,8 @@ func admit(limiter *server.Limiter, class func(*http.Request) server.Class, next
 		case strings.HasPrefix(r.URL.Path, "/v1/") && r.URL.Path != sqlPath: // the REST catalog, whose prefix is stripped
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(status)
-			_, _ = fmt.Fprintf(w, `{"error":{"message":%q,"type":"TooManyRequestsException","code":%d}}`, "resource_exhausted: "+err.Error(), status)
+			_, _ = fmt.Fprintf(w, `{"error":{"message":%q,"type":"TooManyRequestsException","code":%d}}`,
+				"resource_exhausted: "+err.Error(), status)
 		default:
 			http.Error(w, answer.Code().String()+": "+answer.Message(), status)
 		}
@@ -172,6 +177,7 @@ func (p *App) countConnections(listener string, s *server.Server) {
 		"refused": func() int { _, refused, _ := s.Connections(); return refused },
 		"evicted": func() int { _, _, evicted := s.Connections(); return evicted },
 	} {
-		p.metrics.Gauge("millrace_"+listener+"_connections_"+state, "Connections to the listener "+listener+": "+state+".", func() float64 { return float64(read()) })
+		p.metrics.Gauge("millrace_"+listener+"_connections_"+state,
+			"Connections to the listener "+listener+": "+state+".", func() float64 { return float64(read()) })
 	}
 }

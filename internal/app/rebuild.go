@@ -19,7 +19,9 @@ import (
 // may run. The topic of positions is recreated as well, so the checkpoints of all relays are lost. A
 // relay without a checkpoint compares its whole topic with its store. tell is called with each
 // completed step.
-func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.Logger, report func(what string)) (err error) {
+func Rebuild(
+	ctx context.Context, cfg config.Config, service string, log *slog.Logger, report func(what string),
+) (err error) {
 	var services []string
 	var a event.Aggregate
 	for _, each := range Shop().aggregates() {
@@ -63,7 +65,8 @@ func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.L
 	if err := p.dropReaders(ctx, a, report); err != nil {
 		return err
 	}
-	if err := p.admin.RemakeTopics(ctx, relay.Topics([]event.Aggregate{a}, int32(cfg.Kafka.Partitions))...); err != nil {
+	topics := relay.Topics([]event.Aggregate{a}, int32(cfg.Kafka.Partitions))
+	if err := p.admin.RemakeTopics(ctx, topics...); err != nil {
 		return err
 	}
 	report("topic " + a.Topic + " is empty; the next start publishes the store of " + a.Service + " to it")

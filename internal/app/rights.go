@@ -43,7 +43,8 @@ func rightTo(path string) func(*http.Request) auth.Right {
 func methodRight(service protoreflect.ServiceDescriptor, method string) auth.Right {
 	part := strings.Split(string(service.FullName()), ".")[1] // of millrace.order.v1
 	if m := service.Methods().ByName(protoreflect.Name(method)); m != nil {
-		if o, ok := m.Options().(*descriptorpb.MethodOptions); ok && o.GetIdempotencyLevel() == descriptorpb.MethodOptions_NO_SIDE_EFFECTS {
+		if o, ok := m.Options().(*descriptorpb.MethodOptions); ok &&
+			o.GetIdempotencyLevel() == descriptorpb.MethodOptions_NO_SIDE_EFFECTS {
 			return auth.On(auth.Queries, part)
 		}
 	}

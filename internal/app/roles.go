@@ -68,7 +68,8 @@ func ParseRoles(s string) ([]Role, error) {
 	for name := range strings.SplitSeq(s, ",") {
 		role := Role(strings.TrimSpace(name))
 		if !slices.Contains(Roles(), role) {
-			return nil, fmt.Errorf("unknown role %q: want a comma-separated list of %s, or all", name, strings.Join(known, ", "))
+			return nil, fmt.Errorf("unknown role %q: want a comma-separated list of %s, or all", name,
+				strings.Join(known, ", "))
 		}
 		// A role that is named twice counts once.
 		if !slices.Contains(roles, role) {

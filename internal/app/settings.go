@@ -59,7 +59,8 @@ func (p *App) startSettings(ctx context.Context) error {
 	if err := settings.Refuse(faults); err != nil {
 		return err
 	}
-	p.metrics.Labelled("millrace_setting_fault", "1 for each wrong setting of a server.", []string{"resource", "setting", "fatal"},
+	p.metrics.Labelled("millrace_setting_fault", "1 for each wrong setting of a server.",
+		[]string{"resource", "setting", "fatal"},
 		func(is func(labels ...string)) {
 			for _, f := range p.settingFaults() {
 				is(f.Resource, f.Setting, fmt.Sprint(f.Fatal))

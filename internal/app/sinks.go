@@ -94,7 +94,8 @@ func (s *Sinks) startRedis(ctx context.Context) error {
 	p, c := s.app, s.app.cfg.Redis
 	addr := c.Addr
 	if addr == "" {
-		server, err := embeddedredis.Start(ctx, embeddedredis.Config{Addr: c.Listen, Dir: p.cfg.Path("redis"), Logger: p.log})
+		server, err := embeddedredis.Start(ctx, embeddedredis.Config{Addr: c.Listen, Dir: p.cfg.Path("redis"),
+			Logger: p.log})
 		if err != nil {
 			return addressInUse(err, c.Listen, "redis.listen")
 		}
@@ -178,7 +179,8 @@ func elasticsearchConfig(c config.Search, log *slog.Logger) (elasticsearch.Confi
 	}
 	// One address per node; commas and spaces both separate them.
 	addresses := strings.FieldsFunc(c.Elasticsearch, func(r rune) bool { return r == ',' || r == ' ' })
-	return elasticsearch.Config{Addresses: addresses, Username: c.User, Password: password, TLS: trust, Logger: log}, nil
+	return elasticsearch.Config{Addresses: addresses, Username: c.User, Password: password, TLS: trust,
+		Logger: log}, nil
 }
 
 // view is a view that this process feeds or follows, with the goroutine that does so.
@@ -203,7 +205,8 @@ func (p *App) openViews(ctx context.Context) error {
 		}
 		p.views = append(p.views, &view{View: v, OpenView: open})
 	}
-	p.metrics.Labelled("millrace_view_damaged", "1 for each part of a view that is damaged and being rebuilt from the log.",
+	p.metrics.Labelled("millrace_view_damaged",
+		"1 for each part of a view that is damaged and being rebuilt from the log.",
 		[]string{"view", "part"}, func(is func(labels ...string)) {
 			for _, v := range p.views {
 				for _, fault := range v.Faults().List() {

@@ -92,12 +92,13 @@ func (p *App) startRelays(context.Context) error {
 		deadLetters.Close()
 		return nil
 	})
-	p.metrics.Gauge("millrace_relay_strays", "Records on the topics of events that no relay wrote, since the start.", func() (n float64) {
-		for _, r := range p.relays {
-			n += float64(r.Progress().InvalidRecords)
-		}
-		return n
-	})
+	p.metrics.Gauge("millrace_relay_strays", "Records on the topics of events that no relay wrote, since the start.",
+		func() (n float64) {
+			for _, r := range p.relays {
+				n += float64(r.Progress().InvalidRecords)
+			}
+			return n
+		})
 	for _, a := range p.modules.aggregates() {
 		// nil: the topic has plain Protobuf values.
 		encoder, err := p.encoder(a)

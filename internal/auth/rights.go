@@ -70,12 +70,14 @@ func ParseRights(list []string) (Rights, error) {
 		switch {
 		case text == everything:
 		case !is:
-			return Rights{}, fmt.Errorf("unknown right %q: want one of all, commands, queries, sql, catalog, operations, profiles", text)
+			return Rights{},
+				fmt.Errorf("unknown right %q: want one of all, commands, queries, sql, catalog, operations, profiles", text)
 		case !named:
 		case known == nil && part != "":
 		case surface == Catalog && slices.Contains(known, kindOf(part)) && !strings.HasSuffix(part, "."):
 		case !slices.Contains(known, part):
-			return Rights{}, fmt.Errorf("unknown right %q: want a part of %s: %s", text, surface, strings.Join(known, ", "))
+			return Rights{}, fmt.Errorf("unknown right %q: want a part of %s: %s", text, surface,
+				strings.Join(known, ", "))
 		}
 		r.granted = append(r.granted, Right(text))
 	}

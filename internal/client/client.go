@@ -58,7 +58,8 @@ func New(addr string, retryFor time.Duration, opts ...Option) *Client {
 		connect.WithInterceptors(retry(retryFor), bearer(o.token)),
 		connect.WithAcceptCompression("gzip", nil, nil), // receipts are too small to benefit
 	)
-	return &Client{url: strings.TrimRight(addr, "/"), http: doer, options: []connect.ClientOption{with}, transport: transport}
+	return &Client{url: strings.TrimRight(addr, "/"), http: doer, options: []connect.ClientOption{with},
+		transport: transport}
 }
 
 // Option configures a client.
@@ -122,7 +123,8 @@ func Refusal(err error) (*eventv1.Rejection, bool) {
 		return nil, false
 	}
 	switch refused.Code() {
-	case connect.CodeInvalidArgument, connect.CodeNotFound, connect.CodeAlreadyExists, connect.CodeFailedPrecondition, connect.CodeOutOfRange:
+	case connect.CodeInvalidArgument, connect.CodeNotFound, connect.CodeAlreadyExists, connect.CodeFailedPrecondition,
+		connect.CodeOutOfRange:
 	default:
 		return nil, false
 	}

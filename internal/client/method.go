@@ -57,7 +57,8 @@ func (c *Client) method(m protoreflect.MethodDescriptor) (*connect.Client[messag
 			return nil
 		}),
 	}, c.options...)
-	call, _ := c.methods.LoadOrStore(m.FullName(), connect.NewClient[message, message](c.http, c.url+procedure, options...))
+	call, _ := c.methods.LoadOrStore(m.FullName(), connect.NewClient[message, message](c.http, c.url+procedure,
+		options...))
 	return call.(*connect.Client[message, message]), nil
 }
 

@@ -29,7 +29,8 @@ func retry(retryFor time.Duration) connect.UnaryInterceptorFunc {
 					return response, err
 				}
 				if time.Since(start) >= retryFor {
-					return nil, fmt.Errorf("%w: %s failed for %v: %w", ErrUnreachable, request.Spec().Procedure, retryFor, err)
+					return nil, fmt.Errorf("%w: %s failed for %v: %w", ErrUnreachable, request.Spec().Procedure,
+						retryFor, err)
 				}
 				if !waits.Wait(ctx) {
 					return nil, ctx.Err()
@@ -50,7 +51,8 @@ func attempt(ctx context.Context, next connect.UnaryFunc, request connect.AnyReq
 // call was cancelled by the server, and one that ran out of time exceeded the limit of an attempt.
 func transient(err error) bool {
 	switch connect.CodeOf(err) {
-	case connect.CodeUnavailable, connect.CodeAborted, connect.CodeResourceExhausted, connect.CodeCanceled, connect.CodeDeadlineExceeded:
+	case connect.CodeUnavailable, connect.CodeAborted, connect.CodeResourceExhausted, connect.CodeCanceled,
+		connect.CodeDeadlineExceeded:
 		return true
 	case connect.CodeUnknown, connect.CodeInternal:
 		return !connect.IsWireError(err) // the connection broke during the response

@@ -35,7 +35,8 @@ func (c Config) checkListeners() error {
 		guarded   bool // by tokens, if they are configured
 	}{
 		{"addr", c.Addr, true}, {"admin.addr", c.Admin.Addr, true},
-		{"kafka.listen", c.Kafka.Listen, false}, {"redis.listen", c.Redis.Listen, false}, {"clickhouse.listen", c.ClickHouse.Listen, false},
+		{"kafka.listen", c.Kafka.Listen, false}, {"redis.listen", c.Redis.Listen, false},
+		{"clickhouse.listen", c.ClickHouse.Listen, false},
 	} {
 		host, _, err := net.SplitHostPort(a.addr)
 		ip := net.ParseIP(host)
@@ -44,7 +45,8 @@ func (c Config) checkListeners() error {
 			bad("%s: %w", a.key, err)
 		case host == "localhost" || ip != nil && ip.IsLoopback():
 		case !a.guarded:
-			bad("%s: %q is not a loopback address, and embedded servers do not authenticate: listen on 127.0.0.1", a.key, a.addr)
+			bad("%s: %q is not a loopback address, and embedded servers do not authenticate: listen on 127.0.0.1",
+				a.key, a.addr)
 		case c.Auth.Tokens == "":
 			bad("%s: %q is not a loopback address: set auth.tokens, or listen on 127.0.0.1", a.key, a.addr)
 		}
@@ -106,7 +108,8 @@ func (c Config) CheckClient() error {
 	for _, a := range []struct{ key, value, secret string }{
 		{"store.postgres", c.Store.Postgres, "store.password"}, {"lake.catalog", c.Lake.Catalog, "lake.password"},
 		{"registry.url", c.Registry.URL, "registry.password"}, {"redis.addr", c.Redis.Addr, "redis.password"},
-		{"search.elasticsearch", c.Search.Elasticsearch, "search.password"}, {"clickhouse.url", c.ClickHouse.URL, "clickhouse.password"},
+		{"search.elasticsearch", c.Search.Elasticsearch, "search.password"},
+		{"clickhouse.url", c.ClickHouse.URL, "clickhouse.password"},
 		{"lake.s3.endpoint", c.Lake.S3.Endpoint, "lake.s3.secret_key"},
 	} {
 		// These values appear in logs and in `millrace config`. Secrets do not.
@@ -128,7 +131,8 @@ func (c Config) CheckClient() error {
 	if c.Lake.CommitBytes <= 0 {
 		bad("lake.commit_bytes: %d is not above 0", c.Lake.CommitBytes)
 	}
-	if m := c.Lake.Maintenance; m.Every < 0 || m.TargetBytes <= 0 || m.Keep <= 0 || m.OrphanAge < 10*time.Minute || m.Memory < 64<<20 || !(m.Share > 0 && m.Share <= 1) {
+	if m := c.Lake.Maintenance; m.Every < 0 || m.TargetBytes <= 0 || m.Keep <= 0 || m.OrphanAge < 10*time.Minute ||
+		m.Memory < 64<<20 || !(m.Share > 0 && m.Share <= 1) {
 		bad("lake.maintenance: want every ≥ 0, target_bytes > 0, keep > 0, orphan_age ≥ 10m, memory ≥ 67108864, 0 < share ≤ 1; got %+v", m)
 	}
 	if c.Log.Format != "text" && c.Log.Format != "json" {
@@ -220,8 +224,10 @@ func (l Limits) check(bad func(format string, args ...any)) {
 		key         string
 		value, from int64
 	}{
-		{"connections", int64(l.Connections), 0}, {"admin_connections", int64(l.AdminConnections), 0}, {"per_address", int64(l.PerAddress), 0},
-		{"idle_timeout", int64(l.IdleTimeout), 1}, {"body_timeout", int64(l.BodyTimeout), 1}, {"body_bytes", l.BodyBytes, 8 << 20},
+		{"connections", int64(l.Connections), 0}, {"admin_connections", int64(l.AdminConnections), 0},
+		{"per_address", int64(l.PerAddress), 0},
+		{"idle_timeout", int64(l.IdleTimeout), 1}, {"body_timeout", int64(l.BodyTimeout), 1},
+		{"body_bytes", l.BodyBytes, 8 << 20},
 		{"calls", int64(l.Calls), 4}, {"sql", int64(l.SQL), 1}, {"sql_wait", int64(l.SQLWait), 0},
 	} {
 		// Zero means a default where it is allowed; see the descriptions.

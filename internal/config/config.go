@@ -242,14 +242,17 @@ func Default() Config {
 		Durability:    "crash",
 		Log:           Log{Level: slog.LevelWarn, Format: "text"},
 		SettingsEvery: 5 * time.Minute,
-		Limits:        Limits{IdleTimeout: 2 * time.Minute, BodyTimeout: 30 * time.Second, BodyBytes: 256 << 20, Calls: 256, SQL: 8, SQLWait: 10 * time.Second},
-		Kafka:         Kafka{Listen: "127.0.0.1:0", Partitions: 4, Codec: "plain", Codecs: map[string]string{}},
-		Registry:      Registry{Compatibility: "BACKWARD_TRANSITIVE"},
-		Redis:         Redis{Listen: "127.0.0.1:0"},
-		Lake: Lake{S3: S3{Region: "us-east-1"}, CommitInterval: defaults.CommitInterval, CommitBytes: defaults.CommitBytes, REST: REST{Rights: map[string]string{}, TokenLifetime: time.Hour}, Maintenance: Maintenance{
-			Every: defaults.MaintainEvery, TargetBytes: defaults.TargetBytes, Keep: defaults.KeepAge,
-			OrphanAge: defaults.OrphanAge, Memory: defaults.Memory, Share: defaults.Share,
-		}},
+		Limits: Limits{IdleTimeout: 2 * time.Minute, BodyTimeout: 30 * time.Second, BodyBytes: 256 << 20,
+			Calls: 256, SQL: 8, SQLWait: 10 * time.Second},
+		Kafka:    Kafka{Listen: "127.0.0.1:0", Partitions: 4, Codec: "plain", Codecs: map[string]string{}},
+		Registry: Registry{Compatibility: "BACKWARD_TRANSITIVE"},
+		Redis:    Redis{Listen: "127.0.0.1:0"},
+		Lake: Lake{S3: S3{Region: "us-east-1"}, CommitInterval: defaults.CommitInterval,
+			CommitBytes: defaults.CommitBytes, REST: REST{Rights: map[string]string{}, TokenLifetime: time.Hour},
+			Maintenance: Maintenance{
+				Every: defaults.MaintainEvery, TargetBytes: defaults.TargetBytes, Keep: defaults.KeepAge,
+				OrphanAge: defaults.OrphanAge, Memory: defaults.Memory, Share: defaults.Share,
+			}},
 		ClickHouse: ClickHouse{Listen: "127.0.0.1:0"},
 	}
 }
@@ -371,7 +374,8 @@ func (l Log) Logger(w io.Writer) *slog.Logger {
 // WriteTo writes c as a configuration file that documents every key and its environment variable.
 func (c Config) WriteTo(w io.Writer) (int64, error) {
 	var b bytes.Buffer
-	comment(&b, "", "Every key of Millrace, with its value. Environment variables override the file, and flags override both.")
+	comment(&b, "",
+		"Every key of Millrace, with its value. Environment variables override the file, and flags override both.")
 	b.WriteByte('\n')
 	write(&b, reflect.ValueOf(c), "", EnvPrefix)
 	n, err := w.Write(b.Bytes())

@@ -55,7 +55,8 @@ func (binaryCodec) Unmarshal(data []byte, message any) error {
 		return err
 	}
 	if err := proto.Unmarshal(data, m); err != nil {
-		return fmt.Errorf("not a %s in Protobuf's wire format: %s", m.ProtoReflect().Descriptor().FullName(), reason(err))
+		return fmt.Errorf("not a %s in Protobuf's wire format: %s", m.ProtoReflect().Descriptor().FullName(),
+			reason(err))
 	}
 	return nil
 }

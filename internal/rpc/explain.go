@@ -75,7 +75,10 @@ func (x *explainer) message(path string, raw json.RawMessage, md protoreflect.Me
 }
 
 // member checks one member of an object. given are the names of fields and oneofs so far.
-func (x *explainer) member(path, key string, value json.RawMessage, md protoreflect.MessageDescriptor, given map[protoreflect.Name]bool) error {
+func (x *explainer) member(
+	path, key string, value json.RawMessage, md protoreflect.MessageDescriptor,
+	given map[protoreflect.Name]bool,
+) error {
 	fd := md.Fields().ByJSONName(key)
 	if fd == nil {
 		fd = md.Fields().ByTextName(key)
@@ -156,7 +159,8 @@ func wanted(fd protoreflect.FieldDescriptor, value json.RawMessage) string {
 		var name string
 		// A value that is not a string is none of the names.
 		_ = json.Unmarshal(bytes.Trim(value, "[]"), &name)
-		return fmt.Sprintf("%q is not one of %s", printable(name), strings.Join(names[1:], ", ")) + didYouMean(name, names)
+		return fmt.Sprintf("%q is not one of %s", printable(name), strings.Join(names[1:], ", ")) +
+			didYouMean(name, names)
 	case protoreflect.StringKind:
 		return "want a UTF-8 string"
 	case protoreflect.BoolKind:

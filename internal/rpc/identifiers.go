@@ -116,7 +116,8 @@ func checkMoney(n *normalizer, v protoreflect.Value) (protoreflect.Value, string
 	}
 	if !n.currencies.Fits(m) {
 		decimals, _ := n.currencies.Decimals(m.GetCurrencyCode())
-		return v, fmt.Sprintf("%s has more than the %d decimals of %s (commands.currencies allows more)", event.MoneyString(m), decimals, m.GetCurrencyCode())
+		return v, fmt.Sprintf("%s has more than the %d decimals of %s (commands.currencies allows more)",
+			event.MoneyString(m), decimals, m.GetCurrencyCode())
 	}
 	return v, ""
 }
@@ -184,7 +185,8 @@ func (n *normalizer) value(s step, v protoreflect.Value, path []pathElement) (pr
 func fieldPath(path []pathElement) *validate.FieldPath {
 	p := &validate.FieldPath{}
 	for _, at := range path {
-		element := &validate.FieldPathElement{FieldNumber: proto.Int32(int32(at.field.Number())), FieldName: proto.String(string(at.field.Name()))}
+		element := &validate.FieldPathElement{FieldNumber: proto.Int32(int32(at.field.Number())),
+			FieldName: proto.String(string(at.field.Name()))}
 		if at.field.IsList() {
 			element.Subscript = &validate.FieldPathElement_Index{Index: uint64(at.index)}
 		}

@@ -68,7 +68,8 @@ func HandlerOptions(logger *slog.Logger, now func() time.Time, opts ...Option) [
 // broker or a disk did not answer. Operators get its text.
 func OperationOptions(logger *slog.Logger) []connect.HandlerOption {
 	c := handlerConfig{logger: logger, clock: time.Now, strict: true}
-	return append(Codecs(c.strict), connect.WithReadMaxBytes(MaxRequestBytes), connect.WithRecover(c.recovered), connect.WithInterceptors(operations{c}))
+	return append(Codecs(c.strict), connect.WithReadMaxBytes(MaxRequestBytes), connect.WithRecover(c.recovered),
+		connect.WithInterceptors(operations{c}))
 }
 
 // operations is the interceptor of services for operators.
@@ -189,7 +190,9 @@ func (c handlerConfig) validate(message any) error {
 
 // violations returns the violated rules, and the refused identifiers in fields that violate no
 // rule.
-func (c handlerConfig) violations(invalid *protovalidate.ValidationError, refused []*validate.Violation, now time.Time) []*validate.Violation {
+func (c handlerConfig) violations(
+	invalid *protovalidate.ValidationError, refused []*validate.Violation, now time.Time,
+) []*validate.Violation {
 	var all []*validate.Violation
 	named := map[string]bool{}
 	if invalid != nil {
@@ -240,7 +243,8 @@ func (c handlerConfig) publicError(ctx context.Context, spec connect.Spec, err e
 
 // recovered turns a panic of a handler into an internal error.
 func (c handlerConfig) recovered(ctx context.Context, spec connect.Spec, _ http.Header, reason any) error {
-	c.logger.ErrorContext(ctx, "call panicked", "procedure", spec.Procedure, "panic", reason, "stack", string(debug.Stack()))
+	c.logger.ErrorContext(ctx, "call panicked", "procedure", spec.Procedure, "panic", reason, "stack",
+		string(debug.Stack()))
 	return errInternal()
 }
 

@@ -20,7 +20,9 @@ type Hosts struct {
 // a page's owner points its name at this machine, but that name is not one of hosts. For a page of
 // another origin, the browser states the origin. Programs other than browsers send neither. refuse
 // responds.
-func Guard(hosts Hosts, refuse func(w http.ResponseWriter, r *http.Request, why string), next http.Handler) http.Handler {
+func Guard(
+	hosts Hosts, refuse func(w http.ResponseWriter, r *http.Request, why string), next http.Handler,
+) http.Handler {
 	allowed := map[string]bool{"localhost": true, "127.0.0.1": true, "::1": true}
 	for _, name := range hosts.Names {
 		allowed[hostname(name)] = true

@@ -33,7 +33,8 @@ func (c Class) String() string { return [...]string{"sql", "query", "command"}[c
 // burst is served. standingWait applies once the queue stands: then there is more load than
 // capacity, and waiting would only make every response late. CoDel does the same for packets.
 var (
-	burstWait    = [classes]time.Duration{SQL: 200 * time.Millisecond, Query: 500 * time.Millisecond, Command: time.Second}
+	burstWait = [classes]time.Duration{SQL: 200 * time.Millisecond, Query: 500 * time.Millisecond,
+		Command: time.Second}
 	standingWait = [classes]time.Duration{SQL: 0, Query: 50 * time.Millisecond, Command: 100 * time.Millisecond}
 )
 

@@ -36,7 +36,8 @@ func Profiles() http.Handler {
 		if text := query.Get("seconds"); query.Has("seconds") {
 			seconds, err := strconv.ParseFloat(text, 64)
 			if err != nil || !(seconds > 0 && seconds <= longestProfile) {
-				http.Error(w, fmt.Sprintf("seconds: want a number above 0 and at most %d", longestProfile), http.StatusBadRequest)
+				http.Error(w, fmt.Sprintf("seconds: want a number above 0 and at most %d", longestProfile),
+					http.StatusBadRequest)
 				return
 			}
 			// Only traces accept fractions. pprof would silently use its default for others.

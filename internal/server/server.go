@@ -49,7 +49,8 @@ func New(c Config, h http.Handler) *Server {
 	s.http = &http.Server{
 		Handler: h, TLSConfig: c.TLS, Protocols: new(http.Protocols),
 		ReadHeaderTimeout: headerTimeout, IdleTimeout: c.IdleTimeout, MaxHeaderBytes: maxHeader,
-		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: c.IdleTimeout, WriteByteTimeout: writeTimeout},
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: c.IdleTimeout,
+			WriteByteTimeout: writeTimeout},
 		ConnState: s.conns.changed,
 		// Errors of single connections are the clients' own, and a scan causes thousands.
 		ErrorLog: slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),

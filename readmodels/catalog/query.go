@@ -38,7 +38,9 @@ func (v *View) Handler(opts ...connect.HandlerOption) (string, http.Handler) {
 }
 
 // GetProduct returns one product, even if it is delisted.
-func (q *Queries) GetProduct(ctx context.Context, req *connect.Request[catalogv1.GetProductRequest]) (*connect.Response[catalogv1.GetProductResponse], error) {
+func (q *Queries) GetProduct(
+	ctx context.Context, req *connect.Request[catalogv1.GetProductRequest],
+) (*connect.Response[catalogv1.GetProductResponse], error) {
 	version := func(ctx context.Context, sku string) (uint64, error) {
 		products, err := q.view.load(ctx, sku)
 		return products[sku].GetVersion(), err
@@ -58,11 +60,14 @@ func (q *Queries) GetProduct(ctx context.Context, req *connect.Request[catalogv1
 	if p == nil {
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("no such product"))
 	}
-	return connect.NewResponse(&catalogv1.GetProductResponse{Product: p, Freshness: q.view.fresh.Of(p.Version, p.RecordedAt)}), nil
+	return connect.NewResponse(&catalogv1.GetProductResponse{Product: p,
+		Freshness: q.view.fresh.Of(p.Version, p.RecordedAt)}), nil
 }
 
 // SearchProducts returns one page of the products that match.
-func (q *Queries) SearchProducts(ctx context.Context, req *connect.Request[catalogv1.SearchProductsRequest]) (*connect.Response[catalogv1.SearchProductsResponse], error) {
+func (q *Queries) SearchProducts(
+	ctx context.Context, req *connect.Request[catalogv1.SearchProductsRequest],
+) (*connect.Response[catalogv1.SearchProductsResponse], error) {
 	m := req.Msg
 	after, ok := parsePageToken(m)
 	if !ok {
@@ -75,7 +80,8 @@ func (q *Queries) SearchProducts(ctx context.Context, req *connect.Request[catal
 	if size == 0 {
 		size = defaultPageSize
 	}
-	page, err := q.view.index.Search(ctx, Query{Text: m.Text, Category: m.Category, Limit: min(size, maxPageSize), After: after})
+	page, err := q.view.index.Search(ctx, Query{Text: m.Text, Category: m.Category, Limit: min(size, maxPageSize),
+		After: after})
 	if err != nil {
 		return nil, q.view.fresh.Rebuilding(q.view.lost(ctx, err))
 	}

@@ -30,7 +30,8 @@ type View struct {
 // New returns the view on an index. The caller closes the index.
 func New(index Index, logger *slog.Logger) *View {
 	watermarks := streams.NewWatermarks()
-	v := &View{index, watermarks, readmodels.Freshness{View: Name, Aggregate: event.Product, Watermarks: watermarks}, logger}
+	v := &View{index, watermarks, readmodels.Freshness{View: Name, Aggregate: event.Product,
+		Watermarks: watermarks}, logger}
 	if damage := index.Damage(); damage != "" {
 		v.Faults().Report(logger, Name, "journal", damage)
 	}
@@ -76,7 +77,8 @@ func (v *View) Inspect(ctx context.Context) error {
 // workers with large batches are fastest.
 func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog.Logger) *streams.Runtime {
 	return streams.New(streams.Config{
-		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg, Decoder: decoder, Logger: logger,
+		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg,
+		Decoder: decoder, Logger: logger,
 		Workers: 2, Batch: 2000,
 	})
 }
@@ -84,7 +86,8 @@ func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog
 // Follower returns what tracks the view's progress in a process that does not feed it.
 func (v *View) Follower(cfg kafka.Config, logger *slog.Logger) *streams.Follower {
 	return streams.NewFollower(streams.FollowConfig{
-		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg, Logger: logger,
+		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg,
+		Logger: logger,
 	})
 }
 

@@ -28,7 +28,9 @@ func (v *View) Handler(opts ...connect.HandlerOption) (string, http.Handler) {
 
 // GetOrder returns one order. With a token, it first waits until the view shows the token's order
 // at the token's version. That may be another order than the requested one.
-func (q *Queries) GetOrder(ctx context.Context, req *connect.Request[orderv1.GetOrderRequest]) (*connect.Response[orderv1.GetOrderResponse], error) {
+func (q *Queries) GetOrder(
+	ctx context.Context, req *connect.Request[orderv1.GetOrderRequest],
+) (*connect.Response[orderv1.GetOrderResponse], error) {
 	if err := q.view.fresh.AwaitVersion(ctx, req.Msg, req.Msg.Token, q.view.version); err != nil {
 		return nil, q.view.fresh.Rebuilding(err)
 	}
@@ -43,7 +45,8 @@ func (q *Queries) GetOrder(ctx context.Context, req *connect.Request[orderv1.Get
 	if doc == nil {
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("no such order"))
 	}
-	return connect.NewResponse(&orderv1.GetOrderResponse{Order: doc, Freshness: q.view.fresh.Of(doc.Version, doc.RecordedAt)}), nil
+	return connect.NewResponse(&orderv1.GetOrderResponse{Order: doc,
+		Freshness: q.view.fresh.Of(doc.Version, doc.RecordedAt)}), nil
 }
 
 // version returns the version of an order in the view, or 0 if it is not there.

@@ -37,7 +37,8 @@ type View struct {
 // New returns the view on a Redis. The caller closes the client.
 func New(client *redis.Client, logger *slog.Logger) *View {
 	watermarks := streams.NewWatermarks()
-	return &View{client.Documents(Name), watermarks, readmodels.Freshness{View: Name, Aggregate: event.Order, Watermarks: watermarks}, logger}
+	return &View{client.Documents(Name), watermarks, readmodels.Freshness{View: Name, Aggregate: event.Order,
+		Watermarks: watermarks}, logger}
 }
 
 // Faults returns what is damaged in the view and not rebuilt yet.
@@ -46,7 +47,8 @@ func (v *View) Faults() *streams.Faults { return v.watermarks.Faults() }
 // Runtime returns what feeds the view.
 func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog.Logger) *streams.Runtime {
 	return streams.New(streams.Config{
-		Name: Name, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg, Decoder: decoder, Logger: logger,
+		Name: Name, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg,
+		Decoder: decoder, Logger: logger,
 	})
 }
 
@@ -123,7 +125,8 @@ func (v *View) Inspect(ctx context.Context) error {
 			if errors.Is(err, redis.ErrLost) { // a key of another type was in the way; the first attempt has removed it
 				err = v.docs.Save(ctx, some)
 			}
-			v.log.Warn("view: restored lost references of documents", "view", Name, "documents", len(some), "first", some[0].ID)
+			v.log.Warn("view: restored lost references of documents", "view", Name, "documents", len(some),
+				"first", some[0].ID)
 		}
 		some = some[:0]
 		return err

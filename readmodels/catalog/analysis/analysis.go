@@ -144,7 +144,8 @@ func accented(r rune) bool {
 
 // unspaced reports whether a rune belongs to a script that does not separate words.
 func unspaced(r rune) bool {
-	return unicode.In(r, unicode.Han, unicode.Hiragana, unicode.Katakana, unicode.Thai, unicode.Lao, unicode.Khmer, unicode.Myanmar) || r == 'ー'
+	return unicode.In(r, unicode.Han, unicode.Hiragana, unicode.Katakana, unicode.Thai, unicode.Lao, unicode.Khmer,
+		unicode.Myanmar) || r == 'ー'
 }
 
 // isSymbol reports whether a rune that is neither a letter nor a digit can be searched for. Emoji

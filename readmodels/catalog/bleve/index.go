@@ -65,7 +65,8 @@ func Open(dir string, logger *slog.Logger) (*Index, error) {
 	}
 	lock := flock.New(filepath.Join(dir, "lock"))
 	if ok, err := lock.TryLock(); err != nil || !ok {
-		return nil, fmt.Errorf("catalog index: %s is in use by another process: stop it, or use another folder: %w", dir, errors.Join(err, fs.ErrExist))
+		return nil, fmt.Errorf("catalog index: %s is in use by another process: stop it, or use another folder: %w",
+			dir, errors.Join(err, fs.ErrExist))
 	}
 	x := &Index{lock: lock}
 	// From here on, Close releases the lock and what is open.

@@ -29,7 +29,8 @@ func indexMapping() (mapping.IndexMapping, error) {
 	product := bleve.NewDocumentStaticMapping()
 	// Otherwise bleve indexes every text a second time.
 	product.AddSubDocumentMapping("_all", bleve.NewDocumentDisabledMapping())
-	product.AddFieldMappingsAt(analysis.FieldListed, &mapping.FieldMapping{Name: analysis.FieldListed, Type: "boolean", Index: true})
+	product.AddFieldMappingsAt(analysis.FieldListed, &mapping.FieldMapping{Name: analysis.FieldListed, Type: "boolean",
+		Index: true})
 	product.AddFieldMappingsAt(analysis.FieldCategory, text(analysis.FieldCategory, keyword.Name))
 	for _, field := range analysis.TextFields() {
 		product.AddFieldMappingsAt(field, text(field, termsAnalyzer))

@@ -69,7 +69,8 @@ type Index struct {
 // Open opens the index. It creates the index if it does not exist and the user may create it.
 func Open(ctx context.Context, cfg Config) (*Index, error) {
 	if len(cfg.Addresses) == 0 {
-		return nil, errors.New("catalog index: Addresses is empty: name a node of Elasticsearch, such as https://search:9200")
+		return nil,
+			errors.New("catalog index: Addresses is empty: name a node of Elasticsearch, such as https://search:9200")
 	}
 	urls := make([]*url.URL, len(cfg.Addresses))
 	for i, address := range cfg.Addresses {
@@ -78,7 +79,9 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 			u = &url.URL{} // an unparsable URL may contain a password, so do not print it
 		}
 		if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
-			return nil, fmt.Errorf("catalog index: Addresses: number %d, %q, is not http://HOST:PORT or https://HOST:PORT", i+1, u.Redacted())
+			return nil,
+				fmt.Errorf("catalog index: Addresses: number %d, %q, is not http://HOST:PORT or https://HOST:PORT", i+1,
+					u.Redacted())
 		}
 		urls[i] = u
 	}
@@ -89,7 +92,8 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 	// An idle connection must end before stall considers it silent.
 	transport.IdleConnTimeout = cmp.Or(cfg.Stall, stallTimeout) / 2
 	options := []elastictransport.Option{
-		elastictransport.WithURLs(urls...), elastictransport.WithTransport(transport), elastictransport.WithUserAgent("millrace"),
+		elastictransport.WithURLs(urls...), elastictransport.WithTransport(transport),
+		elastictransport.WithUserAgent("millrace"),
 		elastictransport.WithRetryBackoff(func(attempt int) time.Duration { return time.Duration(attempt) * retryDelay }),
 	}
 	if cfg.Username != "" {
@@ -159,7 +163,8 @@ func mappingOf(alias string) map[string]any {
 		// One shard holds any catalogue, and scores are comparable only within a shard. A damaged
 		// product that was deleted must be indexed again under the same version, so deletes are
 		// forgotten at once.
-		"settings": m{"number_of_shards": 1, "auto_expand_replicas": "0-1", "translog.durability": "request", "gc_deletes": "0s"},
+		"settings": m{"number_of_shards": 1, "auto_expand_replicas": "0-1", "translog.durability": "request",
+			"gc_deletes": "0s"},
 		"mappings": m{"dynamic": "strict", "_meta": m{"view": catalog.Name}, "properties": properties},
 	}
 }
@@ -268,7 +273,8 @@ func (x *Index) Save(ctx context.Context, products []*catalogv1.Product) error {
 		document := analysis.Document(p)
 		document[fieldSKU], document[fieldProduct] = p.Sku, stored
 		err = errors.Join(
-			lines.Encode(map[string]any{"index": map[string]any{"_id": p.Sku, "version": p.Version, "version_type": "external"}}),
+			lines.Encode(map[string]any{"index": map[string]any{"_id": p.Sku, "version": p.Version,
+				"version_type": "external"}}),
 			lines.Encode(document))
 		if err != nil {
 			return fmt.Errorf("catalog index: save product %q: %w", p.Sku, err)
@@ -372,7 +378,8 @@ func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, erro
 	}
 	// One more than the page, to know whether there is a next page.
 	search := map[string]any{
-		"query": queryOf(q), "size": q.Limit + 1, "sort": sort, "track_total_hits": true, "_source": []string{fieldProduct},
+		"query": queryOf(q), "size": q.Limit + 1, "sort": sort, "track_total_hits": true,
+		"_source": []string{fieldProduct},
 	}
 	if q.After != nil {
 		after := []any{q.After.SKU}
@@ -421,19 +428,22 @@ var isProduct = map[string]any{"exists": map[string]string{"field": fieldSKU}}
 // Each implements catalog.Index. It reads from a point in time, so it sees one state of the index.
 func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) (err error) {
 	var state struct{ ID string }
-	if err := x.do(ctx, esapi.OpenPointInTimeRequest{Index: []string{x.alias}, KeepAlive: keepAlive}, &state); err != nil {
+	open := esapi.OpenPointInTimeRequest{Index: []string{x.alias}, KeepAlive: keepAlive}
+	if err := x.do(ctx, open, &state); err != nil {
 		return fmt.Errorf("catalog index: list products: %w", err)
 	}
 	// Close the point in time even if ctx is done: it keeps deleted segments on disk.
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()
-		if e := x.do(ctx, esapi.ClosePointInTimeRequest{Body: jsonBody(map[string]string{"id": state.ID})}, nil); e != nil {
+		end := esapi.ClosePointInTimeRequest{Body: jsonBody(map[string]string{"id": state.ID})}
+		if e := x.do(ctx, end, nil); e != nil {
 			x.log.Debug("catalog index: cannot close a point in time; it expires", "in", keepAlive, "error", e)
 		}
 	}()
 	search := map[string]any{
-		"query": map[string]any{"bool": map[string]any{"filter": isProduct}}, "size": pageSize, "sort": []string{"_shard_doc"},
+		"query": map[string]any{"bool": map[string]any{"filter": isProduct}}, "size": pageSize,
+		"sort":             []string{"_shard_doc"},
 		"track_total_hits": false, "_source": []string{fieldProduct},
 	}
 	no := false
@@ -442,7 +452,8 @@ func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) (er
 	for {
 		search["pit"] = map[string]string{"id": state.ID, "keep_alive": fmt.Sprintf("%dms", keepAlive.Milliseconds())}
 		var answer hits
-		if err := x.do(ctx, esapi.SearchRequest{Body: jsonBody(search), AllowPartialSearchResults: &no}, &answer); err != nil {
+		request := esapi.SearchRequest{Body: jsonBody(search), AllowPartialSearchResults: &no}
+		if err := x.do(ctx, request, &answer); err != nil {
 			return fmt.Errorf("catalog index: list products: %w", err)
 		}
 		hits := answer.Hits.Hits
@@ -474,7 +485,8 @@ func (x *Index) Count(ctx context.Context) (uint64, error) {
 		Count  uint64
 		Shards struct{ Failed int } `json:"_shards"`
 	}
-	err := x.do(ctx, esapi.CountRequest{Index: []string{x.alias}, Body: jsonBody(map[string]any{"query": isProduct})}, &answer)
+	err := x.do(ctx, esapi.CountRequest{Index: []string{x.alias},
+		Body: jsonBody(map[string]any{"query": isProduct})}, &answer)
 	if err == nil && answer.Shards.Failed > 0 {
 		err = fmt.Errorf("%d shards failed", answer.Shards.Failed)
 	}
@@ -502,7 +514,9 @@ func (x *Index) Positions(ctx context.Context, topic string) (map[int32]streams.
 }
 
 // positions also returns the document, which is nil if the index does not exist.
-func (x *Index) positions(ctx context.Context, topic string) (map[int32]streams.Applied, *found[storedPositions], error) {
+func (x *Index) positions(
+	ctx context.Context, topic string,
+) (map[int32]streams.Applied, *found[storedPositions], error) {
 	positions := map[int32]streams.Applied{}
 	docs, err := read[storedPositions](ctx, x, fieldPositions, positionsID(topic))
 	if gone(err) {
@@ -536,7 +550,8 @@ func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams
 		}
 		// A lost response makes the client repeat the request, and the repetition conflicts with
 		// the first one. If the positions are already what they should be, that has happened.
-		if tried && !slices.ContainsFunc(moves, func(m streams.Move) bool { return positions[m.Partition].String() != m.To.String() }) {
+		if tried && !slices.ContainsFunc(moves,
+			func(m streams.Move) bool { return positions[m.Partition].String() != m.To.String() }) {
 			return nil
 		}
 		if err := catalog.Advance(positions, topic, moves); err != nil {
@@ -553,7 +568,8 @@ func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams
 			kept.Positions[id] = at.String()
 		}
 		// The condition is the document's sequence number, or that it does not exist.
-		write := esapi.IndexRequest{Index: x.alias, DocumentID: positionsID(topic), Body: jsonBody(kept), RequireAlias: &yes}
+		write := esapi.IndexRequest{Index: x.alias, DocumentID: positionsID(topic), Body: jsonBody(kept),
+			RequireAlias: &yes}
 		if doc.Found {
 			write.IfSeqNo, write.IfPrimaryTerm = doc.SeqNo, doc.Primary
 		} else {

@@ -121,7 +121,8 @@ type found[D any] struct {
 // read returns documents by id. It sees writes before they are refreshed, unlike a search.
 func read[D any](ctx context.Context, x *Index, field string, ids ...string) ([]found[D], error) {
 	var answer struct{ Docs []found[D] }
-	err := x.do(ctx, esapi.MgetRequest{Index: x.alias, Body: jsonBody(map[string]any{"ids": ids}), SourceIncludes: []string{field}}, &answer)
+	err := x.do(ctx, esapi.MgetRequest{Index: x.alias, Body: jsonBody(map[string]any{"ids": ids}),
+		SourceIncludes: []string{field}}, &answer)
 	if err != nil {
 		return nil, err
 	}

@@ -37,7 +37,8 @@ func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 	for index, answer := range mappings {
 		add := func(setting, value, want, effect, remedy string) {
 			faults = append(faults, settings.Fault{
-				Resource: "elasticsearch index " + index, Setting: setting, Value: value, Want: want, Effect: effect, Remedy: remedy, Fatal: true,
+				Resource: "elasticsearch index " + index, Setting: setting, Value: value, Want: want, Effect: effect,
+				Remedy: remedy, Fatal: true,
 			})
 		}
 		rebuild := "delete the index; it is rebuilt from the log"
@@ -47,11 +48,13 @@ func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 			return faults, err
 		}
 		for _, field := range differences(wanted, actual) {
-			add("mapping of "+field, jsonText(actual[field]), jsonText(wanted[field]), "searches miss products, or return wrong ones", rebuild)
+			add("mapping of "+field, jsonText(actual[field]), jsonText(wanted[field]),
+				"searches miss products, or return wrong ones", rebuild)
 		}
 		config := configs[index].Settings.Index
 		if translog, ok := config["translog"].(map[string]any); ok && translog["durability"] == "async" {
-			add("index.translog.durability", "async", "request", "a crash loses products but not the positions after them",
+			add("index.translog.durability", "async", "request",
+				"a crash loses products but not the positions after them",
 				fmt.Sprintf(`PUT /%s/_settings {"index.translog.durability":"request"}`, index))
 		}
 		if n, ok := config["number_of_shards"].(string); ok && n != "1" {

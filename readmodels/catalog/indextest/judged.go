@@ -131,7 +131,8 @@ func judgedQueries(t *testing.T, open func() catalog.Index) {
 
 // sku splits a list of SKUs, some of which contain a space.
 func sku(list string) []string {
-	all := strings.Fields(strings.NewReplacer("wi fi", "wi\x00fi", "t shirt", "t\x00shirt", "tea light", "tea\x00light").Replace(list))
+	all := strings.Fields(strings.NewReplacer("wi fi", "wi\x00fi", "t shirt", "t\x00shirt", "tea light",
+		"tea\x00light").Replace(list))
 	for i := range all {
 		all[i] = strings.ReplaceAll(all[i], "\x00", " ")
 	}

@@ -159,7 +159,8 @@ func matches(got []string, want string) bool {
 	for group := range strings.FieldsFuncSeq(want, func(r rune) bool { return r == '}' }) {
 		ordered, loose, _ := strings.Cut(group, "{")
 		o, l := strings.Fields(ordered), strings.Fields(loose)
-		if len(got) < len(o)+len(l) || !slices.Equal(got[:len(o)], o) || !slices.Equal(slices.Sorted(slices.Values(got[len(o):len(o)+len(l)])), l) {
+		if len(got) < len(o)+len(l) || !slices.Equal(got[:len(o)], o) ||
+			!slices.Equal(slices.Sorted(slices.Values(got[len(o):len(o)+len(l)])), l) {
 			return false
 		}
 		got = got[len(o)+len(l):]
@@ -299,7 +300,8 @@ func positions(t *testing.T, open func() catalog.Index) {
 	}
 	move := func(lost bool, moves ...streams.Move) {
 		t.Helper()
-		if err := x.SavePositions(t.Context(), "a", moves); errors.Is(err, streams.ErrLost) != lost || !lost && err != nil {
+		if err := x.SavePositions(t.Context(), "a", moves); errors.Is(err, streams.ErrLost) != lost ||
+			!lost && err != nil {
 			t.Fatalf("%v: %v", moves, err)
 		}
 	}

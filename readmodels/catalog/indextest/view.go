@@ -118,7 +118,8 @@ func Holds(t testing.TB, v *catalog.View, l *streamstest.Log) {
 				different++
 			}
 		}
-		t.Fatalf("the view has %d documents, want %d, of which %d are missing or different", len(got.Streams), len(want.Streams), different)
+		t.Fatalf("the view has %d documents, want %d, of which %d are missing or different", len(got.Streams),
+			len(want.Streams), different)
 	}
 }
 
