@@ -161,7 +161,7 @@ func (l landing) source(
 		// a password.
 		if u, err := url.Parse(l.registry); err != nil || u.User != nil {
 			return nil,
-				errors.New("--registry: want http(s)://host:port without credentials: "+
+				errors.New("--registry: want http(s)://host:port without credentials: " +
 					"set registry.user and registry.password, which other users cannot read")
 		}
 		// The flag overrides the configuration, which app.Land reads.
