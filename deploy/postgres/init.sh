@@ -1,11 +1,11 @@
 #!/bin/sh
-# Makes databases and roles and gives the roles their passwords; run again, it changes nothing but passwords that changed. The
-# image runs it when the data folder is new. Later: psql's own user runs it inside the container.
+# Creates databases and roles, and sets the roles' passwords. A repeated run only updates changed
+# passwords. The image runs it if the data folder is new. Later, run it inside the container.
 #
 #   database  role                                   may
 #   millrace  see roles.sql                          events
 #   lake      lake, lake_reader                      Iceberg's catalog: write; read
-#   registry  registry                               its own schemas
+#   registry  registry                               the registry's schemas
 set -eu
 secrets=${SECRETS:-/run/secrets}
 here=${HERE:-/etc/millrace/postgres}
@@ -36,7 +36,7 @@ REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO registry;
 EOF
 
-password() { # ROLE FILE; psql reads the file, so that the password is on no command line, and the server logs nothing of it
+password() { # ROLE FILE; psql reads the file, so the password is neither on a command line nor in the server's log
   sql postgres <<EOF
 SET log_min_duration_statement = -1;
 SET log_min_error_statement = panic;

@@ -1,14 +1,14 @@
--- The roles of the event store, each with no more than it needs. Run this as a superuser in Millrace's database, which is
--- Millrace's alone; it may be run again at any time:
+-- The roles of the event store, each with minimal rights. Run this as a superuser in Millrace's
+-- database, which nothing else uses. It can be run again at any time:
 --
 --     psql -v ON_ERROR_STOP=1 -d millrace -f roles.sql
 --
--- Then give each role that logs in a password (\password millrace_order), and run `millrace migrate` as millrace_owner: it
--- makes the tables, and grants on them what the comments below say.
+-- Then set a password for each role that logs in (\password millrace_order), and run `millrace
+-- migrate` as millrace_owner. It creates the tables and grants these rights on them:
 --
 --     millrace_owner      owns schemas and tables. Migrations run as it; no service does.
---     millrace_<service>  adds events and answers and replaces snapshots, in its own schema. It can change or remove no
---                         event, and sees nothing of other services.
+--     millrace_<service>  adds events and answers, and replaces snapshots, in its own schema. It
+--                         cannot change or remove events, and cannot read other services.
 --     millrace_reader     reads the events of all services: for the relay and `millrace verify`.
 DO $$
 DECLARE
@@ -34,7 +34,7 @@ BEGIN
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I, millrace_reader', role, role);
     END LOOP;
 
-    -- The relay says whose open transaction holds events back, which takes seeing the transactions of others.
+    -- The relay reports which open transaction delays events. For that, it must see other roles' transactions.
     GRANT pg_read_all_stats TO millrace_reader;
 END
 $$;
