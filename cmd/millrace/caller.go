@@ -66,6 +66,7 @@ func (c caller) RoundTrip(r *http.Request) (*http.Response, error) {
 		r = r.Clone(r.Context())
 		r.Header.Set("Authorization", "Bearer "+c.token)
 	}
+	// A transport of its own, because the settings differ from the default.
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	// One connection per request, because a subcommand makes few.
 	t.TLSClientConfig, t.DisableKeepAlives = c.tls, true

@@ -44,6 +44,7 @@ func (a *cli) onLake(
 		if err != nil {
 			return err
 		}
+		// The same location as that of the roles.
 		where, err := app.LakeConfig(c, c.Log.Logger(os.Stderr))
 		if err != nil {
 			return err
@@ -194,6 +195,7 @@ the same periodically.`,
 		Annotations: map[string]string{"writes": "yes"},
 	}
 	output := outputFlag(cmd, "table", "json")
+	// The defaults of the role lake, so that both do the same.
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "print the plan without changing anything")
 	cmd.Flags().Int64Var(&c.TargetBytes, "target-bytes", defaults.TargetBytes, "target size of data files")
 	cmd.Flags().IntVar(&c.SmallFiles, "small-files", 8, "number of small files in a partition that starts a rewrite")
@@ -260,6 +262,7 @@ func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]lake.Name,
 	if err != nil {
 		return nil, err
 	}
+	// A mistyped name must not look like a table without work.
 	names := make([]lake.Name, len(args))
 	for i, arg := range args {
 		if names[i], err = lake.ParseName(arg); err != nil {
@@ -277,6 +280,7 @@ func planMaintenance(
 	ctx context.Context, cmd *cobra.Command, l *lake.Lake, names []lake.Name, c maintenance.Config,
 	output string,
 ) error {
+	// Planning reads the metadata of the tables and lists their files. It writes nothing.
 	plans := make([]maintenance.Planned, len(names))
 	rows := make([][]any, len(names))
 	for i, name := range names {

@@ -104,6 +104,7 @@ Brokers and lake come from the configuration: kafka.*, lake.*; see "millrace con
 	if err := cmd.MarkFlagRequired("topic"); err != nil {
 		panic(err) // unreachable: the flag is defined above
 	}
+	// Exactly one format.
 	cmd.MarkFlagsOneRequired("proto", "registry", "json")
 	cmd.MarkFlagsMutuallyExclusive("proto", "registry", "json")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -127,6 +128,7 @@ func (l landing) run(cmd *cobra.Command, c config.Config) error {
 			return err
 		}
 	}
+	// c is passed by reference, because --registry overrides a setting.
 	table, err := l.source(cmd.Context(), &c, into)
 	if err != nil {
 		return err
@@ -136,6 +138,7 @@ func (l landing) run(cmd *cobra.Command, c config.Config) error {
 		fmt.Fprintf(cmd.ErrOrStderr(), "landing %s in %s until Ctrl-C\n", l.topic, strings.Join(into, "."))
 		return app.Land(cmd.Context(), c, landing, c.Log.Logger(os.Stderr))
 	}
+	// Only a landing with an end has progress to show.
 	b := newBar("land " + l.topic)
 	landing.Progress = func(have, of int64) { b.set(have, of, "") }
 	err = app.Land(cmd.Context(), c, landing, c.Log.Logger(os.Stderr))
@@ -171,6 +174,7 @@ func (l landing) source(
 			return external.Registered(ctx, into, l.topic, l.subject, schemas, options...)
 		}, nil
 	}
+	// --proto: the definition is read from a file, once, at the start.
 	file, of, ok := cutLast(l.proto, ":")
 	if !ok {
 		return nil, fmt.Errorf("--proto %s: want FILE:MESSAGE, such as clicks.proto:Click", l.proto)

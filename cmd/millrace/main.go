@@ -103,7 +103,7 @@ func suggest(group *cobra.Command) {
 		if cmd.SuggestionsMinimumDistance == 0 {
 			cmd.SuggestionsMinimumDistance = 2
 		}
-		meant := ""
+		meant := "" // the suggestion, if there is one
 		// Cobra suggests only below the root by itself.
 		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 			meant = fmt.Sprintf("; did you mean %q?", cmd.CommandPath()+" "+near[0])
@@ -130,6 +130,7 @@ func (a *cli) config() (config.Config, error) {
 // loadConfig is config without the check, for commands that call a system elsewhere: the addresses of
 // its listeners need not be valid for this machine.
 func (a *cli) loadConfig() (config.Config, error) {
+	// Flags override the environment and the file.
 	c, err := config.Load(a.configPath, os.LookupEnv)
 	if err != nil {
 		return c, err

@@ -74,12 +74,13 @@ type bar struct {
 	tracker *progress.Tracker
 	label   string
 	begun   time.Time
-	wait    sync.WaitGroup
+	wait    sync.WaitGroup // for the goroutine that draws
 }
 
 // newBar starts a progress bar. The caller ends it with end.
 func newBar(label string) *bar {
 	b := &bar{out: os.Stderr, label: label, begun: time.Now(), tracker: &progress.Tracker{Message: label}}
+	// Escape sequences would garble a file or a CI log.
 	if !term.IsTerminal(int(os.Stderr.Fd())) {
 		fmt.Fprintf(b.out, "%s…\n", label)
 		return b

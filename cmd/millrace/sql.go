@@ -61,6 +61,7 @@ no running system.`,
 		if err != nil {
 			return err
 		}
+		// The query is the body, so its length is not limited by that of a URL.
 		u := caller.api() + "/v1/sql?output=" + url.QueryEscape(*output)
 		if moment != "" {
 			u += "&as_of=" + url.QueryEscape(moment)

@@ -14,7 +14,8 @@ import (
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 )
 
-// newStatus returns the command status.
+// newStatus returns the command status. It prints three parts: the sinks, the faults, and the addresses
+// of the servers.
 func newStatus(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",

@@ -13,7 +13,8 @@ import (
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 )
 
-// newVerify returns the command verify.
+// newVerify returns the command verify. The server does the comparison. This command shows progress
+// and the result.
 func newVerify(a *cli) *cobra.Command {
 	var wait time.Duration
 	cmd := &cobra.Command{

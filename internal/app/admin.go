@@ -87,6 +87,7 @@ func (p *App) brokenTables(ctx context.Context) ([]*faults.TableError, error) {
 	if err != nil || p.sql == nil {
 		return broken, err
 	}
+	// The lake can read these tables, but the SQL engine cannot.
 	for _, u := range p.sql.Unreadable() {
 		broken = append(broken, &faults.TableError{Table: u.Table, Remedy: remedyEngine, Err: u})
 	}
@@ -101,6 +102,7 @@ func (p *App) sinks(ctx context.Context) ([]telemetry.Sink, error) {
 	add := func(sinks []telemetry.Sink, err error) {
 		all, errs = append(all, sinks...), append(errs, err)
 	}
+	// In the order of the data's way: stores and topics, views, tables.
 	if len(p.stores) > 0 {
 		add(p.storeSinks(ctx))
 	}
@@ -157,6 +159,7 @@ func (p *App) progress(ctx context.Context) (map[string]relay.Progress, error) {
 		defer cancel()
 		return p.published.Poll(ctx)
 	}
+	// These relays run here, so no broker needs to be asked.
 	progress := map[string]relay.Progress{}
 	for _, a := range p.modules.aggregates() {
 		progress[a.Service] = p.relays[a.Name].Progress()
@@ -282,6 +285,7 @@ func (p *App) heads(ctx context.Context) (map[string]event.Position, error) {
 // of the topics are read after the stores are published, so views and tables that have reached
 // these ends contain all of it.
 func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
+	// A step for each topic, each view, and the tables of each topic.
 	total := 2*len(p.modules.aggregates()) + len(p.views)
 	done := 0
 	report := func(what string) { progress("waiting for "+what, done, total); done++ }
@@ -322,6 +326,7 @@ func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 			if err != nil {
 				return false, err
 			}
+			// Every table of the topic has to reach the end of every partition.
 			for partition, end := range ends[topic] {
 				if applied[partition] < end {
 					return false, nil

@@ -1,16 +1,16 @@
-// Package app wires Millrace together: it starts the parts that a process's roles need, and stops
-// them.
+// Package app wires Millrace together: it starts the components that a process's roles need, and
+// stops them.
 //
 // Modules, in modules.go, is the list of services and views. The rest of the package iterates over
 // it and names none of them, so a new service or view is one more line there. roles.go maps each
-// role to the parts that it needs.
+// role to the components that it needs.
 //
-// Start opens the parts in a fixed order: embedded servers where the configuration names no real
+// Start opens them in a fixed order: embedded servers where the configuration names no real
 // ones, stores, views, the lake, landers, the SQL engine, relays, and last the listeners. Each step
-// registers how to undo it, and Close runs these in reverse order. A part that ends by itself fails
-// the process: Failed is closed, and Close returns the reason.
+// registers how to undo it, and Close runs these in reverse order. A component that ends by itself
+// fails the process: Failed is closed, and Close returns the reason.
 //
-// App also implements what needs all parts: status, verify, readiness, authorization and rebuild.
+// App also implements what needs all components: status, verify, readiness, authorization and rebuild.
 // Only the command line and tests import this package.
 package app
 
@@ -55,6 +55,7 @@ type App struct {
 	slots     *server.Slots           // bounds each caller's share of SQL
 	metrics   *telemetry.Metrics
 
+	// Clients of the log. All components of the process share them.
 	kafka    kafka.Config
 	registry *registry.Client  // nil if none is configured
 	decoder  *registry.Decoder // if nil, only plain values are known
@@ -71,6 +72,7 @@ type App struct {
 	lake      *lake.Lake
 	sql       *lakesql.SQL
 
+	// settingsMu guards settings: the periodic check writes them, and status reads them.
 	settingsMu sync.Mutex
 	settings   map[string][]settings.Fault // by server, as of the last check
 
@@ -229,6 +231,7 @@ func (p *App) startFolder(context.Context) error {
 	if err := os.MkdirAll(p.cfg.Data, 0o750); err != nil {
 		return err
 	}
+	// Two processes on the same files would corrupt them.
 	lock := flock.New(p.cfg.Path("lock"))
 	ok, err := lock.TryLock()
 	if err != nil {

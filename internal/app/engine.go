@@ -20,6 +20,7 @@ const EngineCommand = "clickhouse-engine"
 
 // startEngine connects to the configured ClickHouse, or starts an engine if none is configured.
 func (p *App) startEngine(ctx context.Context) error {
+	// A configured server is used as it is. An embedded engine is a child process.
 	c := p.cfg.ClickHouse
 	var client *clickhouse.Client
 	if c.URL == "" {
@@ -66,6 +67,7 @@ func (p *App) startEngine(ctx context.Context) error {
 
 // sqlStore returns how the engine reaches the lake's object store.
 func sqlStore(c config.Config) (lakesql.S3, error) {
+	// The engine reads the files itself, with the same keys as this process.
 	l, err := LakeConfig(c, nil)
 	return lakesql.S3{Endpoint: l.S3.Endpoint, Region: l.S3.Region, AccessKey: l.S3.AccessKey,
 		SecretKey: l.S3.SecretKey}, err

@@ -110,7 +110,7 @@ func (p *App) api() http.Handler {
 	return mux
 }
 
-// smallMessages bounds requests to reflection and health.
+// smallMessages bounds requests to reflection and health, which need no more.
 var smallMessages = connect.WithReadMaxBytes(64 << 10)
 
 // reflect serves gRPC reflection, in both of its versions.
@@ -123,6 +123,7 @@ func reflect(mux *http.ServeMux, services ...string) {
 // guarded wraps a service: callers need the right to the method that they call, and requests are
 // admitted by class. Queries and commands are different classes.
 func (p *App) guarded(path string, h http.Handler) (string, http.Handler) {
+	// The right decides the class as well: both follow from whether the method is a query.
 	right := rightTo(path)
 	class := func(r *http.Request) server.Class {
 		if strings.HasPrefix(string(right(r)), auth.Queries+".") {
@@ -148,6 +149,7 @@ func (p *App) withTables(ctx context.Context, rest http.Handler) (http.Handler, 
 	if err != nil {
 		return nil, err
 	}
+	// The catalog's own routes begin at the root, so the prefix is stripped.
 	mux := http.NewServeMux()
 	mux.Handle(tablesPath+"/", http.StripPrefix(tablesPath, catalog))
 	mux.Handle("/", rest)
@@ -228,6 +230,7 @@ const catchUpRetryDelay = 2 * time.Second
 // refused until then.
 func (p *App) awaitViews(ctx context.Context) error {
 	for _, v := range p.views {
+		// CatchUp blocks until the view has reached the present ends of the log.
 		for err := v.runner.CatchUp(ctx); err != nil; err = v.runner.CatchUp(ctx) {
 			if ctx.Err() != nil {
 				return fmt.Errorf("catch up with the log: %w", err)
@@ -262,6 +265,7 @@ func (p *App) unready(ctx context.Context) error {
 				return fmt.Errorf("store of %s: %w", a.Service, err)
 			}
 		}
+		// Live is false until the relay has resumed, and between two sessions.
 		if r := p.relays[a.Name]; r != nil && !r.Progress().Live {
 			return fmt.Errorf("relay of %s: not publishing", a.Service)
 		}

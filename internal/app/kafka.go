@@ -37,6 +37,7 @@ func (p *App) startKafka(ctx context.Context) error {
 	}
 	p.kafka = kafka.Config{Brokers: brokers, ClientID: "millrace", Security: access, Replicas: p.cfg.Kafka.Replicas,
 		Logger: p.log}
+	// One admin client for topics, offsets and settings.
 	admin, err := kafka.NewAdmin(p.kafka)
 	if err != nil {
 		return err
@@ -111,6 +112,7 @@ func (p *App) startRegistry() error {
 // startSeals gives this process's decoder the seals by which it distinguishes the relays' records
 // from others.
 func (p *App) startSeals() error {
+	// With a store, announcements of seals are checked by its secret; see relay.Seals.
 	seals, err := relay.NewSeals(p.kafka, p.modules.aggregates(), p.storesByService())
 	if err != nil {
 		return err
@@ -135,6 +137,7 @@ func (p *App) encoder(a event.Aggregate) (*registry.Encoder, error) {
 	if err != nil || codec == registry.Plain {
 		return nil, err
 	}
+	// The message whose schema is registered for the topic.
 	message, err := registry.Message(a)
 	if err != nil {
 		return nil, err

@@ -43,6 +43,7 @@ func (p *App) startLake(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Tests have other modules than the shop's.
 	c.Tables = p.modules.tables()
 	// Processes that neither land nor serve the catalog open the lake read-only, and never create
 	// it.
@@ -138,6 +139,7 @@ func (p *App) maintenanceConfig() *maintenance.Config {
 	if m.Every == 0 {
 		return nil
 	}
+	// Fields that have no setting keep the defaults of package maintenance.
 	return &maintenance.Config{
 		Every: m.Every, TargetBytes: m.TargetBytes, KeepAge: m.Keep, OrphanAge: m.OrphanAge,
 		Memory: m.Memory, DutyCycle: m.Share, Logger: p.log.With("part", "maintenance"),

@@ -118,6 +118,7 @@ const watchEvery = 200 * time.Millisecond
 
 // hasTopic returns an error if the brokers do not have a topic, or do not answer.
 func (p *App) hasTopic(ctx context.Context, topic string) error {
+	// A client of its own: Land starts no admin client for the process.
 	admin, err := kafka.NewAdmin(p.kafka)
 	if err != nil {
 		return err

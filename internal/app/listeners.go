@@ -58,6 +58,7 @@ const (
 func connections(c config.Limits, listener string) server.Limits {
 	// Explicit settings take precedence over the shares.
 	limits := server.Limits{Connections: c.Connections, PerAddress: c.PerAddress}
+	// The admin listener needs few connections: probes, metrics and operators.
 	share, most := apiShare, apiMost
 	if listener == "admin" {
 		limits.Connections, share, most = c.AdminConnections, adminShare, adminMost
@@ -76,6 +77,7 @@ func connections(c config.Limits, listener string) server.Limits {
 // which a page in a browser does not have.
 func (p *App) hosts(listener string) server.Hosts {
 	var names []string
+	// hosts is one setting for both listeners.
 	for name := range strings.SplitSeq(p.cfg.Hosts, ",") {
 		if name = strings.TrimSpace(name); name != "" {
 			names = append(names, name)

@@ -75,7 +75,8 @@ type View struct {
 	Expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error)
 }
 
-// OpenView is a view that is open in its sink.
+// OpenView is a view that is open in its sink. A process uses either Runtime or Follower, by its
+// roles. Digest is what the view contains; View.Expected is what it should contain.
 type OpenView interface {
 	// Handler serves the view's queries.
 	Handler(...connect.HandlerOption) (string, http.Handler)
@@ -125,7 +126,7 @@ func (m Modules) tables() []declare.Table {
 	return all
 }
 
-// viewsOf returns the views of an aggregate.
+// viewsOf returns the views of an aggregate. A rebuild of its topic drops them.
 func (m Modules) viewsOf(a event.Aggregate) []View {
 	var of []View
 	for _, v := range m.Views {

@@ -22,6 +22,7 @@ import (
 func Rebuild(
 	ctx context.Context, cfg config.Config, service string, log *slog.Logger, report func(what string),
 ) (err error) {
+	// Find the aggregate, and collect the names for the error.
 	var services []string
 	var a event.Aggregate
 	for _, each := range Shop().aggregates() {
@@ -36,6 +37,8 @@ func Rebuild(
 	// No roles: nothing runs, but the connections and the shutdown are those of a process.
 	p := newApp(Shop(), cfg, nil, log)
 	defer func() { err = errors.Join(err, p.Close()) }()
+	// If a server is embedded, its files are in the data folder, and the lock shows whether a process
+	// runs.
 	if len(embedded(cfg, wanted([]Role{Relay, Views, Lake}))) > 0 {
 		if err := p.startFolder(ctx); err != nil {
 			return err

@@ -58,6 +58,7 @@ func (p *App) sqlOf(r *http.Request) (*lakesql.SQL, error) {
 	switch {
 	case rights.Allow(auth.SQL):
 		return p.sql, nil
+	// Rights to some tables only: the query sees no others.
 	case rights.Any(auth.SQL):
 		return p.sql.Only(func(table string) bool { return rights.Allow(auth.On(auth.SQL, table)) }), nil
 	}

@@ -12,7 +12,7 @@ import (
 // Role is a part of the system's work that can run in processes of its own.
 type Role string
 
-// The roles.
+// The roles. Their names are the values of --role.
 const (
 	Commands Role = "commands" // accepts commands
 	// Publishes events from the stores to Kafka. A second process fences the first.
@@ -44,7 +44,8 @@ const (
 	serving // both listeners
 )
 
-// needs maps each role to the parts that it needs.
+// needs maps each role to the components that it needs. docs/real-servers.md has the same table for
+// operators.
 var needs = map[Role][]component{
 	Commands: {stores},
 	Relay:    {stores, eventLog, relays},
@@ -94,7 +95,7 @@ func wanted(roles []Role) map[component]bool {
 	return w
 }
 
-// embedded returns the parts that would have to run inside this process. Each is named by the key
+// embedded returns the servers that would have to run inside this process. Each is named by the key
 // that configures a real server instead.
 func embedded(c config.Config, w map[component]bool) []string {
 	var keys []string

@@ -14,7 +14,8 @@ import (
 
 const settingsTimeout = 20 * time.Second // for all servers together
 
-// checker is a client that can check the settings of its server.
+// checker is a client that can check the settings of its server. A fault is fatal if the setting would
+// lose or falsify data.
 type checker interface {
 	Settings(ctx context.Context) ([]settings.Fault, error)
 }
@@ -87,6 +88,7 @@ func (p *App) startSettings(ctx context.Context) error {
 func (p *App) checkSettings(ctx context.Context) []settings.Fault {
 	ctx, cancel := context.WithTimeout(ctx, settingsTimeout)
 	defer cancel()
+	// Ask without the lock, because a server may take long to answer.
 	now := map[string][]settings.Fault{}
 	for name, ask := range p.checkers() {
 		faults, err := ask(ctx)

@@ -24,7 +24,7 @@ import (
 type Sinks struct {
 	app    *App
 	redis  *redis.Client
-	damage error         // found in the files of the embedded Redis
+	damage error         // found in the files of the embedded Redis; nil if there was none
 	index  catalog.Index // of products
 }
 
@@ -91,6 +91,7 @@ func (s *Sinks) Redis(ctx context.Context) (*redis.Client, error) {
 // startRedis connects to Redis, and starts an embedded one if none is configured. It records damage
 // that the embedded one found in its files.
 func (s *Sinks) startRedis(ctx context.Context) error {
+	// The App stops the server and the client in the reverse order, so the client is closed first.
 	p, c := s.app, s.app.cfg.Redis
 	addr := c.Addr
 	if addr == "" {
@@ -128,6 +129,7 @@ func (s *Sinks) Search(ctx context.Context) (catalog.Index, error) {
 	if s.index != nil {
 		return s.index, nil
 	}
+	// The view and the settings check share one index.
 	index, err := s.openIndex(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("search: %w", err)
@@ -217,7 +219,7 @@ func (p *App) openViews(ctx context.Context) error {
 	return nil
 }
 
-// startRunners starts feeding the views.
+// startRunners starts feeding the views. Processes with the role views share the partitions.
 func (p *App) startRunners(context.Context) error {
 	for _, v := range p.views {
 		p.run(v, v.Runtime(p.kafka, p.decoder, p.log))

@@ -76,6 +76,7 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
+	// The type of the error decides the status code.
 	var beyond *lakesql.ScopeError
 	var fault *lakesql.QueryError
 	var history *lake.HistoryError
@@ -84,13 +85,13 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 	// The client's faults come first, then faults of a table, then load, and last faults of the
 	// system. The order matters: an error can match several of these.
 	switch {
-	case errors.As(err, &beyond):
+	case errors.As(err, &beyond): // a table that the caller may not read
 		http.Error(w, beyond.Error(), http.StatusForbidden)
 		return
-	case errors.As(err, &history):
+	case errors.As(err, &history): // a moment whose snapshots have expired
 		http.Error(w, history.Error(), http.StatusGone)
 		return
-	case errors.As(err, &fault):
+	case errors.As(err, &fault): // a mistake in the query
 		http.Error(w, fault.Error(), http.StatusBadRequest)
 		return
 	case errors.As(err, &unreadable), errors.As(err, &broken):
@@ -164,6 +165,7 @@ func readQuery(w http.ResponseWriter, r *http.Request) (string, bool) {
 		http.Error(w, "send the query as application/sql", http.StatusUnsupportedMediaType)
 		return "", false
 	}
+	// The errors of package server tell a slow client from too much load.
 	query, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxQueryBytes))
 	status := http.StatusBadRequest
 	switch tooLarge := (*http.MaxBytesError)(nil); {
@@ -191,6 +193,7 @@ func tooMany(w http.ResponseWriter, err error) {
 
 // slotsOf returns the name of the caller for whom a request occupies a slot.
 func slotsOf(r *http.Request) string {
+	// Without authentication, a caller is an address.
 	name := auth.CallerOf(r.Context())
 	if name == "" {
 		name, _, _ = net.SplitHostPort(r.RemoteAddr) // empty: all such requests are one caller

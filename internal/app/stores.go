@@ -50,6 +50,7 @@ func (p *App) openStore(ctx context.Context, a event.Aggregate) (eventstore.Stor
 		// One file per service, so that services do not wait for each other's writes.
 		return sqlite.Open(ctx, p.cfg.Path("store", a.Service+".db"), a)
 	}
+	// One schema per service, so that each service can have a role without access to the others.
 	conn, password, err := storeAccess(p.cfg.Store, a)
 	if err != nil {
 		return nil, err
@@ -129,6 +130,7 @@ func (p *App) startRelays(context.Context) error {
 // the transaction timed out, for example while the machine slept. So the relay starts again.
 func (p *App) runRelay(ctx context.Context, r *relay.Relay) error {
 	for {
+		// Run returns only for a permanent error, or when ctx is done.
 		err := r.Run(ctx)
 		if p.boot == "" || !errors.Is(err, relay.ErrFenced) {
 			return err

@@ -53,6 +53,7 @@ func New(addr string, retryFor time.Duration, opts ...Option) *Client {
 	// HTTP/2 without TLS, for addresses with http.
 	transport.Protocols.SetUnencryptedHTTP2(true)
 	transport.Protocols.SetHTTP2(true)
+	// No timeout here: retry bounds each attempt.
 	doer := &http.Client{Transport: transport}
 	with := connect.WithClientOptions(
 		connect.WithInterceptors(retry(retryFor), bearer(o.token)),

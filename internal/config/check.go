@@ -97,6 +97,7 @@ func (c Config) CheckClient() error {
 	if len(c.Auth.Rights) > 0 && c.Auth.Tokens == "" {
 		bad("auth.rights: no effect without tokens: set auth.tokens")
 	}
+	// Each section with rules of its own has a method.
 	c.Kafka.check(bad)
 	// Other codecs than plain store schema ids, which only a registry can resolve.
 	for _, codec := range append(slices.Collect(maps.Values(c.Kafka.Codecs)), c.Kafka.Codec) {
@@ -196,6 +197,7 @@ func (k Kafka) check(bad func(string, ...any)) {
 	if k.Replicas < 0 {
 		bad("kafka.replicas: %d is below 0", k.Replicas)
 	}
+	// OAUTHBEARER and GSSAPI are not supported.
 	switch k.SASL.Mechanism {
 	case "":
 	case "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512":

@@ -75,7 +75,8 @@ type ClientTLS struct {
 	Key     string `yaml:"key" doc:"PEM file with its private key."`
 }
 
-// Auth configures callers and their rights.
+// Auth configures callers and their rights. Tokens and Rights are for listeners, Token and CA for the
+// commands that call one.
 type Auth struct {
 	Tokens string              `yaml:"tokens" doc:"File with one line NAME:TOKEN per caller. Callers send Authorization: Bearer TOKEN. Empty: loopback only, without authentication."`
 	Rights map[string][]string `yaml:"rights" doc:"Rights of each caller, as {name: [right, …]}. Rights: commands, queries, sql, catalog.read, catalog.write (also creates tables and commits to them), catalog.admin (also drops, renames and registers tables, and changes namespaces), operations (status, verify), profiles, all. A suffix limits a right: commands.order and queries.customer to one service, sql.order_lines and catalog.read.order_lines to one table, sql.web.* and catalog.write.web.* to tables with this prefix. A caller with catalog rights to some tables gets no object store keys. A caller without an entry has no rights. Without auth.tokens every caller has all rights."`
@@ -107,7 +108,8 @@ type Commands struct {
 	Currencies  map[string]int `yaml:"currencies" doc:"Currencies that ISO 4217 lacks, or with a different number of decimals, as {code: decimals}. Example: {GBP: 3} accepts prices of a tenth of a penny, which the file of millrace import contains."`
 }
 
-// Limits bounds concurrent work.
+// Limits bounds concurrent work. Zero connections mean a default that depends on the process's limit
+// of open files.
 type Limits struct {
 	Connections      int           `yaml:"connections" doc:"Connections to addr. At the limit, idle connections are closed for new ones. 0: half of the process's open-file limit (ulimit -n), at most 8192."`
 	AdminConnections int           `yaml:"admin_connections" doc:"Connections to admin.addr. 0: an eighth of the open-file limit, at most 256."`
@@ -132,7 +134,7 @@ type Store struct {
 	Password Secret `yaml:"password" doc:"Password of this user. {service} in a file name is replaced by the service's name."`
 }
 
-// Kafka configures the log.
+// Kafka configures the log. Listen is used only if Brokers is empty.
 type Kafka struct {
 	Brokers    string            `yaml:"brokers" doc:"host:port,host:port. Empty: an embedded broker on loopback, with its data in the data folder."`
 	TLS        ClientTLS         `yaml:"tls" doc:"TLS to the brokers."`
@@ -189,7 +191,7 @@ type Lake struct {
 	Maintenance    Maintenance   `yaml:"maintenance" doc:"Compaction, snapshot expiry and removal of orphan files."`
 }
 
-// REST configures Iceberg's REST catalog.
+// REST configures Iceberg's REST catalog. Rights is kept only to refuse it with a reason.
 type REST struct {
 	Rights        map[string]string `yaml:"rights" doc:"Removed. Use catalog.read, catalog.write or catalog.admin in auth.rights."`
 	TokenLifetime time.Duration     `yaml:"token_lifetime" doc:"Lifetime of a token that an engine gets by OAuth2. The client id is the caller's name, the client secret is the caller's token."`

@@ -136,10 +136,10 @@ func WithCurrencies(c event.Currencies) Option { return func(h *handlerConfig) {
 type handlerConfig struct {
 	logger *slog.Logger
 	clock  func() time.Time
-	strict bool
-	leeway time.Duration
+	strict bool          // reject unknown JSON fields and enum values
+	leeway time.Duration // of clients' clocks
 
-	currencies event.Currencies
+	currencies event.Currencies // in addition to ISO 4217
 }
 
 // guard validates a request before its handler, and hides internal errors after it.
@@ -218,6 +218,7 @@ const ruleInTheFuture = "timestamp.lt_now"
 
 // futureMessage returns a message with this server's time, for a client whose clock is ahead.
 func (c handlerConfig) futureMessage(now time.Time) string {
+	// The rule's own message has no time, and the client needs it to find its error.
 	text := "must not be in the future: the server's time is " + now.UTC().Format(time.RFC3339Nano)
 	if c.leeway > 0 {
 		text += fmt.Sprintf(", and a client's clock may be up to %v ahead", c.leeway)
@@ -255,6 +256,7 @@ func errInternal() error {
 
 // WithDetail adds a typed detail to an error.
 func WithDetail(err *connect.Error, detail proto.Message) *connect.Error {
+	// Details are marshalled here, so a fault shows now and not when the response is sent.
 	c, bad := connect.NewErrorDetail(detail)
 	if bad != nil { // it cannot be marshalled; the error is useful without it
 		return err

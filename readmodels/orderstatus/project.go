@@ -24,6 +24,7 @@ import (
 // Project implements readmodels.Project for orders. An event of an unknown type changes only the
 // document's version and time, so that older processes can read newer events.
 func Project(doc *orderv1.OrderStatus, e event.Event) (*orderv1.OrderStatus, error) {
+	// A clone, because Project must not change the document that it receives.
 	next := &orderv1.OrderStatus{OrderId: e.Stream}
 	if doc != nil {
 		next = proto.CloneOf(doc)

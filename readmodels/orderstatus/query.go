@@ -73,6 +73,7 @@ func (v *View) find(ctx context.Context, req *orderv1.GetOrderRequest) (*orderv1
 		return nil, err
 	}
 	var found *orderv1.OrderStatus
+	// Usually there is one document. Several share a reference.
 	for _, doc := range docs {
 		if byReference && doc.Reference != reference.Reference {
 			continue // the reference is stale or damaged

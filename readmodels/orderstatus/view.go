@@ -29,8 +29,8 @@ const Name = "orderstatus/v2"
 // View keeps one document per order in Redis. It is a streams.Sink and a streams.Inspector.
 type View struct {
 	docs       *redis.Documents
-	watermarks *streams.Watermarks
-	fresh      readmodels.Freshness
+	watermarks *streams.Watermarks  // how far the view is; also has its faults
+	fresh      readmodels.Freshness // answers queries with a token
 	log        *slog.Logger
 }
 
@@ -173,6 +173,7 @@ func unmarshal(stored redis.Document) (*orderv1.OrderStatus, error) {
 // Positions implements streams.Sink. Damaged positions are deleted, and the log is read from its
 // beginning.
 func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.Applied, error) {
+	// Without positions, the runtime reads the log from its beginning.
 	stored, err := v.docs.Positions(ctx)
 	if err != nil {
 		return nil, err
@@ -206,6 +207,7 @@ func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.A
 // SavePositions implements streams.Sink. The first positions begin the view, or begin it again
 // after a loss.
 func (v *View) SavePositions(ctx context.Context, topic string, moves []streams.Move) error {
+	// Redis moves a position only if it still is From, so two processes cannot both move it.
 	ms := make([]redis.Move, len(moves))
 	// A first move has no previous position. Begin prepares the view for it.
 	begin := false

@@ -37,7 +37,8 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Index implements catalog.Index. Only one process at a time can open it.
+// Index implements catalog.Index. Only one process at a time can open it. A write changes, in this
+// order, the journal, the products in memory, and bleve.
 type Index struct {
 	bleve   bleve.Index
 	lock    *flock.Flock
@@ -172,6 +173,7 @@ func (x *Index) Save(_ context.Context, products []*catalogv1.Product) error {
 	defer x.writing.Unlock()
 	newer := map[string]*catalogv1.Product{}
 	for _, p := range products {
+		// A batch may have several versions of a product. The highest one is saved.
 		have := newer[p.Sku]
 		if have == nil {
 			// No lock for reading: only writers change it, and this is the only one.
@@ -236,6 +238,7 @@ func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, erro
 	if after != nil {
 		request.SetSearchAfter(after)
 	}
+	// bleve returns ids only. The products are those in memory.
 	result, err := x.bleve.SearchInContext(ctx, request)
 	if err != nil {
 		return catalog.Page{}, fmt.Errorf("catalog index: search: %w", err)

@@ -128,6 +128,7 @@ func readEntry(r io.Reader) ([]byte, error) {
 // add applies an entry to the content. A later entry of the same product or topic replaces an
 // earlier one.
 func (c content) add(entry []byte) error {
+	// The first byte is the kind. readEntry has rejected empty entries.
 	switch entry[0] {
 	case entryProduct:
 		p := &catalogv1.Product{}
@@ -199,6 +200,7 @@ func (j *journal) rewrite(c content) error {
 	if err != nil {
 		return fail(err)
 	}
+	// No sync: a file that a power failure truncates is read up to its damage.
 	w, end := bufio.NewWriterSize(f, 1<<20), int64(0)
 	write := func(b []byte, err error) error {
 		if err == nil {

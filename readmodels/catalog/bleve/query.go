@@ -73,6 +73,7 @@ func queryOf(q catalog.Query) query.Query {
 
 // matchOf translates one match of a clause.
 func matchOf(m analysis.Match) query.Query {
+	// All three kinds have a field and a boost.
 	var q interface {
 		query.FieldableQuery
 		query.BoostableQuery

@@ -60,13 +60,13 @@ type Config struct {
 // Index implements catalog.Index. Any number of processes can open it.
 type Index struct {
 	client *elastictransport.Client
-	idle   interface{ CloseIdleConnections() }
-	alias  string
-	user   string
+	idle   interface{ CloseIdleConnections() } // the client's transport
+	alias  string                              // the name that all requests use
+	user   string                              // for error messages
 	log    *slog.Logger
 }
 
-// Open opens the index. It creates the index if it does not exist and the user may create it.
+// Open opens the index, and returns an error if the cluster does not answer. It creates the index if it does not exist and the user may create it.
 func Open(ctx context.Context, cfg Config) (*Index, error) {
 	if len(cfg.Addresses) == 0 {
 		return nil,
@@ -129,6 +129,7 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 	return x, nil
 }
 
+// Bounds of the connections to the nodes.
 const (
 	idleConnections = 16
 	retryDelay      = 50 * time.Millisecond // the delay grows by this with each attempt
@@ -169,7 +170,8 @@ func mappingOf(alias string) map[string]any {
 	}
 }
 
-// storedProduct is the part of a product's document that is read.
+// storedProduct is the part of a product's document that is read. The rest is for searching only, so
+// no query depends on how Elasticsearch returns it.
 type storedProduct struct {
 	Product []byte `json:"product"` // the whole product, as protobuf
 }
@@ -252,6 +254,7 @@ func (x *Index) Load(ctx context.Context, skus ...string) (map[string]*catalogv1
 	return products, damaged.ErrOrNil()
 }
 
+// Sizes of requests. Elasticsearch rejects bodies of more than 100 MB by default.
 const (
 	loadBatch = 2000
 	bulkBytes = 4 << 20 // bytes per bulk request
@@ -263,6 +266,7 @@ const (
 // yet.
 func (x *Index) Save(ctx context.Context, products []*catalogv1.Product) error {
 	var body bytes.Buffer
+	// The format of bulk requests: a line with the action, then a line with the document.
 	lines := json.NewEncoder(&body)
 	first := 0
 	for i, p := range products {
@@ -322,7 +326,7 @@ func (x *Index) send(ctx context.Context, body []byte, products []*catalogv1.Pro
 	if err != nil || !answer.Errors {
 		return err
 	}
-	var newer []string
+	var newer []string // conflicts, which present looks at
 	for i, item := range answer.Items {
 		e := item.Index.Error
 		switch {
@@ -356,7 +360,7 @@ func (x *Index) present(ctx context.Context, skus []string) error {
 	return nil
 }
 
-// hits is a response to a search.
+// hits is a response to a search. Sort has the values that search_after of the next page needs.
 type hits struct {
 	PIT  string `json:"pit_id"`
 	Hits struct {
@@ -376,7 +380,7 @@ func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, erro
 	if q.Text != "" {
 		sort = slices.Insert(sort, 0, any(map[string]string{"_score": "desc"}))
 	}
-	// One more than the page, to know whether there is a next page.
+	// The size is one more than the page, to know whether there is a next page.
 	search := map[string]any{
 		"query": queryOf(q), "size": q.Limit + 1, "sort": sort, "track_total_hits": true,
 		"_source": []string{fieldProduct},
@@ -416,6 +420,7 @@ func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, erro
 		}
 		page.Products = append(page.Products, p)
 	}
+	// A page without the damaged products would look complete.
 	if err := damaged.ErrOrNil(); err != nil {
 		return catalog.Page{}, err
 	}
@@ -481,6 +486,7 @@ const (
 
 // Count implements catalog.Index.
 func (x *Index) Count(ctx context.Context) (uint64, error) {
+	// A failed shard would make the count too low.
 	var answer struct {
 		Count  uint64
 		Shards struct{ Failed int } `json:"_shards"`
@@ -525,6 +531,7 @@ func (x *Index) positions(
 	if err != nil {
 		return nil, nil, err
 	}
+	// One id was asked for. A missing document is one that is not found.
 	if len(docs) != 1 {
 		return nil, nil, fmt.Errorf("%d documents under one id", len(docs))
 	}
@@ -563,7 +570,7 @@ func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams
 			}
 			doc = &found[storedPositions]{}
 		}
-		kept := storedPositions{map[int32]string{}}
+		kept := storedPositions{map[int32]string{}} // all positions of the topic, moved or not
 		for id, at := range positions {
 			kept.Positions[id] = at.String()
 		}
@@ -593,6 +600,7 @@ func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams
 func (x *Index) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
+	// The client ends its goroutines. The transport keeps connections, which are closed separately.
 	err := x.client.Close(ctx)
 	x.idle.CloseIdleConnections()
 	if err != nil {

@@ -29,8 +29,8 @@ func (e *responseError) Error() string {
 	return strings.TrimSpace(fmt.Sprintf("%sElasticsearch returned %d %s %s", e.hint, e.status, e.Type, e.Reason))
 }
 
-// Is makes a missing index match streams.ErrLost, and a missing privilege match
-// catalog.ErrReadOnly.
+// Is makes a missing index match streams.ErrLost, so that the view is rebuilt, and a missing privilege
+// match catalog.ErrReadOnly.
 func (e *responseError) Is(target error) bool {
 	switch target {
 	case streams.ErrLost:
@@ -87,6 +87,7 @@ func (x *Index) refused(status int, body []byte) error {
 		const most = 200
 		refused.Reason = string(body[:min(len(body), most)])
 	}
+	// The most frequent mistakes in a configuration.
 	switch status {
 	case http.StatusUnauthorized:
 		refused.hint = fmt.Sprintf("authentication failed for user %q: check search.user and search.password: ", x.user)

@@ -17,9 +17,10 @@ import (
 // faults.
 func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 	var mappings map[string]struct{ Mappings json.RawMessage }
+	// Both requests name the alias, and return the index behind it.
 	err := x.do(ctx, esapi.IndicesGetMappingRequest{Index: []string{x.alias}}, &mappings)
 	if gone(err) {
-		return nil, nil
+		return nil, nil // it is created with the right settings later
 	}
 	var configs map[string]struct {
 		Settings struct{ Index map[string]any }
@@ -66,6 +67,7 @@ func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 
 // fieldsOf returns the fields of two mappings by name. "dynamic" is included as if it were a field.
 func fieldsOf(ours any, theirs json.RawMessage) (wanted, actual map[string]any, err error) {
+	// Encode and decode ours, so that both sides have the same Go types.
 	asked, err := json.Marshal(ours)
 	if err != nil {
 		return nil, nil, err

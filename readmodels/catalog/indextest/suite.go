@@ -27,7 +27,8 @@ import (
 // Place opens an index at the same location each time it is called. The caller closes it.
 type Place func(t testing.TB) catalog.Index
 
-// Run tests an implementation. Each call of newPlace returns an empty place.
+// Run tests an implementation. Each call of newPlace returns an empty place. The checks run in
+// parallel, each in a place of its own, and may open the index there several times.
 func Run(t *testing.T, newPlace func(t testing.TB) Place) {
 	for _, check := range []struct {
 		name string
