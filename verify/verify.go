@@ -4,7 +4,7 @@
 // Comparison is a set of sides that must be equal, and a Subject is all comparisons of one
 // aggregate. Run reads every side once and reports the first difference, by its stream.
 //
-// The package does not know what a side is. internal/app makes the subjects.
+// The package does not know stores, topics or tables. internal/app creates the subjects.
 package verify
 
 import (

@@ -37,6 +37,7 @@ func (c ceiling) Land(ctx context.Context, _ string, n int64) (r result, err err
 	if err != nil {
 		return r, err
 	}
+	// The same steps as in the lander: compile the message to a plan, and append to columns.
 	plan, err := wire.Compile(md, wire.Options{Unknown: wire.UnknownColumn})
 	if err != nil {
 		return r, err
@@ -67,10 +68,11 @@ func (c ceiling) Land(ctx context.Context, _ string, n int64) (r result, err err
 		return r, err
 	}
 	w.Begin(f)
+	// The measurement starts here, and ends when the file is complete.
 	progress("%s", c.Name())
 	started, cpuBefore := time.Now(), ownCPU()
 	for i := range n {
-		at, begin := int(i)%len(ends), 0
+		at, begin := int(i)%len(ends), 0 // the event, and where its bytes begin
 		if at > 0 {
 			begin = ends[at-1]
 		}

@@ -34,19 +34,23 @@ type bench struct {
 // result is the cost of a contender, from its first row to the commit of the last. Its names in JSON
 // are those that reports and earlier results use.
 type result struct {
-	Rows          int64   `json:"rows"`
+	Rows int64 `json:"rows"`
+	// Seconds is the wall time.
 	Seconds       float64 `json:"seconds"`
 	RowsPerSecond float64 `json:"rows_per_second"`
 	// SteadyRowsPerSecond is the rate between the first and the last commit but one, by the
 	// commits' own times. So it excludes the start, and the wait for the last commit. It is 0 if
 	// there were too few commits.
 	SteadyRowsPerSecond float64 `json:"steady_rows_per_second"`
-	CPUSeconds          float64 `json:"cpu_seconds"`
-	RowsPerCPUSecond    float64 `json:"rows_per_cpu_second"`
-	PeakMB              int     `json:"peak_mb"`
-	Commits             int     `json:"commits"`
-	Files               int64   `json:"files"`
-	BytesPerRow         float64 `json:"bytes_per_row"`
+	// CPUSeconds is the CPU time of the contender's process, in user and in system mode.
+	CPUSeconds       float64 `json:"cpu_seconds"`
+	RowsPerCPUSecond float64 `json:"rows_per_cpu_second"`
+	// PeakMB is the highest resident memory of the process, or 0 if it was not measured.
+	PeakMB int `json:"peak_mb"`
+	// Commits, Files and BytesPerRow describe the table at the end. Files are the live data files.
+	Commits     int     `json:"commits"`
+	Files       int64   `json:"files"`
+	BytesPerRow float64 `json:"bytes_per_row"`
 }
 
 // measure returns a result with the rates of n rows. The caller adds the figures of the table.

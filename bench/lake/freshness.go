@@ -78,6 +78,7 @@ func (f freshness) measure(ctx context.Context, rate int64, duration time.Durati
 	if f.maintenance {
 		env = []string{"MILLRACE_LAKE_MAINTENANCE_EVERY=10s"}
 	}
+	// The lander runs before the first event is produced.
 	p, err := f.start(ctx, w, topic, env...)
 	if err != nil {
 		return d, err
@@ -86,6 +87,7 @@ func (f freshness) measure(ctx context.Context, rate int64, duration time.Durati
 
 	observed := make([][]observation, f.partitions)
 	ends := make(chan map[int32]int64, 1) // from the producer, when it has finished, to the watcher
+	// Produce and watch at the same time. The watcher ends when the table has all that was produced.
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
 		d.EventsPerSecond, err = f.produce(ctx, topic, rate, duration)
@@ -112,7 +114,8 @@ func (f freshness) measure(ctx context.Context, rate int64, duration time.Durati
 // transactionsPerSecond is the number of transactions per second of a producer.
 const transactionsPerSecond = 10
 
-// produce sends events at a rate, and returns the rate that it achieved.
+// produce sends events at a rate, and returns the rate that it achieved, which is lower if the broker
+// cannot keep up.
 func (f freshness) produce(ctx context.Context, topic string, rate int64, duration time.Duration) (float64, error) {
 	var values [][]byte // generated once and repeated, because generating them is slow
 	for i := range min(rate, eventsInMemory) {
@@ -170,7 +173,8 @@ func (f freshness) ends(ctx context.Context, topic string) (map[int32]int64, err
 	return admin.HighWatermarks(ctx, topic)
 }
 
-// watch records when the table's offsets change, until they have reached the ends.
+// watch polls the table and records when its offsets change, until they have reached the ends. So the
+// measured waits are up to pollInterval too long.
 func (f freshness) watch(
 	ctx context.Context, p *process.Process, w *warehouse, topic string,
 	observed [][]observation, ends <-chan map[int32]int64,
@@ -199,6 +203,7 @@ func (f freshness) watch(
 			}
 			done = done && next >= end[int32(partition)]
 		}
+		// Maintenance also replaces the metadata, but does not move the offsets.
 		if moved && location != t.MetadataLocation() {
 			commits++
 		}
@@ -207,7 +212,8 @@ func (f freshness) watch(
 	})
 }
 
-// fill compares each row's time stamp with the moment when it was first seen.
+// fill computes the distribution: for each row, the time from its timestamp, which the producer set,
+// to the first observation of the table with the row.
 func (d *distribution) fill(ctx context.Context, w *warehouse, observed [][]observation) error {
 	t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, events})
 	if err != nil {
@@ -230,6 +236,7 @@ func (d *distribution) fill(ctx context.Context, w *warehouse, observed [][]obse
 		for i, offset := range offsets {
 			produced := time.UnixMicro(int64(times[i]))
 			wait := firstSeen(observed[partitions[i]], offset).Sub(produced).Milliseconds()
+			// waits is a histogram with a bucket per millisecond, which grows to the longest wait.
 			for int64(len(waits)) <= wait {
 				waits = append(waits, 0)
 			}

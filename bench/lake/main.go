@@ -38,6 +38,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
+// main runs the benchmark until it ends or is interrupted.
 func main() {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
@@ -91,7 +92,7 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.cluster.Stop()) }()
-	b.kafka = kafka.Config{Brokers: brokers, Replicas: 1}
+	b.kafka = kafka.Config{Brokers: brokers, Replicas: 1} // the cluster has one node
 
 	// A topic is filled when the first contender needs its encoding.
 	results := map[string]result{}
@@ -116,6 +117,7 @@ func run(ctx context.Context) (err error) {
 		progress("%s: %.0f rows/s, %.0f rows per CPU-second, %d MB",
 			c.Name(), r.RowsPerSecond, r.RowsPerCPUSecond, r.PeakMB)
 	}
+	// Freshness is measured at a rate that a lander can sustain.
 	fresh := map[string]distribution{}
 	if *rate == 0 {
 		*rate = int64(results[millrace{bench: b, landers: 1}.Name()].RowsPerSecond / 2)
@@ -173,6 +175,7 @@ type kind struct {
 
 // printResults prints the tables, and the line of JSON.
 func printResults(contenders []contender, results map[string]result, fresh map[string]distribution) error {
+	// People read the tables, and scripts read the last line.
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "contender\trows/s\tsteady\trows/CPU s\twall s\tCPU s\tpeak MB\tcommits\tfiles\tB/row\t")
 	kinds, line := map[string]*kind{}, map[string]any{}

@@ -61,6 +61,7 @@ func (m millrace) Land(ctx context.Context, topic string, n int64) (r result, er
 	if err != nil {
 		return r, err
 	}
+	// Poll the catalog until all rows are committed. The check of the rows is not measured.
 	err = m.await(ctx, p, func() (bool, error) {
 		commits, err := w.history(ctx, events)
 		if err != nil || len(commits) == 0 {
@@ -107,7 +108,7 @@ func (m millrace) start(ctx context.Context, w *warehouse, topic string, env ...
 	if err != nil {
 		return nil, err
 	}
-	schema, err := filepath.Abs("bench/lake/flat.proto")
+	schema, err := filepath.Abs("bench/lake/flat.proto") // the process runs in another folder
 	if err != nil {
 		return nil, err
 	}

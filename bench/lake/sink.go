@@ -55,6 +55,7 @@ func (s icebergSink) Land(ctx context.Context, topic string, n int64) (r result,
 	}
 
 	progress("%s: warming up", s.Name())
+	// Warm up with a sink of its own, which is deleted before the measurement.
 	warm, err := s.begin(ctx, worker, w, "warm", warmTopicOf(asJSON))
 	if err != nil {
 		return r, err
@@ -113,7 +114,7 @@ func (s icebergSink) begin(
 		return nil, err
 	}
 	name := strings.ReplaceAll(s.Name(), "/", "-") + "-" + table
-	control := "control-" + name
+	control := "control-" + name // the topic by which the sink's tasks coordinate commits
 	if err := kafka.EnsureTopics(ctx, s.kafka, kafka.Topic{Name: control, Partitions: 1}); err != nil {
 		return nil, err
 	}

@@ -19,7 +19,8 @@ import (
 	"github.com/millrace/millrace/test/servers/catalog"
 )
 
-// warehouse is a folder with a SQL catalog, for one run of a contender.
+// warehouse is a folder with a SQL catalog, for one run of a contender. Contenders write to it from
+// their own processes; the benchmark creates the table before and checks it afterwards.
 type warehouse struct {
 	location location
 	db       *sql.DB
@@ -108,8 +109,8 @@ func (w *warehouse) dataFiles(ctx context.Context, name string) (files, bytes in
 	if err != nil {
 		return 0, 0, err
 	}
-	tasks, err := t.Scan().PlanFiles(ctx)
-	seen := map[string]bool{} // several tasks read a large file
+	tasks, err := t.Scan().PlanFiles(ctx) // excludes files of earlier snapshots
+	seen := map[string]bool{}             // several tasks read a large file
 	for _, task := range tasks {
 		if path := task.File.FilePath(); !seen[path] {
 			seen[path] = true
@@ -135,7 +136,7 @@ func (w *warehouse) check(ctx context.Context, name string, n int64) error {
 	if err != nil {
 		return err
 	}
-	seen := make([]uint64, (n+63)/64)
+	seen := make([]uint64, (n+63)/64) // bit set of the ids that were found
 	var rows int64
 	for batch, err := range batches {
 		if err != nil {
@@ -156,8 +157,8 @@ func (w *warehouse) check(ctx context.Context, name string, n int64) error {
 	return nil
 }
 
-// checkBatch compares rows with the generated events. seen is a bit set of the ids so far, to
-// detect duplicates.
+// checkBatch compares rows with the generated events. The columns are in the order of schema. seen is
+// a bit set of the ids so far, to detect duplicates.
 func checkBatch(batch arrow.RecordBatch, n int64, seen []uint64) error {
 	c := batch.Columns()
 	if len(c) != len(schema.Fields()) {
@@ -185,6 +186,7 @@ func checkBatch(batch arrow.RecordBatch, n int64, seen []uint64) error {
 			return fmt.Errorf("row %d was never produced", id)
 		case seen[id/64]>>(id%64)&1 == 1:
 			return fmt.Errorf("row %d occurs twice", id)
+		// Times are stored in microseconds, and those of the events are whole milliseconds.
 		case got != eventAt(id) || int64(at[i])%1000 != 0:
 			return fmt.Errorf("row %d is %+v, want %+v", id, got, eventAt(id))
 		}

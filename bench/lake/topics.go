@@ -8,7 +8,8 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// encoding is the encoding of the events in a topic.
+// encoding is the encoding of the events in a topic. Each contender reads the one that costs it
+// least.
 type encoding string
 
 const (
@@ -27,7 +28,8 @@ func (e encoding) append(b []byte, i int64) []byte {
 // eventsPerTransaction is the number of events in a transaction of the producer that fills a topic.
 const eventsPerTransaction = 200_000
 
-// fill creates a topic with the first n events, distributed over its partitions in turn.
+// fill creates a topic with the first n events, without keys, distributed over its partitions in
+// turn.
 func fill(ctx context.Context, cfg kafka.Config, topic string, as encoding, partitions int32, n int64) error {
 	if err := kafka.EnsureTopics(ctx, cfg, kafka.Topic{Name: topic, Partitions: partitions}); err != nil {
 		return err

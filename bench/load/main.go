@@ -30,6 +30,7 @@ import (
 	"github.com/google/uuid"
 )
 
+// main runs the benchmark until it ends or is interrupted.
 func main() {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
@@ -90,12 +91,14 @@ func run(ctx context.Context) error {
 	if flag.NArg() > 0 || *clients < 8 {
 		return errors.New("want no arguments and at least eight clients: see -help")
 	}
+	// The system must be running. Its memory before the load is the baseline.
 	before, err := resident(ctx, *admin)
 	if err != nil {
 		return err
 	}
 	all := classes()
 	peak := runClients(ctx, *addr, *admin, *clients, *duration, all)
+	// Give the system time to release memory.
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
@@ -132,6 +135,7 @@ func runClients(
 	}}
 	defer client.CloseIdleConnections()
 	var running sync.WaitGroup
+	// Each class has its share of the clients, and each client is one goroutine.
 	for _, c := range all {
 		c.failed = map[string]int{}
 		for range clients * c.share / 8 {
@@ -172,19 +176,20 @@ func (c *class) send(ctx context.Context, client *http.Client, addr string) {
 	req.Header.Set("Content-Type", c.contentType)
 	start := time.Now()
 	res, err := client.Do(req)
-	if err == nil {
+	if err == nil { // the request lasts until its response is read
 		_, err = io.Copy(io.Discard, res.Body)
 		err = errors.Join(err, res.Body.Close())
 	}
 	took := time.Since(start)
 	switch {
-	case ctx.Err() != nil:
+	case ctx.Err() != nil: // the load has ended
 	case err != nil:
 		c.update(func() { c.failed[err.Error()]++ })
 	case res.StatusCode == http.StatusOK:
 		c.update(func() { c.accepted = append(c.accepted, took) })
 	case res.StatusCode == http.StatusTooManyRequests:
 		c.update(func() { c.rejected++ })
+		// A rejected client waits as long as it is told, like a well-behaved one.
 		seconds, _ := strconv.Atoi(res.Header.Get("Retry-After")) // zero if absent
 		select {
 		case <-ctx.Done():
@@ -210,6 +215,7 @@ func milliseconds(sorted []time.Duration, percent int) float64 {
 	return float64(sorted[(len(sorted)-1)*percent/100].Microseconds()) / 1000
 }
 
+// residentBytes matches the metric with the memory of the process.
 var residentBytes = regexp.MustCompile(`(?m)^process_resident_memory_bytes (\S+)`)
 
 // resident returns the system's memory in MB, as its metrics report it.
@@ -226,6 +232,7 @@ func resident(ctx context.Context, admin string) (float64, error) {
 	if err := errors.Join(err, res.Body.Close()); err != nil {
 		return 0, err
 	}
+	// The format is that of Prometheus: name, space, number.
 	m := residentBytes.FindSubmatch(body)
 	if m == nil {
 		return 0, errors.New("/metrics has no process_resident_memory_bytes")

@@ -29,6 +29,7 @@ import (
 	"time"
 )
 
+// main runs the benchmark until it ends or is interrupted.
 func main() {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
@@ -49,6 +50,7 @@ func run(ctx context.Context) (err error) {
 	if flag.NArg() > 0 {
 		return errors.New("unexpected arguments: see -help")
 	}
+	// The data folders are deleted at the end unless they are kept.
 	dir := *keep
 	if dir == "" {
 		if dir, err = os.MkdirTemp("", "millrace-bench-start-"); err != nil {
@@ -56,6 +58,7 @@ func run(ctx context.Context) (err error) {
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	}
+	// The binary is built into the same folder, so it is kept or deleted with the data.
 	if *binary == "" {
 		*binary = filepath.Join(dir, "millrace")
 		args := []string{"build", "-o", *binary, "./cmd/millrace"}
@@ -74,6 +77,7 @@ func run(ctx context.Context) (err error) {
 		if err != nil || n < 1 {
 			return fmt.Errorf("-orders: %q is not a positive number", count)
 		}
+		// With -keep, a data folder of an earlier run is used again.
 		s := system{binary: *binary, data: filepath.Join(dir, "orders-"+strconv.Itoa(n)), orders: n}
 		if err := s.prepare(ctx); err != nil {
 			return fmt.Errorf("%d orders: %w", n, err)
@@ -130,6 +134,6 @@ func (s system) measure(ctx context.Context, end syscall.Signal, dropViews bool)
 		return m, err
 	}
 	m.ready = time.Since(started)
-	m.rssMB, m.peakMB, err = p.memory()
+	m.rssMB, m.peakMB, err = p.memory() // before the query, which could allocate more
 	return m, errors.Join(err, p.checkLastOrder(ctx), p.stop(syscall.SIGTERM))
 }

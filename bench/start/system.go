@@ -56,6 +56,7 @@ func (s system) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Large batches are much faster than one transaction per order.
 	for from := 0; from < s.orders && err == nil; from += ordersPerTransaction {
 		var b eventstore.Batch
 		for n := from; n < min(from+ordersPerTransaction, s.orders) && err == nil; n++ {
@@ -81,8 +82,8 @@ func (s system) prepare(ctx context.Context) error {
 	return os.WriteFile(marker, nil, 0o600)
 }
 
-// orderID returns the id of the n-th order. It is the same in every run, so that a folder can be
-// reused.
+// orderID returns the id of the n-th order, in the form of a UUIDv7. It is the same in every run, so
+// that a folder can be reused.
 func orderID(n int) string { return fmt.Sprintf("0199c1d2-7b1c-7000-8000-%012d", n) }
 
 const currency = "EUR"
@@ -90,6 +91,7 @@ const currency = "EUR"
 // newOrder returns the events of the n-th order: placed with three lines, and confirmed. The values
 // repeat like those of a real shop: every three orders share a customer, and 5000 SKUs exist.
 func newOrder(n int) (eventstore.StreamAppend, error) {
+	// Orders are a second apart.
 	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(n) * time.Second)
 	placed := &orderv1.OrderPlaced{
 		OrderId: orderID(n), Reference: fmt.Sprintf("R-%08d", n), Currency: currency, Country: "Netherlands",
@@ -103,6 +105,7 @@ func newOrder(n int) (eventstore.StreamAppend, error) {
 			UnitPrice: &money.Money{CurrencyCode: currency, Units: 16},
 		})
 	}
+	// The stream is new, so the expected version is 0.
 	order := eventstore.StreamAppend{Stream: placed.OrderId}
 	for _, e := range []struct {
 		kind    string
@@ -145,6 +148,7 @@ func (s system) start(ctx context.Context) (*running, error) {
 	r := &running{
 		system: s, api: fmt.Sprintf("127.0.0.1:%d", ports[0]), admin: fmt.Sprintf("127.0.0.1:%d", ports[1]),
 	}
+	// process.Start polls this URL until the system is ready.
 	ready := process.Answers("http://"+r.admin+"/readyz", http.StatusOK)
 	binary, err := filepath.Abs(s.binary)
 	if err != nil {
@@ -158,6 +162,7 @@ func (s system) start(ctx context.Context) (*running, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Listeners that the benchmark does not use take free ports, so that runs do not collide.
 	r.process, err = process.Start(ctx, process.Command{
 		Name: "millrace", Path: binary, Args: []string{"up", "--no-demo", "--data", data}, Dir: data,
 		ReadyWithin: readyTimeout,
@@ -190,10 +195,11 @@ func (r *running) stop(how syscall.Signal) error {
 func (r *running) awaitSinks(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
+	// status reports the lag of every sink.
 	client := adminv1connect.NewAdminServiceClient(http.DefaultClient, "http://"+r.admin)
 	for {
 		status, err := client.Status(ctx, connect.NewRequest(&adminv1.StatusRequest{}))
-		behind := ""
+		behind := "" // the sink that lags, or the error; empty when all sinks are complete
 		if err != nil {
 			behind = err.Error()
 		} else {

@@ -71,6 +71,7 @@ func (w *writer) list(p product) story {
 		},
 		&catalogv1.SetPriceRequest{Sku: p.sku, Price: p.price(), IdempotencyKey: w.key("price", p.sku)},
 	}
+	// Services have no stock.
 	if p.kind() == catalogv1.ProductKind_PRODUCT_KIND_GOODS {
 		s = append(s, &inventoryv1.ReceiveStockRequest{
 			Sku: p.sku, Quantity: 12 * (20 + w.rand.Int64N(40)), Reference: fmt.Sprintf("PO-%d", 7000+w.rand.IntN(1000)),
@@ -88,6 +89,7 @@ type person struct {
 
 // person makes up the nth customer.
 func (w *writer) person(n int) person {
+	// As many first names as customers exist, so no two customers share one.
 	first, last := firstNames[n%len(firstNames)], lastNames[w.rand.IntN(len(lastNames))]
 	town := towns[w.rand.IntN(len(towns))]
 	reference := fmt.Sprintf("C-%04d", 1001+n)
@@ -129,6 +131,7 @@ func (w *writer) register(p person) story {
 // are confirmed and their reservations committed, some are cancelled, and some remain open. The
 // last one is confirmed.
 func (w *writer) order(n int, people []person, last bool) story {
+	// The id and all keys derive from the reference.
 	reference := fmt.Sprintf("S-%d", 10_001+n)
 	id := w.id("order/" + reference)
 	place := &orderv1.PlaceOrderRequest{

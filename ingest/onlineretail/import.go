@@ -86,7 +86,9 @@ type importer struct {
 	planner *planner
 	rejects *rejectsFile
 
-	mu       sync.Mutex // protects the fields below while commands are in flight
+	// mu protects the fields below while commands are in flight. Between windows, only the planning
+	// goroutine uses them.
+	mu       sync.Mutex
 	progress Progress
 	summary  Summary
 	refused  []reject // lines of this window that the server refused
@@ -192,7 +194,7 @@ func (im *importer) record(c command, o outcome) {
 	} else {
 		im.summary.Commands[name]++
 	}
-	// Lines after the accepted ones were refused with the command.
+	// The server accepts lines from the front. It refused the others with the command.
 	for _, l := range c.lines[o.accepted:] {
 		r := reject{l, o.refused}
 		im.refused = append(im.refused, r)

@@ -220,7 +220,7 @@ func (p *planner) sell(r row, customer string) {
 		return
 	}
 	i, ok := p.invoices[r.invoice]
-	// An order has one customer, so such a line cannot be added.
+	// An order has one customer, so a line of another customer cannot be added.
 	if ok && i.customer != customer {
 		p.reject(r, reasonCustomer)
 		return
@@ -284,6 +284,7 @@ func (p *planner) ensureStock(r row, item *product, need int64) {
 	if missing <= 0 {
 		return
 	}
+	// A lot larger than needed keeps the number of deliveries realistic.
 	lot := min(max(minLot, lotFactor*missing), maxQuantity)
 	item.onHand += lot
 	p.addPrerequisite("stock/"+r.code, &inventoryv1.ReceiveStockRequest{
@@ -299,6 +300,7 @@ func (p *planner) adjustStock(r row) {
 	item := p.product(r, "")
 	p.ensureStock(r, item, -r.quantity)
 	item.onHand += r.quantity
+	// The description of a correction is its reason, such as "damaged".
 	reason := r.description
 	if reason == "" {
 		reason = "no reason given"
@@ -315,6 +317,7 @@ func (p *planner) adjustStock(r row) {
 // order plans commands for the pending lines of an invoice. The first command places the order, and
 // later ones add lines to it.
 func (p *planner) order(i *invoice) {
+	// A late line reopens its invoice, which then has planned lines already.
 	for len(i.pending) > 0 {
 		// A large invoice is split into several commands.
 		n := min(len(i.pending), maxLines)

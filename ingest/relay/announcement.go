@@ -55,7 +55,7 @@ func isSealName(name string) bool {
 	return err == nil && len(b) == nameBytes && hex.EncodeToString(b) == name
 }
 
-// record returns the announcement as it is written, signed with key.
+// record returns the announcement as a Kafka record, signed with key.
 func (a announcement) record(service string, key ed25519.PrivateKey) kafka.Record {
 	r := kafka.Record{
 		Topic: PositionsTopic, Partition: kafka.AnyPartition,

@@ -322,7 +322,8 @@ func TestChangedLogIsRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			b := broker{kafka.Config{Brokers: k.Addr(), Logger: quiet}, event.Order}
-			if err := kafka.EnsureTopics(t.Context(), b.Config, relay.Topics([]event.Aggregate{b.order}, partitions)...); err != nil {
+			topics := relay.Topics([]event.Aggregate{b.order}, partitions)
+			if err := kafka.EnsureTopics(t.Context(), b.Config, topics...); err != nil {
 				t.Fatal(err)
 			}
 			use(b)

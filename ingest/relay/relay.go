@@ -9,7 +9,7 @@
 //
 //   - Each Kafka transaction contains a batch of events and the checkpoint that it reaches, so the
 //     log itself records how far it is.
-//   - The log is the only truth about what was published. After any error, above all a commit whose
+//   - The log is the only truth about published events. After any error, above all a commit whose
 //     answer was lost, the relay starts a new session and reads its position from the log.
 //   - At most one relay of a store publishes. A new one takes over the transactional id, which
 //     aborts the open transaction of the previous one and fences it.
@@ -485,8 +485,8 @@ func (r *Relay) records(ctx context.Context, s *session, batch []event.Event) ([
 			r.log.Error("relay: publishing an invalid event of the store, which readers will reject",
 				"event", e.ID, "stream", e.Stream, "version", e.Version, "error", err)
 		}
-		// The partition has later events, because the log lost this one of its last transaction.
-		// The header tells readers that the event is not a copy.
+		// The partition already has later events: the log lost this one of its last transaction, or a
+		// tool copied the later ones. The header shows readers that the event is not a copy.
 		if head, late := s.partitionHead(e); late {
 			headers = append(headers, event.LateHeader(head))
 		}

@@ -79,8 +79,8 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *session, err err
 		if m.identified() {
 			p.base = m.base
 		}
-		// Where retention deleted records behind the floor, the log cannot prove what it had. The
-		// checkpoint does: transactions are complete up to it.
+		// Where retention deleted records behind the floor, the log cannot show which events it had.
+		// The checkpoint can: transactions are complete up to it.
 		if p.truncated = l.truncatedPartitions(seen.floors); len(p.truncated) > 0 {
 			p.truncatedUpTo = m.to
 			if seen.newest.Position.Compare(m.to) < 0 {
@@ -260,7 +260,7 @@ func (l *inspector) compareLog(m *checkpoint) error {
 	return nil
 }
 
-// remedy returns what an operator can do about a changed log.
+// remedy returns the advice for an operator about a changed log.
 func (l *inspector) remedy() string {
 	return fmt.Sprintf("stop Millrace and restore the topic, or run `millrace rebuild --service %s`, "+
 		"which rebuilds the topic, its views and its tables from the store", l.cfg.Aggregate.Service)

@@ -154,7 +154,7 @@ const refreshInterval = time.Second
 var (
 	errUnsealed       = errors.New("it has no seal, so the relay did not publish it")
 	errOtherSystem    = errors.New("it has the seal of another system, so the relay did not publish it")
-	errModified       = errors.New("its seal does not match, so it was changed after the relay published it")
+	errModified       = errors.New("its seal does not match its content: it was changed or forged")
 	errWrongPartition = errors.New("a copy of an event in another partition than its key's")
 )
 
@@ -296,7 +296,7 @@ func (s *Seals) decide(topic string, t *trust) {
 	s.known.Store(&known)
 }
 
-// remedy returns what an operator can do if two systems announce seals.
+// remedy returns the advice for an operator if two systems announce seals.
 func (s *Seals) remedy() string {
 	return "remove one of the announcements from topic " + PositionsTopic +
 		" and restart this process, or restrict writes to that topic"

@@ -28,9 +28,9 @@ type session struct {
 	// the events of one transaction. They are not published again.
 	published []event.Position
 	highest   map[int32]event.Position // highest position in published, by partition
-	// truncated are the partitions whose log begins after their floor, so they cannot show what they
-	// had. Transactions are complete up to truncatedUpTo, so these partitions have had all events up
-	// to there.
+	// truncated are the partitions whose log begins after their floor, so it does not show all the
+	// events that they had. Transactions are complete up to truncatedUpTo, so these partitions had
+	// all events up to there.
 	truncated     map[int32]bool
 	truncatedUpTo event.Position
 

@@ -492,7 +492,7 @@ func eventsDigest(events iter.Seq2[event.Event, error]) (*digest.Digest, error) 
 }
 
 // topicDigest reads a topic as every consumer does. A record that is not an event does not count as
-// content, because sinks turn it into a dead letter. Such records are counted as strays.
+// content, because sinks turn it into a dead letter. Such records are counted as invalid.
 func (p *App) topicDigest(ctx context.Context, topic string) (*digest.Digest, error) {
 	end, err := p.admin.EndOffsets(ctx, topic)
 	if err != nil {
