@@ -21,6 +21,7 @@ import (
 
 const orderID = "0192f0c8-1111-7222-8333-444455556666"
 
+// orderPlaced returns the payload of a valid event after a change.
 func orderPlaced(change func(*orderv1.OrderPlaced)) []byte {
 	now := timestamppb.New(time.Unix(1_700_000_000, 0))
 	p := &orderv1.OrderPlaced{
@@ -35,6 +36,7 @@ func orderPlaced(change func(*orderv1.OrderPlaced)) []byte {
 	return b
 }
 
+// confirmed returns the payload of another type of event.
 func confirmed() []byte {
 	b, err := proto.Marshal(&orderv1.OrderEvent{Event: &orderv1.OrderEvent_Confirmed{
 		Confirmed: &orderv1.OrderConfirmed{OrderId: orderID},
@@ -45,6 +47,7 @@ func confirmed() []byte {
 	return b
 }
 
+// field returns a field of wire type bytes.
 func field(n protowire.Number, content string) []byte {
 	return protowire.AppendString(protowire.AppendTag(nil, n, protowire.BytesType), content)
 }
@@ -98,7 +101,9 @@ func TestCheck(t *testing.T) {
 		}, false},
 		"an amount of two signs": {func(e *event.Event) { e.Data = orderPlaced(func(p *orderv1.OrderPlaced) { p.Total.Nanos = -5 }) }, false},
 		"a price in another currency": {func(e *event.Event) {
-			e.Data = orderPlaced(func(p *orderv1.OrderPlaced) { p.Lines[0].UnitPrice = &money.Money{CurrencyCode: "EUR", Units: 2} })
+			e.Data = orderPlaced(func(p *orderv1.OrderPlaced) {
+				p.Lines[0].UnitPrice = &money.Money{CurrencyCode: "EUR", Units: 2}
+			})
 		}, false},
 		"a total in no currency": {func(e *event.Event) { e.Data = orderPlaced(func(p *orderv1.OrderPlaced) { p.Total.CurrencyCode = "" }) }, false},
 		"a line number of 32 bits": {func(e *event.Event) {

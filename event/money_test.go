@@ -63,8 +63,10 @@ func TestParseMoney(t *testing.T) {
 		}
 	}
 	for in, want := range map[string]error{
-		"": event.ErrMoney, "-": event.ErrMoney, ".5": event.ErrMoney, "5.": event.ErrMoney, "+5": event.ErrMoney, "--5": event.ErrMoney,
-		"1e3": event.ErrMoney, " 5": event.ErrMoney, "1,5": event.ErrMoney, "1.5.5": event.ErrMoney, "0x1": event.ErrMoney, "٣": event.ErrMoney,
+		"": event.ErrMoney, "-": event.ErrMoney, ".5": event.ErrMoney, "5.": event.ErrMoney,
+		"+5": event.ErrMoney, "--5": event.ErrMoney,
+		"1e3": event.ErrMoney, " 5": event.ErrMoney, "1,5": event.ErrMoney, "1.5.5": event.ErrMoney,
+		"0x1": event.ErrMoney, "٣": event.ErrMoney,
 		"1.0000000001": event.ErrMoney, "nan": event.ErrMoney,
 		"9223372036854775808": event.ErrMoneyOverflow, "-9223372036854775809": event.ErrMoneyOverflow,
 	} {
@@ -73,13 +75,14 @@ func TestParseMoney(t *testing.T) {
 		}
 	}
 	if _, err := event.ParseMoney("pounds", "1"); !errors.Is(err, event.ErrMoney) {
-		t.Errorf("a currency that is none: %v", err)
+		t.Errorf("an invalid currency: %v", err)
 	}
 }
 
 func TestAddMoneyRejectsMixedCurrencies(t *testing.T) {
 	t.Parallel()
-	if sum, err := event.AddMoney(gbp(1, 0), &money.Money{CurrencyCode: "EUR", Units: 1}); !errors.Is(err, event.ErrMoney) {
+	sum, err := event.AddMoney(gbp(1, 0), &money.Money{CurrencyCode: "EUR", Units: 1})
+	if !errors.Is(err, event.ErrMoney) {
 		t.Fatalf("£1 + €1 = %v, %v", sum, err)
 	}
 }
@@ -101,7 +104,8 @@ func TestMulMoneyLimits(t *testing.T) {
 		"and one more":               {gbp(math.MaxInt64/2+1, 0), 2, nil},
 	} {
 		got, err := event.MulMoney(c.m, c.n)
-		if c.want == nil && !errors.Is(err, event.ErrMoneyOverflow) || c.want != nil && (err != nil || !proto.Equal(got, c.want)) {
+		if c.want == nil && !errors.Is(err, event.ErrMoneyOverflow) ||
+			c.want != nil && (err != nil || !proto.Equal(got, c.want)) {
 			t.Errorf("%s: %v, %v; want %v", name, got, err, c.want)
 		}
 	}

@@ -33,7 +33,9 @@ func TestParsePosition(t *testing.T) {
 			t.Fatalf("%v is read %v, %v", p, got, err)
 		}
 	})
-	for _, s := range []string{"", ".", "1", "1.", ".1", "1.2.3", "-1.2", "1.+2", "1.18446744073709551616", " 1.2", "0x1.2"} {
+	for _, s := range []string{
+		"", ".", "1", "1.", ".1", "1.2.3", "-1.2", "1.+2", "1.18446744073709551616", " 1.2", "0x1.2",
+	} {
 		if got, err := event.ParsePosition(s); err == nil {
 			t.Errorf("%q is read %v", s, got)
 		}
@@ -45,8 +47,10 @@ func TestToken(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		want := event.Token{
 			Service: rapid.StringN(1, 20, -1).Draw(t, "service"), Stream: rapid.StringN(1, 200, -1).Draw(t, "stream"),
-			Version:  rapid.Uint64().Draw(t, "version"),
-			Position: event.Position{Transaction: rapid.Uint64().Draw(t, "transaction"), Sequence: rapid.Uint64().Draw(t, "sequence")},
+			Version: rapid.Uint64().Draw(t, "version"),
+			Position: event.Position{
+				Transaction: rapid.Uint64().Draw(t, "transaction"), Sequence: rapid.Uint64().Draw(t, "sequence"),
+			},
 		}
 		if got, err := event.ParseToken(want.String()); err != nil || got != want {
 			t.Fatalf("%+v is read %+v, %v", want, got, err)
@@ -79,7 +83,8 @@ func FuzzParsePosition(f *testing.F) {
 }
 
 func FuzzParseToken(f *testing.F) {
-	f.Add(event.Token{Service: "order", Stream: "a", Version: 3, Position: event.Position{Transaction: 1, Sequence: 2}}.String())
+	at := event.Position{Transaction: 1, Sequence: 2}
+	f.Add(event.Token{Service: "order", Stream: "a", Version: 3, Position: at}.String())
 	f.Add("")
 	f.Add("CgVvcmRlchIBYQ")
 	f.Fuzz(func(t *testing.T, s string) {

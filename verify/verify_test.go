@@ -14,6 +14,7 @@ import (
 
 type item struct{ stream, content string }
 
+// side returns a side with the given items.
 func side(name string, items ...item) verify.Side {
 	return verify.Side{Name: name, Digest: func(context.Context) (*digest.Digest, error) {
 		d := digest.New()
@@ -24,6 +25,7 @@ func side(name string, items ...item) verify.Side {
 	}}
 }
 
+// run compares the sides and returns the result.
 func run(t interface {
 	Context() context.Context
 	Fatal(...any)
@@ -40,6 +42,7 @@ func run(t interface {
 	return r.Aggregates[0]
 }
 
+// TestDifference checks that the first difference is described by its stream.
 func TestDifference(t *testing.T) {
 	t.Parallel()
 	a1, a2, b1 := item{"a", "1"}, item{"a", "2"}, item{"b", "1"}
@@ -70,9 +73,14 @@ func TestDifference(t *testing.T) {
 func TestUnreadableSideIsAnError(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("disk on fire")
-	_, err := verify.Run(t.Context(), []verify.Subject{{Aggregate: "order", Comparisons: []verify.Comparison{{Unit: "events", Sides: []verify.Side{
-		side("store"), {Name: "topic", Digest: func(context.Context) (*digest.Digest, error) { return nil, broken }},
-	}}}}}, func(string, int, int) {})
+	unreadable := verify.Side{
+		Name: "topic", Digest: func(context.Context) (*digest.Digest, error) { return nil, broken },
+	}
+	_, err := verify.Run(t.Context(), []verify.Subject{{
+		Aggregate: "order", Comparisons: []verify.Comparison{{
+			Unit: "events", Sides: []verify.Side{side("store"), unreadable},
+		}},
+	}}, func(string, int, int) {})
 	if !errors.Is(err, broken) || !strings.Contains(err.Error(), "topic") {
 		t.Fatalf("got %v", err)
 	}

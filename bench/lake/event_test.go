@@ -52,7 +52,8 @@ func TestEncodings(t *testing.T) {
 			ID: field("id").Int(), Customer: field("customer").Int(), Type: field("type").String(), SKU: field("sku").String(),
 			Qty: int32(field("qty").Int()), Price: field("price").Float(),
 			Currency: field("currency").String(), Country: field("country").String(),
-			Device: field("device").String(), New: field("new").Bool(), At: time.Unix(part("seconds"), part("nanos")).UnixMilli(),
+			Device: field("device").String(), New: field("new").Bool(),
+			At:      time.Unix(part("seconds"), part("nanos")).UnixMilli(),
 			Session: field("session").Int(), Page: field("page").String(),
 		}
 		if fromWire != e {

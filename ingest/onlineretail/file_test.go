@@ -155,7 +155,8 @@ func fields(change func(map[string]arrow.DataType)) *arrow.Schema {
 	types := map[string]arrow.DataType{
 		"InvoiceNo": arrow.BinaryTypes.String, "StockCode": arrow.BinaryTypes.String, "Description": arrow.BinaryTypes.String,
 		"Quantity": arrow.PrimitiveTypes.Int64, "InvoiceDate": &arrow.TimestampType{Unit: arrow.Millisecond},
-		"UnitPrice": arrow.PrimitiveTypes.Float64, "CustomerID": arrow.PrimitiveTypes.Float64, "Country": arrow.BinaryTypes.String,
+		"UnitPrice": arrow.PrimitiveTypes.Float64, "CustomerID": arrow.PrimitiveTypes.Float64,
+		"Country": arrow.BinaryTypes.String,
 	}
 	change(types)
 	var list []arrow.Field
@@ -198,7 +199,9 @@ func TestMissingValues(t *testing.T) {
 			switch f := b.Field(i).(type) {
 			case *array.StringBuilder:
 				f.AppendNull()
-				f.Append(map[string]string{"Description": " nan", "InvoiceNo": "536365", "StockCode": "85123A ", "Country": "EIRE"}[c.name])
+				f.Append(map[string]string{
+					"Description": " nan", "InvoiceNo": "536365", "StockCode": "85123A ", "Country": "EIRE",
+				}[c.name])
 			case *array.Int64Builder:
 				f.AppendValues([]int64{0, 6}, []bool{false, true})
 			case *array.Float64Builder:

@@ -65,6 +65,7 @@ func with(change func(*row)) row {
 	return r
 }
 
+// TestRow checks the commands, or the reason of the rejection, that a single row results in.
 func TestRow(t *testing.T) {
 	t.Parallel()
 	bought := []string{"RegisterCustomer", "ListProduct", "SetPrice", "ReceiveStock", "PlaceOrder"}
@@ -201,7 +202,8 @@ func TestPriceChangesAfterConsecutiveSales(t *testing.T) {
 			got, keys = append(got, set.GetPrice().GetUnits()), append(keys, set.GetIdempotencyKey())
 		}
 	}
-	if !slices.Equal(got, []int64{2, 3}) || !slices.Equal(keys, []string{"online-retail:price:85123A:1", "online-retail:price:85123A:11"}) {
+	wantKeys := []string{"online-retail:price:85123A:1", "online-retail:price:85123A:11"}
+	if !slices.Equal(got, []int64{2, 3}) || !slices.Equal(keys, wantKeys) {
 		t.Errorf("prices %v were set under %v", got, keys)
 	}
 }
@@ -219,7 +221,9 @@ func TestStockArrivesBeforeSale(t *testing.T) {
 			got = append(got, fmt.Sprint(r.GetIdempotencyKey(), " ", r.GetQuantity(), " ", early))
 		}
 	}
-	want := []string{"online-retail:receipt:1 96 true", "online-retail:receipt:17 96 true", "online-retail:receipt:18 8000 true"}
+	want := []string{
+		"online-retail:receipt:1 96 true", "online-retail:receipt:17 96 true", "online-retail:receipt:18 8000 true",
+	}
 	if !slices.Equal(got, want) {
 		t.Errorf("received %v, want %v", got, want)
 	}
@@ -246,15 +250,18 @@ func TestTitleIsSetByFirstSale(t *testing.T) {
 // anyRows generates files with all kinds of faults. They have few invoices, codes and customers, so
 // that these occur together.
 func anyRows() *rapid.Generator[[]row] {
+	codes := []string{"10001", "10002", "22222a", "POST", "gift_0001_10", "", "a/b"}
+	descriptions := []string{"", "LANTERN", "damaged", "?", "\xff", strings.Repeat("é", 150)}
+	quantities := []int64{0, 1, 6, 80_995, maxQuantity, -1, -50, -9000, math.MinInt64}
 	one := rapid.Custom(func(t *rapid.T) row {
 		r := row{
 			invoice:     rapid.SampledFrom([]string{"1", "2", "3", "4", "5", "C6", "A7", ""}).Draw(t, "invoice"),
-			code:        rapid.SampledFrom([]string{"10001", "10002", "22222a", "POST", "gift_0001_10", "", "a/b"}).Draw(t, "code"),
-			description: rapid.SampledFrom([]string{"", "LANTERN", "damaged", "?", "\xff", strings.Repeat("é", 150)}).Draw(t, "description"),
+			code:        rapid.SampledFrom(codes).Draw(t, "code"),
+			description: rapid.SampledFrom(descriptions).Draw(t, "description"),
 			country:     rapid.SampledFrom([]string{"EIRE", "EIRE", "USA", "é"}).Draw(t, "country"),
 			customer:    rapid.SampledFrom([]float64{guest, guest, 1, 2, 2.5}).Draw(t, "customer"),
 			price:       rapid.SampledFrom([]float64{0, 0, 1.25, 1.25, 2.1, 0.001, -1, 1e-12, 1e30}).Draw(t, "price"),
-			quantity:    rapid.SampledFrom([]int64{0, 1, 6, 80_995, maxQuantity, -1, -50, -9000, math.MinInt64}).Draw(t, "quantity"),
+			quantity:    rapid.SampledFrom(quantities).Draw(t, "quantity"),
 			at:          minute(rapid.IntRange(0, 500_000).Draw(t, "minute")),
 		}
 		if rapid.IntRange(0, 30).Draw(t, "no date") == 0 {
@@ -293,6 +300,7 @@ func TestEveryRowIsAcceptedOrRejectedOnce(t *testing.T) {
 	})
 }
 
+// Every command passes the services' validation and has a key of its own.
 func TestEveryCommandIsValid(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -383,6 +391,7 @@ func TestStockNeverRunsOut(t *testing.T) {
 	})
 }
 
+// A customer is registered once, with the country of the first row.
 func TestCustomerIsRegisteredOnce(t *testing.T) {
 	t.Parallel()
 	abroad := with(func(r *row) { r.invoice, r.country, r.at = "536366", "France", minute(5) })
