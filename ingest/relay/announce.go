@@ -43,7 +43,7 @@ func newOwnAnnouncements(secret []byte, service, topicID string) (*ownAnnounceme
 // loadAnnouncements prepares the announcements of a session. begun reports whether relays have
 // published to the topic before. If so, records before the floors may have no seal and remain valid.
 // If not, every record on the topic without a seal is invalid, and the floors are 0.
-func (l *inspector) loadAnnouncements(ctx context.Context, m *checkpoint, begun bool) (*ownAnnouncements, error) {
+func (l *inspector) loadAnnouncements(ctx context.Context, c *checkpoint, begun bool) (*ownAnnouncements, error) {
 	a, err := newOwnAnnouncements(l.secret, l.cfg.Aggregate.Service, l.info.ID)
 	if err != nil {
 		return nil, err
@@ -62,8 +62,8 @@ func (l *inspector) loadAnnouncements(ctx context.Context, m *checkpoint, begun 
 	}
 	floors := make([]int64, l.info.Partitions)
 	switch {
-	case m != nil && m.seal == a.name && len(m.sealFloors) > 0: // the announcement was lost
-		floors = m.sealFloors
+	case c != nil && c.seal == a.name && len(c.sealFloors) > 0: // the announcement was lost
+		floors = c.sealFloors
 	case begun && len(a.own) > 0: // the topic was restored under another id
 		for _, before := range a.own {
 			for p := range min(len(floors), len(before.floors)) {

@@ -37,66 +37,66 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *session, err err
 	if err := l.load(ctx); err != nil {
 		return nil, err
 	}
-	m, unconfirmed, err := l.findCheckpoint(ctx)
+	c, unconfirmed, err := l.findCheckpoint(ctx)
 	if err != nil {
 		return nil, err
 	}
-	seen, err := l.readFrom(ctx, m)
+	seen, err := l.readFrom(ctx, c)
 	// Newer checkpoints may be hidden. Wait for them only if this one does not explain the log.
-	if l.openTransaction && (errors.Is(err, ErrLogChanged) || err == nil && !l.isSufficient(m, seen)) {
+	if l.openTransaction && (errors.Is(err, ErrLogChanged) || err == nil && !l.isSufficient(c, seen)) {
 		if err := l.awaitCheckpoints(ctx); err != nil {
 			return nil, err
 		}
-		if m, unconfirmed, err = l.findCheckpoint(ctx); err != nil {
+		if c, unconfirmed, err = l.findCheckpoint(ctx); err != nil {
 			return nil, err
 		}
-		seen, err = l.readFrom(ctx, m)
+		seen, err = l.readFrom(ctx, c)
 	}
 	if errors.Is(err, ErrLogChanged) {
-		seen, err = l.readEntireLog(ctx, m, err)
-		m = nil
+		seen, err = l.readEntireLog(ctx, c, err)
+		c = nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	if m != nil && !m.identified() && !seen.has(m.to) {
+	if c != nil && !c.identified() && !seen.has(c.to) {
 		// A checkpoint without a signature could be forged. Only the log can confirm it, and here it
 		// does not have the checkpoint's event: ignore the checkpoint and read the whole log.
-		unconfirmed, m = append(unconfirmed, *m), nil
+		unconfirmed, c = append(unconfirmed, *c), nil
 		if seen, err = l.readFrom(ctx, nil); err != nil {
 			return nil, err
 		}
 	}
-	if err := l.compareStore(m, unconfirmed, seen); err != nil {
+	if err := l.compareStore(c, unconfirmed, seen); err != nil {
 		return nil, err
 	}
 	p = &session{
 		epoch: l.epoch, secret: l.secret, topicID: l.info.ID, topicChecked: time.Now(),
 		partitions: seen.partitions, floors: seen.floors, published: seen.events, highest: seen.highest,
 	}
-	if m != nil {
-		p.base = m.from
-		if m.identified() {
-			p.base = m.base
+	if c != nil {
+		p.base = c.from
+		if c.identified() {
+			p.base = c.base
 		}
 		// Where retention deleted records behind the floor, the log cannot show which events it had.
 		// The checkpoint can: transactions are complete up to it.
 		if p.truncated = l.truncatedPartitions(seen.floors); len(p.truncated) > 0 {
-			p.truncatedUpTo = m.to
-			if seen.newest.Position.Compare(m.to) < 0 {
-				seen.newest = m.last()
+			p.truncatedUpTo = c.to
+			if seen.newest.Position.Compare(c.to) < 0 {
+				seen.newest = c.last()
 			}
 			r.log.Warn("relay: retention deleted unverified records from the log; relying on the last checkpoint for them",
 				"topic", l.topic, "partitions", len(p.truncated))
 		}
-		if err := l.checkComplete(ctx, p, m.from); err != nil {
+		if err := l.checkComplete(ctx, p, c.from); err != nil {
 			return nil, err
 		}
 	}
 	// Continue at the base, not at the checkpoint. Events on the log are skipped, and events that
 	// the last transaction lacks are published.
 	p.after = p.base
-	if p.seals, err = l.loadAnnouncements(ctx, m, m != nil || len(seen.events) > 0); err != nil {
+	if p.seals, err = l.loadAnnouncements(ctx, c, c != nil || len(seen.events) > 0); err != nil {
 		return nil, err
 	}
 	if int(l.info.Partitions) > int(p.partitions) {
@@ -107,7 +107,7 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *session, err err
 	r.writeDeadLetters(ctx, seen.invalid)
 	// The newest checkpoint must identify this store and topic, and be the last record under its
 	// key. Otherwise compaction would keep an invalid record and delete the checkpoint.
-	if seen.newest.ID != uuid.Nil && (m == nil || !m.identified() || m.epoch != l.epoch || l.invalidLast) {
+	if seen.newest.ID != uuid.Nil && (c == nil || !c.identified() || c.epoch != l.epoch || l.invalidLast) {
 		p.renew = &seen.newest
 	}
 	r.report(func(p *Progress) {
@@ -174,19 +174,19 @@ func (l *inspector) load(ctx context.Context) (err error) {
 
 // readFrom reads the log since the base of a checkpoint, after checking that it is the checkpoint's
 // log. Without a checkpoint it reads everything.
-func (l *inspector) readFrom(ctx context.Context, m *checkpoint) (*scanResult, error) {
+func (l *inspector) readFrom(ctx context.Context, c *checkpoint) (*scanResult, error) {
 	switch {
-	case m == nil:
+	case c == nil:
 		floors := make([]int64, l.info.Partitions)
 		for p := range floors {
 			floors[p] = l.begin[int32(p)]
 		}
 		return l.scan(ctx, floors, 0)
-	case m.identified():
-		if err := l.compareLog(m); err != nil {
+	case c.identified():
+		if err := l.compareLog(c); err != nil {
 			return nil, err
 		}
-		return l.scan(ctx, m.floors, m.partitions)
+		return l.scan(ctx, c.floors, c.partitions)
 	}
 	// A checkpoint of an earlier version has no base. Read backwards in growing windows until every
 	// partition has an event from before the checkpoint's transaction.
@@ -196,7 +196,7 @@ func (l *inspector) readFrom(ctx context.Context, m *checkpoint) (*scanResult, e
 			floors[p] = max(l.begin[int32(p)], l.end[int32(p)]-window)
 		}
 		seen, err := l.scan(ctx, floors, 0)
-		if err != nil || l.covers(seen, m.from) {
+		if err != nil || l.covers(seen, c.from) {
 			return seen, err
 		}
 	}
@@ -205,7 +205,7 @@ func (l *inspector) readFrom(ctx context.Context, m *checkpoint) (*scanResult, e
 // readEntireLog reads the whole log after compareLog failed with changed. A topic that was restored
 // completely under another id is as good as the old one, so readEntireLog accepts the log if it has
 // every event up to the checkpoint. Otherwise it returns changed.
-func (l *inspector) readEntireLog(ctx context.Context, m *checkpoint, changed error) (*scanResult, error) {
+func (l *inspector) readEntireLog(ctx context.Context, c *checkpoint, changed error) (*scanResult, error) {
 	// A log whose beginning is deleted cannot be shown to be complete.
 	for _, begin := range l.begin {
 		if begin > 0 {
@@ -216,7 +216,7 @@ func (l *inspector) readEntireLog(ctx context.Context, m *checkpoint, changed er
 	if err != nil {
 		return nil, err
 	}
-	err = l.checkComplete(ctx, &session{published: seen.events, partitions: seen.partitions}, m.to)
+	err = l.checkComplete(ctx, &session{published: seen.events, partitions: seen.partitions}, c.to)
 	if errors.Is(err, ErrLogChanged) {
 		return nil, changed
 	}
@@ -224,7 +224,7 @@ func (l *inspector) readEntireLog(ctx context.Context, m *checkpoint, changed er
 		return nil, err
 	}
 	l.log.Warn("relay: the topic was replaced but has every published event; resuming",
-		"topic", l.topic, "up to", m.to, "change", changed)
+		"topic", l.topic, "up to", c.to, "change", changed)
 	return seen, nil
 }
 
@@ -242,16 +242,16 @@ func (l *inspector) covers(seen *scanResult, at event.Position) bool {
 
 // compareLog returns ErrLogChanged if the log is not the one that the checkpoint belongs to: if its
 // id differs, or if it has fewer partitions or records.
-func (l *inspector) compareLog(m *checkpoint) error {
-	if m.topicID != "" && l.info.ID != "" && m.topicID != l.info.ID {
+func (l *inspector) compareLog(c *checkpoint) error {
+	if c.topicID != "" && l.info.ID != "" && c.topicID != l.info.ID {
 		return fmt.Errorf("%w: topic %s was deleted and recreated after events up to %s were published (id %s, was %s): %s",
-			ErrLogChanged, l.topic, m.to, l.info.ID, m.topicID, l.remedy())
+			ErrLogChanged, l.topic, c.to, l.info.ID, c.topicID, l.remedy())
 	}
-	if l.info.Partitions < m.partitions {
+	if l.info.Partitions < c.partitions {
 		return fmt.Errorf("%w: topic %s has %d partitions, but had %d: %s",
-			ErrLogChanged, l.topic, l.info.Partitions, m.partitions, l.remedy())
+			ErrLogChanged, l.topic, l.info.Partitions, c.partitions, l.remedy())
 	}
-	for p, floor := range m.floors {
+	for p, floor := range c.floors {
 		if end := l.end[int32(p)]; end < floor {
 			return fmt.Errorf("%w: partition %d of topic %s ends at offset %d, but ended at %d before: %s",
 				ErrLogChanged, p, l.topic, end, floor, l.remedy())
@@ -289,7 +289,7 @@ func (l *inspector) truncatedPartitions(floors []int64) map[int32]bool {
 //     log. An earlier version wrote it, or the relay of a store that this one has replaced.
 //   - Any unknown event up to the checkpoint, if the store's epoch has changed. Then the store may
 //     have lost events.
-func (l *inspector) compareStore(m *checkpoint, unconfirmed []checkpoint, seen *scanResult) error {
+func (l *inspector) compareStore(c *checkpoint, unconfirmed []checkpoint, seen *scanResult) error {
 	for _, d := range unconfirmed {
 		if d.identified() {
 			if d.topicID == l.info.ID {
@@ -297,7 +297,7 @@ func (l *inspector) compareStore(m *checkpoint, unconfirmed []checkpoint, seen *
 			}
 			continue // of a topic that no longer exists
 		}
-		if m != nil && m.identified() {
+		if c != nil && c.identified() {
 			continue
 		}
 		for _, s := range seen.unknown {
@@ -306,16 +306,16 @@ func (l *inspector) compareStore(m *checkpoint, unconfirmed []checkpoint, seen *
 			}
 		}
 	}
-	if m == nil || !m.identified() || m.epoch == l.epoch {
+	if c == nil || !c.identified() || c.epoch == l.epoch {
 		return nil
 	}
 	for _, s := range seen.unknown {
-		if s.Position.Compare(m.to) <= 0 {
+		if s.Position.Compare(c.to) <= 0 {
 			return l.storeBehind(s)
 		}
 	}
 	l.log.Warn("relay: the store failed over or was restored; it has every event that is on the log",
-		"epoch", l.epoch, "previous_epoch", m.epoch, "compared", len(seen.events))
+		"epoch", l.epoch, "previous_epoch", c.epoch, "compared", len(seen.events))
 	return nil
 }
 
@@ -460,8 +460,8 @@ func (l *inspector) findCheckpoint(ctx context.Context) (best *checkpoint, uncon
 // identifies this topic and this store, and together with the store it explains every event on the
 // log. Otherwise the newest checkpoint is needed: the topic may have been recreated or truncated
 // since, and unknown events on the log may be lost by the store or forged.
-func (l *inspector) isSufficient(m *checkpoint, seen *scanResult) bool {
-	return m != nil && m.identified() && m.topicID == l.info.ID && m.epoch == l.epoch &&
+func (l *inspector) isSufficient(c *checkpoint, seen *scanResult) bool {
+	return c != nil && c.identified() && c.topicID == l.info.ID && c.epoch == l.epoch &&
 		len(seen.unknown) == 0 && len(l.truncatedPartitions(seen.floors)) == 0
 }
 
