@@ -32,7 +32,8 @@ type AsOf struct {
 // ParseAsOf parses a time ("2026-11-25T10:00:00Z"), an age ("15m" or "-15m"), or offsets
 // ("millrace.orders/0=1200,millrace.orders/1=1100").
 func ParseAsOf(text string, now time.Time) (AsOf, error) {
-	wrong := fmt.Errorf("as of %q: want a time such as 2026-11-25T10:00:00Z, how long ago such as 15m, or offsets such as millrace.orders/0=1200,millrace.orders/1=1100", text)
+	wrong := fmt.Errorf("as of %q: want a time such as 2026-11-25T10:00:00Z, an age such as 15m, "+
+		"or offsets such as millrace.orders/0=1200,millrace.orders/1=1100", text)
 	if ago, err := time.ParseDuration(text); err == nil {
 		return AsOf{Time: now.Add(-ago.Abs())}, nil
 	}
@@ -56,7 +57,7 @@ func ParseAsOf(text string, now time.Time) (AsOf, error) {
 			out.Offsets[topic] = map[int32]int64{}
 		}
 		if _, twice := out.Offsets[topic][int32(partition)]; twice {
-			return AsOf{}, fmt.Errorf("as of %q: %s stands twice", text, place)
+			return AsOf{}, fmt.Errorf("as of %q: %s is listed twice", text, place)
 		}
 		out.Offsets[topic][int32(partition)] = offset
 	}
@@ -71,7 +72,8 @@ type HistoryError struct {
 }
 
 func (e *HistoryError) Error() string {
-	return fmt.Sprintf("the history of table %s reaches back to %s (offsets %s), and not to the moment asked for; lake.maintenance.keep says how much is kept",
+	return fmt.Sprintf("the history of table %s begins at %s (offsets %s), after the requested moment; "+
+		"lake.maintenance.keep sets how much history is kept",
 		e.Table, e.Since.Format(time.RFC3339Nano), OffsetsText(e.Offsets))
 }
 
@@ -79,7 +81,7 @@ func (e *HistoryError) Error() string {
 type UnknownTopicError struct{ Topic string }
 
 func (e *UnknownTopicError) Error() string {
-	return fmt.Sprintf("as of offsets of topic %.100q: the lake has no table of it", e.Topic)
+	return fmt.Sprintf("as of offsets of topic %.100q: the lake has no table for it", e.Topic)
 }
 
 // OffsetsText formats offsets as "partition=offset,…".

@@ -32,7 +32,7 @@ func (l *Lake) Digest(ctx context.Context, name string) (*digest.Digest, error) 
 			return l.digest(ctx, t)
 		}
 	}
-	return nil, fmt.Errorf("%s is no table that is made of events", name)
+	return nil, fmt.Errorf("table %s is not made of events", name)
 }
 
 // digest scans a table and adds all rows to a new digest.

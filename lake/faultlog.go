@@ -51,7 +51,7 @@ func (t told) Error() string { return string(t) }
 // Stop records that a table cannot be landed, for this process and for others.
 func (l *Lake) Stop(ctx context.Context, t declare.Table, fault *faults.TableError) {
 	if l.stopped.put(fault) {
-		l.log.Error("a table is not landed", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
+		l.log.Error("table cannot be landed", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
 	}
 	l.writeFault(ctx, t, nil, iceberg.Properties{propFault + t.Name: written(fault)})
 }
@@ -69,7 +69,7 @@ func written(e *faults.TableError) string {
 func (l *Lake) ClearFault(ctx context.Context, t declare.Table) {
 	l.writeFault(ctx, t, []string{propFault + t.Name}, nil)
 	if l.stopped.clear(t.DisplayName()) {
-		l.log.Info("the table is landed again", "table", t.DisplayName())
+		l.log.Info("table lands again", "table", t.DisplayName())
 	}
 }
 
@@ -80,7 +80,7 @@ func (l *Lake) writeFault(ctx context.Context, t declare.Table, removals []strin
 	defer cancel()
 	_, err := l.catalog.UpdateNamespaceProperties(ctx, catalog.NamespaceFromIdent(t.Identifier()), removals, updates)
 	if err != nil && (len(updates) > 0 || !errors.Is(err, catalog.ErrNoSuchNamespace)) {
-		l.log.Warn("how a table is could not be written down for other processes", "table", t.DisplayName(), "error", err)
+		l.log.Warn("cannot update the recorded fault of the table", "table", t.DisplayName(), "error", err)
 		return false
 	}
 	return true
@@ -105,7 +105,7 @@ func (l *Lake) writtenFaults(ctx context.Context, tables []declare.Table, prefix
 			var err error
 			props, err = l.catalog.LoadNamespaceProperties(ctx, namespace)
 			if err != nil && !errors.Is(err, catalog.ErrNoSuchNamespace) && !postgres.UndefinedTable(err) {
-				return nil, fmt.Errorf("properties of namespace %s: %w", strings.Join(namespace, "."), err)
+				return nil, fmt.Errorf("read the properties of namespace %s: %w", strings.Join(namespace, "."), err)
 			}
 			read[key] = props
 		}
@@ -124,7 +124,7 @@ func readFault(t declare.Table, text string, since time.Time) *faults.TableError
 	var w writtenFault
 	err := json.Unmarshal([]byte(text), &w)
 	if err != nil || w.Reason == "" || w.At.Before(since) {
-		return nil //nolint:nilerr // what nobody can read says nothing
+		return nil //nolint:nilerr // a malformed record is ignored
 	}
 	return &faults.TableError{Table: t.DisplayName(), Remedy: w.Remedy, Err: told(w.Reason)}
 }

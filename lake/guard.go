@@ -37,7 +37,7 @@ func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error 
 		return nil
 	}
 	if after == nil {
-		return errors.New("landers keep this table under its name: it is neither renamed nor replaced")
+		return errors.New("landers write this table: it cannot be renamed or replaced")
 	}
 	for _, check := range []func() error{
 		func() error { return samePlace(before, after) },
@@ -62,7 +62,8 @@ const ReleasedProperty = "millrace.released"
 // mayDrop returns an error if a table must not be dropped.
 func mayDrop(_ table.Identifier, m table.Metadata) error {
 	if _, landed := m.Properties()[evolution.Property]; landed && m.Properties()[ReleasedProperty] != "true" {
-		return fmt.Errorf("landers keep this table: to drop it, stop them and set its property %s to true; started again, they land it anew", ReleasedProperty)
+		return fmt.Errorf("landers write this table: to drop it, stop them and set its property %s to true; "+
+			"when restarted, they land it from the beginning", ReleasedProperty)
 	}
 	return nil
 }
@@ -71,9 +72,9 @@ func mayDrop(_ table.Identifier, m table.Metadata) error {
 func samePlace(before, after table.Metadata) error {
 	switch {
 	case before.TableUUID() != after.TableUUID():
-		return errors.New("assign-uuid: landers keep this table, and know it by its id")
+		return errors.New("assign-uuid: landers write this table and identify it by its UUID")
 	case before.Location() != after.Location():
-		return errors.New("set-location: landers keep this table where it is")
+		return errors.New("set-location: landers write this table: its location cannot change")
 	case before.Version() != after.Version():
 		return fmt.Errorf("upgrade-format-version: landers write this table in format %d", before.Version())
 	}
@@ -91,12 +92,12 @@ func sameProperties(before, after iceberg.Properties) error {
 	maps.DeleteFunc(is, others)
 	for key := range is {
 		if value, ok := was[key]; !ok || value != is[key] {
-			return fmt.Errorf("set-properties: %s: landers keep this table, and this property of it", key)
+			return fmt.Errorf("set-properties: %s: landers write this table and own this property", key)
 		}
 	}
 	for key := range was { // removing a placing property restores the default location, which is fine
 		if _, ok := is[key]; !ok && !slices.Contains(datafile.Placing, key) {
-			return fmt.Errorf("remove-properties: %s: landers keep this table, and this property of it", key)
+			return fmt.Errorf("remove-properties: %s: landers write this table and own this property", key)
 		}
 	}
 	return nil
@@ -114,8 +115,9 @@ func follows(before, after table.Metadata) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("set-snapshot-ref, remove-snapshot-ref: landers keep this table, and would not land again what is in snapshot %d and not in this one. "+
-		"Read an earlier state by its id, or write the rows of it as new ones", was.SnapshotID)
+	return fmt.Errorf("set-snapshot-ref, remove-snapshot-ref: landers write this table and would not land again "+
+		"the rows of snapshot %d, which the new history lacks. Read an earlier state by its id, or write its rows as new ones",
+		was.SnapshotID)
 }
 
 // mostAhead is how far a snapshot may be dated ahead of the clock. Iceberg accepts a snapshot that
@@ -127,8 +129,9 @@ const mostAhead = time.Minute
 func dated(before, after table.Metadata, now time.Time) error {
 	for _, s := range after.Snapshots() {
 		if before.SnapshotByID(s.SnapshotID) == nil && s.TimestampMs > now.Add(mostAhead).UnixMilli() {
-			return fmt.Errorf("add-snapshot: snapshot %d is dated %d, more than %s ahead of the catalog's clock (%d): landers could commit nothing after it; "+
-				"is that in milliseconds, and is your clock right?", s.SnapshotID, s.TimestampMs, mostAhead, now.UnixMilli())
+			return fmt.Errorf("add-snapshot: snapshot %d has timestamp %d, more than %s ahead of the catalog's clock (%d): "+
+				"landers could not commit after it; send milliseconds and check your clock",
+				s.SnapshotID, s.TimestampMs, mostAhead, now.UnixMilli())
 		}
 	}
 	return nil
@@ -164,7 +167,7 @@ func (l *Lake) fits(name table.Identifier, before, after table.Metadata) error {
 		return err
 	}
 	if err := datafile.Landable(ctx, after); err != nil && !blocked {
-		return fmt.Errorf("landers keep this table, and could not write it any more: %w", err)
+		return fmt.Errorf("landers write this table and could no longer write it: %w", err)
 	}
 	return nil
 }
@@ -200,10 +203,10 @@ func fits(ctx context.Context, t declare.Table, before, after table.Metadata) er
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("set-current-schema: landers keep this table, and would have to make up for it: %w", err)
+		return fmt.Errorf("set-current-schema: landers write this table and would have to repair it: %w", err)
 	}
 	if err := datafile.Writable(ctx, after, is.Columns); err != nil && datafile.Writable(ctx, before, was.Columns) == nil {
-		return fmt.Errorf("landers keep this table, and could not write it any more: %w", err)
+		return fmt.Errorf("landers write this table and could no longer write it: %w", err)
 	}
 	return nil
 }
@@ -224,10 +227,10 @@ func (l *Lake) begins(name table.Identifier, made table.Metadata) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("landers write a table of this name, and could not use this one: %w", err)
+		return fmt.Errorf("landers write a table of this name, but cannot use this one: %w", err)
 	}
 	if err := datafile.Landable(ctx, made); err != nil {
-		return fmt.Errorf("landers write a table of this name, and could not write this one: %w", err)
+		return fmt.Errorf("landers write a table of this name, but cannot write this one: %w", err)
 	}
 	return nil
 }
@@ -248,11 +251,11 @@ func keeps(at string, before, after []iceberg.NestedField, mayGo func(iceberg.Ne
 		case mayGo(was) && (!ok || !is.Required):
 			continue
 		case !ok:
-			return fmt.Errorf("set-current-schema: landers keep this table, and write the column %s", path)
+			return fmt.Errorf("set-current-schema: landers write this table, including the column %s", path)
 		case is.Name != was.Name:
-			return fmt.Errorf("set-current-schema: landers keep this table, and call the column %s so", path)
+			return fmt.Errorf("set-current-schema: landers write this table: column %s cannot be renamed", path)
 		case is.Required && !was.Required:
-			return fmt.Errorf("set-current-schema: landers keep this table, and may leave the column %s empty", path)
+			return fmt.Errorf("set-current-schema: landers write this table: column %s cannot become required", path)
 		}
 		parts, nested := was.Type.(iceberg.NestedType)
 		now, still := is.Type.(iceberg.NestedType)
@@ -261,12 +264,12 @@ func keeps(at string, before, after []iceberg.NestedField, mayGo func(iceberg.Ne
 				return err
 			}
 		} else if !was.Type.Equals(is.Type) {
-			return fmt.Errorf("set-current-schema: landers keep this table, and write the column %s as %s", path, was.Type)
+			return fmt.Errorf("set-current-schema: landers write this table, with column %s as %s", path, was.Type)
 		}
 	}
 	for _, added := range byID {
 		if added.Required {
-			return fmt.Errorf("set-current-schema: landers keep this table, and know no column %s, so it must be optional", added.Name)
+			return fmt.Errorf("set-current-schema: landers write this table, but not column %s, so it must be optional", added.Name)
 		}
 	}
 	return nil

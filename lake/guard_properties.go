@@ -42,7 +42,7 @@ func soundProperties(before, after iceberg.Properties) error {
 			if len(key) > 100 {
 				key = strings.ToValidUTF8(key[:100], "") + "…"
 			}
-			return fmt.Errorf("set-properties: %q: landers keep this table: %w", key, err)
+			return fmt.Errorf("set-properties: %q: landers write this table: %w", key, err)
 		}
 	}
 	return nil
@@ -54,9 +54,9 @@ func soundProperty(key, value string) error {
 	case key == "":
 		return errors.New("a property needs a name")
 	case len(key) > maxPropertyKey:
-		return fmt.Errorf("its name has %d bytes, and may have %d", len(key), maxPropertyKey)
+		return fmt.Errorf("its name has %d bytes, and the limit is %d", len(key), maxPropertyKey)
 	case len(value) > maxPropertyValue:
-		return fmt.Errorf("its value has %d bytes, and may have %d", len(value), maxPropertyValue)
+		return fmt.Errorf("its value has %d bytes, and the limit is %d", len(value), maxPropertyValue)
 	case key == "schema.name-mapping.default":
 		var mapping iceberg.NameMapping
 		if err := json.Unmarshal([]byte(value), &mapping); err != nil {
@@ -75,7 +75,7 @@ func soundProperty(key, value string) error {
 		return nil
 	}
 	if n, err := strconv.ParseInt(value, 10, 64); err != nil || n < least {
-		return fmt.Errorf("%q is not a whole number from %d on", value, least)
+		return fmt.Errorf("%q is not an integer of at least %d", value, least)
 	}
 	return nil
 }

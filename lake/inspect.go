@@ -197,7 +197,7 @@ func (l *Lake) Files(ctx context.Context, name Name) ([]FileState, error) {
 	}
 	tasks, err := t.Scan(table.WithMaxConcurrency(2)).PlanFiles(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("files of table %s: %w", strings.Join(name, "."), err)
+		return nil, fmt.Errorf("list the files of table %s: %w", strings.Join(name, "."), err)
 	}
 	files := make([]FileState, len(tasks))
 	for i, task := range tasks {
@@ -277,7 +277,7 @@ func (l *Lake) Keep(ctx context.Context, t declare.Table, c maintenance.Config, 
 		switch {
 		case errors.Is(err, errNotOurTurn):
 		case err != nil:
-			log.Warn("maintenance failed and is done again later", "error", err)
+			log.Warn("maintenance failed; retrying later", "error", err)
 		default:
 			level := slog.LevelInfo
 			if r.Compacted.Commits+r.Manifests.Before+r.Expired.Snapshots+r.Orphans.Files == 0 {

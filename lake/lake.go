@@ -88,7 +88,7 @@ type Lake struct {
 }
 
 // ErrNoLake is returned if a lake that is opened read-only does not exist, or if it lacks a table.
-var ErrNoLake = errors.New("no lake here yet")
+var ErrNoLake = errors.New("no lake exists here yet")
 
 // noTableError reports that the lake lacks a table. It wraps ErrNoLake.
 type noTableError struct {
@@ -134,7 +134,7 @@ func onServer(catalog string) bool {
 func (l *Lake) openServer(ctx context.Context, c Config) error {
 	var err error
 	if l.db, err = postgres.Open(c.Catalog, c.CatalogPassword, "millrace-lake"); err != nil {
-		return fmt.Errorf("the lake's catalog: %w", err)
+		return fmt.Errorf("open the lake's catalog: %w", err)
 	}
 	// Fail fast if the server cannot be reached or refuses the credentials.
 	if err := l.db.PingContext(ctx); err != nil {
@@ -168,9 +168,10 @@ func (l *Lake) openFile(ctx context.Context, c Config) error {
 		err = l.open(ctx, sqlcatalog.SQLite, c.ReadOnly)
 	}
 	if sqlite.Damaged(err) {
-		err = fmt.Errorf("%w: the catalog %s is damaged. It says which tables there are, and which of their metadata files is the "+
-			"newest. Bring it back from a backup made with the warehouse. If you have none, move the catalog and the warehouse %s away: "+
-			"Millrace's own tables are then landed again from the log, and tables that others made are lost", err, c.Catalog, l.warehouse.url)
+		err = fmt.Errorf("%w: the catalog %s is damaged. It has the names of all tables and the newest metadata file "+
+			"of each. Restore it from a backup that was taken together with the warehouse. Without a backup, move the "+
+			"catalog and the warehouse %s away: Millrace then lands its own tables again from the log; other tables "+
+			"are lost", err, c.Catalog, l.warehouse.url)
 	}
 	return err
 }

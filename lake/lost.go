@@ -36,7 +36,7 @@ func (l *Lake) Check(ctx context.Context, name Name) error {
 		// catalog.
 		had := l.lost.clear(t.DisplayName())
 		if had || len(l.writtenOf(ctx, t, propLost, lostHolds)) > 0 {
-			l.log.Info("all files of the table are there again", "table", t.DisplayName())
+			l.log.Info("all files of the table exist again", "table", t.DisplayName())
 			l.writeFault(ctx, t, []string{propLost + t.Name}, nil)
 		}
 		return nil
@@ -56,7 +56,7 @@ func (l *Lake) Check(ctx context.Context, name Name) error {
 		return err
 	}
 	if l.lost.put(fault) {
-		l.log.Error("a table is damaged", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
+		l.log.Error("table is damaged", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
 	}
 	if l.writeFault(ctx, t, nil, iceberg.Properties{propLost + t.Name: written(fault)}) {
 		l.lost.clear(t.DisplayName()) // the recorded fault is enough; any process that finds the files again can clear it

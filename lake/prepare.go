@@ -91,7 +91,7 @@ func (l *Lake) placed(t declare.Table, have *table.Table) error {
 	if l.warehouse.owns(have.Location()) {
 		return nil
 	}
-	return fmt.Errorf("table %s lies at %s, and the warehouse is %s: name the warehouse that the catalog's tables are in",
+	return fmt.Errorf("table %s is at %s, but the warehouse is %s: configure the warehouse that has the catalog's tables",
 		t.Name, have.Location(), l.warehouse.url)
 }
 
@@ -193,7 +193,7 @@ func (l *Lake) Evolve(ctx context.Context, t declare.Table) error {
 		if done, err = l.tryEvolve(ctx, t); done {
 			return err
 		}
-		l.log.Info("a table's declaration could not be committed and will be tried again", "table", t.Name, "error", err)
+		l.log.Info("cannot apply the table's declaration; retrying", "table", t.Name, "error", err)
 		if !waits.Wait(ctx) {
 			return ctx.Err()
 		}
@@ -243,11 +243,11 @@ func (l *Lake) tryEvolve(ctx context.Context, t declare.Table) (done bool, err e
 	if len(t.Sort) > 0 && !declare.SameOrder(sorted, order) {
 		reqs = append(reqs, table.AssertDefaultSortOrderID(sorted.OrderID()))
 		updates = append(updates, table.NewAddSortOrderUpdate(&order), table.NewSetDefaultSortOrderUpdate(-1))
-		step.Changes = append(step.Changes, "files are sorted otherwise from now on")
+		step.Changes = append(step.Changes, "the sort order of files changes")
 	}
 	if opened := openToOthers(meta.Properties()); len(opened) > 0 {
 		updates = append(updates, opened...)
-		step.Changes = append(step.Changes, "others may write it beside landers")
+		step.Changes = append(step.Changes, "other engines may write it beside landers")
 	}
 	if len(step.Changes) == 0 {
 		return true, nil
@@ -256,9 +256,9 @@ func (l *Lake) tryEvolve(ctx context.Context, t declare.Table) (done bool, err e
 	reqs = append(reqs, table.AssertTableUUID(meta.TableUUID()))
 	updates = append(updates, table.NewSetPropertiesUpdate(describe(t, step)))
 	if _, _, err := l.catalog.CommitTable(ctx, t.Identifier(), reqs, updates); err != nil {
-		return false, fmt.Errorf("bring table %s to its declaration: %w", t.Name, err)
+		return false, fmt.Errorf("apply the declaration of table %s: %w", t.Name, err)
 	}
-	l.log.Info("a table was brought to its declaration", "table", t.Name, "changes", strings.Join(step.Changes, "; "))
+	l.log.Info("applied the table's declaration", "table", t.Name, "changes", strings.Join(step.Changes, "; "))
 	return true, nil
 }
 

@@ -44,7 +44,8 @@ func (l *Lake) Relocate(ctx context.Context, from string) ([]Relocated, error) {
 	}
 	// If one folder contained the other, rewritten locations could not be told from old ones.
 	if location.Inside(from, l.warehouse.url) || location.Inside(l.warehouse.url, from) || from == l.warehouse.url {
-		return nil, fmt.Errorf("the tables are to move from %s, and the warehouse is %s: name the folder that they were in before, neither within the other", from, l.warehouse.url)
+		return nil, fmt.Errorf("cannot relocate from %s to the warehouse %s: pass the location that the tables had before; "+
+			"neither may contain the other", from, l.warehouse.url)
 	}
 	if err := location.Plain(strings.TrimPrefix(strings.TrimPrefix(l.warehouse.url, "file://"), s3Scheme)); err != nil {
 		return nil, fmt.Errorf("warehouse %s: %w", l.warehouse.url, err)
@@ -75,11 +76,11 @@ func (l *Lake) Relocate(ctx context.Context, from string) ([]Relocated, error) {
 		all, moves = append(all, did), append(moves, restcatalog.Move{Table: t.Table, From: t.Metadata, To: file})
 	}
 	if len(moves) == 0 {
-		return nil, fmt.Errorf("no table of the catalog lies at %s", from)
+		return nil, fmt.Errorf("no table of the catalog is at %s: pass the warehouse's previous location", from)
 	}
 	// One transaction: all tables move, or none does.
 	if err := swapper.Swap(ctx, moves, nil); err != nil {
-		return nil, fmt.Errorf("bring the catalog to the new locations (stop the landers, and run this again): %w", err)
+		return nil, fmt.Errorf("switch the catalog to the new locations (stop the landers and run this again): %w", err)
 	}
 	return all, nil
 }
@@ -97,11 +98,11 @@ func warehouseURL(at string) (string, error) {
 func (w *warehouse) files(ctx context.Context) (io.WriteFileIO, error) {
 	files, err := io.LoadFS(placed{aws: w.aws}.way(ctx), w.props, w.url+"/")
 	if err != nil {
-		return nil, fmt.Errorf("file system of %s: %w", w.url, err)
+		return nil, fmt.Errorf("open the file system of %s: %w", w.url, err)
 	}
 	writable, ok := location.Fence(files, w.url).(io.WriteFileIO)
 	if !ok {
-		return nil, fmt.Errorf("%s cannot be written to", w.url)
+		return nil, fmt.Errorf("%s is not writable", w.url)
 	}
 	return writable, nil
 }
@@ -137,7 +138,7 @@ func (r *relocation) table(ctx context.Context, t restcatalog.TableEntry) (did R
 	now := r.moved(t.Metadata)
 	old, err := table.NewFromLocation(ctx, t.Table, now, func(context.Context) (io.IO, error) { return r.files, nil }, nil)
 	if errors.Is(err, fs.ErrNotExist) {
-		return did, "", fmt.Errorf("%s is not there: move the whole warehouse to %s first: %w", now, r.to, err)
+		return did, "", fmt.Errorf("%s does not exist: move the whole warehouse to %s first: %w", now, r.to, err)
 	}
 	if err != nil {
 		return did, "", err
@@ -234,8 +235,8 @@ func (r *relocation) list(at string) (string, error) {
 
 // errPositions reports position deletes. Their files contain the paths of data files, and Relocate
 // does not rewrite those.
-var errPositions = errors.New("it has deletes by position, which name data files inside their own: " +
-	"move the warehouse back, run millrace lake maintain --delete-share 0, and move it then")
+var errPositions = errors.New("it has position deletes, whose files contain the paths of data files: " +
+	"move the warehouse back, run `millrace lake maintain --delete-share 0`, and move it again")
 
 // manifest rewrites one manifest, unless another manifest list has already caused it.
 func (r *relocation) manifest(at string) (rewritten, error) {

@@ -42,7 +42,7 @@ func (w *warehouse) settings(ctx context.Context) ([]settings.Fault, error) {
 		return nil, nil // no rules, no permission, or not supported
 	}
 	if err != nil {
-		return nil, fmt.Errorf("ask bucket %s for its lifecycle rules: %w", u.Host, err)
+		return nil, fmt.Errorf("read the lifecycle rules of bucket %s: %w", u.Host, err)
 	}
 	var faults []settings.Fault
 	for _, rule := range answer.Rules {
@@ -77,7 +77,7 @@ func ruleFaults(bucket, folder string, rule types.LifecycleRule) []settings.Faul
 	}
 	fault := settings.Fault{
 		Resource: "bucket " + bucket, Setting: fmt.Sprintf("lifecycle rule %q for %q", aws.ToString(rule.ID), prefix),
-		Remedy: fmt.Sprintf("give the rule another prefix than %q, or remove it", folder),
+		Remedy: fmt.Sprintf("change the rule's prefix so that it does not match %q, or remove the rule", folder),
 	}
 	var faults []settings.Fault
 	if e := rule.Expiration; e != nil && (aws.ToInt32(e.Days) > 0 || e.Date != nil) {
@@ -90,7 +90,7 @@ func ruleFaults(bucket, folder string, rule types.LifecycleRule) []settings.Faul
 			continue
 		}
 		fault.Value, fault.Want, fault.Fatal = "moves objects to "+string(t.StorageClass), "none that archives a table's files", false
-		fault.Effect = "files that tables still need cannot be read at once"
+		fault.Effect = "files that tables still need cannot be read immediately"
 		faults = append(faults, fault)
 	}
 	return faults

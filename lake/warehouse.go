@@ -55,7 +55,7 @@ func openWarehouse(ctx context.Context, c Config) (*warehouse, error) {
 		return openBucket(ctx, c.Warehouse, c.S3)
 	}
 	if strings.Contains(c.Warehouse, "://") {
-		return nil, fmt.Errorf("warehouse %s: it is neither a folder nor s3://bucket/folder", c.Warehouse)
+		return nil, fmt.Errorf("warehouse %s: want a folder or s3://bucket/folder", c.Warehouse)
 	}
 	dir, err := filepath.Abs(c.Warehouse)
 	if err != nil {
@@ -66,7 +66,7 @@ func openWarehouse(ctx context.Context, c Config) (*warehouse, error) {
 			return nil, fmt.Errorf("warehouse %s: %w", dir, err)
 		}
 		if err := os.MkdirAll(dir, 0o750); err != nil {
-			return nil, fmt.Errorf("create the lake's folder: %w", err)
+			return nil, fmt.Errorf("create the warehouse: %w", err)
 		}
 	}
 	return &warehouse{url: "file://" + filepath.ToSlash(dir)}, nil
@@ -98,16 +98,16 @@ func openBucket(ctx context.Context, at string, c S3) (*warehouse, error) {
 		return nil, fmt.Errorf("warehouse: %w", err)
 	}
 	if u.Host == "" || u.User != nil || u.RawQuery != "" {
-		return nil, fmt.Errorf("warehouse %s: write s3://bucket/folder", u.Redacted())
+		return nil, fmt.Errorf("warehouse %s: want s3://bucket/folder", u.Redacted())
 	}
 	if err := location.Plain(u.Path); err != nil {
 		return nil, fmt.Errorf("warehouse %s: %w", u.Redacted(), err)
 	}
 	if (c.AccessKey == "") != (c.SecretKey == "") {
-		return nil, errors.New("S3: an access key and its secret key go together; one of them is missing")
+		return nil, errors.New("S3: set both the access key and the secret key, or neither")
 	}
 	if c.Region == "" {
-		return nil, errors.New("S3: name a region; servers that know none take us-east-1")
+		return nil, errors.New("S3: set a region; servers without regions accept us-east-1")
 	}
 	if e, err := url.Parse(c.Endpoint); c.Endpoint != "" && (err != nil || e.Host == "" || e.Scheme != "http" && e.Scheme != "https") {
 		return nil, fmt.Errorf("S3: the endpoint %q is not http(s)://host:port", c.Endpoint)

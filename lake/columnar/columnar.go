@@ -195,7 +195,7 @@ func icebergType(t Type) (iceberg.Type, error) {
 	case iceberg.Type: // a table may have types that columns do not support
 		return t, nil
 	}
-	return nil, fmt.Errorf("%v is no type of a column", t)
+	return nil, fmt.Errorf("%v is not a column type", t)
 }
 
 // ArrowSchema returns the fields as an Arrow schema with Iceberg's field ids in its metadata, which

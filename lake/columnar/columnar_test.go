@@ -88,10 +88,10 @@ func TestTypesThatThereAreNot(t *testing.T) {
 		of   columnar.Type
 		want string
 	}{
-		{iceberg.PrimitiveTypes.TimestampTzNs, "column a: there are no columns of type timestamptz_ns"},
-		{columnar.List{Element: field{Name: "element", Type: iceberg.PrimitiveTypes.TimestampNs}}, "column a: column element: there are no columns of type timestamp_ns"},
-		{columnar.Struct{}, "column a: a struct has no fields, which Parquet cannot hold"},
-		{nil, "column a: <nil> is no type of a column"},
+		{iceberg.PrimitiveTypes.TimestampTzNs, "column a: type timestamptz_ns is not supported"},
+		{columnar.List{Element: field{Name: "element", Type: iceberg.PrimitiveTypes.TimestampNs}}, "column a: column element: type timestamp_ns is not supported"},
+		{columnar.Struct{}, "column a: a struct has no fields, which Parquet cannot store"},
+		{nil, "column a: <nil> is not a column type"},
 	} {
 		if _, err := columnar.New([]field{{Name: "a", Type: c.of}}); err == nil || err.Error() != c.want {
 			t.Errorf("%v: the error is %v, not %s", c.of, err, c.want)

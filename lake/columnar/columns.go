@@ -108,7 +108,7 @@ func (c *Columns) makeColumn(t Type) (Column, error) {
 		return &Fixed{width: t.Len()}, nil
 	case Struct:
 		if len(inner) == 0 {
-			return nil, errors.New("a struct has no fields, which Parquet cannot hold")
+			return nil, errors.New("a struct has no fields, which Parquet cannot store")
 		}
 		return &Structs{children: inner}, nil
 	case List:
@@ -116,7 +116,7 @@ func (c *Columns) makeColumn(t Type) (Column, error) {
 	case Map:
 		return &Maps{keys: inner[0], values: inner[1], runs: runs{offsets: make([]int32, 1), full: c.full}}, nil
 	}
-	return nil, fmt.Errorf("there are no columns of type %s", t)
+	return nil, fmt.Errorf("type %s is not supported", t)
 }
 
 // Storable returns the fields that columns can hold. It omits fields of types that New refuses, and

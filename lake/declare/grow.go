@@ -14,7 +14,7 @@ import (
 
 // ErrGrow is wrapped by errors of Grower.Append if the record needs columns that the Grower was not
 // created with.
-var ErrGrow = errors.New("the record needs columns that its table does not have")
+var ErrGrow = errors.New("the record needs columns that its table lacks")
 
 // Grower is the Rows of a table whose columns follow from its records. If a record needs more
 // columns, the landing takes three steps. The records before it land. A separate commit adds the

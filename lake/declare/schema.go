@@ -70,7 +70,7 @@ func (s Schema[T]) fields() []columnar.Field {
 				Value: columnar.Field{Name: "value", Type: moneyType(), Required: true},
 			}
 		default:
-			panic(fmt.Sprintf("column %s: there are no columns of %T", a.Name, a.Of(&zero)))
+			panic(fmt.Sprintf("column %s: fields of type %T are not supported", a.Name, a.Of(&zero)))
 		}
 		out[i] = f
 	}

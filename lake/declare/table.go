@@ -206,7 +206,7 @@ func (t Table) Spec(s *iceberg.Schema, before []iceberg.PartitionSpec) (iceberg.
 	for i, p := range t.Partition {
 		source, ok := s.FindFieldByName(p.Column)
 		if !ok {
-			return iceberg.PartitionSpec{}, fmt.Errorf("table %s: it is partitioned by %s, which is no column", t.Name, p.Column)
+			return iceberg.PartitionSpec{}, fmt.Errorf("table %s: partition column %s does not exist", t.Name, p.Column)
 		}
 		f := iceberg.PartitionField{SourceIDs: []int{source.ID}, Name: partitionName(p), Transform: p.Transform}
 		if f.FieldID, ok = known[partitionDoes(f)]; !ok {
@@ -246,7 +246,7 @@ func (t Table) Order(s *iceberg.Schema, id int) (table.SortOrder, error) {
 	for i, by := range t.Sort {
 		source, ok := s.FindFieldByName(by.Column)
 		if !ok {
-			return table.SortOrder{}, fmt.Errorf("table %s: it is sorted by %s, which is no column", t.Name, by.Column)
+			return table.SortOrder{}, fmt.Errorf("table %s: sort column %s does not exist", t.Name, by.Column)
 		}
 		fields[i] = table.SortField{SourceIDs: []int{source.ID}, Transform: iceberg.IdentityTransform{}, Direction: table.SortASC, NullOrder: table.NullsFirst}
 		if by.Descending {

@@ -108,7 +108,7 @@ func identify(s *iceberg.Schema, key []string) ([]int, error) {
 	for _, name := range key {
 		f, ok := s.FindFieldByName(name)
 		if !ok || !f.Required {
-			return nil, fmt.Errorf("%s is no column that is always there, and so it cannot name a row", name)
+			return nil, fmt.Errorf("%s is not a required column, so it cannot be part of a key", name)
 		}
 		ids = append(ids, f.ID)
 	}
@@ -197,7 +197,7 @@ func (c *change) merge(at string, have, want []columnar.Field) (table, columns [
 			continue
 		}
 		if taken[n] {
-			return nil, nil, &RefusedError{join(at, w.Name), fmt.Sprintf("two fields are the table's column %s", have[n].Name)}
+			return nil, nil, &RefusedError{join(at, w.Name), fmt.Sprintf("two fields match the table's column %s", have[n].Name)}
 		}
 		taken[n] = true
 		if table[n], columns[i], err = c.field(at, have[n], w); err != nil {
@@ -208,7 +208,7 @@ func (c *change) merge(at string, have, want []columnar.Field) (table, columns [
 	for n, h := range have {
 		if !taken[n] && h.Required {
 			table[n].Required = false
-			c.say("column %s is no longer written, and may be null", join(at, h.Name))
+			c.say("column %s is no longer written and becomes nullable", join(at, h.Name))
 		}
 	}
 	// The remaining wanted fields are new.
@@ -226,7 +226,7 @@ func (c *change) merge(at string, have, want []columnar.Field) (table, columns [
 	for _, f := range table {
 		if other, twice := byName[f.Name]; twice {
 			return nil, nil, &RefusedError{join(at, f.Name), fmt.Sprintf(
-				"the table has one of that name already, which holds what is now gone (%s); call the new field otherwise", c.identity(other))}
+				"the table already has a column of that name, for a field that was removed (%s); rename the new field", c.identity(other))}
 		}
 		byName[f.Name] = f
 	}
@@ -274,20 +274,20 @@ func (c *change) field(at string, h, w columnar.Field) (table, column columnar.F
 	path := join(at, w.Name)
 	if c.keys[h.ID] != w.Key && w.Key != "" {
 		c.keys[h.ID] = w.Key
-		c.say("column %s is known by key %s", path, w.Key)
+		c.say("column %s gets the key %s", path, w.Key)
 	}
 	if h.Name != w.Name {
 		table.Name = w.Name
-		c.say("column %s is now called %s", join(at, h.Name), w.Name)
+		c.say("column %s is renamed to %s", join(at, h.Name), w.Name)
 	}
 	if w.Doc != "" && w.Doc != h.Doc {
 		table.Doc = w.Doc
-		c.say("column %s is described otherwise", path)
+		c.say("column %s gets a new description", path)
 	}
 	switch {
 	case h.Required && !w.Required:
 		table.Required = false
-		c.say("column %s may be null", path)
+		c.say("column %s becomes nullable", path)
 	case w.Required && !h.Required:
 		column.Required = false // existing rows may lack it
 	}
@@ -297,7 +297,8 @@ func (c *change) field(at string, h, w columnar.Field) (table, column columnar.F
 
 // retype changes a column's type to what is wanted.
 func (c *change) retype(path string, h, w columnar.Type) (table, column columnar.Type, err error) {
-	refused := &RefusedError{path, fmt.Sprintf("the table has %s and this program writes %s, which rows that are there cannot become; give the field a new number and name", h, w)}
+	refused := &RefusedError{path, fmt.Sprintf("the table has %s and this program writes %s, to which existing rows cannot be widened; "+
+		"give the field a new number and name", h, w)}
 	switch h := h.(type) {
 	case columnar.Struct:
 		w, ok := w.(columnar.Struct)
@@ -331,7 +332,7 @@ func (c *change) retype(path string, h, w columnar.Type) (table, column columnar
 	switch {
 	case h.String() == w.String():
 	case grows(h, w):
-		c.say("column %s grows from %s to %s", path, h, w)
+		c.say("column %s is widened from %s to %s", path, h, w)
 	default:
 		return nil, nil, refused
 	}

@@ -73,31 +73,31 @@ func TestEvolution(t *testing.T) {
 			before:  []columnar.Field{field("1", "ref", text)},
 			want:    []columnar.Field{field("1", "reference", text)},
 			schema:  "1 reference string",
-			changes: []string{"column ref is now called reference"},
+			changes: []string{"column ref is renamed to reference"},
 		}, {
 			name:    "two fields swap their names",
 			before:  []columnar.Field{field("1", "a", text), field("2", "b", long)},
 			want:    []columnar.Field{field("1", "b", text), field("2", "a", long)},
 			schema:  "1 b string, 2 a long",
-			changes: []string{"column a is now called b", "column b is now called a"},
+			changes: []string{"column a is renamed to b", "column b is renamed to a"},
 		}, {
 			name:    "types grow",
 			before:  []columnar.Field{field("1", "a", whole), field("2", "b", single), field("3", "c", decimal(10, 2)), field("4", "d", list(whole))},
 			want:    []columnar.Field{field("1", "a", long), field("2", "b", double), field("3", "c", decimal(20, 2)), field("4", "d", list(long))},
 			schema:  "1 a long, 2 b double, 3 c decimal(20, 2), 4 d list<5 long>",
-			changes: []string{"column a grows from int to long", "column b grows from float to double", "column c grows from decimal(10, 2) to decimal(20, 2)", "column d.element grows from int to long"},
+			changes: []string{"column a is widened from int to long", "column b is widened from float to double", "column c is widened from decimal(10, 2) to decimal(20, 2)", "column d.element is widened from int to long"},
 		}, {
 			name:    "a field is gone",
 			before:  []columnar.Field{field("1", "a", text), required(field("2", "b", text))},
 			want:    []columnar.Field{field("1", "a", text)},
 			schema:  "1 a string, 2 b string",
-			changes: []string{"column b is no longer written, and may be null"},
+			changes: []string{"column b is no longer written and becomes nullable"},
 		}, {
 			name:    "a column without a key gets one",
 			before:  []columnar.Field{field("", "a", text)},
 			want:    []columnar.Field{field("7", "a", text)},
 			schema:  "1 a string",
-			changes: []string{"column a is known by key 7"},
+			changes: []string{"column a gets the key 7"},
 		}, {
 			name:    "what a type cannot become",
 			before:  []columnar.Field{field("1", "placed", group(field("1", "n", text)))},
@@ -122,7 +122,7 @@ func TestEvolution(t *testing.T) {
 			name:    "a new field takes the name of one that is gone",
 			before:  []columnar.Field{field("1", "note", text)},
 			want:    []columnar.Field{field("2", "note", text)},
-			refused: "column note: the table has one of that name already",
+			refused: "column note: the table already has a column of that name",
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

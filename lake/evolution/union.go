@@ -29,7 +29,7 @@ func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 	for i, n := range Match(have, want) {
 		w := want[i]
 		if n >= 0 && taken[n] {
-			return nil, &RefusedError{join(at, w.Name), fmt.Sprintf("two fields are the table's column %s", have[n].Name)}
+			return nil, &RefusedError{join(at, w.Name), fmt.Sprintf("two fields match the table's column %s", have[n].Name)}
 		}
 		renamed := n >= 0 && calledBefore(have[n], w)
 		if n >= 0 {
@@ -51,7 +51,7 @@ func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 			continue
 		}
 		if folded := strings.ToLower(w.Name); names[folded] {
-			return nil, &RefusedError{join(at, w.Name), "the table has another column of that name, or of one that differs in capitals alone; call the field otherwise"}
+			return nil, &RefusedError{join(at, w.Name), "the table has another column whose name is equal or differs only in case; rename the field"}
 		}
 		names[strings.ToLower(w.Name)] = true
 		if renamed && n >= 0 {
@@ -132,7 +132,7 @@ func unite(path string, h, w columnar.Field) (columnar.Field, error) {
 
 // wider returns a type that holds values of both types.
 func wider(path string, h, w columnar.Type) (columnar.Type, error) {
-	refused := &RefusedError{path, fmt.Sprintf("the table has %s and these rows have %s, which do not go into one column; call the field otherwise", h, w)}
+	refused := &RefusedError{path, fmt.Sprintf("the table has %s and these rows have %s, which have no common type; rename the field", h, w)}
 	switch h := h.(type) {
 	case columnar.Struct:
 		if w, ok := w.(columnar.Struct); ok {

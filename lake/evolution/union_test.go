@@ -22,8 +22,8 @@ func TestUnion(t *testing.T) {
 		{"by key, and the name stays", []columnar.Field{field("1", "a", text)}, []columnar.Field{field("1", "b", text)}, "struct<a string>"},
 		{"another type", []columnar.Field{field("", "a", group(field("", "b", text)))}, []columnar.Field{field("", "a", group(field("", "b", long)))}, "column a.b: the table has string and these rows have long"},
 		{"another shape", []columnar.Field{field("", "a", text)}, []columnar.Field{field("", "a", list(text))}, "column a: the table has string and these rows have list<string>"},
-		{"a name that differs in capitals", []columnar.Field{field("", "a", text)}, []columnar.Field{field("", "A", text)}, "column A: the table has another column of that name"},
-		{"a name with another key", []columnar.Field{field("1", "a", text)}, []columnar.Field{field("", "a", text)}, "column a: the table has another column of that name"},
+		{"a name that differs in capitals", []columnar.Field{field("", "a", text)}, []columnar.Field{field("", "A", text)}, "column A: the table has another column whose name is equal"},
+		{"a name with another key", []columnar.Field{field("1", "a", text)}, []columnar.Field{field("", "a", text)}, "column a: the table has another column whose name is equal"},
 		{"an alias", []columnar.Field{field("", "a", text), field("", "c", long)}, []columnar.Field{also(field("", "b", text), "a")}, "struct<b string, c long>"},
 		{"an alias inside of others", []columnar.Field{field("", "g", group(field("", "a", whole)))}, []columnar.Field{field("", "g", group(also(field("", "b", long), "a")))}, "struct<g struct<b long>>"},
 		{"the name before an alias", []columnar.Field{field("was:a", "b", text)}, []columnar.Field{field("", "a", text)}, "struct<b string>"},
@@ -32,7 +32,7 @@ func TestUnion(t *testing.T) {
 		{"an alias of another type is another field", []columnar.Field{field("", "a", text)}, []columnar.Field{also(field("", "b", long), "a")}, "struct<a string, b long>"},
 		{"an alias that two fields have", []columnar.Field{field("", "a", text)}, []columnar.Field{also(field("", "b", text), "a"), also(field("", "c", text), "a")}, "struct<b string, c string>"},
 		{"an alias that differs in capitals", []columnar.Field{field("", "A", text)}, []columnar.Field{also(field("", "a", text), "A")}, "struct<a string>"},
-		{"an alias whose new name is taken", []columnar.Field{field("", "a", text), field("", "B", text)}, []columnar.Field{also(field("", "b", text), "a")}, "column b: the table has another column of that name"},
+		{"an alias whose new name is taken", []columnar.Field{field("", "a", text), field("", "B", text)}, []columnar.Field{also(field("", "b", text), "a")}, "column b: the table has another column whose name is equal"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -67,7 +67,7 @@ func Message(ctx context.Context, file, name string, folders ...string) (protore
 		slices.Sort(all)
 		return nil, fmt.Errorf("%s has no message %q; it has %s", file, name, strings.Join(all, ", "))
 	}
-	return nil, fmt.Errorf("%s has %d messages that are called %q: name the package too", file, len(found), name)
+	return nil, fmt.Errorf("%s has %d messages named %q: include the package in the name", file, len(found), name)
 }
 
 // messages iterates over messages and those nested in them.
@@ -100,7 +100,7 @@ func describe(ctx context.Context, file string, folders []string) (*protoregistr
 		var set descriptorpb.FileDescriptorSet
 		// Almost any bytes are valid Protobuf, so also require a file.
 		if err := proto.Unmarshal(b, &set); err != nil || len(set.File) == 0 {
-			return nil, errors.Join(errors.New("it is neither a .proto file nor a set of descriptors"), err)
+			return nil, errors.Join(errors.New("it is neither a .proto file nor a descriptor set"), err)
 		}
 		return protodesc.NewFiles(&set)
 	}
@@ -134,7 +134,8 @@ func declared(name lake.Name, topic, doc string) declare.Table {
 }
 
 // errNoValue is the reason for a dead letter without a value.
-var errNoValue = errors.New("the record has no value: it takes its key away from a compacted topic, which a table of events cannot say")
+var errNoValue = errors.New("the record has no value: it deletes its key from a compacted topic, " +
+	"which a table of events cannot express")
 
 // Proto declares a table for a topic of Protobuf messages, with a column for each field. Values may
 // be plain or framed for a schema registry.

@@ -101,7 +101,7 @@ func TestMessage(t *testing.T) {
 		{path, "Clack", nil, `has no message "Clack"; it has web.Click, web.Click.Inner`},
 		{filepath.Join(elsewhere, "clicks.proto"), "Click", nil, "common/who.proto"},
 		{filepath.Join(dir, "none.proto"), "Click", nil, "none.proto"},
-		{os.Args[0], "Click", nil, "neither a .proto file nor a set of descriptors"},
+		{os.Args[0], "Click", nil, "neither a .proto file nor a descriptor set"},
 	} {
 		md, err := external.Message(t.Context(), c.file, c.name, c.folders...)
 		got := ""

@@ -43,7 +43,7 @@ func TestJSONLands(t *testing.T) {
 			0: {`{"a":1,"at":"2026-11-25T10:00:00Z"}`, `{"a":2,"b":{"c":["x"]}}`, `{"a_double":1.5}`, `{"_extra":"{\"f\":{}}","a_json":"\"x\"","b":{"c":["y"],"e":true}}`},
 			1: {`{"b":{"c":[],"e":false}}`, `{"a":3,"late":[{"n":1}]}`},
 		})
-		if got, want := w.reasons(), "the value is JSON, but no object; the value is no JSON: unexpected end of JSON input"; got != want {
+		if got, want := w.reasons(), "the value is JSON, but not an object; the value is not JSON: unexpected end of JSON input"; got != want {
 			t.Errorf("parked: %s, want %s", got, want)
 		}
 	})

@@ -94,7 +94,7 @@ func (l layout) placeIn(to *columnar.Columns) (p place, err error) {
 	}
 	// An existing table may have columns of these names with other types.
 	if p.key == nil || p.timestamp == nil || p.rawTime == nil || l.headers && p.headers == nil {
-		return p, fmt.Errorf("the table's columns %s are not those of a topic that was landed", strings.Join(l.reserved(), ", "))
+		return p, fmt.Errorf("the table's columns %s are not those of a landed topic", strings.Join(l.reserved(), ", "))
 	}
 	return p, nil
 }

@@ -136,7 +136,7 @@ func (s *schemas) read(ctx context.Context, registered registry.Schema) *schema 
 	case registry.TypeJSON:
 		made.json = true
 	default:
-		made.bad = fmt.Errorf("type %s is not one that Millrace reads", registered.Type)
+		made.bad = fmt.Errorf("schema type %s is not supported", registered.Type)
 	}
 	if made.bad != nil {
 		made.bad = fmt.Errorf("schema %d: %w", made.id, made.bad)
@@ -155,7 +155,7 @@ func (s *schemas) read(ctx context.Context, registered registry.Schema) *schema 
 func (l layout) free(fields []columnar.Field) error {
 	for _, f := range fields {
 		if l.reserves(f.Name) || f.Name == extraColumn {
-			return fmt.Errorf("field %s has the name of a column that every table has; rename it", f.Name)
+			return fmt.Errorf("field %s has the name of a column that the table always has: rename the field", f.Name)
 		}
 	}
 	return nil
@@ -178,14 +178,14 @@ func (s *schemas) compileProto(ctx context.Context, made *schema, registered reg
 		made.fields = made.proto.Fields()
 		return nil
 	}
-	return fmt.Errorf("it has no message %s, which the table is of", s.message)
+	return fmt.Errorf("it has no message %s, which the table requires", s.message)
 }
 
 // refuse records why a schema is incompatible with the table.
 func (s *schemas) refuse(of *schema, reason error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	of.bad = fmt.Errorf("schema %d does not go into the table: %w", of.id, reason)
+	of.bad = fmt.Errorf("schema %d is incompatible with the table: %w", of.id, reason)
 }
 
 // reason returns why a schema's values cannot be landed, or nil.
@@ -279,7 +279,8 @@ func (x *registeredRows) message(of *schema, value []byte) ([]byte, error) {
 		return nil, err
 	}
 	if md.FullName() != x.all.message {
-		return nil, fmt.Errorf("the value is a %s, and the table is of %s: land it in a table of its own", md.FullName(), x.all.message)
+		return nil, fmt.Errorf("the value is a %s, but the table is for %s: land it in another table",
+			md.FullName(), x.all.message)
 	}
 	return value, nil
 }
@@ -289,7 +290,7 @@ func (x *registeredRows) bind(of *schema) (*bound, error) {
 	if of.json {
 		objects, err := x.all.json.Bind(x.to)
 		if err != nil {
-			return nil, fmt.Errorf("schema %d is of JSON, and the table is not: %w", of.id, err)
+			return nil, fmt.Errorf("schema %d is JSON, but the table is not: %w", of.id, err)
 		}
 		return &bound{append: func(value []byte) error { return appendJSON(objects, value) }}, nil
 	}

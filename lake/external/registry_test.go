@@ -144,7 +144,7 @@ func TestAvroLands(t *testing.T) {
 		}})
 		reasons := w.reasons()
 		for _, want := range []string{
-			"does not go into the table: column n: the table has long and these rows have string", "it is not framed for a schema registry",
+			"is incompatible with the table: column n: the table has long and these rows have string", "it is not framed for a schema registry",
 			"schema 1073741824: ", "1 bytes follow its end",
 		} {
 			if !strings.Contains(reasons, want) {
@@ -300,7 +300,7 @@ func TestProtobufLands(t *testing.T) {
 			t.Errorf("row %s is %s, want %s in it", at, rows[at], want)
 		}
 	}
-	if got := w.reasons(); len(rows) != 3 || !strings.Contains(got, "the value is a web.Other, and the table is of web.Click") {
+	if got := w.reasons(); len(rows) != 3 || !strings.Contains(got, "the value is a web.Other, but the table is for web.Click") {
 		t.Errorf("%d rows, parked: %s", len(rows), got)
 	}
 }

@@ -62,11 +62,11 @@ func TestStartIsAsStrictAsRunning(t *testing.T) {
 	t.Parallel()
 	const first = `{"name":"v","type":"int"}`
 	for name, c := range map[string]struct{ newest, reason string }{
-		"int becomes string":           {record(`{"name":"v","type":"string"}`), "which do not go into one column"},
-		"int becomes record":           {record(`{"name":"v","type":{"type":"record","name":"V","fields":[{"name":"x","type":"int"}]}}`), "which do not go into one column"},
-		"int becomes list":             {record(`{"name":"v","type":{"type":"array","items":"int"}}`), "which do not go into one column"},
+		"int becomes string":           {record(`{"name":"v","type":"string"}`), "which have no common type"},
+		"int becomes record":           {record(`{"name":"v","type":{"type":"record","name":"V","fields":[{"name":"x","type":"int"}]}}`), "which have no common type"},
+		"int becomes list":             {record(`{"name":"v","type":{"type":"array","items":"int"}}`), "which have no common type"},
 		"a name differs by case alone": {record(first + `,{"name":"V","type":"string"}`), "same name"},
-		"a reserved name":              {record(`{"name":"_key","type":"string"}`), "rename it"},
+		"a reserved name":              {record(`{"name":"_key","type":"string"}`), "rename the field"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

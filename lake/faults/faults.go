@@ -51,14 +51,14 @@ func (e *TableError) Unwrap() error { return e.Err }
 
 // Remedies for an operator.
 const (
-	RemedyLost    = "restore the file, or drop the table: started again, landers land it anew"
-	RemedyCycle   = "set the branch to a snapshot outside the cycle, or drop the table: started again, landers land it anew"
-	RemedyOffsets = "restore the topic or the table's properties, or drop the table to land it anew"
-	remedyGone    = "start the lander again to land it anew"
-	RemedyDenied  = "give the lander the right to write the table's files and its row in the catalog"
-	RemedyCommit  = "see to the catalog and the warehouse, whose answer this is; commits are tried again from time to time"
-	RemedyOutside = "move the file into the table's folder and let its metadata say so, or roll the table back to a snapshot before it"
-	RemedyFit     = "take back the change of the table's columns, partitions or properties, or land in another table"
+	RemedyLost    = "restore the file, or drop the table and restart the landers to land it from the beginning"
+	RemedyCycle   = "set the branch to a snapshot outside the cycle, or drop the table and restart the landers to land it from the beginning"
+	RemedyOffsets = "restore the topic or the table's properties, or drop the table to land it from the beginning"
+	remedyGone    = "restart the lander to land it from the beginning"
+	RemedyDenied  = "grant the lander write access to the table's files and to its row in the catalog"
+	RemedyCommit  = "check the catalog and the warehouse, which returned this error; commits are retried periodically"
+	RemedyOutside = "move the file into the table's folder and update the metadata, or roll the table back to a snapshot before it"
+	RemedyFit     = "revert the change of the table's columns, partitions or properties, or land in another table"
 )
 
 // Of returns an error as a *TableError, or nil if it is not a fault of a table.
@@ -172,7 +172,7 @@ func (e *PositionError) Error() string {
 	if owned := (*OwnedError)(nil); errors.As(e.Err, &owned) {
 		return owned.Error()
 	}
-	return fmt.Sprintf("table %s does not fit topic %s: %v", e.Table, e.Topic, e.Err)
+	return fmt.Sprintf("table %s does not match topic %s: %v", e.Table, e.Topic, e.Err)
 }
 
 // Remedy returns what an operator can do.
@@ -182,11 +182,12 @@ func (e *PositionError) Remedy() string {
 	}
 	for _, a := range event.Aggregates() {
 		if a.Topic == e.Topic {
-			return fmt.Sprintf("stop Millrace and restore the topic, or run `millrace rebuild --service %s`, which makes the topic, its views and "+
-				"its tables from the event store", a.Service)
+			return fmt.Sprintf("stop Millrace and restore the topic, or run `millrace rebuild --service %s`, "+
+				"which recreates the topic, its views and its tables from the event store", a.Service)
 		}
 	}
-	return "restore the topic, or set the table's property millrace.released to true, drop it through the catalog and start the lander again to land it anew"
+	return "restore the topic, or land it from the beginning: set the table's property millrace.released to true, " +
+		"drop the table through the catalog and restart the lander"
 }
 
 func (e *PositionError) Unwrap() error { return e.Err }
@@ -199,7 +200,7 @@ type UnwritableError struct {
 }
 
 func (e *UnwritableError) Error() string {
-	return fmt.Sprintf("landers cannot write table %s: %v; take that out of the table, which the catalog lets you do", e.Table, e.Err)
+	return fmt.Sprintf("landers cannot write table %s: %v; remove that from the table through the catalog", e.Table, e.Err)
 }
 
 func (e *UnwritableError) Unwrap() error { return e.Err }

@@ -9,7 +9,7 @@ import (
 )
 
 // ErrGrow reports that an object needs columns that do not exist yet. Grow returns them.
-var ErrGrow = errors.New("the object needs columns that are not there yet")
+var ErrGrow = errors.New("the object needs columns that do not exist yet")
 
 // Decoder appends objects to columns.
 type Decoder struct {
@@ -34,7 +34,7 @@ func (o Options) Bind(columns *columnar.Columns) (*Decoder, error) {
 		}
 	}
 	if d.extra == nil {
-		return nil, errors.New("there is no column " + o.Extra + " of text for what has no other")
+		return nil, errors.New("column " + o.Extra + ", for content without a column, is missing or not a string")
 	}
 	d.root = bindGroup(d.fields, mine)
 	return d, nil

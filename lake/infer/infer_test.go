@@ -272,9 +272,9 @@ func TestColumns(t *testing.T) {
 func TestWhatIsNoObject(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		``: "no JSON", `{`: "no JSON", `[1]`: "no object", `1`: "no object", `null`: "no object", "{\"a\":\"\xff\"}": "not UTF-8",
-		`{"a":1,"b":{"c":1,"c":2}}`: `"c" stands twice`, `{"a":1,"\u0061":2}`: `"a" stands twice`, `{"a":01}`: "no JSON", `{} {}`: "no JSON",
-		strings.Repeat(`{"a":`, 20_000) + "1" + strings.Repeat("}", 20_000): "no JSON",
+		``: "not JSON", `{`: "not JSON", `[1]`: "not an object", `1`: "not an object", `null`: "not an object", "{\"a\":\"\xff\"}": "not UTF-8",
+		`{"a":1,"b":{"c":1,"c":2}}`: `has the name "c" twice`, `{"a":1,"\u0061":2}`: `has the name "a" twice`, `{"a":01}`: "not JSON", `{} {}`: "not JSON",
+		strings.Repeat(`{"a":`, 20_000) + "1" + strings.Repeat("}", 20_000): "not JSON",
 	} {
 		if _, err := infer.Parse([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.20s: error %v, want %s", text, err, want)

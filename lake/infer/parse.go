@@ -42,12 +42,12 @@ type value struct {
 // one counts.
 func Parse(b []byte) (*Object, error) {
 	if !utf8.Valid(b) {
-		return nil, errors.New("the value is no JSON: it is not UTF-8")
+		return nil, errors.New("the value is not JSON: it is not UTF-8")
 	}
 	if !json.Valid(b) {
 		var whatever json.RawMessage
 		err := json.Unmarshal(b, &whatever) // for the reason
-		return nil, fmt.Errorf("the value is no JSON: %w", err)
+		return nil, fmt.Errorf("the value is not JSON: %w", err)
 	}
 	p := parser{rest: b}
 	root := p.value()
@@ -55,7 +55,7 @@ func Parse(b []byte) (*Object, error) {
 		return nil, p.err
 	}
 	if root.kind != object {
-		return nil, errors.New("the value is JSON, but no object")
+		return nil, errors.New("the value is JSON, but not an object")
 	}
 	return &Object{&root}, nil
 }
@@ -146,7 +146,7 @@ func (p *parser) children(named bool) (all []value) {
 			}
 			// Keep parsing, but remember the first error.
 			if names[string(name)] && p.err == nil {
-				p.err = fmt.Errorf("the value is JSON in which %s stands twice in one object", strconv.Quote(string(name)))
+				p.err = fmt.Errorf("the value is JSON in which an object has the name %s twice", strconv.Quote(string(name)))
 			}
 			names[string(name)] = true
 		}

@@ -78,7 +78,7 @@ func (l *lander) land(ctx context.Context, b *batch, w *datafile.Writer) error {
 			fault := &faults.TableError{Table: l.table.DisplayName(), Remedy: faults.RemedyCommit, Err: err}
 			return errors.Join(fault, l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
 		}
-		l.log.Warn("a commit failed or its answer was lost", "commit", b.id, "error", err)
+		l.log.Warn("commit failed, or its response was lost", "commit", b.id, "error", err)
 		// Give up in time: old uncommitted files look like orphans to maintenance.
 		if time.Since(written) > uncommittedAge || !waits.Wait(ctx) {
 			return errors.Join(err, ctx.Err(), l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
@@ -112,7 +112,7 @@ func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []
 		return unknownBase, nil
 	}
 	if !at.At(b.from) && !failpoint.On("lake.nofence") {
-		return unknownBase, fmt.Errorf("%w: it is at %v, and the batch begins at %v", errFenced, at.Next, b.from)
+		return unknownBase, fmt.Errorf("%w: the table is at %v, the batch begins at %v", errFenced, at.Next, b.from)
 	}
 	if !datafile.AsWritten(w.Table.Metadata(), t.Metadata()) { // something relevant changed since the writer was created
 		step, err := l.table.Step(t.Metadata())
@@ -131,7 +131,7 @@ func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []
 	// The commit is based on t and asserts its head.
 	tx := t.NewTransaction()
 	if failpoint.On("lake.nofence") {
-		l.log.Warn("the fence is off")
+		l.log.Warn("fencing is disabled")
 	} else if err := tx.AssertRefSnapshotID(table.MainBranch); err != nil {
 		return unknownBase, err
 	}
@@ -183,7 +183,7 @@ func (l *lander) discardUnlanded(ctx context.Context, w *datafile.Writer, files 
 		}
 		for _, base := range bases {
 			if findCommit(t.Metadata(), commit, base) != notLanded {
-				l.log.Warn("data files are left behind, as their commit may have landed", "files", len(files), "commit", commit)
+				l.log.Warn("keeping data files whose commit may have landed", "files", len(files), "commit", commit)
 				return nil
 			}
 		}

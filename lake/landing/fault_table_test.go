@@ -137,13 +137,13 @@ func TestOneTableStopsAlone(t *testing.T) {
 		}, "no such file", "restore the file"},
 		"sequence numbers are used up": {func(t *testing.T, l *lake.Lake) func() error {
 			return rewrite(t, metadataFile(t, l, tables.OrdersEvents), `"last-sequence-number":\d+`, `"last-sequence-number":9223372036854775807`)
-		}, "last-sequence-number is 9223372036854775807", "take back the change"},
+		}, "last-sequence-number is 9223372036854775807", "revert the change"},
 		"updated in the future": {func(t *testing.T, l *lake.Lake) func() error {
 			return rewrite(t, metadataFile(t, l, tables.OrdersEvents), `"last-updated-ms":\d+`, `"last-updated-ms":4102444800000`)
-		}, "4102444800000", "take back the change"},
+		}, "4102444800000", "revert the change"},
 		"the newest snapshot is of the future": {func(t *testing.T, l *lake.Lake) func() error {
 			return rewrite(t, metadataFile(t, l, tables.OrdersEvents), `("last-updated-ms"|"timestamp-ms"):\d+`, `$1:4102444800000`)
-		}, "4102444800000", "take back the change"},
+		}, "4102444800000", "revert the change"},
 	} {
 		for _, when := range []string{"stopped", "running"} {
 			t.Run(name+"/"+when, func(t *testing.T) {

@@ -297,7 +297,7 @@ func TestPositionErrorsSayOnceWhatTheyAreOf(t *testing.T) {
 	l := &lander{table: declare.Table{Name: "gap", Topic: "gap"}}
 	err := l.positionError(&fetch.OutOfRangeError{Topic: "gap", Offset: 7})
 	again := l.positionError(fmt.Errorf("read: %w", err))
-	if n := strings.Count(again.Error(), "does not fit topic gap"); n != 1 {
+	if n := strings.Count(again.Error(), "does not match topic gap"); n != 1 {
 		t.Errorf("it says %q", again)
 	}
 }

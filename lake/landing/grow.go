@@ -34,7 +34,7 @@ func holds(err error) bool {
 func (l *lander) grow(ctx context.Context, old *datafile.Writer, to sink, f fetch.Batch) (*datafile.Writer, sink, error) {
 	grower, ok := to.rows.(declare.Grower)
 	if !ok {
-		return old, to, errors.New("the rows of a table that does not grow ask for columns")
+		return old, to, errors.New("a record needs columns, but its table does not grow")
 	}
 	if err := l.config.at(ctx, l.table.Name, stepGrow); err != nil {
 		return old, to, err

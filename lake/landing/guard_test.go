@@ -109,7 +109,7 @@ func TestGuard(t *testing.T) {
 				}
 			})
 		}
-		if _, err := c.RenameTable(t.Context(), ident, table.Identifier{declare.Namespace, "other"}); err == nil || !strings.Contains(err.Error(), "landers keep this table") {
+		if _, err := c.RenameTable(t.Context(), ident, table.Identifier{declare.Namespace, "other"}); err == nil || !strings.Contains(err.Error(), "landers write this table") {
 			t.Errorf("renamed: %v", err)
 		}
 		for way, drop := range map[string]func(context.Context, table.Identifier) error{"dropped": c.DropTable, "purged": c.PurgeTable} {

@@ -92,7 +92,7 @@ func (l *lander) run(ctx context.Context) error {
 			waits.Reset()
 		}
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // it was told to stop
+			return nil //nolint:nilerr // stopping is not an error
 		}
 		// Faults of rows are handled by sifting in the next session. A missing file or topic must
 		// be confirmed.
@@ -100,7 +100,7 @@ func (l *lander) run(ctx context.Context) error {
 		if fault := faults.Of(l.table.DisplayName(), err); fault != nil && !faults.IsOfRows(err) && (!seems || failures+1 >= lostLooks) {
 			return fault
 		}
-		l.log.Warn("landing is interrupted and goes on from what the table says", "error", err)
+		l.log.Warn("landing failed; resuming from the table's offsets", "error", err)
 		if !waits.Wait(ctx) {
 			return nil
 		}
@@ -424,7 +424,7 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 		return nil, &faults.PositionError{Table: l.table.Name, Topic: l.table.Topic,
 			// Check all partitions of the table, not only the assigned ones, so that a truncated
 			// topic is noticed by every lander.
-			Err: fmt.Errorf("the table's offsets are of a topic with id %s, and the topic has id %s", stands.TopicID, topic.ID)}
+			Err: fmt.Errorf("the table's offsets belong to topic id %s, but the topic's id is %s", stands.TopicID, topic.ID)}
 	}
 	for partition, next := range stands.Next {
 		log, ok := topic.Partitions[partition]
@@ -438,7 +438,7 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 		next, ok := stands.Next[partition]
 		ours[partition], seen[partition] = next, stands.Seen[partition]
 		if !ok && log.Start > 0 {
-			l.log.Warn("the topic has lost its first records, the table begins after them",
+			l.log.Warn("the topic's first records are gone; the table begins after them",
 				"topic", l.table.Topic, "partition", partition, "first", log.Start)
 		}
 		// Only a table that has nothing of the partition may start after lost records. All others
@@ -551,7 +551,7 @@ func (l *lander) parkAll(ctx context.Context) error {
 		return err
 	}
 	if err := l.config.WriteDeadLetters(ctx, l.toPark); err != nil {
-		return fmt.Errorf("park %d records, the first of which is %d of %s/%d: %w",
+		return fmt.Errorf("write %d dead letters, the first for record %d of %s/%d: %w",
 			len(l.toPark), first.Offset, first.Topic, first.Partition, err)
 	}
 	if err := l.config.at(ctx, l.table.Name, stepParked); err != nil {
@@ -583,7 +583,7 @@ func (l *lander) tellParked(now bool) {
 	if l.parked.count == 0 || !now && time.Since(l.parked.told) < tellEvery {
 		return
 	}
-	l.log.Error("records do not fit the table and are parked", "records", l.parked.count, "topic", l.table.Topic,
+	l.log.Error("records that do not fit the table became dead letters", "records", l.parked.count, "topic", l.table.Topic,
 		"first_partition", l.parked.partition, "first_offset", l.parked.offset, "first_error", l.parked.reason)
 	l.parked = parkings{told: time.Now()}
 }
@@ -597,6 +597,6 @@ func (l *lander) report(ctx context.Context, reader *fetch.Reader, next map[int3
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
 	if err := reader.Commit(ctx, next); err != nil {
-		l.log.Debug("the group was not told how far the table is", "error", err)
+		l.log.Debug("cannot commit the table's offsets to the group", "error", err)
 	}
 }

@@ -76,7 +76,7 @@ type DeadLetter struct {
 func Run(ctx context.Context, l *lake.Lake, c Config) error {
 	// Without a place for dead letters, one bad record would block its partition forever.
 	if c.WriteDeadLetters == nil {
-		return errors.New("landing: Config.WriteDeadLetters is missing")
+		return errors.New("landing: Config.WriteDeadLetters is required")
 	}
 	if c.CommitInterval <= 0 {
 		c.CommitInterval = defaults.CommitInterval

@@ -58,7 +58,7 @@ func (s *session) sift(ctx context.Context, f fetch.Batch) (*held, error) {
 		// the table.
 		if s.alone += len(found); len(found) > 1 || s.alone > mostAlone {
 			return nil, &faults.TableError{Table: s.table.DisplayName(), Remedy: faults.RemedyFit,
-				Err: fmt.Errorf("no record can be written, such as %d of %s/%d: %w", first.record.Offset, s.table.Topic, f.Partition, first.reason)}
+				Err: fmt.Errorf("no record can be written, for example %d of %s/%d: %w", first.record.Offset, s.table.Topic, f.Partition, first.reason)}
 		}
 	}
 	if stands, _ := s.at.at(f.Partition); next > stands {

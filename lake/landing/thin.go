@@ -14,7 +14,7 @@ func (l *lander) thin(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	if err := maintenance.Thin(ctx, l.load, l.lake.Catalog()); err != nil {
-		l.log.Warn("the table's history could not be thinned out and will be later", "error", err)
+		l.log.Warn("cannot thin out the table's history; retrying later", "error", err)
 	}
 }
 

@@ -38,7 +38,7 @@ func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writ
 		return &faults.PositionError{Table: l.table.Name, Topic: l.table.Topic, Err: err}
 	}
 	if !at.At(b.from) {
-		return fmt.Errorf("%w: it is at %v, and the batch begins at %v", errFenced, at.Next, b.from)
+		return fmt.Errorf("%w: the table is at %v, the batch begins at %v", errFenced, at.Next, b.from)
 	}
 	names, err := namesIn(have.Schema(), held.Columns())
 	if err != nil {
@@ -93,7 +93,7 @@ func namesIn(s *iceberg.Schema, columns []columnar.Field) ([]string, error) {
 	for i, c := range columns {
 		var ok bool
 		if names[i], ok = s.FindColumnName(c.ID); !ok {
-			return nil, fmt.Errorf("column %s is gone", c.Name)
+			return nil, fmt.Errorf("column %s was removed", c.Name)
 		}
 	}
 	return names, nil

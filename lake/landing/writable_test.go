@@ -232,7 +232,7 @@ func edits() []edit {
 		})},
 		{what: "a partition field named as Avro names nothing", updates: partitionBy("said", "1st 😎", iceberg.IdentityTransform{})},
 		{what: "a partition field of blanks and dots", updates: partitionBy("offset", "a b.c-d/é", iceberg.BucketTransform{NumBuckets: 4})},
-		{what: "partition fields that Avro calls the same", updates: twins, refused: "could not write"},
+		{what: "partition fields that Avro calls the same", updates: twins, refused: "could no longer write"},
 		{what: "a partition by a column of a struct", updates: then(
 			addColumns(newColumn("s", &iceberg.StructType{FieldList: []iceberg.NestedField{newColumn("at", p.Timestamp)}})), partitionBy("s.at", "at_day", iceberg.DayTransform{}))},
 		{what: "an unknown codec", updates: setProperties(iceberg.Properties{table.ParquetCompressionKey: "brotli!"}), refused: table.ParquetCompressionKey, past: true},

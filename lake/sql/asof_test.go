@@ -207,7 +207,7 @@ func testAsOf(t *testing.T, config lake.Config, store lakesql.S3) {
 			t.Errorf("as of %v after history was cut: error %v", at, err)
 		}
 	}
-	if _, err := rowsAsOf(t, l, s, lake.AsOf{Offsets: map[string]map[int32]int64{"nowhere": {0: 1}}}); err == nil || !strings.Contains(err.Error(), "no table of it") {
+	if _, err := rowsAsOf(t, l, s, lake.AsOf{Offsets: map[string]map[int32]int64{"nowhere": {0: 1}}}); err == nil || !strings.Contains(err.Error(), "no table for it") {
 		t.Errorf("error %v", err)
 	}
 }

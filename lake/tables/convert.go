@@ -22,9 +22,9 @@ func priceOf(m *money.Money, currency string) (decimal128.Num, error) {
 	case m == nil:
 		return decimal128.Num{}, errors.New("missing")
 	case m.GetCurrencyCode() != currency:
-		return decimal128.Num{}, fmt.Errorf("in %q, and the order in %q", m.GetCurrencyCode(), currency)
+		return decimal128.Num{}, fmt.Errorf("currency is %q, want %q", m.GetCurrencyCode(), currency)
 	case nanos <= -nanosPerUnit, nanos >= nanosPerUnit, units > 0 && nanos < 0, units < 0 && nanos > 0:
-		return decimal128.Num{}, fmt.Errorf("%d units and %d nanos are no amount", units, nanos)
+		return decimal128.Num{}, fmt.Errorf("%d units and %d nanos are not a valid amount", units, nanos)
 	}
 	if units > math.MinInt64/nanosPerUnit && units < math.MaxInt64/nanosPerUnit { // fits into 64 bits, nearly always
 		return decimal128.FromI64(units*nanosPerUnit + nanos), nil

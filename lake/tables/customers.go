@@ -48,7 +48,7 @@ type customerState struct {
 func changeCustomer(e event.Event) (func(*customerState), error) {
 	var message customerv1.CustomerEvent
 	if err := proto.Unmarshal(e.Data, &message); err != nil {
-		return nil, fmt.Errorf("payload is no %s: %w", event.Customer.Message, err)
+		return nil, fmt.Errorf("decode payload as %s: %w", event.Customer.Message, err)
 	}
 	switch m := message.Event.(type) {
 	case *customerv1.CustomerEvent_Registered:

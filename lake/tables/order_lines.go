@@ -62,7 +62,7 @@ type lineDecoder struct {
 // lines appends a row for each line that e has. Most events have none.
 func (d *lineDecoder) lines(e event.Event, into []line) ([]line, error) {
 	if err := proto.Unmarshal(e.Data, &d.message); err != nil {
-		return into, fmt.Errorf("payload is no %s: %w", event.Order.Message, err)
+		return into, fmt.Errorf("decode payload as %s: %w", event.Order.Message, err)
 	}
 	// OrderPlaced and LinesAdded share these fields.
 	var from interface {
@@ -82,7 +82,7 @@ func (d *lineDecoder) lines(e event.Event, into []line) ([]line, error) {
 		return into, nil // without lines, or a newer event type
 	}
 	if from.GetOrderedAt() == nil {
-		return into, errors.New("the order has no ordered_at")
+		return into, errors.New("ordered_at: missing")
 	}
 	if err := from.GetOrderedAt().CheckValid(); err != nil {
 		return into, fmt.Errorf("ordered_at: %w", err)
@@ -94,7 +94,7 @@ func (d *lineDecoder) lines(e event.Event, into []line) ([]line, error) {
 		}
 		// The contract has an unsigned number, and the column a signed one.
 		if l.GetNumber() > math.MaxInt32 {
-			return into, fmt.Errorf("line %d: the number is too large", l.GetNumber())
+			return into, fmt.Errorf("line %d: number exceeds %d", l.GetNumber(), math.MaxInt32)
 		}
 		into = append(into, line{
 			orderID:     from.GetOrderId(),

@@ -47,7 +47,7 @@ type orderState struct {
 func changeOrder(e event.Event) (func(*orderState), error) {
 	var message orderv1.OrderEvent
 	if err := proto.Unmarshal(e.Data, &message); err != nil {
-		return nil, fmt.Errorf("payload is no %s: %w", event.Order.Message, err)
+		return nil, fmt.Errorf("decode payload as %s: %w", event.Order.Message, err)
 	}
 	switch m := message.Event.(type) {
 	case *orderv1.OrderEvent_Placed:

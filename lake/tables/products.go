@@ -44,7 +44,7 @@ type productState struct {
 func changeProduct(e event.Event) (func(*productState), error) {
 	var message catalogv1.ProductEvent
 	if err := proto.Unmarshal(e.Data, &message); err != nil {
-		return nil, fmt.Errorf("payload is no %s: %w", event.Product.Message, err)
+		return nil, fmt.Errorf("decode payload as %s: %w", event.Product.Message, err)
 	}
 	switch m := message.Event.(type) {
 	// A product can be listed again after it was delisted.

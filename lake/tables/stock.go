@@ -49,7 +49,7 @@ type stockMovement struct {
 func stockMoves(e event.Event, into []stockMovement) ([]stockMovement, error) {
 	var message inventoryv1.StockEvent
 	if err := proto.Unmarshal(e.Data, &message); err != nil {
-		return into, fmt.Errorf("payload is no %s: %w", event.Stock.Message, err)
+		return into, fmt.Errorf("decode payload as %s: %w", event.Stock.Message, err)
 	}
 	m := stockMovement{sku: e.Stream, version: int64(e.Version), recordedAt: e.RecordedAt}
 	var at *timestamppb.Timestamp

@@ -102,14 +102,14 @@ func TestSparkUsesTheCatalog(t *testing.T) {
 	// The landers' tables are protected.
 	const kept = "lake.millrace.order_lines"
 	lines := ask("SELECT count(*) > 0 FROM " + kept)
-	refused("DROP TABLE "+kept+" PURGE", "landers keep this table")
-	refused("DROP TABLE "+kept, "landers keep this table")
-	refused("ALTER TABLE "+kept+" RENAME TO millrace.renamed", "landers keep this table")
+	refused("DROP TABLE "+kept+" PURGE", "landers write this table")
+	refused("DROP TABLE "+kept, "landers write this table")
+	refused("ALTER TABLE "+kept+" RENAME TO millrace.renamed", "landers write this table")
 	refused("ALTER TABLE "+kept+" DROP COLUMN sku", "sku", "landers")
 	refused("ALTER TABLE "+kept+" RENAME COLUMN sku TO article", "sku", "landers")
 	refused("ALTER TABLE "+kept+" ALTER COLUMN line TYPE bigint", "line", "landers")
 	refused("ALTER TABLE "+kept+" SET TBLPROPERTIES ('millrace.next-offset.millrace.orders.0' = '0')", "millrace.next-offset")
-	refused("CREATE OR REPLACE TABLE "+kept+" USING iceberg AS SELECT 1 AS x", "landers keep this table")
+	refused("CREATE OR REPLACE TABLE "+kept+" USING iceberg AS SELECT 1 AS x", "landers write this table")
 	first := strings.Trim(ask("SELECT snapshot_id FROM "+kept+".snapshots ORDER BY committed_at LIMIT 1"), "[]")
 	refused("CALL lake.system.rollback_to_snapshot('millrace.order_lines', "+first+")", "would not land again")
 	if is := ask("SELECT count(*) > 0 FROM " + kept); is != lines {

@@ -184,7 +184,7 @@ func TestOthersWriteBesideTheLanders(t *testing.T) {
 		})
 	}
 	log := s.log(t)
-	conflicts := strings.Count(log, "a commit failed or its answer was lost")
+	conflicts := strings.Count(log, "commit failed, or its response was lost")
 	t.Logf("the landers were refused %d commits because another came first, and went on", conflicts)
 	if conflicts == 0 {
 		t.Error("nobody came between the landers: this shows nothing")

@@ -88,23 +88,23 @@ func renamePartitions(m table.Metadata) (table.Metadata, error) {
 		Fields []map[string]json.RawMessage `json:"fields"`
 	}
 	if err := json.Unmarshal(fields["partition-specs"], &specs); err != nil {
-		return nil, fmt.Errorf("the table's partition specs: %w", err)
+		return nil, fmt.Errorf("rewrite the table's partition specs: %w", err)
 	}
 	for _, s := range specs {
 		names := make([]string, len(s.Fields))
 		for i, f := range s.Fields {
 			if err := json.Unmarshal(f["name"], &names[i]); err != nil {
-				return nil, fmt.Errorf("the table's partition specs: %w", err)
+				return nil, fmt.Errorf("rewrite the table's partition specs: %w", err)
 			}
 		}
 		for i, name := range avroNames(names) {
 			if s.Fields[i]["name"], err = json.Marshal(name); err != nil {
-				return nil, fmt.Errorf("the table's partition specs: %w", err)
+				return nil, fmt.Errorf("rewrite the table's partition specs: %w", err)
 			}
 		}
 	}
 	if fields["partition-specs"], err = json.Marshal(specs); err != nil {
-		return nil, fmt.Errorf("the table's partition specs: %w", err)
+		return nil, fmt.Errorf("rewrite the table's partition specs: %w", err)
 	}
 	return metadataOfFields(fields)
 }

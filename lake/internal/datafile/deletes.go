@@ -80,6 +80,6 @@ func Unpartitioned(m table.Metadata) (iceberg.PartitionSpec, error) {
 			return spec, nil
 		}
 	}
-	return iceberg.PartitionSpec{}, errors.New("landers replace its rows, which takes a partition spec without fields in its metadata, " +
-		"and it has none: remove all its partition fields once, then add them again")
+	return iceberg.PartitionSpec{}, errors.New("landers replace its rows, which requires a partition spec without fields in its metadata, " +
+		"but it has none: remove all its partition fields once, then add them again")
 }

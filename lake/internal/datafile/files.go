@@ -12,11 +12,11 @@ import (
 func Files(ctx context.Context, t *table.Table) (io.WriteFileIO, error) {
 	fs, err := t.FS(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("file system of %s: %w", t.Location(), err)
+		return nil, fmt.Errorf("open the file system of %s: %w", t.Location(), err)
 	}
 	writable, ok := fs.(io.WriteFileIO)
 	if !ok {
-		return nil, fmt.Errorf("%s cannot be written to", t.Location())
+		return nil, fmt.Errorf("%s is not writable", t.Location())
 	}
 	return writable, nil
 }

@@ -97,7 +97,7 @@ func writeSample(ctx context.Context, t *table.Table, columns []columnar.Field) 
 	}
 	// An overflowing sequence number would make all later commits fail.
 	if was, is := m.LastSequenceNumber(), made.Metadata().LastSequenceNumber(); m.Version() > 1 && is <= was {
-		return fmt.Errorf("its last-sequence-number is %d, and no commit can have a greater one", was)
+		return fmt.Errorf("its last-sequence-number is %d, and no commit can exceed it", was)
 	}
 	return nil
 }
@@ -234,7 +234,7 @@ func Landable(ctx context.Context, m table.Metadata) error {
 	// Landers omit columns of unsupported types, which then must be nullable.
 	written := columnar.Storable(columns)
 	if path, ok := demanded(columns, written); ok {
-		return fmt.Errorf("column %s may not be null, and landers write no values of its type", path)
+		return fmt.Errorf("column %s is required, but landers cannot write its type", path)
 	}
 	return Writable(ctx, m, written)
 }

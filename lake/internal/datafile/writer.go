@@ -80,7 +80,7 @@ func openFileWriter(ctx context.Context, fields []columnar.Field, t *table.Table
 	}
 	locations, err := t.LocationProvider()
 	if err != nil {
-		return nil, fmt.Errorf("where the table keeps its files: %w", err)
+		return nil, fmt.Errorf("find the locations of the table's files: %w", err)
 	}
 	return &Writer{
 		Columns: columns, ctx: ctx, Table: t, partitioned: !t.Spec().IsUnpartitioned(), locations: locations, pages: parquet,
@@ -301,7 +301,7 @@ func (w *Writer) withSources(rec arrow.RecordBatch) (arrow.RecordBatch, error) {
 	defer rec.Release()
 	nulls, err := table.SchemaToArrowSchema(iceberg.NewSchema(0, missing...), nil, true, false)
 	if err != nil {
-		return nil, fmt.Errorf("the columns that the table is partitioned by: %w", err)
+		return nil, fmt.Errorf("add the columns that the table is partitioned by: %w", err)
 	}
 	arrays := slices.Clone(rec.Columns())
 	for _, f := range nulls.Fields() {
