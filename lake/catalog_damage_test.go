@@ -13,7 +13,7 @@ import (
 
 // A damaged catalog stops the lake with an error that has the file and the remedy. No new catalog
 // is created in its place.
-func TestDamagedCatalogIsNamed(t *testing.T) {
+func TestDamagedCatalog(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(raw []byte) []byte{
 		"truncated":     func(raw []byte) []byte { return raw[:len(raw)/2] },

@@ -9,7 +9,7 @@ import (
 )
 
 // Walks of a cyclic history terminate.
-func TestWalksAlongACycleEnd(t *testing.T) {
+func TestCyclicHistoryTerminates(t *testing.T) {
 	t.Parallel()
 	schema := iceberg.NewSchema(0, iceberg.NestedField{ID: 1, Name: "said", Type: iceberg.PrimitiveTypes.String})
 	meta, err := table.NewMetadata(schema, iceberg.UnpartitionedSpec, table.UnsortedSortOrder, "file:///ring", iceberg.Properties{"format-version": "2"})
@@ -50,7 +50,7 @@ func TestWalksAlongACycleEnd(t *testing.T) {
 	if n := len(lineage(meta)); n != 3 {
 		t.Errorf("the lineage has %d snapshots, want 3", n)
 	}
-	if err := follows(meta, meta); err != nil {
+	if err := checkHistory(meta, meta); err != nil {
 		t.Error(err)
 	}
 }

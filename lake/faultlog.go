@@ -27,38 +27,38 @@ import (
 // table's name follows.
 const propFault = "millrace.fault."
 
-// faultHolds is the age up to which a recorded fault is valid. A fault is recorded again at each
+// faultTTL is the age up to which a recorded fault is valid. A fault is recorded again at each
 // failed attempt. An older one is from a process that ended, or that lands the table again but
 // could not clear the fault.
-const faultHolds = 10 * RetryInterval
+const faultTTL = 10 * RetryInterval
 
-// mostFault is the maximum size in bytes of each text of a recorded fault. Columns of catalogs are
+// maxFaultText is the maximum size in bytes of each text of a recorded fault. Columns of catalogs are
 // limited.
-const mostFault = 2000
+const maxFaultText = 2000
 
-// writtenFault is the JSON form of a fault.
-type writtenFault struct {
+// recordedFault is the JSON form of a fault.
+type recordedFault struct {
 	Reason string    `json:"reason"`
 	Remedy string    `json:"remedy"`
 	At     time.Time `json:"at"` // time of the last failed attempt
 }
 
-// told is an error that another process has recorded.
-type told string
+// recordedError is an error that another process has recorded.
+type recordedError string
 
-func (t told) Error() string { return string(t) }
+func (e recordedError) Error() string { return string(e) }
 
 // Stop records that a table cannot be landed, for this process and for others.
 func (l *Lake) Stop(ctx context.Context, t declare.Table, fault *faults.TableError) {
 	if l.stopped.put(fault) {
 		l.log.Error("table cannot be landed", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
 	}
-	l.writeFault(ctx, t, nil, iceberg.Properties{propFault + t.Name: written(fault)})
+	l.recordFault(ctx, t, nil, iceberg.Properties{propFault + t.Name: encodeFault(fault)})
 }
 
-// written encodes a fault as a property value.
-func written(e *faults.TableError) string {
-	b, err := json.Marshal(writtenFault{cut(e.Err.Error()), cut(e.Remedy), time.Now().UTC()})
+// encodeFault encodes a fault as a property value.
+func encodeFault(e *faults.TableError) string {
+	b, err := json.Marshal(recordedFault{truncate(e.Err.Error()), truncate(e.Remedy), time.Now().UTC()})
 	if err != nil {
 		panic(err) // cannot happen for strings and a time
 	}
@@ -67,15 +67,15 @@ func written(e *faults.TableError) string {
 
 // ClearFault clears a recorded fault, whichever process recorded it.
 func (l *Lake) ClearFault(ctx context.Context, t declare.Table) {
-	l.writeFault(ctx, t, []string{propFault + t.Name}, nil)
+	l.recordFault(ctx, t, []string{propFault + t.Name}, nil)
 	if l.stopped.clear(t.DisplayName()) {
 		l.log.Info("table lands again", "table", t.DisplayName())
 	}
 }
 
-// writeFault updates the recorded faults and reports whether that succeeded. It ignores cancellation
+// recordFault updates the recorded faults and reports whether that succeeded. It ignores cancellation
 // of ctx, so that a fault can still be recorded during a shutdown.
-func (l *Lake) writeFault(ctx context.Context, t declare.Table, removals []string, updates iceberg.Properties) bool {
+func (l *Lake) recordFault(ctx context.Context, t declare.Table, removals []string, updates iceberg.Properties) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
 	defer cancel()
 	_, err := l.catalog.UpdateNamespaceProperties(ctx, catalog.NamespaceFromIdent(t.Identifier()), removals, updates)
@@ -88,11 +88,11 @@ func (l *Lake) writeFault(ctx context.Context, t declare.Table, removals []strin
 
 // faultsOf returns the recorded faults that are valid, from any process, by display name.
 func (l *Lake) faultsOf(ctx context.Context, tables []declare.Table) (map[string]*faults.TableError, error) {
-	return l.writtenFaults(ctx, tables, propFault, faultHolds)
+	return l.recordedFaults(ctx, tables, propFault, faultTTL)
 }
 
-// writtenFaults returns the recorded faults under a prefix that are younger than holds.
-func (l *Lake) writtenFaults(ctx context.Context, tables []declare.Table, prefix string, holds time.Duration) (map[string]*faults.TableError, error) {
+// recordedFaults returns the recorded faults under a prefix that are younger than ttl.
+func (l *Lake) recordedFaults(ctx context.Context, tables []declare.Table, prefix string, ttl time.Duration) (map[string]*faults.TableError, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	var found map[string]*faults.TableError
@@ -109,7 +109,7 @@ func (l *Lake) writtenFaults(ctx context.Context, tables []declare.Table, prefix
 			}
 			read[key] = props
 		}
-		if fault := readFault(t, props[prefix+t.Name], time.Now().Add(-holds)); fault != nil {
+		if fault := readFault(t, props[prefix+t.Name], time.Now().Add(-ttl)); fault != nil {
 			if found == nil {
 				found = map[string]*faults.TableError{}
 			}
@@ -121,17 +121,17 @@ func (l *Lake) writtenFaults(ctx context.Context, tables []declare.Table, prefix
 
 // readFault parses a recorded fault, or returns nil if it is malformed or too old.
 func readFault(t declare.Table, text string, since time.Time) *faults.TableError {
-	var w writtenFault
+	var w recordedFault
 	err := json.Unmarshal([]byte(text), &w)
 	if err != nil || w.Reason == "" || w.At.Before(since) {
 		return nil //nolint:nilerr // a malformed record is ignored
 	}
-	return &faults.TableError{Table: t.DisplayName(), Remedy: w.Remedy, Err: told(w.Reason)}
+	return &faults.TableError{Table: t.DisplayName(), Remedy: w.Remedy, Err: recordedError(w.Reason)}
 }
 
-// writtenOf returns the recorded faults of one table, or nothing if they cannot be read.
-func (l *Lake) writtenOf(ctx context.Context, t declare.Table, prefix string, holds time.Duration) map[string]*faults.TableError {
-	faults, err := l.writtenFaults(ctx, []declare.Table{t}, prefix, holds)
+// recordedOf returns the recorded faults of one table, or nothing if they cannot be read.
+func (l *Lake) recordedOf(ctx context.Context, t declare.Table, prefix string, ttl time.Duration) map[string]*faults.TableError {
+	faults, err := l.recordedFaults(ctx, []declare.Table{t}, prefix, ttl)
 	if err != nil {
 		return nil
 	}
@@ -140,7 +140,7 @@ func (l *Lake) writtenOf(ctx context.Context, t declare.Table, prefix string, ho
 
 // HasFault reports whether any process has recorded that a table is not landed.
 func (l *Lake) HasFault(ctx context.Context, t declare.Table) bool {
-	return len(l.writtenOf(ctx, t, propFault, faultHolds)) > 0
+	return len(l.recordedOf(ctx, t, propFault, faultTTL)) > 0
 }
 
 // addFaults appends faults of tables that have none in the list yet.
@@ -153,8 +153,8 @@ func addFaults(to []*faults.TableError, more ...*faults.TableError) []*faults.Ta
 	return to
 }
 
-// cut truncates a text to mostFault bytes.
-func cut(s string) string { return strings.ToValidUTF8(s[:min(len(s), mostFault)], "") }
+// truncate truncates a text to maxFaultText bytes.
+func truncate(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxFaultText)], "") }
 
 // faultSet is a set of faults by table. The zero value is empty. It is safe for concurrent use.
 type faultSet struct {

@@ -20,12 +20,12 @@ func TestReadFault(t *testing.T) {
 		at(now): true, at(now.Add(-time.Minute)): true, at(now.Add(time.Minute)): true, at(now.Add(-time.Hour)): false,
 		"": false, "{": false, `{"reason":""}`: false, `{"reason":"r"}`: false, "\x00": false,
 	} {
-		fault := readFault(declare.Table{Name: "notes"}, text, now.Add(-faultHolds))
+		fault := readFault(declare.Table{Name: "notes"}, text, now.Add(-faultTTL))
 		if (fault != nil) != want {
 			t.Errorf("%q: %v", text, fault)
 		}
 	}
-	if text := cut(strings.Repeat("é", 2000)); len(text) > mostFault || !strings.HasPrefix(text, "é") {
+	if text := truncate(strings.Repeat("é", 2000)); len(text) > maxFaultText || !strings.HasPrefix(text, "é") {
 		t.Errorf("%d bytes", len(text))
 	}
 }

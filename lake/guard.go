@@ -31,7 +31,7 @@ import (
 // metadata.
 func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error {
 	if before == nil {
-		return l.begins(name, after)
+		return l.checkNew(name, after)
 	}
 	if _, landed := before.Properties()[evolution.Property]; !landed {
 		return nil
@@ -40,12 +40,12 @@ func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error 
 		return errors.New("landers write this table: it cannot be renamed or replaced")
 	}
 	for _, check := range []func() error{
-		func() error { return samePlace(before, after) },
-		func() error { return sameProperties(before.Properties(), after.Properties()) },
-		func() error { return soundProperties(before.Properties(), after.Properties()) },
-		func() error { return follows(before, after) },
-		func() error { return dated(before, after, time.Now()) },
-		func() error { return l.fits(name, before, after) },
+		func() error { return checkIdentity(before, after) },
+		func() error { return checkOwnProperties(before.Properties(), after.Properties()) },
+		func() error { return checkPropertyValues(before.Properties(), after.Properties()) },
+		func() error { return checkHistory(before, after) },
+		func() error { return checkTimestamps(before, after, time.Now()) },
+		func() error { return l.checkWritable(name, before, after) },
 	} {
 		if err := check(); err != nil {
 			return err
@@ -59,8 +59,8 @@ func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error 
 // beginning.
 const ReleasedProperty = "millrace.released"
 
-// mayDrop returns an error if a table must not be dropped.
-func mayDrop(_ table.Identifier, m table.Metadata) error {
+// checkDrop returns an error if a table must not be dropped.
+func checkDrop(_ table.Identifier, m table.Metadata) error {
 	if _, landed := m.Properties()[evolution.Property]; landed && m.Properties()[ReleasedProperty] != "true" {
 		return fmt.Errorf("landers write this table: to drop it, stop them and set its property %s to true; "+
 			"when restarted, they land it from the beginning", ReleasedProperty)
@@ -68,8 +68,8 @@ func mayDrop(_ table.Identifier, m table.Metadata) error {
 	return nil
 }
 
-// samePlace refuses a change of a table's identity, location or format version.
-func samePlace(before, after table.Metadata) error {
+// checkIdentity refuses a change of a table's identity, location or format version.
+func checkIdentity(before, after table.Metadata) error {
 	switch {
 	case before.TableUUID() != after.TableUUID():
 		return errors.New("assign-uuid: landers write this table and identify it by its UUID")
@@ -81,11 +81,11 @@ func samePlace(before, after table.Metadata) error {
 	return nil
 }
 
-// sameProperties refuses changes to the properties that landers own, and additions of properties
+// checkOwnProperties refuses changes to the properties that landers own, and additions of properties
 // that place files elsewhere.
-func sameProperties(before, after iceberg.Properties) error {
+func checkOwnProperties(before, after iceberg.Properties) error {
 	others := func(key string, _ string) bool {
-		return !strings.HasPrefix(key, datafile.OwnProperties) && !slices.Contains(datafile.Placing, key) || key == ReleasedProperty
+		return !strings.HasPrefix(key, datafile.OwnProperties) && !slices.Contains(datafile.LocationProperties, key) || key == ReleasedProperty
 	}
 	was, is := maps.Clone(before), maps.Clone(after)
 	maps.DeleteFunc(was, others)
@@ -96,16 +96,16 @@ func sameProperties(before, after iceberg.Properties) error {
 		}
 	}
 	for key := range was { // removing a placing property restores the default location, which is fine
-		if _, ok := is[key]; !ok && !slices.Contains(datafile.Placing, key) {
+		if _, ok := is[key]; !ok && !slices.Contains(datafile.LocationProperties, key) {
 			return fmt.Errorf("remove-properties: %s: landers write this table and own this property", key)
 		}
 	}
 	return nil
 }
 
-// follows refuses a change after which the previous current snapshot is not part of the table's
+// checkHistory refuses a change after which the previous current snapshot is not part of the table's
 // history. Landers would not land its rows again.
-func follows(before, after table.Metadata) error {
+func checkHistory(before, after table.Metadata) error {
 	was := before.CurrentSnapshot()
 	if was == nil {
 		return nil
@@ -120,18 +120,18 @@ func follows(before, after table.Metadata) error {
 		was.SnapshotID)
 }
 
-// mostAhead is how far a snapshot may be dated ahead of the clock. Iceberg accepts a snapshot that
+// maxClockSkew is how far a snapshot may be dated ahead of the clock. Iceberg accepts a snapshot that
 // is dated at most this much before the newest one.
-const mostAhead = time.Minute
+const maxClockSkew = time.Minute
 
-// dated refuses snapshots that are dated in the future, for example in microseconds instead of
+// checkTimestamps refuses snapshots that are dated in the future, for example in microseconds instead of
 // milliseconds. No commit could follow them until that time has come.
-func dated(before, after table.Metadata, now time.Time) error {
+func checkTimestamps(before, after table.Metadata, now time.Time) error {
 	for _, s := range after.Snapshots() {
-		if before.SnapshotByID(s.SnapshotID) == nil && s.TimestampMs > now.Add(mostAhead).UnixMilli() {
+		if before.SnapshotByID(s.SnapshotID) == nil && s.TimestampMs > now.Add(maxClockSkew).UnixMilli() {
 			return fmt.Errorf("add-snapshot: snapshot %d has timestamp %d, more than %s ahead of the catalog's clock (%d): "+
 				"landers could not commit after it; send milliseconds and check your clock",
-				s.SnapshotID, s.TimestampMs, mostAhead, now.UnixMilli())
+				s.SnapshotID, s.TimestampMs, maxClockSkew, now.UnixMilli())
 		}
 	}
 	return nil
@@ -140,17 +140,17 @@ func dated(before, after table.Metadata, now time.Time) error {
 // rehearsalTimeout limits the check whether a table can be written. The check runs in memory.
 const rehearsalTimeout = 10 * time.Second
 
-// fits refuses changes after which landers could no longer write the table. If they already cannot,
+// checkWritable refuses changes after which landers could no longer write the table. If they already cannot,
 // any change that may repair the table is allowed: columns that landers write must stay, and
 // columns in their way may be removed.
-func (l *Lake) fits(name table.Identifier, before, after table.Metadata) error {
-	if datafile.AsWritten(before, after) {
+func (l *Lake) checkWritable(name table.Identifier, before, after table.Metadata) error {
+	if datafile.SameForWriting(before, after) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), rehearsalTimeout)
 	defer cancel()
 	if t, ok := l.declared(name); ok {
-		return fits(ctx, t, before, after)
+		return checkDeclared(ctx, t, before, after)
 	}
 	// Another process lands the table and knows its declaration. Any existing column may be
 	// declared there.
@@ -163,7 +163,7 @@ func (l *Lake) fits(name table.Identifier, before, after table.Metadata) error {
 	mayGo := func(f iceberg.NestedField) bool {
 		return blocked && keys[f.ID] == "" && !f.Required || !storable(f)
 	}
-	if err := keeps("", before.CurrentSchema().Fields(), after.CurrentSchema().Fields(), mayGo); err != nil {
+	if err := checkFields("", before.CurrentSchema().Fields(), after.CurrentSchema().Fields(), mayGo); err != nil {
 		return err
 	}
 	if err := datafile.Landable(ctx, after); err != nil && !blocked {
@@ -188,8 +188,8 @@ func (l *Lake) declared(name table.Identifier) (declare.Table, bool) {
 	return declare.Table{}, false
 }
 
-// fits is Lake.fits for a table whose declaration is known.
-func fits(ctx context.Context, t declare.Table, before, after table.Metadata) error {
+// checkDeclared is Lake.checkWritable for a table whose declaration is known.
+func checkDeclared(ctx context.Context, t declare.Table, before, after table.Metadata) error {
 	was, err := t.Step(before)
 	if err != nil {
 		return nil //nolint:nilerr // it does not fit as it is: the lander reports what is wrong
@@ -211,8 +211,8 @@ func fits(ctx context.Context, t declare.Table, before, after table.Metadata) er
 	return nil
 }
 
-// begins refuses a new table with a declared name that landers could not continue with.
-func (l *Lake) begins(name table.Identifier, made table.Metadata) error {
+// checkNew refuses a new table with a declared name that landers could not continue with.
+func (l *Lake) checkNew(name table.Identifier, made table.Metadata) error {
 	t, ok := l.declared(name)
 	if !ok {
 		return nil
@@ -235,9 +235,9 @@ func (l *Lake) begins(name table.Identifier, made table.Metadata) error {
 	return nil
 }
 
-// keeps refuses a schema that lacks or changes a field of the previous one, except for fields that
+// checkFields refuses a schema that lacks or changes a field of the previous one, except for fields that
 // mayGo selects. New fields must be optional.
-func keeps(at string, before, after []iceberg.NestedField, mayGo func(iceberg.NestedField) bool) error {
+func checkFields(at string, before, after []iceberg.NestedField, mayGo func(iceberg.NestedField) bool) error {
 	byID := map[int]iceberg.NestedField{}
 	for _, f := range after {
 		byID[f.ID] = f
@@ -260,7 +260,7 @@ func keeps(at string, before, after []iceberg.NestedField, mayGo func(iceberg.Ne
 		parts, nested := was.Type.(iceberg.NestedType)
 		now, still := is.Type.(iceberg.NestedType)
 		if nested && still && parts.Type() == now.Type() {
-			if err := keeps(path, parts.Fields(), now.Fields(), mayGo); err != nil {
+			if err := checkFields(path, parts.Fields(), now.Fields(), mayGo); err != nil {
 				return err
 			}
 		} else if !was.Type.Equals(is.Type) {

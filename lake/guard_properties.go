@@ -31,14 +31,14 @@ var choices = map[string][]string{
 // codecs are the compression codecs that landers and other engines support.
 var codecs = []string{"uncompressed", "none", "snappy", "gzip", "zstd", "lz4", "lz4_raw", "brotli"}
 
-// soundProperties refuses new or changed property values on which landers or other engines would
+// checkPropertyValues refuses new or changed property values on which landers or other engines would
 // fail. Unchanged values pass: refusing them would block every other change.
-func soundProperties(before, after iceberg.Properties) error {
+func checkPropertyValues(before, after iceberg.Properties) error {
 	for key, value := range after {
 		if was, had := before[key]; had && was == value {
 			continue
 		}
-		if err := soundProperty(key, value); err != nil {
+		if err := checkPropertyValue(key, value); err != nil {
 			if len(key) > 100 {
 				key = strings.ToValidUTF8(key[:100], "") + "…"
 			}
@@ -48,8 +48,8 @@ func soundProperties(before, after iceberg.Properties) error {
 	return nil
 }
 
-// soundProperty checks one property.
-func soundProperty(key, value string) error {
+// checkPropertyValue checks one property.
+func checkPropertyValue(key, value string) error {
 	switch {
 	case key == "":
 		return errors.New("a property needs a name")
@@ -70,27 +70,27 @@ func soundProperty(key, value string) error {
 		}
 		return nil
 	}
-	least, ok := leastOf(key)
+	minimum, ok := minimumOf(key)
 	if !ok {
 		return nil
 	}
-	if n, err := strconv.ParseInt(value, 10, 64); err != nil || n < least {
-		return fmt.Errorf("%q is not an integer of at least %d", value, least)
+	if n, err := strconv.ParseInt(value, 10, 64); err != nil || n < minimum {
+		return fmt.Errorf("%q is not an integer of at least %d", value, minimum)
 	}
 	return nil
 }
 
-// leastOf returns the minimum of an Iceberg property that is a size, a number or a duration,
+// minimumOf returns the minimum of an Iceberg property that is a size, a number or a duration,
 // recognised by its prefix and suffix.
-func leastOf(key string) (least int64, ok bool) {
+func minimumOf(key string) (minimum int64, ok bool) {
 	if !slices.ContainsFunc([]string{"write.", "read.", "commit.", "history."}, func(of string) bool { return strings.HasPrefix(key, of) }) {
 		return 0, false
 	}
-	for suffix, least := range map[string]int64{
+	for suffix, minimum := range map[string]int64{
 		"-bytes": 1, "-row-limit": 1, "-rows": 1, "-to-keep": 1, "-to-merge": 1, "-versions-max": 1, "-ms": 0, "num-retries": 0, "status-checks": 0,
 	} {
 		if strings.HasSuffix(key, suffix) {
-			return least, true
+			return minimum, true
 		}
 	}
 	return 0, false

@@ -28,16 +28,16 @@ func TestPropertiesOfLandedTables(t *testing.T) {
 	} {
 		for _, value := range values {
 			is := iceberg.Properties{key: value}
-			err := soundProperties(nil, is)
+			err := checkPropertyValues(nil, is)
 			if err == nil || !strings.Contains(err.Error(), key[:min(len(key), 50)]) || len(err.Error()) > 1000 {
 				t.Errorf("%.50s = %.50s: %.300v", key, value, err)
 			}
-			if err := soundProperties(is, is); err != nil {
+			if err := checkPropertyValues(is, is); err != nil {
 				t.Errorf("it was there before: %v", err)
 			}
 		}
 	}
-	err := soundProperties(nil, iceberg.Properties{
+	err := checkPropertyValues(nil, iceberg.Properties{
 		"owner": "anna", "write.parquet.compression-codec": "ZSTD", "write.target-file-size-bytes": "1000000", "gc.enabled": "false",
 		"schema.name-mapping.default": `[{"field-id": 1, "names": ["a"]}]`, "write.parquet.bloom-filter-enabled.column.id": "true",
 	})

@@ -246,23 +246,23 @@ func (l *Lake) loader(name Name) maintenance.Load {
 	return func(ctx context.Context) (*table.Table, error) { return l.Load(ctx, name) }
 }
 
-// compactStates is the compaction interval of State tables. It is short because each of their
+// stateCompactInterval is the compaction interval of State tables. It is short because each of their
 // commits adds equality deletes, which every reader must apply.
-const compactStates = time.Minute
+const stateCompactInterval = time.Minute
 
-// checkEvery is the interval at which maintenance checks that all files of a table exist.
-const checkEvery = 10 * time.Minute
+// fileCheckInterval is the interval at which maintenance checks that all files of a table exist.
+const fileCheckInterval = 10 * time.Minute
 
-// Keep maintains one of the lake's own tables until ctx is done. It pauses while turn reports
+// Keep maintains one of the lake's own tables until ctx is done. It pauses while maintains reports
 // false: then another process maintains the table.
-func (l *Lake) Keep(ctx context.Context, t declare.Table, c maintenance.Config, turn func() bool) error {
+func (l *Lake) Keep(ctx context.Context, t declare.Table, c maintenance.Config, maintains func() bool) error {
 	log := l.log.With("table", t.Name)
 	if t.Keyed() && c.CompactEvery == 0 {
-		c.CompactEvery = compactStates
+		c.CompactEvery = stateCompactInterval
 	}
 	load := func(ctx context.Context) (*table.Table, error) {
-		if !turn() {
-			return nil, errNotOurTurn
+		if !maintains() {
+			return nil, errNotMaintainer
 		}
 		return l.Load(ctx, t.Identifier())
 	}
@@ -270,12 +270,12 @@ func (l *Lake) Keep(ctx context.Context, t declare.Table, c maintenance.Config, 
 	return maintenance.Keep(ctx, load, c, func(r maintenance.Report, err error) {
 		// Check files after a failure, which may be due to a missing one, and otherwise at
 		// intervals.
-		if turn() && (err != nil || time.Since(checked) >= checkEvery) {
+		if maintains() && (err != nil || time.Since(checked) >= fileCheckInterval) {
 			checked = time.Now()
 			err = errors.Join(err, l.Check(ctx, t.Identifier()))
 		}
 		switch {
-		case errors.Is(err, errNotOurTurn):
+		case errors.Is(err, errNotMaintainer):
 		case err != nil:
 			log.Warn("maintenance failed; retrying later", "error", err)
 		default:
@@ -288,6 +288,6 @@ func (l *Lake) Keep(ctx context.Context, t declare.Table, c maintenance.Config, 
 	})
 }
 
-// errNotOurTurn is returned while another process has the first partition of the table's topic.
+// errNotMaintainer is returned while another process has the first partition of the table's topic.
 // That process maintains the table.
-var errNotOurTurn = errors.New("another process maintains the table")
+var errNotMaintainer = errors.New("another process maintains the table")

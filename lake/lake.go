@@ -186,7 +186,7 @@ func (l *Lake) open(ctx context.Context, dialect sqlcatalog.SupportedDialect, re
 	}
 	// Tables are loaded through l.catalog, which gives them access to their files. l.rows is served
 	// by REST.
-	l.catalog, l.rows, l.dialect = l.warehouse.reach(cat), cat, dialect
+	l.catalog, l.rows, l.dialect = l.warehouse.fenced(cat), cat, dialect
 	return l.prepare(ctx, readOnly)
 }
 
@@ -270,7 +270,7 @@ func (l *Lake) Report(ctx context.Context) ([]TableState, []*faults.TableError, 
 		return nil, nil, err
 	}
 	broken = addFaults(broken, slices.SortedFunc(maps.Values(written), byTable)...)
-	lost, err := l.writtenFaults(ctx, l.tables, propLost, lostHolds)
+	lost, err := l.recordedFaults(ctx, l.tables, propLost, lostTTL)
 	if err != nil {
 		return nil, nil, err
 	}

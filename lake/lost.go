@@ -22,9 +22,9 @@ import (
 // table's name follows.
 const propLost = "millrace.lost."
 
-// lostHolds is the age up to which a recorded loss is reported. Missing files rarely return, so it
+// lostTTL is the age up to which a recorded loss is reported. Missing files rarely return, so it
 // is long.
-const lostHolds = 7 * 24 * time.Hour
+const lostTTL = 7 * 24 * time.Hour
 
 // Check verifies that all files of a table exist. If some are missing, the error is a *TableError.
 // Report reports it from then on, until a check finds all files.
@@ -35,9 +35,9 @@ func (l *Lake) Check(ctx context.Context, name Name) error {
 		// Clear the record only if there was one, so that regular checks do not write to the
 		// catalog.
 		had := l.lost.clear(t.DisplayName())
-		if had || len(l.writtenOf(ctx, t, propLost, lostHolds)) > 0 {
+		if had || len(l.recordedOf(ctx, t, propLost, lostTTL)) > 0 {
 			l.log.Info("all files of the table exist again", "table", t.DisplayName())
-			l.writeFault(ctx, t, []string{propLost + t.Name}, nil)
+			l.recordFault(ctx, t, []string{propLost + t.Name}, nil)
 		}
 		return nil
 	}
@@ -58,7 +58,7 @@ func (l *Lake) Check(ctx context.Context, name Name) error {
 	if l.lost.put(fault) {
 		l.log.Error("table is damaged", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
 	}
-	if l.writeFault(ctx, t, nil, iceberg.Properties{propLost + t.Name: written(fault)}) {
+	if l.recordFault(ctx, t, nil, iceberg.Properties{propLost + t.Name: encodeFault(fault)}) {
 		l.lost.clear(t.DisplayName()) // the recorded fault is enough; any process that finds the files again can clear it
 	}
 	return fault

@@ -49,7 +49,7 @@ func (l *Lake) prepareOne(ctx context.Context, t declare.Table) error {
 	have, err := l.loadOwn(ctx, t)
 	if errors.Is(err, catalog.ErrNoSuchTable) {
 		if have, err = l.Create(ctx, t); err == nil {
-			err = l.placed(t, have)
+			err = l.checkWarehouse(t, have)
 		}
 	}
 	if err == nil {
@@ -83,11 +83,11 @@ func (l *Lake) loadOwn(ctx context.Context, t declare.Table) (*table.Table, erro
 	if err != nil {
 		return nil, err
 	}
-	return have, l.placed(t, have)
+	return have, l.checkWarehouse(t, have)
 }
 
-// placed returns an error if the table is not in a warehouse of this kind.
-func (l *Lake) placed(t declare.Table, have *table.Table) error {
+// checkWarehouse returns an error if the table is not in a warehouse of this kind.
+func (l *Lake) checkWarehouse(t declare.Table, have *table.Table) error {
 	if l.warehouse.owns(have.Location()) {
 		return nil
 	}
@@ -158,7 +158,7 @@ func (l *Lake) Create(ctx context.Context, t declare.Table) (*table.Table, error
 	made, loadErr := l.Load(ctx, t.Identifier())
 	if err == nil { // recorded faults belong to an earlier table of this name
 		l.lost.clear(t.DisplayName())
-		l.writeFault(ctx, t, []string{propFault + t.Name, propLost + t.Name}, nil)
+		l.recordFault(ctx, t, []string{propFault + t.Name, propLost + t.Name}, nil)
 	}
 	if loadErr == nil {
 		return made, nil // whichever process created it
@@ -178,9 +178,9 @@ func describe(t declare.Table, step evolution.Step) iceberg.Properties {
 	return props
 }
 
-// evolveTries is the number of attempts to commit a declaration. Other processes evolve and commit
+// evolveAttempts is the number of attempts to commit a declaration. Other processes evolve and commit
 // at the same time, so each attempt starts from a new load.
-const evolveTries = 20
+const evolveAttempts = 20
 
 // Evolve brings an existing table to its declaration: columns, partitioning, sort order. It does
 // not disturb landers: files that are being written use field ids, which do not change, so they can
@@ -188,7 +188,7 @@ const evolveTries = 20
 func (l *Lake) Evolve(ctx context.Context, t declare.Table) error {
 	var err error
 	waits := backoff.Commit.Start()
-	for range evolveTries {
+	for range evolveAttempts {
 		var done bool
 		if done, err = l.tryEvolve(ctx, t); done {
 			return err
@@ -198,7 +198,7 @@ func (l *Lake) Evolve(ctx context.Context, t declare.Table) error {
 			return ctx.Err()
 		}
 	}
-	if err != nil && !faults.Passes(err) && faults.Of(t.DisplayName(), err) == nil {
+	if err != nil && !faults.IsTemporary(err) && faults.Of(t.DisplayName(), err) == nil {
 		return &faults.TableError{Table: t.DisplayName(), Remedy: faults.RemedyCommit, Err: err}
 	}
 	return err
@@ -245,7 +245,7 @@ func (l *Lake) tryEvolve(ctx context.Context, t declare.Table) (done bool, err e
 		updates = append(updates, table.NewAddSortOrderUpdate(&order), table.NewSetDefaultSortOrderUpdate(-1))
 		step.Changes = append(step.Changes, "the sort order of files changes")
 	}
-	if opened := openToOthers(meta.Properties()); len(opened) > 0 {
+	if opened := upgradeProperties(meta.Properties()); len(opened) > 0 {
 		updates = append(updates, opened...)
 		step.Changes = append(step.Changes, "other engines may write it beside landers")
 	}
@@ -262,9 +262,9 @@ func (l *Lake) tryEvolve(ctx context.Context, t declare.Table) (done bool, err e
 	return true, nil
 }
 
-// openToOthers brings the properties of tables made by earlier versions to tableProperties. Values
+// upgradeProperties brings the properties of tables made by earlier versions to tableProperties. Values
 // that a user has set are kept.
-func openToOthers(have iceberg.Properties) (updates []table.Update) {
+func upgradeProperties(have iceberg.Properties) (updates []table.Update) {
 	missing := iceberg.Properties{}
 	for key, value := range tableProperties {
 		if _, ok := have[key]; !ok && strings.HasSuffix(key, ".isolation-level") {

@@ -96,7 +96,7 @@ func warehouseURL(at string) (string, error) {
 
 // files returns the warehouse's file system.
 func (w *warehouse) files(ctx context.Context) (io.WriteFileIO, error) {
-	files, err := io.LoadFS(placed{aws: w.aws}.way(ctx), w.props, w.url+"/")
+	files, err := io.LoadFS(fencedCatalog{aws: w.aws}.storageContext(ctx), w.props, w.url+"/")
 	if err != nil {
 		return nil, fmt.Errorf("open the file system of %s: %w", w.url, err)
 	}
@@ -157,7 +157,7 @@ func (r *relocation) table(ctx context.Context, t restcatalog.TableEntry) (did R
 	}
 	r.field(meta, "location")
 	properties, _ := meta["properties"].(map[string]any)
-	for _, key := range datafile.Placing {
+	for _, key := range datafile.LocationProperties {
 		r.field(properties, key)
 	}
 	for list, key := range map[string]string{"metadata-log": "metadata-file", "statistics": "statistics-path", "partition-statistics": "statistics-path"} {

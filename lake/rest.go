@@ -20,7 +20,7 @@ func (l *Lake) REST(ctx context.Context, access restcatalog.Access) (http.Handle
 	c := restcatalog.Config{
 		Catalog: l.rows, Swapper: swapper, Name: CatalogName, Warehouse: l.warehouse.url, Files: l.warehouse.props,
 		Storage: restcatalog.Storage{Endpoint: l.warehouse.s3.Endpoint, Region: l.warehouse.s3.Region},
-		Access:  access, Guard: l.guard, Drop: mayDrop, Logger: l.log,
+		Access:  access, Guard: l.guard, Drop: checkDrop, Logger: l.log,
 	}
 	if l.warehouse.aws != nil {
 		c.RequestContext = func(ctx context.Context) context.Context { return utils.WithAwsConfig(ctx, l.warehouse.aws) }

@@ -15,7 +15,7 @@ import (
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/catalog"
 	"github.com/apache/iceberg-go/io"
-	_ "github.com/apache/iceberg-go/io/gocloud/s3" // s3:// locations; the package beside it would link three clouds' clients
+	_ "github.com/apache/iceberg-go/io/gocloud/s3" // s3:// locations; the package extraFolders it would link three clouds' clients
 	"github.com/apache/iceberg-go/table"
 	"github.com/apache/iceberg-go/utils"
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -37,7 +37,7 @@ type S3 struct {
 	AccessKey, SecretKey string // empty: credentials of the environment or the machine's role
 }
 
-// warehouse is the root location of all tables and the way to access it.
+// warehouse is the root location of all tables and the storageContext to access it.
 type warehouse struct {
 	url    string
 	props  iceberg.Properties // for iceberg-go's file system; no credentials
@@ -151,23 +151,23 @@ func (w *warehouse) owns(at string) bool {
 // tableLocation returns the location of a new table.
 func (w *warehouse) tableLocation(name table.Identifier) string { return location.Table(w.url, name) }
 
-// reach wraps a catalog so that its tables can access their own files and nothing else. iceberg-go
+// fenced wraps a catalog so that its tables can access their own files and nothing else. iceberg-go
 // takes object store settings, including keys, from the context. This keeps keys out of table
 // properties, which are stored.
-func (w *warehouse) reach(c catalog.Catalog) catalog.Catalog { return placed{c, w.url, w.aws} }
+func (w *warehouse) fenced(c catalog.Catalog) catalog.Catalog { return fencedCatalog{c, w.url, w.aws} }
 
-// placed is a catalog whose tables can access their files.
-type placed struct {
+// fencedCatalog is a catalog whose tables can access their files.
+type fencedCatalog struct {
 	catalog.Catalog
 	warehouse string
 	aws       *aws.Config // nil for a folder
 }
 
-// beside returns the other folders in which a table's properties place files. Such properties can
+// extraFolders returns the other folders in which a table's properties place files. Such properties can
 // no longer be set. A table that already had them keeps working as long as the folders are in the
 // warehouse.
-func (p placed) beside(t *table.Table) (folders []string) {
-	for _, key := range datafile.Placing {
+func (p fencedCatalog) extraFolders(t *table.Table) (folders []string) {
+	for _, key := range datafile.LocationProperties {
 		if folder, ok := t.Properties()[key]; ok && location.Inside(p.warehouse, strings.TrimRight(folder, "/")+"/x") {
 			folders = append(folders, folder)
 		}
@@ -175,8 +175,8 @@ func (p placed) beside(t *table.Table) (folders []string) {
 	return folders
 }
 
-// way adds the object store's settings to a context.
-func (p placed) way(ctx context.Context) context.Context {
+// storageContext adds the object store's settings to a context.
+func (p fencedCatalog) storageContext(ctx context.Context) context.Context {
 	if p.aws == nil {
 		return ctx
 	}
@@ -184,22 +184,22 @@ func (p placed) way(ctx context.Context) context.Context {
 }
 
 // LoadTable loads a table whose file system is limited to its own folders.
-func (p placed) LoadTable(ctx context.Context, ident table.Identifier) (*table.Table, error) {
-	t, err := p.Catalog.LoadTable(p.way(ctx), ident)
+func (p fencedCatalog) LoadTable(ctx context.Context, ident table.Identifier) (*table.Table, error) {
+	t, err := p.Catalog.LoadTable(p.storageContext(ctx), ident)
 	if err != nil {
 		return nil, err
 	}
 	fs := func(ctx context.Context) (io.IO, error) {
-		files, err := t.FS(p.way(ctx))
+		files, err := t.FS(p.storageContext(ctx))
 		if err != nil {
 			return nil, err
 		}
-		return location.Fence(files, t.Location(), p.beside(t)...), nil
+		return location.Fence(files, t.Location(), p.extraFolders(t)...), nil
 	}
 	return table.New(t.Identifier(), t.Metadata(), t.MetadataLocation(), fs, p), nil
 }
 
 // CommitTable adds the object store's settings to the context of a commit.
-func (p placed) CommitTable(ctx context.Context, ident table.Identifier, reqs []table.Requirement, updates []table.Update) (table.Metadata, string, error) {
-	return p.Catalog.CommitTable(p.way(ctx), ident, reqs, updates)
+func (p fencedCatalog) CommitTable(ctx context.Context, ident table.Identifier, reqs []table.Requirement, updates []table.Update) (table.Metadata, string, error) {
+	return p.Catalog.CommitTable(p.storageContext(ctx), ident, reqs, updates)
 }

@@ -46,7 +46,7 @@ func fields() []field {
 }
 
 // Ids are those that Iceberg assigns in a new table.
-func TestIDsAreThoseOfANewTable(t *testing.T) {
+func TestIDsOfNewTable(t *testing.T) {
 	t.Parallel()
 	got, err := columnar.Schema(fields())
 	if err != nil {
@@ -62,7 +62,7 @@ func TestIDsAreThoseOfANewTable(t *testing.T) {
 }
 
 // A new field of a table does not take another one's id.
-func TestNewFieldsCountOn(t *testing.T) {
+func TestIDsOfNewFields(t *testing.T) {
 	t.Parallel()
 	have := []field{
 		{Name: "a", ID: 1, Type: iceberg.PrimitiveTypes.Int32},
@@ -82,7 +82,7 @@ func TestNewFieldsCountOn(t *testing.T) {
 	}
 }
 
-func TestTypesThatThereAreNot(t *testing.T) {
+func TestUnsupportedTypes(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		of   columnar.Type
@@ -322,7 +322,7 @@ func TestRecordOutlivesMoreRows(t *testing.T) {
 	}
 }
 
-func TestRowsThatAreNotWhole(t *testing.T) {
+func TestIncompleteRows(t *testing.T) {
 	t.Parallel()
 	columns, err := columnar.New([]field{{Name: "a", Type: iceberg.PrimitiveTypes.Int64}, {Name: "b", Type: iceberg.PrimitiveTypes.String}})
 	if err != nil {

@@ -76,7 +76,7 @@ func (d State[S]) Table() Table {
 			known, err := simplelru.NewLRU[string, knownRow[S]](knownRows, nil)
 			return &states[S]{
 				declared: d, shape: shape, write: shape.write(to, 0), values: values, row: row{to: to},
-				changes: map[string][]change[S]{}, before: map[string]stateRow[S]{}, known: known, stands: map[int32]stand{},
+				changes: map[string][]change[S]{}, before: map[string]stateRow[S]{}, known: known, positions: map[int32]position{},
 			}, err
 		},
 		Sums: Sums{
@@ -163,17 +163,17 @@ type states[S any] struct {
 	before  map[string]stateRow[S] // previous rows of those keys
 	after   []knownRow[S]          // resulting rows, remembered after the commit
 
-	// known are the rows that earlier batches wrote. stands has the last landed offset of each
+	// known are the rows that earlier batches wrote. positions has the last landed offset of each
 	// partition.
-	known  *simplelru.LRU[string, knownRow[S]]
-	stands map[int32]stand
+	known     *simplelru.LRU[string, knownRow[S]]
+	positions map[int32]position
 
-	first  []newcomer     // streams whose first event is in the batch and whose row is not remembered
+	first  []firstEvent   // streams whose first event is in the batch and whose row is not remembered
 	filter *keyset.Filter // of the table's keys; nil until it is needed
 }
 
-// newcomer is a stream whose event with version 1 is in the batch. The stream is new, or the event is a duplicate.
-type newcomer struct {
+// firstEvent is a stream whose event with version 1 is in the batch. The stream is new, or the event is a duplicate.
+type firstEvent struct {
 	key       string
 	partition int32
 	from      int64 // first offset of the batch in the partition
@@ -183,20 +183,20 @@ type newcomer struct {
 // close together, so a cache of recent streams saves most lookups.
 const knownRows = 50_000
 
-// knownRow is a row as the last batch that changed it left it. It is valid only while turn is its
+// knownRow is a row as the last batch that changed it left it. It is valid only while generation is its
 // partition's current one.
 type knownRow[S any] struct {
 	stateRow[S]
-	partition int32
-	turn      int
+	partition  int32
+	generation int
 }
 
-// stand is the offset up to which this lander has landed a partition. turn counts how often the
-// partition came back after another lander had landed it. Rows remembered in an earlier turn may be
+// position is the offset up to which this lander has landed a partition. generation counts how often the
+// partition came back after another lander had landed it. Rows remembered in an earlier generation may be
 // outdated.
-type stand struct {
-	next int64
-	turn int
+type position struct {
+	next       int64
+	generation int
 }
 
 // Take implements Upserts.
@@ -223,10 +223,10 @@ func (x *states[S]) Columns() []columnar.Field { return x.row.to.Fields()[:len(x
 // LookupKeys implements Upserts.
 func (x *states[S]) LookupKeys(from map[int32]int64) (keys []string) {
 	// If the table is not where this lander left it, another one has landed the partition
-	// meanwhile. A new turn invalidates the rows remembered of it.
+	// meanwhile. A new generation invalidates the rows remembered of it.
 	for partition, at := range from {
-		if s, ours := x.stands[partition]; !ours || s.next != at {
-			x.stands[partition] = stand{next: at, turn: s.turn + 1}
+		if s, ours := x.positions[partition]; !ours || s.next != at {
+			x.positions[partition] = position{next: at, generation: s.generation + 1}
 		}
 	}
 	x.first = x.first[:0]
@@ -234,14 +234,14 @@ func (x *states[S]) LookupKeys(from map[int32]int64) (keys []string) {
 		first := changes[0]
 		known, ok := x.known.Get(key)
 		switch {
-		case ok && known.partition == first.partition && known.turn == x.stands[first.partition].turn:
+		case ok && known.partition == first.partition && known.generation == x.positions[first.partition].generation:
 			x.before[key] = known.stateRow
 		case first.version > 1:
 			// A stream does not begin with this batch, so it should have a row.
 			keys = append(keys, key)
 		default:
 			// Most likely a new stream, unless the event is a duplicate. The key filter decides.
-			x.first = append(x.first, newcomer{key, first.partition, from[first.partition]})
+			x.first = append(x.first, firstEvent{key, first.partition, from[first.partition]})
 		}
 	}
 	return keys
@@ -249,7 +249,7 @@ func (x *states[S]) LookupKeys(from map[int32]int64) (keys []string) {
 
 // NeedsKeys implements Upserts.
 func (x *states[S]) NeedsKeys() bool {
-	return slices.ContainsFunc(x.first, func(n newcomer) bool { return !x.filter.Covers(n.partition, n.from) })
+	return slices.ContainsFunc(x.first, func(n firstEvent) bool { return !x.filter.Covers(n.partition, n.from) })
 }
 
 // SetKeys implements Upserts.
@@ -303,7 +303,7 @@ func (x *states[S]) Fold(each func(key string, existed bool, row func(), from Re
 		if last.apply == nil {
 			continue
 		}
-		x.after = append(x.after, knownRow[S]{r, last.partition, x.stands[last.partition].turn})
+		x.after = append(x.after, knownRow[S]{r, last.partition, x.positions[last.partition].generation})
 		write := func() {
 			x.row.begin()
 			x.write(&r)
@@ -328,10 +328,10 @@ func (x *states[S]) Landed(next map[int32]int64) {
 	for partition, at := range next {
 		// The filter knew all keys up to the old offset and now has those of the batch, so it is
 		// complete up to the new one.
-		if s := x.stands[partition]; x.filter.Covers(partition, s.next) {
+		if s := x.positions[partition]; x.filter.Covers(partition, s.next) {
 			x.filter.Advance(partition, at)
 		}
-		x.stands[partition] = stand{next: at, turn: x.stands[partition].turn}
+		x.positions[partition] = position{next: at, generation: x.positions[partition].generation}
 	}
 	clear(x.changes)
 	clear(x.before)

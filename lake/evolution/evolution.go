@@ -98,7 +98,7 @@ func New(want []columnar.Field, key []string) (Step, error) {
 	}
 	s.Schema = iceberg.NewSchemaWithIdentifiers(0, ids, built.Fields()...)
 	s.LastID = built.HighestFieldID()
-	s.Keys.note(s.Columns)
+	s.Keys.record(s.Columns)
 	return s, nil
 }
 
@@ -115,13 +115,13 @@ func identify(s *iceberg.Schema, key []string) ([]int, error) {
 	return ids, nil
 }
 
-// note records the keys of fields by their ids.
-func (k Keys) note(fields []columnar.Field) {
+// record stores the keys of fields by their ids.
+func (k Keys) record(fields []columnar.Field) {
 	for _, f := range fields {
 		if f.Key != "" {
 			k[f.ID] = f.Key
 		}
-		k.note(columnar.Parts(f.Type))
+		k.record(columnar.Parts(f.Type))
 	}
 }
 
@@ -145,8 +145,8 @@ func Of(have *iceberg.Schema, lastID int, keys Keys, want []columnar.Field) (Ste
 	if err != nil {
 		return Step{}, err
 	}
-	s := Step{Columns: columns, Schema: have, LastID: c.last, Keys: c.keys, Changes: c.said}
-	if len(c.said) == 0 {
+	s := Step{Columns: columns, Schema: have, LastID: c.last, Keys: c.keys, Changes: c.changes}
+	if len(c.changes) == 0 {
 		return s, nil
 	}
 	built, err := columnar.Schema(table)
@@ -163,28 +163,28 @@ func Columns(s *iceberg.Schema, keys Keys) ([]columnar.Field, error) {
 	if err != nil {
 		return nil, err
 	}
-	keys.give(fields)
+	keys.assign(fields)
 	return fields, nil
 }
 
-// give sets the keys of fields from their ids.
-func (k Keys) give(fields []columnar.Field) {
+// assign sets the keys of fields from their ids.
+func (k Keys) assign(fields []columnar.Field) {
 	for i, f := range fields {
 		fields[i].Key = k[f.ID]
-		k.give(columnar.Parts(f.Type)) // struct fields share memory with f.Type; parts of lists and maps have no keys
+		k.assign(columnar.Parts(f.Type)) // struct fields share memory with f.Type; parts of lists and maps have no keys
 	}
 }
 
 // change collects the changes of a step.
 type change struct {
-	last int
-	keys Keys
-	said []string
+	last    int
+	keys    Keys
+	changes []string
 }
 
-// say adds a change to the description of the step.
-func (c *change) say(format string, args ...any) {
-	c.said = append(c.said, fmt.Sprintf(format, args...))
+// log adds a change to the description of the step.
+func (c *change) log(format string, args ...any) {
+	c.changes = append(c.changes, fmt.Sprintf(format, args...))
 }
 
 // merge returns the new fields of the table, and the wanted fields with their ids.
@@ -208,7 +208,7 @@ func (c *change) merge(at string, have, want []columnar.Field) (table, columns [
 	for n, h := range have {
 		if !taken[n] && h.Required {
 			table[n].Required = false
-			c.say("column %s is no longer written and becomes nullable", join(at, h.Name))
+			c.log("column %s is no longer written and becomes nullable", join(at, h.Name))
 		}
 	}
 	// The remaining wanted fields are new.
@@ -219,7 +219,7 @@ func (c *change) merge(at string, have, want []columnar.Field) (table, columns [
 		added := c.number(w)
 		table = append(table, added)
 		columns[i] = added
-		c.say("column %s is new: %s", join(at, w.Name), w.Type)
+		c.log("column %s is new: %s", join(at, w.Name), w.Type)
 	}
 	// Names must stay unique: a new field may have the name of a column that is no longer written.
 	byName := map[string]columnar.Field{}
@@ -263,7 +263,7 @@ func (c *change) number(w columnar.Field) columnar.Field {
 	w.ID = c.last + 1
 	numbered := columnar.WithIDs([]columnar.Field{w}) // parts get the ids after the field's own
 	c.last = columnar.HighestID(numbered)
-	c.keys.note(numbered)
+	c.keys.record(numbered)
 	return numbered[0]
 }
 
@@ -274,20 +274,20 @@ func (c *change) field(at string, h, w columnar.Field) (table, column columnar.F
 	path := join(at, w.Name)
 	if c.keys[h.ID] != w.Key && w.Key != "" {
 		c.keys[h.ID] = w.Key
-		c.say("column %s gets the key %s", path, w.Key)
+		c.log("column %s gets the key %s", path, w.Key)
 	}
 	if h.Name != w.Name {
 		table.Name = w.Name
-		c.say("column %s is renamed to %s", join(at, h.Name), w.Name)
+		c.log("column %s is renamed to %s", join(at, h.Name), w.Name)
 	}
 	if w.Doc != "" && w.Doc != h.Doc {
 		table.Doc = w.Doc
-		c.say("column %s gets a new description", path)
+		c.log("column %s gets a new description", path)
 	}
 	switch {
 	case h.Required && !w.Required:
 		table.Required = false
-		c.say("column %s becomes nullable", path)
+		c.log("column %s becomes nullable", path)
 	case w.Required && !h.Required:
 		column.Required = false // existing rows may lack it
 	}
@@ -331,8 +331,8 @@ func (c *change) retype(path string, h, w columnar.Type) (table, column columnar
 	}
 	switch {
 	case h.String() == w.String():
-	case grows(h, w):
-		c.say("column %s is widened from %s to %s", path, h, w)
+	case widens(h, w):
+		c.log("column %s is widened from %s to %s", path, h, w)
 	default:
 		return nil, nil, refused
 	}
@@ -345,8 +345,8 @@ func named(w, h columnar.Field) columnar.Field {
 	return w
 }
 
-// grows reports whether Iceberg allows a column's type to widen from one to the other.
-func grows(from, to columnar.Type) bool {
+// widens reports whether Iceberg allows a column's type to widen from one to the other.
+func widens(from, to columnar.Type) bool {
 	switch from := from.(type) {
 	case iceberg.Int32Type:
 		_, ok := to.(iceberg.Int64Type)

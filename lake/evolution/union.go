@@ -31,7 +31,7 @@ func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 		if n >= 0 && taken[n] {
 			return nil, &RefusedError{join(at, w.Name), fmt.Sprintf("two fields match the table's column %s", have[n].Name)}
 		}
-		renamed := n >= 0 && calledBefore(have[n], w)
+		renamed := n >= 0 && isRename(have[n], w)
 		if n >= 0 {
 			united, err := unite(join(at, w.Name), have[n], w)
 			if err == nil {
@@ -82,8 +82,8 @@ func formerNames(f columnar.Field) []string {
 // byName reports whether a column is matched by name.
 func byName(f columnar.Field) bool { return f.Key == "" || strings.HasPrefix(f.Key, formerKey) }
 
-// calledBefore reports whether a column has a former name of a field and must be renamed.
-func calledBefore(h, w columnar.Field) bool {
+// isRename reports whether a column has a former name of a field and must be renamed.
+func isRename(h, w columnar.Field) bool {
 	return w.Key == "" && byName(h) && h.Name != w.Name && !slices.Contains(formerNames(h), w.Name)
 }
 
@@ -155,9 +155,9 @@ func wider(path string, h, w columnar.Type) (columnar.Type, error) {
 		return columnar.Map{Key: h.Key, Value: value}, err
 	}
 	switch {
-	case h.String() == w.String(), grows(w, h):
+	case h.String() == w.String(), widens(w, h):
 		return h, nil
-	case grows(h, w):
+	case widens(h, w):
 		return w, nil
 	}
 	return nil, refused

@@ -9,7 +9,7 @@
 //   - JSON: the values themselves, which are JSON objects. The table gains columns with new fields.
 //
 // All of them have further columns for the record's key, timestamp and, optionally, headers; see
-// place.go. Names of such columns begin with an underscore, so that they rarely collide with
+// recordcolumns.go. Names of such columns begin with an underscore, so that they rarely collide with
 // fields.
 package external
 
@@ -154,7 +154,7 @@ func Proto(name lake.Name, topic string, md protoreflect.MessageDescriptor, opti
 		if err != nil {
 			return nil, err
 		}
-		at, err := with.placeIn(to)
+		at, err := with.bind(to)
 		return &protoRows{message, at}, err
 	}
 	return t, nil
@@ -163,7 +163,7 @@ func Proto(name lake.Name, topic string, md protoreflect.MessageDescriptor, opti
 // protoRows are the Rows of a table declared by Proto.
 type protoRows struct {
 	message *wire.Decoder
-	place   place
+	record  recordColumns
 }
 
 // Append implements declare.Rows.
@@ -182,5 +182,5 @@ func (p *protoRows) Append(_ context.Context, r declare.Record) (declare.Appende
 	if err := p.message.Append(value); err != nil {
 		return declare.Appended{}, err
 	}
-	return p.place.append(r), nil
+	return p.record.append(r), nil
 }

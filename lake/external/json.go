@@ -33,7 +33,7 @@ func JSON(name lake.Name, topic string, times bool, options ...Option) declare.T
 		if err != nil {
 			return nil, err
 		}
-		at, err := with.placeIn(to)
+		at, err := with.bind(to)
 		return &jsonRows{o, objects, at}, err
 	}
 	return t
@@ -43,7 +43,7 @@ func JSON(name lake.Name, topic string, times bool, options ...Option) declare.T
 type jsonRows struct {
 	options infer.Options
 	objects *infer.Decoder
-	place   place
+	record  recordColumns
 }
 
 // Append implements declare.Rows.
@@ -54,7 +54,7 @@ func (j *jsonRows) Append(_ context.Context, r declare.Record) (declare.Appended
 	if err := appendJSON(j.objects, r.Value); err != nil {
 		return declare.Appended{}, err
 	}
-	return j.place.append(r), nil
+	return j.record.append(r), nil
 }
 
 // appendJSON appends an object and converts the error for missing columns.

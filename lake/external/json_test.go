@@ -57,7 +57,7 @@ const (
 )
 
 // place is where a child lands: JSON, or values with schemas of a registry.
-type place struct{ Brokers, Topic, Warehouse, Catalog, Registry string }
+type childConfig struct{ Brokers, Topic, Warehouse, Catalog, Registry string }
 
 // The moments at which a child is killed, as its table sees them.
 const (
@@ -68,7 +68,7 @@ const (
 )
 
 func childLands(where string) error {
-	var at place
+	var at childConfig
 	if err := json.Unmarshal([]byte(where), &at); err != nil {
 		return err
 	}
@@ -141,7 +141,7 @@ func (k *killer) Grow(ctx context.Context, have []columnar.Field, records iter.S
 // startChild starts a lander in its own process, which kills itself. died waits for that.
 func (w *world) startChild(t *testing.T, registry, moment, nth string) (died func()) {
 	t.Helper()
-	where, err := json.Marshal(place{w.brokers, w.topic, w.config.Warehouse, w.config.Catalog, registry})
+	where, err := json.Marshal(childConfig{w.brokers, w.topic, w.config.Warehouse, w.config.Catalog, registry})
 	if err != nil {
 		t.Fatal(err)
 	}

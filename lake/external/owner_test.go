@@ -29,7 +29,7 @@ func (w *world) opens(t *testing.T, topic string) error {
 
 // A table is landed from one topic. Another one is refused with a remedy before anything is
 // written.
-func TestATableBelongsToOneTopic(t *testing.T) {
+func TestTableBelongsToOneTopic(t *testing.T) {
 	t.Parallel()
 	const says = "table web.things belongs to topic %; choose another with --table"
 	for name, prepare := range map[string]func(t *testing.T, w *world){

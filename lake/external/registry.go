@@ -211,16 +211,16 @@ func (s *schemas) newestOfProto() []*schema {
 }
 
 func (s *schemas) rows(to *columnar.Columns) (declare.Rows, error) {
-	at, err := s.with.placeIn(to)
-	return &registeredRows{all: s, to: to, place: at, bound: map[int]*bound{}}, err
+	at, err := s.with.bind(to)
+	return &registeredRows{all: s, to: to, record: at, bound: map[int]*bound{}}, err
 }
 
 // registeredRows appends values according to their schemas.
 type registeredRows struct {
-	all   *schemas
-	to    *columnar.Columns
-	place place
-	bound map[int]*bound
+	all    *schemas
+	to     *columnar.Columns
+	record recordColumns
+	bound  map[int]*bound
 }
 
 // bound is a schema that is bound to the table's columns.
@@ -265,7 +265,7 @@ func (x *registeredRows) Append(ctx context.Context, r declare.Record) (declare.
 	for _, col := range b.others {
 		col.AppendNull()
 	}
-	return x.place.append(r), nil
+	return x.record.append(r), nil
 }
 
 // message removes the message index from a value and checks that it is the table's message.

@@ -322,7 +322,7 @@ func TestFramedJSONLands(t *testing.T) {
 }
 
 // While the registry is unavailable, values with known schemas land, and others wait.
-func TestRegistryGoesAway(t *testing.T) {
+func TestRegistryUnavailable(t *testing.T) {
 	t.Parallel()
 	behind, err := url.Parse(registry.URL(t))
 	if err != nil {

@@ -1,7 +1,7 @@
 // Package faults classifies the errors of a landing by their remedy. There are three kinds:
 //
 //   - Temporary errors: a server is unreachable, a disk is full, another lander was faster. They
-//     are retried, and so are unclassified errors for a while. See Passes.
+//     are retried, and so are unclassified errors for a while. See IsTemporary.
 //   - Errors of a record: it becomes a dead letter and the others land. Rows.Append identifies the
 //     record. If writing or staging rows fails, the record is unknown (see RowsError), and the
 //     lander finds it by halving the batch.
@@ -108,9 +108,9 @@ func denied(err error) bool {
 // denials are S3 error codes that persist until permissions, keys or the bucket are changed.
 var denials = []string{"AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket"}
 
-// Passes reports whether an error is temporary: caused by the environment of a landing, not by its
+// IsTemporary reports whether an error is temporary: caused by the environment of a landing, not by its
 // data or table.
-func Passes(err error) bool {
+func IsTemporary(err error) bool {
 	var path *fs.PathError
 	var network net.Error
 	var number syscall.Errno
@@ -132,18 +132,18 @@ func (e *RowsError) Error() string { return e.Err.Error() }
 
 func (e *RowsError) Unwrap() error { return e.Err }
 
-// OfRows wraps an error of writing rows as a *RowsError, unless it is temporary or a fault of the
+// AsRowsError wraps an error of writing rows as a *RowsError, unless it is temporary or a fault of the
 // table.
-func OfRows(err error) error {
-	if err == nil || Passes(err) || Unreadable(err) {
+func AsRowsError(err error) error {
+	if err == nil || IsTemporary(err) || Unreadable(err) {
 		return err
 	}
 	// What is neither temporary nor a fault of the table must come from the rows.
 	return &RowsError{err}
 }
 
-// IsOfRows reports whether an error wraps a *RowsError.
-func IsOfRows(err error) bool {
+// IsRowsError reports whether an error wraps a *RowsError.
+func IsRowsError(err error) bool {
 	var of *RowsError
 	return errors.As(err, &of)
 }

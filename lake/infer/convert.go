@@ -28,10 +28,10 @@ type scalar struct {
 func convert(to columnar.Type, v *value) (s scalar, ok bool) {
 	switch to := to.(type) {
 	case iceberg.BooleanType:
-		if v.kind == truth && v.raw[0] == 't' {
+		if v.kind == kindBool && v.raw[0] == 't' {
 			s.number = 1
 		}
-		return s, v.kind == truth
+		return s, v.kind == kindBool
 	case iceberg.Int32Type:
 		return whole(v, 32)
 	case iceberg.Int64Type:
@@ -44,7 +44,7 @@ func convert(to columnar.Type, v *value) (s scalar, ok bool) {
 		s.decimal, ok = decimalOf(v, to.Precision(), to.Scale())
 		return s, ok
 	}
-	if v.kind != words || !v.decoded {
+	if v.kind != kindString || !v.decoded {
 		return s, false
 	}
 	switch to := to.(type) {
@@ -111,14 +111,14 @@ func keyOf(to columnar.Type, m *value) (s scalar, ok bool) {
 		if err != nil || strconv.FormatInt(n, 10) != string(m.name) {
 			return s, false
 		}
-		return convert(to, &value{kind: integer, raw: m.name})
+		return convert(to, &value{kind: kindInteger, raw: m.name})
 	}
 	return s, false
 }
 
 // whole converts an integer that fits into the given number of bits.
 func whole(v *value, bits int) (s scalar, ok bool) {
-	if v.kind != integer {
+	if v.kind != kindInteger {
 		return s, false
 	}
 	n, err := strconv.ParseInt(string(v.raw), 10, bits)
@@ -127,7 +127,7 @@ func whole(v *value, bits int) (s scalar, ok bool) {
 
 // float converts a number that a float of the given size represents exactly.
 func float(v *value, bits int) (s scalar, ok bool) {
-	if v.kind != number && v.kind != integer {
+	if v.kind != kindNumber && v.kind != kindInteger {
 		return s, false
 	}
 	f, ok := exactly(v.raw, bits)
@@ -139,8 +139,8 @@ func float(v *value, bits int) (s scalar, ok bool) {
 func decimalOf(v *value, precision, scale int) (d decimal128.Num, ok bool) {
 	raw := v.raw
 	switch {
-	case v.kind == number || v.kind == integer:
-	case v.kind == words && v.decoded && isNumber(v.text):
+	case v.kind == kindNumber || v.kind == kindInteger:
+	case v.kind == kindString && v.decoded && isNumber(v.text):
 		raw = v.text
 	default:
 		return d, false

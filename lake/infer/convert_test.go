@@ -35,7 +35,7 @@ func existingWith(t testing.TB, fields ...columnar.Field) *table {
 
 // An existing column is filled if the value converts exactly. Other values are preserved beside it
 // as written.
-func TestColumnsThatAreThere(t *testing.T) {
+func TestExistingColumns(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes
 	for _, c := range []struct {
@@ -178,7 +178,7 @@ func TestDecimalsAreExact(t *testing.T) {
 }
 
 // A field without a column of its name fills the one whose name differs only in case.
-func TestCapitals(t *testing.T) {
+func TestNamesThatDifferInCase(t *testing.T) {
 	t.Parallel()
 	id := columnar.Field{Name: "id", Type: iceberg.PrimitiveTypes.Int64}
 	for object, want := range map[string]string{
@@ -205,7 +205,7 @@ func TestCapitals(t *testing.T) {
 
 // An object fills a map column if each name is a key and each value converts exactly. Others are
 // preserved beside it.
-func TestMapsThatAreThere(t *testing.T) {
+func TestExistingMaps(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes
 	mapOf := func(key, value columnar.Type) columnar.Type {

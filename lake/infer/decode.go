@@ -59,10 +59,10 @@ func (d *Decoder) Append(o *Object) error {
 
 // group is a struct or the whole row.
 type group struct {
-	members map[string]*member
-	folded  map[string]string // names by their case-folded form; empty if ambiguous
-	columns []*target
-	turn    uint64 // number of objects appended
+	members    map[string]*member
+	folded     map[string]string // names by their case-folded form; empty if ambiguous
+	columns    []*target
+	generation uint64 // number of objects appended
 }
 
 // member is a field of objects with its columns. Columns that do not exist are nil.
@@ -75,7 +75,7 @@ type target struct {
 	element *target // elements of a list or values of a map
 	keys    *target // of maps
 	of      columnar.Type
-	filled  uint64 // turn in which it was last filled
+	filled  uint64 // generation in which it was last filled
 }
 
 // bindGroup binds the fields of a struct. The keys of fields show which member of an object they
@@ -135,18 +135,18 @@ func bind(t columnar.Type, col columnar.Column) *target {
 // append appends an object's members. It returns the members without a column as a JSON object, or
 // nil if there are none.
 func (g *group) append(v *value) (left []byte) {
-	g.turn++
+	g.generation++
 	for i := range v.children {
 		m := &v.children[i]
 		// A null is the same as an absent member.
-		if m.kind == null && !m.unnamed {
+		if m.kind == kindNull && !m.unnamed {
 			continue
 		}
 		rest, placed := m.raw, false
 		// Members that have no column at all, or that their columns cannot hold, are collected in
 		// left.
 		if to := g.member(v.children, i); to != nil {
-			rest, placed = to.append(m, g.turn)
+			rest, placed = to.append(m, g.generation)
 		}
 		if placed && rest == nil {
 			continue
@@ -159,7 +159,7 @@ func (g *group) append(v *value) (left []byte) {
 		left = append(appendName(left, m), rest...)
 	}
 	for _, c := range g.columns {
-		if c.filled != g.turn {
+		if c.filled != g.generation {
 			c.column.AppendNull()
 		}
 	}
@@ -188,27 +188,27 @@ func appendName(dst []byte, m *value) []byte {
 	if m.unnamed {
 		return append(append(dst, m.name...), ':') // as written
 	}
-	return append(appendWords(dst, string(m.name)), ':')
+	return append(appendString(dst, string(m.name)), ':')
 }
 
 // append appends a value to the first of the member's columns that can hold it.
-func (to *member) append(v *value, turn uint64) (left []byte, placed bool) {
+func (to *member) append(v *value, generation uint64) (left []byte, placed bool) {
 	if to.primary != nil {
 		if left, placed = to.primary.append(v); placed {
-			to.primary.filled = turn
+			to.primary.filled = generation
 			return left, true
 		}
 	}
 	// The double column takes fractions, and the JSON column everything else.
-	if to.doubles != nil && v.kind == number && exact(v.raw) {
+	if to.doubles != nil && v.kind == kindNumber && exact(v.raw) {
 		to.doubles.append(v)
-		to.doubles.filled = turn
+		to.doubles.filled = generation
 		return nil, true
 	}
 	if to.json != nil {
 		if text, ok := to.json.column.(*columnar.Bytes); ok {
 			text.Append(v.raw)
-			to.json.filled = turn
+			to.json.filled = generation
 			return nil, true
 		}
 	}
@@ -218,13 +218,13 @@ func (to *member) append(v *value, turn uint64) (left []byte, placed bool) {
 // append appends one value, or nothing if the column cannot hold it. left is the part of the value
 // without a column.
 func (t *target) append(v *value) (left []byte, ok bool) {
-	if v.kind == null {
+	if v.kind == kindNull {
 		t.column.AppendNull()
 		return nil, true
 	}
 	switch col := t.column.(type) {
 	case *columnar.Structs:
-		if v.kind != object {
+		if v.kind != kindObject {
 			return nil, false
 		}
 		col.Append()
@@ -241,7 +241,7 @@ func (t *target) append(v *value) (left []byte, ok bool) {
 // appendList appends an array. left is an array of the same length with the elements' remaining
 // parts.
 func (t *target) appendList(col *columnar.Lists, v *value) (left []byte, ok bool) {
-	if v.kind != list {
+	if v.kind != kindArray {
 		return nil, false
 	}
 	begin := col.Start()
@@ -276,7 +276,7 @@ func (t *target) appendList(col *columnar.Lists, v *value) (left []byte, ok bool
 // appendMap appends an object as pairs. left is an object with the values' remaining parts under
 // the same names.
 func (t *target) appendMap(col *columnar.Maps, v *value) (left []byte, ok bool) {
-	if v.kind != object {
+	if v.kind != kindObject {
 		return nil, false
 	}
 	begin := col.Start()
@@ -284,7 +284,7 @@ func (t *target) appendMap(col *columnar.Maps, v *value) (left []byte, ok bool) 
 		m := &v.children[i]
 		// A map takes all pairs or none, so the first misfit undoes the others.
 		key, ok := keyOf(t.keys.of, m)
-		ok = ok && put(t.keys.column, key) && (m.kind != null || !t.of.(columnar.Map).Value.Required)
+		ok = ok && put(t.keys.column, key) && (m.kind != kindNull || !t.of.(columnar.Map).Value.Required)
 		var rest []byte
 		if ok {
 			rest, ok = t.element.append(m)
@@ -311,8 +311,8 @@ func (t *target) appendMap(col *columnar.Maps, v *value) (left []byte, ok bool) 
 	return left, true
 }
 
-// appendWords appends a JSON string.
-func appendWords(dst []byte, s string) []byte {
+// appendString appends a JSON string.
+func appendString(dst []byte, s string) []byte {
 	b, err := json.Marshal(s)
 	if err != nil {
 		panic(err) // a string

@@ -140,7 +140,7 @@ type grower struct {
 // object returns the fields of the struct for an object.
 func (g *grower) object(fields []columnar.Field, v *value, depth int) []columnar.Field {
 	for i := range v.children {
-		if m := &v.children[i]; m.kind != null && !m.unnamed {
+		if m := &v.children[i]; m.kind != kindNull && !m.unnamed {
 			fields = g.member(fields, field(fields, v.children, i), m, depth)
 		}
 	}
@@ -204,15 +204,15 @@ func (g *grower) member(fields []columnar.Field, name string, m *value, depth in
 	}
 	*g = before
 	// The field's own column cannot hold the value. Choose or add another one.
-	numeric := m.kind == number || m.kind == integer
+	numeric := m.kind == kindNumber || m.kind == kindInteger
 	switch {
-	case json >= 0 || doubles >= 0 && m.kind == number && exact(m.raw):
+	case json >= 0 || doubles >= 0 && m.kind == kindNumber && exact(m.raw):
 	case was.ID == 0 && (!numeric || !same(was.Type, double)): // it does not exist in the table yet, so it may change
 		g.changed = true
 		g.columns += 1 - count([]columnar.Field{was})
 		fields = slices.Clone(fields)
 		fields[primary].Key, fields[primary].Type = jsonKey+name, text
-	case m.kind == number && (same(was.Type, long) || same(was.Type, iceberg.PrimitiveTypes.Int32)) && exact(m.raw):
+	case m.kind == kindNumber && (same(was.Type, long) || same(was.Type, iceberg.PrimitiveTypes.Int32)) && exact(m.raw):
 		fields = g.beside(fields, doubleKey, name, "_double", double, depth)
 	default:
 		fields = g.beside(fields, jsonKey, name, "_json", text, depth)
@@ -285,13 +285,13 @@ func (g *grower) named(fields []columnar.Field, key, name string, t columnar.Typ
 // typeOf returns the type for a first value, or nil if the value suggests none.
 func (g *grower) typeOf(v *value, depth int) columnar.Type {
 	switch v.kind {
-	case truth:
+	case kindBool:
 		return boolean
-	case integer:
+	case kindInteger:
 		return long
-	case number:
+	case kindNumber:
 		return double
-	case words:
+	case kindString:
 		if g.o.Times && isTime(v) {
 			return instant
 		}
@@ -301,7 +301,7 @@ func (g *grower) typeOf(v *value, depth int) columnar.Type {
 	if depth >= g.o.depth() {
 		return nil
 	}
-	if v.kind == object {
+	if v.kind == kindObject {
 		if fields := g.object(nil, v, depth+1); len(fields) > 0 {
 			return columnar.Struct{Fields: fields}
 		}
@@ -310,7 +310,7 @@ func (g *grower) typeOf(v *value, depth int) columnar.Type {
 	var element columnar.Type
 	for i := range v.children {
 		switch item := &v.children[i]; {
-		case item.kind == null:
+		case item.kind == kindNull:
 		case element == nil:
 			element = g.typeOf(item, depth+1)
 		default:
@@ -333,17 +333,17 @@ func (g *grower) typeOf(v *value, depth int) columnar.Type {
 // fit reports whether a type can hold a value, and returns that type. It may have more fields than
 // before, and if it is not fixed, it may be another type.
 func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar.Type, bool) {
-	if v.kind == null {
+	if v.kind == kindNull {
 		return t, true
 	}
 	switch t := t.(type) {
 	case columnar.Struct:
-		if v.kind != object {
+		if v.kind != kindObject {
 			return t, false
 		}
 		return columnar.Struct{Fields: g.object(t.Fields, v, depth+1)}, true
 	case columnar.List:
-		if v.kind != list {
+		if v.kind != kindArray {
 			return t, false
 		}
 		element := t.Element.Type
@@ -356,13 +356,13 @@ func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar
 		t.Element.Type = element
 		return t, true
 	case columnar.Map: // only in existing tables
-		if v.kind != object {
+		if v.kind != kindObject {
 			return t, false
 		}
 		of := t.Value.Type
 		for i := range v.children {
 			m := &v.children[i]
-			if _, ok := keyOf(t.Key.Type, m); !ok || m.kind == null && t.Value.Required {
+			if _, ok := keyOf(t.Key.Type, m); !ok || m.kind == kindNull && t.Value.Required {
 				return t, false
 			}
 			var ok bool
@@ -378,10 +378,10 @@ func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar
 		return t, true
 	case fixed:
 		return t, false
-	case v.kind == number && same(t, long) && exact(v.raw):
+	case v.kind == kindNumber && same(t, long) && exact(v.raw):
 		g.changed = true
 		return double, true
-	case v.kind == words && v.decoded && same(t, instant):
+	case v.kind == kindString && v.decoded && same(t, instant):
 		g.changed = true
 		return text, true
 	}

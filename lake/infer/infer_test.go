@@ -269,7 +269,7 @@ func TestColumns(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoObject(t *testing.T) {
+func TestNotAnObject(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		``: "not JSON", `{`: "not JSON", `[1]`: "not an object", `1`: "not an object", `null`: "not an object", "{\"a\":\"\xff\"}": "not UTF-8",

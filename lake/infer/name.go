@@ -37,7 +37,7 @@ func claims(members []value, i int, field string) bool {
 	for j := range members {
 		other := &members[j]
 		switch {
-		case j == i || other.kind == null || other.unnamed:
+		case j == i || other.kind == kindNull || other.unnamed:
 		case string(other.name) == field, j < i && strings.EqualFold(string(other.name), field):
 			return false
 		}

@@ -15,16 +15,17 @@ import (
 // Object is a parsed JSON object. It refers to the bytes from which it was parsed.
 type Object struct{ root *value }
 
+// kind is the kind of a JSON value.
 type kind uint8
 
 const (
-	null    kind = iota
-	truth        // fits into 64 bits
-	integer      // of 64 bits
-	number       // any other number
-	words
-	list
-	object
+	kindNull    kind = iota
+	kindBool         // true or false
+	kindInteger      // a whole number that fits into 64 bits
+	kindNumber       // any other number
+	kindString
+	kindArray
+	kindObject
 )
 
 // value is a JSON value.
@@ -54,7 +55,7 @@ func Parse(b []byte) (*Object, error) {
 	if p.err != nil {
 		return nil, p.err
 	}
-	if root.kind != object {
+	if root.kind != kindObject {
 		return nil, errors.New("the value is JSON, but not an object")
 	}
 	return &Object{&root}, nil
@@ -84,18 +85,18 @@ func (p *parser) value() value {
 	case 'n':
 		p.take(len("null"))
 	case 't':
-		v.kind = truth
+		v.kind = kindBool
 		p.take(len("true"))
 	case 'f':
-		v.kind = truth
+		v.kind = kindBool
 		p.take(len("false"))
 	case '"':
-		v.kind = words
-		v.text, v.decoded = p.words()
+		v.kind = kindString
+		v.text, v.decoded = p.string()
 	case '[', '{':
-		v.kind = list
+		v.kind = kindArray
 		if c == '{' {
-			v.kind = object
+			v.kind = kindObject
 		}
 		v.children = p.children(c == '{')
 	default:
@@ -103,11 +104,11 @@ func (p *parser) value() value {
 		if end < 0 {
 			end = len(p.rest)
 		}
-		v.kind = number
+		v.kind = kindNumber
 		digits := string(p.take(end))
 		// -0 is not an integer here, because its sign would be lost.
 		if _, err := strconv.ParseInt(digits, 10, 64); err == nil && digits != "-0" {
-			v.kind = integer
+			v.kind = kindInteger
 		}
 	}
 	v.raw = begin[:len(begin)-len(p.rest)]
@@ -132,7 +133,7 @@ func (p *parser) children(named bool) (all []value) {
 		decoded := true
 		if named {
 			begin := p.rest
-			if name, decoded = p.words(); !decoded {
+			if name, decoded = p.string(); !decoded {
 				name = begin[:len(begin)-len(p.rest)] // names are compared as written
 			}
 			p.space()
@@ -154,8 +155,8 @@ func (p *parser) children(named bool) (all []value) {
 	}
 }
 
-// words parses a string. decoded is false if it has an unpaired surrogate.
-func (p *parser) words() (text []byte, decoded bool) {
+// string parses a string. decoded is false if it has an unpaired surrogate.
+func (p *parser) string() (text []byte, decoded bool) {
 	end := 1
 	plain := true
 	for p.rest[end] != '"' {

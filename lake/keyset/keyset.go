@@ -24,13 +24,13 @@ type Filter struct {
 const (
 	filterBits   = 10 // per key, for 1% false positives
 	filterHashes = 7
-	leastFilter  = 1 << 16  // keys: 80 KiB
-	mostFilter   = 50 << 20 // keys: 64 MiB; larger tables get more false positives
+	minCapacity  = 1 << 16  // keys: 80 KiB
+	maxCapacity  = 50 << 20 // keys: 64 MiB; larger tables get more false positives
 )
 
 // New returns an empty filter, sized for twice this number of rows.
 func New(rows int, upTo map[int32]int64) *Filter {
-	capacity := min(max(leastFilter, 2*rows), mostFilter)
+	capacity := min(max(minCapacity, 2*rows), maxCapacity)
 	if upTo == nil {
 		upTo = map[int32]int64{}
 	}
@@ -72,7 +72,7 @@ func (f *Filter) MayContain(key string) bool {
 // Covers reports whether the filter has all keys of a partition up to an offset and is not overfull.
 // If not, the caller must build a new filter.
 func (f *Filter) Covers(partition int32, upTo int64) bool {
-	if f == nil || f.keys > f.capacity && f.capacity < mostFilter {
+	if f == nil || f.keys > f.capacity && f.capacity < maxCapacity {
 		return false
 	}
 	at, ok := f.upTo[partition]

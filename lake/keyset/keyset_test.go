@@ -22,8 +22,8 @@ func TestKeyFilter(t *testing.T) {
 			}
 		}
 	})
-	f := New(leastFilter/2, nil)
-	for i := range leastFilter {
+	f := New(minCapacity/2, nil)
+	for i := range minCapacity {
 		f.Add(fmt.Sprint("key ", i))
 	}
 	wrong := 0
@@ -38,7 +38,7 @@ func TestKeyFilter(t *testing.T) {
 }
 
 // A filter only claims completeness up to the offsets that it was given.
-func TestKeyFilterKnowsHowFarItIs(t *testing.T) {
+func TestKeyFilterCoverage(t *testing.T) {
 	t.Parallel()
 	f := New(0, map[int32]int64{1: 7})
 	for _, c := range []struct {

@@ -18,7 +18,7 @@ type batch struct {
 	progress   progress.State     // offsets and other properties that the commit records
 	rows       bool               // false if there are none: most events contribute no facts
 	deletes    []iceberg.DataFile // delete files for replaced rows
-	born       int64              // new rows of a keyed table that replace none
+	inserted   int64              // new rows of a keyed table that replace none
 	bytes      int64              // size of the records' values
 	first      time.Time          // when the first record was added
 	last       time.Time          // when the last record was added
@@ -78,8 +78,8 @@ func (b *batch) move(partition int32, next int64) {
 // moved reports whether there is anything to commit.
 func (b *batch) moved() bool { return len(b.from) > 0 }
 
-// silence is how long a topic must be idle before its rows are committed early.
-const silence = 250 * time.Millisecond
+// idleDelay is how long a topic must be idle before its rows are committed early.
+const idleDelay = 250 * time.Millisecond
 
 // wait returns how long to wait for more records. It is zero or negative if the commit is due.
 func (b *batch) wait(c Config) time.Duration {
@@ -93,7 +93,7 @@ func (b *batch) wait(c Config) time.Duration {
 	// Transaction markers and events without rows only move offsets, which is not urgent.
 	if b.rows {
 		// Commit early when the topic falls silent, but keep half an interval between commits.
-		soon := b.last.Add(min(silence, c.CommitInterval/2))
+		soon := b.last.Add(min(idleDelay, c.CommitInterval/2))
 		if earliest := b.after.Add(c.CommitInterval / 2); soon.Before(earliest) {
 			soon = earliest
 		}

@@ -17,7 +17,7 @@ import (
 
 // A change that stops landers, because it was made before they started or bypassed the guard, is
 // reported with the reason, and the catalog lets clients undo it.
-func TestWhatBlocksLandersCanBeRemoved(t *testing.T) {
+func TestBlockingChangesCanBeReverted(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes
 	without := func(name string) func(table.Metadata) []table.Update {
@@ -134,7 +134,7 @@ func TestPartitionsByColumnsThatLandersDoNotWrite(t *testing.T) {
 }
 
 // Landers accept tables that another engine created for them, in format version 3, too.
-func TestTablesMadeByOthers(t *testing.T) {
+func TestTablesOfOtherEngines(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes
 	said := iceberg.NestedField{ID: 1, Name: "said", Type: p.String}

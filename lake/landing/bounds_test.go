@@ -106,7 +106,7 @@ func TestEmptyStringsAreBoundsOfPartitions(t *testing.T) {
 }
 
 // Maintenance adds the bounds to a table of an earlier release that is no longer landed.
-func TestMaintenancePutsMissingBoundsIn(t *testing.T) {
+func TestMaintenanceAddsMissingBounds(t *testing.T) {
 	t.Parallel()
 	for _, rows := range [][]string{{""}, {"", "Rome"}, {"null", ""}} {
 		t.Run(fmt.Sprintf("%q", rows), func(t *testing.T) {

@@ -28,11 +28,11 @@ var errFenced = errors.New("another commit moved the table's offsets")
 // must never refer to files that maintenance may have removed.
 const uncommittedAge = 5 * time.Minute
 
-// A commit that keeps failing for an unclassified reason stops its table after unknownHolds and at
-// least fewestTries attempts. The fault is recorded, and landing is tried again at intervals.
+// A commit that keeps failing for an unclassified reason stops its table after unknownLimit and at
+// least minAttempts attempts. The fault is recorded, and landing is tried again at intervals.
 const (
-	unknownHolds = time.Minute
-	fewestTries  = 5
+	unknownLimit = time.Minute
+	minAttempts  = 5
 )
 
 // commitTimeout limits one attempt. An attempt that has begun is completed even if the program is
@@ -46,7 +46,7 @@ const commitTimeout = 30 * time.Second
 func (l *lander) land(ctx context.Context, b *batch, w *datafile.Writer) error {
 	files, err := w.Finish(ctx, b.id)
 	if err != nil {
-		return errors.Join(faults.OfRows(err), w.Remove(b.deletes...))
+		return errors.Join(faults.AsRowsError(err), w.Remove(b.deletes...))
 	}
 	l.log.Debug("landing", "commit", b.id, "bytes", b.bytes, "next", b.progress.Next)
 	if err := l.config.at(ctx, l.table.Name, stepClosed); err != nil {
@@ -63,18 +63,18 @@ func (l *lander) land(ctx context.Context, b *batch, w *datafile.Writer) error {
 			return nil
 		}
 		// Further attempts are pointless: the batch is outdated, or an error is permanent.
-		if errors.Is(err, errFenced) || faults.IsOfRows(err) || faults.Of(l.table.DisplayName(), err) != nil {
+		if errors.Is(err, errFenced) || faults.IsRowsError(err) || faults.Of(l.table.DisplayName(), err) != nil {
 			return errors.Join(err, l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
 		}
 		if base != unknownBase {
 			bases = append(bases, base)
 		}
 		// Temporary errors never stop the table. Unclassified ones do after a while.
-		if faults.Passes(err) {
+		if faults.IsTemporary(err) {
 			since = time.Time{}
 		} else if since.IsZero() {
 			since = time.Now()
-		} else if failures >= fewestTries && time.Since(since) >= l.config.unknown {
+		} else if failures >= minAttempts && time.Since(since) >= l.config.unknownTimeout {
 			fault := &faults.TableError{Table: l.table.DisplayName(), Remedy: faults.RemedyCommit, Err: err}
 			return errors.Join(fault, l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
 		}
@@ -114,7 +114,7 @@ func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []
 	if !at.At(b.from) && !failpoint.On("lake.nofence") {
 		return unknownBase, fmt.Errorf("%w: the table is at %v, the batch begins at %v", errFenced, at.Next, b.from)
 	}
-	if !datafile.AsWritten(w.Table.Metadata(), t.Metadata()) { // something relevant changed since the writer was created
+	if !datafile.SameForWriting(w.Table.Metadata(), t.Metadata()) { // something relevant changed since the writer was created
 		step, err := l.table.Step(t.Metadata())
 		if err == nil {
 			err = datafile.Writable(ctx, t.Metadata(), step.Columns)
@@ -136,32 +136,32 @@ func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []
 		return unknownBase, err
 	}
 	// The newest time wins: another lander may have committed a newer event.
-	reaches := b.progress
-	if at.AsOf.After(reaches.AsOf) {
-		reaches.AsOf = at.AsOf
+	state := b.progress
+	if at.AsOf.After(state.AsOf) {
+		state.AsOf = at.AsOf
 	}
 	// A batch without rows creates no snapshot, so the snapshot assertion cannot stop a stale one.
 	// That is harmless: it can only move offsets across records that have no rows.
-	props := reaches.Properties(l.table.Topic)
+	props := state.Properties(l.table.Topic)
 	props[progress.KeyTopic] = l.table.Topic
 	if len(files) > 0 {
 		// The summary has the offsets of all partitions, not only those of this batch.
-		whole := progress.State{Next: maps.Clone(at.Next), Commit: b.id}
-		maps.Copy(whole.Next, b.progress.Next)
-		summary := whole.Summary()
+		after := progress.State{Next: maps.Clone(at.Next), Commit: b.id}
+		maps.Copy(after.Next, b.progress.Next)
+		summary := after.Summary()
 		if l.table.Keyed() {
-			props[progress.KeyRows] = strconv.FormatInt(at.Rows+b.born, 10)
+			props[progress.KeyRows] = strconv.FormatInt(at.Rows+b.inserted, 10)
 			summary[progress.KeyRows] = props[progress.KeyRows]
 		}
 		if err := datafile.Stage(ctx, tx, t.Metadata().Version(), files, b.deletes, summary); err != nil {
-			return unknownBase, faults.OfRows(fmt.Errorf("stage commit: %w", err))
+			return unknownBase, faults.AsRowsError(fmt.Errorf("stage commit: %w", err))
 		}
 	}
 	if err := tx.SetProperties(props); err != nil {
 		return unknownBase, fmt.Errorf("stage commit: %w", err)
 	}
 	// Dead letters must be durable before the offsets move past them.
-	if err := l.parkUnwritable(ctx, b.unwritable); err != nil {
+	if err := l.writeUnwritable(ctx, b.unwritable); err != nil {
 		return unknownBase, err
 	}
 	if err := l.config.at(ctx, l.table.Name, stepCommit); err != nil {

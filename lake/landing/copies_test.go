@@ -51,7 +51,7 @@ func (c *copies) park(_ context.Context, records []DeadLetter) error {
 
 // Copies of events, as mirrors and replay tools make them, become dead letters. Each event is in
 // each table once.
-func TestCopiesOfEventsLandNowhere(t *testing.T) {
+func TestCopiesOfEventsDoNotLand(t *testing.T) {
 	t.Parallel()
 	for name, choose := range map[string]func(log []fetchtest.Record) []fetchtest.Record{
 		"the first event": func(log []fetchtest.Record) []fetchtest.Record { return log[:1] },
@@ -170,7 +170,7 @@ func TestCopiesInATableOfAnEarlierVersion(t *testing.T) {
 func TestKilledAmongCopies(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{tables.OrdersEvents.Name, tables.OrderLines.Name, tables.OrdersCurrent.Name} {
-		for _, at := range []step{stepFetched, stepPark, stepParked, stepClosed, stepCommit, stepCommitted} {
+		for _, at := range []step{stepFetched, stepDeadLetters, stepDeadLettersWritten, stepClosed, stepCommit, stepCommitted} {
 			t.Run(fmt.Sprintf("%s/%s", name, at), func(t *testing.T) {
 				t.Parallel()
 				s := newShop(t)

@@ -14,7 +14,7 @@ import (
 
 // If the catalog refuses the change of a table to its declaration, for any reason, only this table
 // stops, at start and during landing.
-func TestDeclarationThatIsRefusedStopsItsTable(t *testing.T) {
+func TestRefusedDeclarationStopsItsTable(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
 	s.mustTrade(t, 10)

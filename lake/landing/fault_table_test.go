@@ -153,7 +153,7 @@ func TestOneTableStopsAlone(t *testing.T) {
 				config := ordersOnly(localLake(t))
 				l := openLake(t, config)
 				run := s.runConfig()
-				run.again = 50 * time.Millisecond
+				run.retryInterval = 50 * time.Millisecond
 				stop := start(t, l, run)
 				s.landed(t, l)
 				if when == "stopped" {
@@ -446,7 +446,7 @@ func TestOneUnwritableRecordAlone(t *testing.T) {
 // is in the table once or among the dead letters, under one key however often it was written.
 func TestDiesBetweenDeadLetterAndCommit(t *testing.T) {
 	t.Parallel()
-	for _, at := range []step{stepPark, stepParked, stepClosed, stepCommit, stepCommitted} {
+	for _, at := range []step{stepDeadLetters, stepDeadLettersWritten, stepClosed, stepCommit, stepCommitted} {
 		t.Run(string(at), func(t *testing.T) {
 			t.Parallel()
 			values, good, spoilt := numbered(200, 0, 50, 51, 199)
@@ -454,7 +454,7 @@ func TestDiesBetweenDeadLetterAndCommit(t *testing.T) {
 			config.Tables = []declare.Table{picky(isBad)}
 			parked := new(lot)
 			dies := 2
-			if at == stepPark || at == stepParked { // the last life has none left to come to
+			if at == stepDeadLetters || at == stepDeadLettersWritten { // the last life has none left to come to
 				dies = 1
 			}
 			for range 4 { // lives

@@ -161,7 +161,7 @@ func TestZombie(t *testing.T) {
 					}
 					t.Cleanup(func() { _ = zombie.Close() })
 					c := s.runConfig()
-					c.patience = 2 * time.Second
+					c.rebalanceTimeout = 2 * time.Second
 					paused, resume := make(chan struct{}), make(chan struct{})
 					var once sync.Once
 					c.hook = func(_ context.Context, table string, have step) error {
@@ -178,7 +178,7 @@ func TestZombie(t *testing.T) {
 
 					l := openLake(t, config)
 					other := s.runConfig()
-					other.patience = c.patience // the group's is the greatest of its members'
+					other.rebalanceTimeout = c.rebalanceTimeout // the group's is the greatest of its members'
 					stop := start(t, l, other)
 					s.landed(t, l)
 					s.mustTrade(t, 60)

@@ -34,7 +34,7 @@ func TestWhoeverAsksIsToldWhyATableIsNotLanded(t *testing.T) {
 		config.Tables = []declare.Table{picky(func(string) bool { return !mended.Load() }), tables.OrdersEvents}
 		lander, asked := openLake(t, config), openLake(t, config)
 		c := s.runConfig()
-		c.WriteDeadLetters, c.again = new(lot).park, 50*time.Millisecond
+		c.WriteDeadLetters, c.retryInterval = new(lot).park, 50*time.Millisecond
 		stop := start(t, lander, c)
 		eventually(t, func() error {
 			_, broken, err := asked.Report(t.Context())
@@ -112,7 +112,7 @@ func TestCommitsThatNeverPassStopTheirTable(t *testing.T) {
 			refuses.err.Store(&c.err)
 			l.SetCatalog(refuses)
 			run := s.runConfig()
-			run.again, run.unknown = 50*time.Millisecond, 100*time.Millisecond
+			run.retryInterval, run.unknownTimeout = 50*time.Millisecond, 100*time.Millisecond
 			stop := start(t, l, run)
 			eventually(t, func() error {
 				if have := stoppedTables(l); !slices.Equal(have, []string{tables.OrdersEvents.Name}) {
@@ -157,10 +157,10 @@ func TestCommitsThatPassAreWaitedFor(t *testing.T) {
 			refuses.err.Store(&err)
 			l.SetCatalog(refuses)
 			run := s.runConfig()
-			run.unknown = time.Nanosecond
+			run.unknownTimeout = time.Nanosecond
 			stop := start(t, l, run)
 			eventually(t, func() error {
-				if n := refuses.asked.Load(); n < 2*fewestTries {
+				if n := refuses.asked.Load(); n < 2*minAttempts {
 					return fmt.Errorf("%d tries", n)
 				}
 				return nil

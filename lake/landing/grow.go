@@ -13,19 +13,19 @@ import (
 	"github.com/millrace/millrace/lake/internal/datafile"
 )
 
-// held is the record before which a partition has to wait: it needs new columns, or a temporary
+// heldRecord is the record before which a partition has to wait: it needs new columns, or a temporary
 // condition prevents decoding it.
-type held struct {
+type heldRecord struct {
 	at  int64
 	err error
 }
 
 // grows reports whether the record waits for new columns.
-func (h *held) grows() bool { return h != nil && errors.Is(h.err, declare.ErrGrow) }
+func (h *heldRecord) grows() bool { return h != nil && errors.Is(h.err, declare.ErrGrow) }
 
-// holds reports whether an error is not the record's fault, so that the record must wait instead of
+// mustWait reports whether an error is not the record's fault, so that the record must wait instead of
 // becoming a dead letter.
-func holds(err error) bool {
+func mustWait(err error) bool {
 	return errors.Is(err, declare.ErrGrow) || errors.Is(err, registry.ErrUnavailable) || errors.Is(err, columnar.ErrFull)
 }
 

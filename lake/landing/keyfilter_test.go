@@ -9,7 +9,7 @@ import (
 
 // A duplicate of a stream's first event changes nothing, whatever the lander remembers of the
 // stream and whatever has happened to the table since.
-func TestFirstEventThatComesAgain(t *testing.T) {
+func TestDuplicateFirstEvent(t *testing.T) {
 	t.Parallel()
 	for name, meanwhile := range map[string]func(w *stateWorld, g *generator){
 		"at once":                         func(*stateWorld, *generator) {},
@@ -92,14 +92,14 @@ func TestNewStreamsAreNotLookedUp(t *testing.T) {
 			_, e := g.placed()
 			w.topic[0] = append(w.topic[0], e)
 		}
-		b := w.gather(0, 0, orders)
+		b := w.collect(0, 0, orders)
 		held := w.landers[0].to.upserts
 		if n := len(held.LookupKeys(b.from)); n > 0 {
 			t.Errorf("round %d: %d are looked up", round, n)
 		}
 		if held.NeedsKeys() {
 			read++
-			f, err := readKeys(t.Context(), w.load(), held.Columns()[0].Name, w.stands())
+			f, err := readKeys(t.Context(), w.load(), held.Columns()[0].Name, w.offsets())
 			if err != nil {
 				t.Fatal(err)
 			}

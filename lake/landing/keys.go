@@ -16,13 +16,13 @@ import (
 // readKeys scans the key column and returns the filter of a table that has landed its topic up to
 // these offsets.
 func readKeys(ctx context.Context, have *table.Table, key string, upTo map[int32]int64) (*keyset.Filter, error) {
-	f := keyset.New(rowsSaid(have), upTo)
+	f := keyset.New(recordedRows(have), upTo)
 	if have.CurrentSnapshot() == nil {
 		return f, nil
 	}
 	ctx, cancel := context.WithCancel(ctx) // the scan's goroutines end with it
 	defer cancel()
-	_, records, err := have.Scan(table.WithSelectedFields(key), table.WithMaxConcurrency(lookUpFiles)).ToArrowRecords(ctx)
+	_, records, err := have.Scan(table.WithSelectedFields(key), table.WithMaxConcurrency(lookupConcurrency)).ToArrowRecords(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -51,9 +51,9 @@ func addColumn(f *keyset.Filter, rec arrow.RecordBatch, key string) error {
 	return nil
 }
 
-// rowsSaid returns the row count in the table's summary, or 0 if there is none. It only sizes the
+// recordedRows returns the row count in the table's summary, or 0 if there is none. It only sizes the
 // filter, so it may be inaccurate.
-func rowsSaid(have *table.Table) int {
+func recordedRows(have *table.Table) int {
 	s := have.CurrentSnapshot()
 	if s == nil || s.Summary == nil {
 		return 0

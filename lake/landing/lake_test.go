@@ -111,7 +111,7 @@ func TestOffsetsMoveWithoutRows(t *testing.T) {
 }
 
 // A record that is not an event becomes a dead letter of each table, and the others land.
-func TestParking(t *testing.T) {
+func TestDeadLetters(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
 		s := newShop(t)
@@ -190,7 +190,7 @@ func TestParking(t *testing.T) {
 
 // If a topic has lost records that the table has or still needs, the error has both offsets. It is
 // never ignored.
-func TestTopicDoesNotFit(t *testing.T) {
+func TestTopicMismatch(t *testing.T) {
 	t.Parallel()
 	remake := func(partitions int32) func(t *testing.T, s *shop) {
 		return func(t *testing.T, s *shop) {

@@ -13,7 +13,7 @@
 // fault that stops a single table is a faults.TableError; the other tables continue to land.
 //
 // lander.go has the main loop, commit.go the commit protocol, upsert.go tables with a row per key,
-// grow.go new columns, and sift.go the search for records that cannot be written.
+// grow.go new columns, and bisect.go the search for records that cannot be written.
 package landing
 
 import (
@@ -66,20 +66,20 @@ type lander struct {
 
 	commits int // number of commits so far
 
-	// sifts has the offset at which a search for unwritable records ends, by partition. See
-	// sift.go.
-	sifts map[int32]int64
-	alone int // consecutive unwritable records that had no writable record beside them
+	// bisectUntil has the offset at which a search for unwritable records ends, by partition. See
+	// bisect.go.
+	bisectUntil map[int32]int64
+	alone       int // consecutive unwritable records that had no writable record beside them
 
-	// parked counts dead letters that have not been logged yet.
-	parked parkings
-	toPark []DeadLetter // dead letters collected by add, written before it returns
+	// deadLetters counts dead letters that have not been logged yet.
+	deadLetters    deadLetterSummary
+	pendingLetters []DeadLetter // dead letters collected by add, written before it returns
 }
 
-// lostLooks is the number of consecutive failures after which a missing file or topic counts as
+// lostAttempts is the number of consecutive failures after which a missing file or topic counts as
 // lost. A single failure proves nothing: maintenance may have replaced the file between two reads,
 // and brokers that are starting know no topics.
-const lostLooks = 3
+const lostAttempts = 3
 
 // run lands until ctx is done or the table cannot be landed. In the latter case the error is a
 // *TableError.
@@ -94,10 +94,10 @@ func (l *lander) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // stopping is not an error
 		}
-		// Faults of rows are handled by sifting in the next session. A missing file or topic must
+		// Faults of rows are handled by bisection in the next session. A missing file or topic must
 		// be confirmed.
 		seems := faults.Unreadable(err) || errors.Is(err, fetch.ErrNoTopic)
-		if fault := faults.Of(l.table.DisplayName(), err); fault != nil && !faults.IsOfRows(err) && (!seems || failures+1 >= lostLooks) {
+		if fault := faults.Of(l.table.DisplayName(), err); fault != nil && !faults.IsRowsError(err) && (!seems || failures+1 >= lostAttempts) {
 			return fault
 		}
 		l.log.Warn("landing failed; resuming from the table's offsets", "error", err)
@@ -156,15 +156,15 @@ func (p *positions) putSeen(seen map[int32]event.Sequence) {
 // session is one membership in the group, from joining it to the first failure.
 type session struct {
 	*lander
-	at     *positions
-	reader *fetch.Reader
-	writer *datafile.Writer
-	to     sink
-	batch  *batch
-	landed bool      // anything was committed
-	asked  time.Time // when faults were last read; see works
+	at            *positions
+	reader        *fetch.Reader
+	writer        *datafile.Writer
+	to            sink
+	batch         *batch
+	landed        bool      // anything was committed
+	faultsChecked time.Time // when recorded faults were last read; see clearFaults
 
-	unwritable []unwritable // dead letters for the next commit; see sift.go
+	unwritable []unwritable // dead letters for the next commit; see bisect.go
 	proven     bool         // other rows of the same fetch were written
 }
 
@@ -197,7 +197,7 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 	}
 	reader, err := fetch.Join(l.source(), fetch.Group{
 		// The group's name includes the table's UUID, so a recreated table has a new group.
-		Refresh: l.config.refresh, Patience: l.config.patience, Instance: l.instance(),
+		Refresh: l.config.refresh, Patience: l.config.rebalanceTimeout, Instance: l.instance(),
 		Name: "millrace.lake." + l.table.Name + "." + have.Metadata().TableUUID().String()[:8],
 		Position: func(ctx context.Context, partitions []int32) (map[int32]int64, error) {
 			return l.position(ctx, topics, s.at, partitions)
@@ -209,10 +209,10 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 	defer reader.Close()
 	s.reader, s.batch = reader, newBatch(s.at, time.Time{})
 	err = s.run(ctx)
-	l.tellParked(true)
-	// Remember up to where the failed batch reached. The next session sifts these offsets.
-	if faults.IsOfRows(err) {
-		maps.Copy(l.sifts, s.batch.progress.Next)
+	l.logDeadLetters(true)
+	// Remember up to where the failed batch reached. The next session bisects these offsets.
+	if faults.IsRowsError(err) {
+		maps.Copy(l.bisectUntil, s.batch.progress.Next)
 	}
 	return s.landed, l.positionError(err)
 }
@@ -221,11 +221,11 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 // allowed while the batch is empty: a batch that outlives its partitions could not be committed.
 func (s *session) run(ctx context.Context) error {
 	var hasFirst bool
-	defer func() { s.noteFirst(&hasFirst, false) }()
+	defer func() { s.updateFirst(&hasFirst, false) }()
 	for {
 		if !s.batch.moved() {
 			s.reader.Yield()
-			s.noteFirst(&hasFirst, slices.Contains(s.reader.Assigned(), 0))
+			s.updateFirst(&hasFirst, slices.Contains(s.reader.Assigned(), 0))
 		}
 		// Poll blocks at most until the batch is due.
 		fetched, err := s.reader.Poll(ctx, s.batch.wait(s.config))
@@ -235,8 +235,8 @@ func (s *session) run(ctx context.Context) error {
 		var waits error // partitions held back; the others land
 		for _, f := range fetched {
 			take := s.take
-			if _, sifts := s.sifts[f.Partition]; sifts {
-				take = s.sift
+			if _, failed := s.bisectUntil[f.Partition]; failed {
+				take = s.bisect
 			}
 			held, err := take(ctx, f)
 			if err != nil {
@@ -250,8 +250,8 @@ func (s *session) run(ctx context.Context) error {
 		// partition has to wait.
 		if waits == nil && (!s.batch.moved() || s.batch.wait(s.config) > 0 && !s.reader.Wanted()) {
 			if len(fetched) == 0 && !s.batch.moved() && len(s.reader.Assigned()) > 0 {
-				s.works(ctx)
-				s.tellParked(false)
+				s.clearFaults(ctx)
+				s.logDeadLetters(false)
 			}
 			continue
 		}
@@ -265,7 +265,7 @@ func (s *session) run(ctx context.Context) error {
 // take adds the records of a partition to the batch. If a record needs new columns, the batch
 // before it is landed and the columns are added. The record returned, if any, is held back for
 // another reason.
-func (s *session) take(ctx context.Context, f fetch.Batch) (*held, error) {
+func (s *session) take(ctx context.Context, f fetch.Batch) (*heldRecord, error) {
 	held, err := s.add(ctx, s.batch, s.to, s.writer, f)
 	for grown := int64(-1); err == nil && held.grows() && held.at > grown; {
 		if err = s.land(ctx); err != nil { // with the existing columns
@@ -286,7 +286,7 @@ func (s *session) land(ctx context.Context) error {
 		return nil
 	}
 	// Keyed tables: turn the collected records into rows.
-	if err := s.settle(ctx, b, s.to, s.writer); err != nil {
+	if err := s.flushUpserts(ctx, b, s.to, s.writer); err != nil {
 		return err
 	}
 	b.unwritable = s.unwritable
@@ -301,8 +301,8 @@ func (s *session) land(ctx context.Context) error {
 		s.proven, s.alone = true, 0
 	}
 	s.landed, s.unwritable = true, nil
-	s.works(ctx)
-	s.tellParked(false)
+	s.clearFaults(ctx)
+	s.logDeadLetters(false)
 	s.at.put(b.progress.Next, b.progress.TopicID)
 	s.at.putSeen(b.progress.Seen)
 	s.report(ctx, s.reader, b.progress.Next)
@@ -311,19 +311,19 @@ func (s *session) land(ctx context.Context) error {
 	return nil
 }
 
-// works clears recorded faults after a successful landing.
-func (s *session) works(ctx context.Context) {
+// clearFaults clears recorded faults after a successful landing.
+func (s *session) clearFaults(ctx context.Context) {
 	written := false
-	if time.Since(s.asked) >= askFaults { // by another process, or by this one before a restart
-		s.asked, written = time.Now(), s.lake.HasFault(ctx, s.table)
+	if time.Since(s.faultsChecked) >= faultCheckInterval { // by another process, or by this one before a restart
+		s.faultsChecked, written = time.Now(), s.lake.HasFault(ctx, s.table)
 	}
 	if written || s.lake.Fault(s.table) != nil {
 		s.lake.ClearFault(ctx, s.table)
 	}
 }
 
-// askFaults is the interval at which a working lander checks for recorded faults of its table.
-const askFaults = 10 * time.Second
+// faultCheckInterval is the interval at which a working lander checks for recorded faults of its table.
+const faultCheckInterval = 10 * time.Second
 
 // instance returns the static group membership id, or "" for dynamic membership.
 func (l *lander) instance() string {
@@ -333,8 +333,8 @@ func (l *lander) instance() string {
 	return fmt.Sprintf("%s-%d", l.config.Instance, l.number)
 }
 
-// noteFirst updates first when the assignment of the first partition changes.
-func (l *lander) noteFirst(had *bool, has bool) {
+// updateFirst updates first when the assignment of the first partition changes.
+func (l *lander) updateFirst(had *bool, has bool) {
 	switch {
 	case l.first == nil || has == *had:
 	case has:
@@ -408,7 +408,7 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 	if err != nil {
 		return nil, err
 	}
-	stands, err := progress.Read(l.table.Topic, have.Properties())
+	committed, err := progress.Read(l.table.Topic, have.Properties())
 	if err == nil {
 		err = progress.CheckOwner(l.table, have.Properties())
 	}
@@ -420,13 +420,13 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 		return nil, err
 	}
 	// A recreated topic has a new id. Its offsets mean other records.
-	if stands.TopicID != "" && topic.ID != "" && stands.TopicID != topic.ID {
+	if committed.TopicID != "" && topic.ID != "" && committed.TopicID != topic.ID {
 		return nil, &faults.PositionError{Table: l.table.Name, Topic: l.table.Topic,
 			// Check all partitions of the table, not only the assigned ones, so that a truncated
 			// topic is noticed by every lander.
-			Err: fmt.Errorf("the table's offsets belong to topic id %s, but the topic's id is %s", stands.TopicID, topic.ID)}
+			Err: fmt.Errorf("the table's offsets belong to topic id %s, but the topic's id is %s", committed.TopicID, topic.ID)}
 	}
-	for partition, next := range stands.Next {
+	for partition, next := range committed.Next {
 		log, ok := topic.Partitions[partition]
 		if !ok || next < log.Start || next > log.End {
 			return nil, l.positionError(&fetch.OutOfRangeError{Topic: l.table.Topic, Partition: partition, Offset: next, Log: log})
@@ -435,8 +435,8 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 	from, ours, seen := map[int32]int64{}, map[int32]int64{}, map[int32]event.Sequence{}
 	for _, partition := range partitions {
 		log := topic.Partitions[partition]
-		next, ok := stands.Next[partition]
-		ours[partition], seen[partition] = next, stands.Seen[partition]
+		next, ok := committed.Next[partition]
+		ours[partition], seen[partition] = next, committed.Seen[partition]
 		if !ok && log.Start > 0 {
 			l.log.Warn("the topic's first records are gone; the table begins after them",
 				"topic", l.table.Topic, "partition", partition, "first", log.Start)
@@ -453,7 +453,7 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 // topicError classifies the error of a missing topic. If the table has landed it before, it was
 // deleted, which is a fault. Otherwise it may still be created.
 func (l *lander) topicError(err error, have *table.Table) error {
-	if stands, readErr := progress.Read(l.table.Topic, have.Properties()); errors.Is(err, fetch.ErrNoTopic) && readErr == nil && len(stands.Next) > 0 {
+	if committed, readErr := progress.Read(l.table.Topic, have.Properties()); errors.Is(err, fetch.ErrNoTopic) && readErr == nil && len(committed.Next) > 0 {
 		return &faults.PositionError{Table: l.table.Name, Topic: l.table.Topic, Err: err}
 	}
 	return err
@@ -473,17 +473,17 @@ func (l *lander) positionError(err error) error {
 // add adds the records of a partition to the batch, and writes them to the data file when there are
 // many. It stops before a record that must wait, and returns it. Dead letters are durable when add
 // returns.
-func (l *lander) add(ctx context.Context, b *batch, to sink, w *datafile.Writer, f fetch.Batch) (*held, error) {
-	l.toPark = l.toPark[:0]
+func (l *lander) add(ctx context.Context, b *batch, to sink, w *datafile.Writer, f fetch.Batch) (*heldRecord, error) {
+	l.pendingLetters = l.pendingLetters[:0]
 	held, err := l.addRecords(ctx, b, to, w, f)
 	if err != nil {
 		return nil, err
 	}
-	return held, l.parkAll(ctx)
+	return held, l.writeDeadLetters(ctx)
 }
 
 // addRecords is add without the last write of dead letters.
-func (l *lander) addRecords(ctx context.Context, b *batch, to sink, w *datafile.Writer, f fetch.Batch) (*held, error) {
+func (l *lander) addRecords(ctx context.Context, b *batch, to sink, w *datafile.Writer, f fetch.Batch) (*heldRecord, error) {
 	seen := b.seen(f.Partition)
 	for record := range l.records(f) {
 		record.Before = seen
@@ -491,20 +491,20 @@ func (l *lander) addRecords(ctx context.Context, b *batch, to sink, w *datafile.
 		appended, err := to.put(ctx, w, record)
 		if err != nil {
 			// The record must wait, unless it does not even fit into empty columns.
-			if holds(err) && (!errors.Is(err, columnar.ErrFull) || w.Columns.Rows() > 0) {
+			if mustWait(err) && (!errors.Is(err, columnar.ErrFull) || w.Columns.Rows() > 0) {
 				b.rows = b.rows || w.HasRows()
-				if stands, _ := b.positions.at(f.Partition); r.Offset > stands {
+				if committed, _ := b.positions.at(f.Partition); r.Offset > committed {
 					b.move(f.Partition, r.Offset)
 					b.saw(f.Partition, seen)
 				}
-				return &held{r.Offset, fmt.Errorf("record %d of %s/%d: %w", r.Offset, r.Topic, r.Partition, err)}, nil
+				return &heldRecord{r.Offset, fmt.Errorf("record %d of %s/%d: %w", r.Offset, r.Topic, r.Partition, err)}, nil
 			}
-			// Pretend that the error does not identify the record, to test sifting.
+			// Pretend that the error does not identify the record, to test bisection.
 			if failpoint.On("lake.unnamed") {
 				b.move(f.Partition, f.Next)
 				return nil, &faults.RowsError{Err: err}
 			}
-			if err := l.park(ctx, record, err); err != nil {
+			if err := l.addDeadLetter(ctx, record, err); err != nil {
 				return nil, err
 			}
 			continue
@@ -524,68 +524,68 @@ func (l *lander) addRecords(ctx context.Context, b *batch, to sink, w *datafile.
 	return nil, l.config.at(ctx, l.table.Name, stepFetched)
 }
 
-// mostToPark is the number of dead letters written at once. It is large enough to hide the latency
+// deadLetterBatch is the number of dead letters written at once. It is large enough to hide the latency
 // of the brokers.
-const mostToPark = 1000
+const deadLetterBatch = 1000
 
-// park collects a dead letter and writes the collected ones when there are mostToPark.
-func (l *lander) park(ctx context.Context, r declare.Record, reason error) error {
-	l.toPark = append(l.toPark, DeadLetter{
+// addDeadLetter collects a dead letter and writes the collected ones when there are deadLetterBatch.
+func (l *lander) addDeadLetter(ctx context.Context, r declare.Record, reason error) error {
+	l.pendingLetters = append(l.pendingLetters, DeadLetter{
 		Sink: "lake/" + l.table.Name, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset,
 		Time: r.Time, Key: r.Key, Value: r.Value, Headers: slices.Clone(r.Headers), Reason: reason,
 	})
-	if len(l.toPark) < mostToPark {
+	if len(l.pendingLetters) < deadLetterBatch {
 		return nil
 	}
-	return l.parkAll(ctx)
+	return l.writeDeadLetters(ctx)
 }
 
-// parkAll writes the collected dead letters. They must be durable before a commit moves the offsets
+// writeDeadLetters writes the collected dead letters. They must be durable before a commit moves the offsets
 // past them.
-func (l *lander) parkAll(ctx context.Context) error {
-	if len(l.toPark) == 0 {
+func (l *lander) writeDeadLetters(ctx context.Context) error {
+	if len(l.pendingLetters) == 0 {
 		return nil
 	}
-	first := l.toPark[0]
-	if err := l.config.at(ctx, l.table.Name, stepPark); err != nil {
+	first := l.pendingLetters[0]
+	if err := l.config.at(ctx, l.table.Name, stepDeadLetters); err != nil {
 		return err
 	}
-	if err := l.config.WriteDeadLetters(ctx, l.toPark); err != nil {
+	if err := l.config.WriteDeadLetters(ctx, l.pendingLetters); err != nil {
 		return fmt.Errorf("write %d dead letters, the first for record %d of %s/%d: %w",
-			len(l.toPark), first.Offset, first.Topic, first.Partition, err)
+			len(l.pendingLetters), first.Offset, first.Topic, first.Partition, err)
 	}
-	if err := l.config.at(ctx, l.table.Name, stepParked); err != nil {
+	if err := l.config.at(ctx, l.table.Name, stepDeadLettersWritten); err != nil {
 		return err
 	}
-	if l.parked.count == 0 {
-		l.parked.partition, l.parked.offset, l.parked.reason = first.Partition, first.Offset, first.Reason
+	if l.deadLetters.count == 0 {
+		l.deadLetters.partition, l.deadLetters.offset, l.deadLetters.reason = first.Partition, first.Offset, first.Reason
 	}
-	l.parked.count += len(l.toPark)
-	clear(l.toPark) // release the records' memory
-	l.toPark = l.toPark[:0]
+	l.deadLetters.count += len(l.pendingLetters)
+	clear(l.pendingLetters) // release the records' memory
+	l.pendingLetters = l.pendingLetters[:0]
 	return nil
 }
 
-// parkings summarises the dead letters since the last log line.
-type parkings struct {
+// deadLetterSummary summarises the dead letters since the last log line.
+type deadLetterSummary struct {
 	count     int
 	partition int32
 	offset    int64
 	reason    error
-	told      time.Time // time of the last log line
+	logged    time.Time // time of the last log line
 }
 
-// tellEvery is the minimum interval between log lines about dead letters.
-const tellEvery = 10 * time.Second
+// deadLetterLogInterval is the minimum interval between log lines about dead letters.
+const deadLetterLogInterval = 10 * time.Second
 
-// tellParked logs the dead letters since the last log line. now skips the interval.
-func (l *lander) tellParked(now bool) {
-	if l.parked.count == 0 || !now && time.Since(l.parked.told) < tellEvery {
+// logDeadLetters logs the dead letters since the last log line. now skips the interval.
+func (l *lander) logDeadLetters(now bool) {
+	if l.deadLetters.count == 0 || !now && time.Since(l.deadLetters.logged) < deadLetterLogInterval {
 		return
 	}
-	l.log.Error("records that do not fit the table became dead letters", "records", l.parked.count, "topic", l.table.Topic,
-		"first_partition", l.parked.partition, "first_offset", l.parked.offset, "first_error", l.parked.reason)
-	l.parked = parkings{told: time.Now()}
+	l.log.Error("records that do not fit the table became dead letters", "records", l.deadLetters.count, "topic", l.table.Topic,
+		"first_partition", l.deadLetters.partition, "first_offset", l.deadLetters.offset, "first_error", l.deadLetters.reason)
+	l.deadLetters = deadLetterSummary{logged: time.Now()}
 }
 
 // reportTimeout limits the report to the group.

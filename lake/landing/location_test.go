@@ -52,7 +52,7 @@ func hostile() []string {
 
 // Locations contain nothing from records. So whatever a record contains, every reader finds every
 // row, before and after compaction, and no file is created outside of the table's folder.
-func TestRecordsStandInNoLocation(t *testing.T) {
+func TestLocationsHaveNoRecordContent(t *testing.T) {
 	t.Parallel()
 	interpreter := process.Python(t)
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -196,7 +196,7 @@ func TestTablesOfAnyName(t *testing.T) {
 }
 
 // A new warehouse is refused if its own path needs escaping. An existing one keeps working.
-func TestWarehousesThatReadersDisagreeOn(t *testing.T) {
+func TestAmbiguousWarehouseLocations(t *testing.T) {
 	t.Parallel()
 	for name, plain := range map[string]bool{"lake": true, "a-b.c_d~e": true, "a b": false, "50%": false, "q?": false, "x#y": false, "é": false, "[a]": false, "*": false} {
 		config := localLake(t)
@@ -244,7 +244,7 @@ func onlyTables(t *testing.T, root string) {
 
 // Tables with files that iceberg-go's own file system named after partitions keep working: existing
 // files are read, and new ones have plain names.
-func TestOldPartitionedTablesGoOn(t *testing.T) {
+func TestOldPartitionedTablesContinue(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
 	old := "file://" + folder + "/t/data/city=a%2Fb/old.parquet"

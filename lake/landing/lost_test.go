@@ -19,7 +19,7 @@ import (
 // A missing file of a table, whichever it is and whoever notices, is reported by every process with
 // a remedy. Landing continues and other tables are not affected. When the file is back, the report
 // ends.
-func TestLostFilesAreTold(t *testing.T) {
+func TestLostFilesAreReported(t *testing.T) {
 	t.Parallel()
 	for name, found := range map[string]func(t *testing.T, l *lake.Lake) error{
 		"by a verification": func(t *testing.T, l *lake.Lake) error {

@@ -24,7 +24,7 @@ import (
 // An earlier version escaped the locations of files of tables partitioned by strings, but wrote the
 // files to the decoded paths. Maintenance makes them readable for every engine and continues to
 // maintain them.
-func TestMaintenancePlacesOldFilesAsTheirLocationsAreWritten(t *testing.T) {
+func TestMaintenanceMovesMisplacedFiles(t *testing.T) {
 	t.Parallel()
 	interpreter := process.Python(t)
 	s := newShop(t)
@@ -155,7 +155,7 @@ func age(t *testing.T, l *lake.Lake, name string) {
 
 // A table that an earlier version allowed to place files outside of its folder keeps doing so, as
 // long as they are in the warehouse.
-func TestOldTablesWithFilesBesideThemGoOn(t *testing.T) {
+func TestOldTablesWithOutsideFilesContinue(t *testing.T) {
 	t.Parallel()
 	for name, key := range map[string]string{"data": table.WriteDataPathKey, "metadata": table.WriteMetadataPathKey} {
 		t.Run(name, func(t *testing.T) {

@@ -43,11 +43,11 @@ type Config struct {
 	// means 1.
 	Landers int
 
-	unknown  time.Duration // how long unclassified commit errors may last; 0 means unknownHolds
-	again    time.Duration // interval of attempts to land a stopped table; 0 means lake.RetryInterval
-	hook     hook
-	refresh  time.Duration // interval of checks for new partitions
-	patience time.Duration // rebalance timeout: how long the group waits for a lander that is committing
+	unknownTimeout   time.Duration // how long unclassified commit errors may last; 0 means unknownLimit
+	retryInterval    time.Duration // interval of attempts to land a stopped table; 0 means lake.RetryInterval
+	hook             hook
+	refresh          time.Duration // interval of checks for new partitions
+	rebalanceTimeout time.Duration // how long the group waits for a lander that is committing
 }
 
 // DeadLetterWriter stores dead letters where they can be inspected, so that the rest of the topic can land.
@@ -85,11 +85,11 @@ func Run(ctx context.Context, l *lake.Lake, c Config) error {
 		c.CommitBytes = defaults.CommitBytes
 	}
 	c.Landers = max(c.Landers, 1)
-	if c.again <= 0 {
-		c.again = lake.RetryInterval
+	if c.retryInterval <= 0 {
+		c.retryInterval = lake.RetryInterval
 	}
-	if c.unknown <= 0 {
-		c.unknown = unknownHolds
+	if c.unknownTimeout <= 0 {
+		c.unknownTimeout = unknownLimit
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, t := range l.Declared() {
@@ -131,7 +131,7 @@ func landTable(ctx context.Context, l *lake.Lake, t declare.Table, c Config, fir
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(c.again):
+		case <-time.After(c.retryInterval):
 		}
 		err = again()
 	}
@@ -141,7 +141,7 @@ func landTable(ctx context.Context, l *lake.Lake, t declare.Table, c Config, fir
 func landPartitions(ctx context.Context, l *lake.Lake, t declare.Table, c Config, first *atomic.Int32) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range c.Landers {
-		lander := &lander{lake: l, table: t, config: c, number: i, first: first, sifts: map[int32]int64{}, log: l.Logger().With("table", t.Name)}
+		lander := &lander{lake: l, table: t, config: c, number: i, first: first, bisectUntil: map[int32]int64{}, log: l.Logger().With("table", t.Name)}
 		g.Go(func() error { return lander.run(ctx) })
 	}
 	return g.Wait()
@@ -164,15 +164,15 @@ type hook func(ctx context.Context, table string, s step) error
 type step string
 
 const (
-	stepFetched   step = "records fetched"
-	stepLookedUp  step = "rows before looked up" // keyed tables only
-	stepGrow      step = "about to add columns"
-	stepGrown     step = "columns added, rows not yet"
-	stepPark      step = "about to park"
-	stepParked    step = "parked, offsets not moved"
-	stepClosed    step = "data file closed"
-	stepCommit    step = "about to commit"
-	stepCommitted step = "committed, answer not used yet"
+	stepFetched            step = "records fetched"
+	stepLookedUp           step = "rows before looked up" // keyed tables only
+	stepGrow               step = "about to add columns"
+	stepGrown              step = "columns added, rows not yet"
+	stepDeadLetters        step = "about to park"
+	stepDeadLettersWritten step = "parked, offsets not moved"
+	stepClosed             step = "data file closed"
+	stepCommit             step = "about to commit"
+	stepCommitted          step = "committed, answer not used yet"
 )
 
 // at calls the hook for a step, or without one the failpoint of that name.

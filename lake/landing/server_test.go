@@ -463,7 +463,7 @@ func TestProcessesShareTables(t *testing.T) {
 }
 
 // A process that does not land and may only read answers verify's requests.
-func TestReadersAskBesideTheLander(t *testing.T) {
+func TestReadersBesideTheLander(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
 	config := serverLake(t)

@@ -71,7 +71,7 @@ func (w *stateWorld) load() *table.Table {
 	return have
 }
 
-func (w *stateWorld) stands() map[int32]int64 {
+func (w *stateWorld) offsets() map[int32]int64 {
 	w.t.Helper()
 	at, err := progress.Read(w.decl.Topic, w.load().Properties())
 	if err != nil {
@@ -95,10 +95,10 @@ func (w *stateWorld) restart(i int) {
 	}
 }
 
-// gather adds a partition's next records to a batch.
-func (w *stateWorld) gather(i int, partition int32, most int) *batch {
+// collect adds a partition's next records to a batch.
+func (w *stateWorld) collect(i int, partition int32, most int) *batch {
 	w.t.Helper()
-	l, from := w.landers[i], w.stands()
+	l, from := w.landers[i], w.offsets()
 	b := newBatch(&positions{next: from}, time.Time{})
 	for _, e := range w.topic[partition][from[partition]:min(int(from[partition])+most, len(w.topic[partition]))] {
 		_, err := l.to.put(w.t.Context(), l.writer, record(e, partition, b.progress.Next[partition]+from[partition]))
@@ -119,7 +119,7 @@ func (w *stateWorld) land(ctx context.Context, i int, b *batch) error {
 		return nil
 	}
 	l := w.landers[i]
-	err := l.settle(ctx, b, l.to, l.writer)
+	err := l.flushUpserts(ctx, b, l.to, l.writer)
 	if err == nil {
 		err = l.land(ctx, b, l.writer)
 	}
@@ -133,7 +133,7 @@ func (w *stateWorld) land(ctx context.Context, i int, b *batch) error {
 
 func (w *stateWorld) mustLand(i int, partition int32, most int) {
 	w.t.Helper()
-	if err := w.land(w.t.Context(), i, w.gather(i, partition, most)); err != nil {
+	if err := w.land(w.t.Context(), i, w.collect(i, partition, most)); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -142,7 +142,7 @@ func (w *stateWorld) mustLand(i int, partition int32, most int) {
 func (w *stateWorld) check(after string) {
 	w.t.Helper()
 	var events []event.Event
-	for partition, next := range w.stands() {
+	for partition, next := range w.offsets() {
 		for _, e := range w.topic[partition][:next] {
 			if readable(e) {
 				events = append(events, e)
@@ -229,7 +229,7 @@ func TestStateIsTheFoldOfItsEvents(t *testing.T) {
 				landSome()
 			case "race": // both have begun at one partition, or at two
 				first, second := rapid.Int32Range(0, 1).Draw(rt, "first"), rapid.Int32Range(0, 1).Draw(rt, "second")
-				a, b := w.gather(0, first, 4), w.gather(1, second, 6)
+				a, b := w.collect(0, first, 4), w.collect(1, second, 6)
 				if err := w.land(t.Context(), 0, a); err != nil {
 					rt.Fatal(err)
 				}
@@ -287,9 +287,9 @@ func TestTamperedStateIsNoticed(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			b := newBatch(&positions{next: w.stands()}, time.Time{})
-			b.move(0, w.stands()[0])
-			if err := w.landers[0].settle(w.t.Context(), b, w.landers[0].to, w.landers[0].writer); err != nil {
+			b := newBatch(&positions{next: w.offsets()}, time.Time{})
+			b.move(0, w.offsets()[0])
+			if err := w.landers[0].flushUpserts(w.t.Context(), b, w.landers[0].to, w.landers[0].writer); err != nil {
 				return err
 			}
 			files, err := w.landers[0].writer.Finish(w.t.Context(), b.id)
@@ -347,7 +347,7 @@ func (w *stateWorld) deletesOf(key string) ([]iceberg.DataFile, error) {
 
 // Rows that are in memory, or certainly do not exist, are not looked up: those of new streams, and
 // of streams landed in the same session. All others are looked up once, in one scan.
-func TestRowsAreLookedUpOnlyWhereTheyMustBe(t *testing.T) {
+func TestLookupsAreMinimal(t *testing.T) {
 	t.Parallel()
 	w := newStateWorld(t, tables.OrdersCurrent, 2)
 	g := newGenerator(5)
@@ -356,7 +356,7 @@ func TestRowsAreLookedUpOnlyWhereTheyMustBe(t *testing.T) {
 	w.topic[0] = []event.Event{e, e2, g.confirmed(o), g.cancelled(o), g.linesAdded(other), g.confirmed(other)}
 	missing := func(i int, most int) int {
 		t.Helper()
-		b := w.gather(i, 0, most)
+		b := w.collect(i, 0, most)
 		keys := w.landers[i].to.upserts.LookupKeys(b.from)
 		if err := w.land(t.Context(), i, b); err != nil {
 			t.Fatal(err)
@@ -382,7 +382,7 @@ func TestManyRowsAreLookedUp(t *testing.T) {
 	w := newStateWorld(t, tables.OrdersCurrent, 1)
 	g := newGenerator(9)
 	var later []event.Event
-	for range 3 * namedKeys {
+	for range 3 * maxListedKeys {
 		o, e := g.placed()
 		w.topic[0] = append(w.topic[0], e)
 		later = append(later, g.confirmed(o))
@@ -395,7 +395,7 @@ func TestManyRowsAreLookedUp(t *testing.T) {
 }
 
 // Duplicate events, whose versions a row has passed, change nothing.
-func TestOldVersionsChangeNothing(t *testing.T) {
+func TestOldVersionsAreIgnored(t *testing.T) {
 	t.Parallel()
 	w := newStateWorld(t, tables.OrdersCurrent, 1)
 	g := newGenerator(11)
@@ -407,8 +407,8 @@ func TestOldVersionsChangeNothing(t *testing.T) {
 	w.topic[0] = append(w.topic[0], confirmed, placed)
 	w.mustLand(0, 0, 2)
 	w.check("landing")
-	if w.load().CurrentSnapshot().SnapshotID != before || w.stands()[0] != 4 {
-		t.Errorf("the table was changed, or stands at %v", w.stands())
+	if w.load().CurrentSnapshot().SnapshotID != before || w.offsets()[0] != 4 {
+		t.Errorf("the table was changed, or stands at %v", w.offsets())
 	}
 	w.restart(0)
 	w.topic[0] = append(w.topic[0], confirmed)

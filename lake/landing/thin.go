@@ -6,9 +6,9 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// thin removes snapshots that the retention rules no longer need, once every historyLook commits.
+// thin removes snapshots that the retention rules no longer need, once every thinInterval commits.
 func (l *lander) thin(ctx context.Context) {
-	if l.commits++; l.commits%historyLook != 0 {
+	if l.commits++; l.commits%thinInterval != 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
@@ -18,5 +18,5 @@ func (l *lander) thin(ctx context.Context) {
 	}
 }
 
-// historyLook is the number of commits between two checks of the history.
-const historyLook = 8
+// thinInterval is the number of commits between two checks of the history.
+const thinInterval = 8

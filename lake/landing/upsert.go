@@ -16,15 +16,15 @@ import (
 	"github.com/millrace/millrace/lake/internal/progress"
 )
 
-// settle turns the records collected by a keyed table into rows, and writes a delete file for the
+// flushUpserts turns the records collected by a keyed table into rows, and writes a delete file for the
 // rows that they replace. It does nothing for other tables.
-func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writer) error {
-	held := to.upserts
-	if held == nil {
+func (l *lander) flushUpserts(ctx context.Context, b *batch, to sink, w *datafile.Writer) error {
+	upserts := to.upserts
+	if upserts == nil {
 		return nil
 	}
-	missing := held.LookupKeys(b.from)
-	if !held.Pending() {
+	missing := upserts.LookupKeys(b.from)
+	if !upserts.Pending() {
 		return nil
 	}
 	have, err := l.load(ctx)
@@ -40,35 +40,35 @@ func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writ
 	if !at.At(b.from) {
 		return fmt.Errorf("%w: the table is at %v, the batch begins at %v", errFenced, at.Next, b.from)
 	}
-	names, err := namesIn(have.Schema(), held.Columns())
+	names, err := namesIn(have.Schema(), upserts.Columns())
 	if err != nil {
 		return fmt.Errorf("table %s: %w", l.table.Name, err)
 	}
 	// Build the key filter from the table at the batch's first offsets.
-	if held.NeedsKeys() {
+	if upserts.NeedsKeys() {
 		f, err := readKeys(ctx, have, names[0], maps.Clone(at.Next))
 		// Find the previous rows: some by key, and with the key filter those of streams that seem
 		// to begin in this batch.
 		if err != nil {
 			return fmt.Errorf("read the keys of table %s: %w", l.table.Name, err)
 		}
-		held.SetKeys(f)
+		upserts.SetKeys(f)
 	}
-	missing = append(missing, held.UncertainKeys()...)
+	missing = append(missing, upserts.UncertainKeys()...)
 	// UncertainKeys keys are probably new, but may be false positives of the filter or duplicates.
-	if err := lookUp(ctx, have, held, names, missing); err != nil {
+	if err := lookup(ctx, have, upserts, names, missing); err != nil {
 		return fmt.Errorf("look up rows of table %s: %w", l.table.Name, err)
 	}
 	if err := l.config.at(ctx, l.table.Name, stepLookedUp); err != nil {
 		return err
 	}
 	var replaced []string
-	err = held.Fold(func(key string, existed bool, row func(), from declare.Record) error {
+	err = upserts.Fold(func(key string, existed bool, row func(), from declare.Record) error {
 		// A replaced row is deleted by its key in the same commit.
 		if existed {
 			replaced = append(replaced, key)
 		} else {
-			b.born++
+			b.inserted++
 		}
 		if err := w.AppendRow(row, from); err != nil {
 			return err
@@ -76,14 +76,14 @@ func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writ
 		return w.Flush(b.id, datafile.ChunkRows)
 	})
 	if err != nil || len(replaced) == 0 {
-		return faults.OfRows(err)
+		return faults.AsRowsError(err)
 	}
 	// Without an unpartitioned spec, deletes would not cover all of a key's rows.
 	spec, err := datafile.Unpartitioned(have.Metadata())
 	if err != nil {
 		return &faults.UnwritableError{Table: l.table.DisplayName(), Err: err}
 	}
-	b.deletes, err = datafile.WriteDeletes(ctx, have, spec, w, b.id, held.Columns()[0], names[0], replaced)
+	b.deletes, err = datafile.WriteDeletes(ctx, have, spec, w, b.id, upserts.Columns()[0], names[0], replaced)
 	return err
 }
 
@@ -99,16 +99,16 @@ func namesIn(s *iceberg.Schema, columns []columnar.Field) ([]string, error) {
 	return names, nil
 }
 
-// namedKeys is the maximum number of keys in an IN filter. iceberg-go does not use longer lists to
+// maxListedKeys is the maximum number of keys in an IN filter. iceberg-go does not use longer lists to
 // prune files, so above it a range is used.
-const namedKeys = 200
+const maxListedKeys = 200
 
-// lookUpFiles is the number of files read concurrently. The files are small, so latency of the
+// lookupConcurrency is the number of files read concurrently. The files are small, so latency of the
 // object store dominates.
-const lookUpFiles = 8
+const lookupConcurrency = 8
 
-// lookUp passes the rows of keys to held, using one scan.
-func lookUp(ctx context.Context, have *table.Table, held declare.Upserts, names, keys []string) error {
+// lookup passes the rows of keys to upserts, using one scan.
+func lookup(ctx context.Context, have *table.Table, upserts declare.Upserts, names, keys []string) error {
 	if len(keys) == 0 || have.CurrentSnapshot() == nil {
 		return nil
 	}
@@ -116,10 +116,10 @@ func lookUp(ctx context.Context, have *table.Table, held declare.Upserts, names,
 	defer cancel()
 	key := iceberg.Reference(names[0])
 	filter := iceberg.IsIn(key, keys...)
-	if len(keys) > namedKeys {
+	if len(keys) > maxListedKeys {
 		filter = iceberg.NewAnd(iceberg.GreaterThanEqual(key, slices.Min(keys)), iceberg.LessThanEqual(key, slices.Max(keys)))
 	}
-	_, records, err := have.Scan(table.WithRowFilter(filter), table.WithSelectedFields(names...), table.WithMaxConcurrency(lookUpFiles)).ToArrowRecords(ctx)
+	_, records, err := have.Scan(table.WithRowFilter(filter), table.WithSelectedFields(names...), table.WithMaxConcurrency(lookupConcurrency)).ToArrowRecords(ctx)
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func lookUp(ctx context.Context, have *table.Table, held declare.Upserts, names,
 		if err != nil {
 			return err
 		}
-		err = held.Found(rec, names)
+		err = upserts.Found(rec, names)
 		rec.Release()
 		if err != nil {
 			return err

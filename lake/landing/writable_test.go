@@ -71,11 +71,11 @@ func landRecord(t *testing.T, l *lake.Lake, of declare.Table) error {
 
 func addNote(t *testing.T, land *lander, have *table.Table, w *datafile.Writer, to sink) error {
 	t.Helper()
-	stands, err := progress.Read(notes.Topic, have.Properties())
+	committed, err := progress.Read(notes.Topic, have.Properties())
 	if err != nil {
 		t.Fatal(err)
 	}
-	next := stands.Next[0]
+	next := committed.Next[0]
 	at := &positions{next: map[int32]int64{}}
 	at.put(map[int32]int64{0: next}, "")
 	b := newBatch(at, time.Time{})
@@ -259,7 +259,7 @@ func edits() []edit {
 }
 
 // Whatever change another engine makes through the catalog, it is refused or landers continue.
-func TestLandersWriteWhatTheCatalogTakes(t *testing.T) {
+func TestAcceptedChangesKeepTableWritable(t *testing.T) {
 	t.Parallel()
 	config := localLake(t)
 	config.Tables = []declare.Table{notes}

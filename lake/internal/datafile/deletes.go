@@ -14,14 +14,14 @@ import (
 )
 
 // WriteDeletes writes an equality delete file for the given keys, which must be sorted. It deletes
-// rows with these keys from all earlier commits, but not from the commit that adds it. called is
+// rows with these keys from all earlier commits, but not from the commit that adds it. keyName is
 // the key column's current name.
 func WriteDeletes(
 	ctx context.Context, have *table.Table, spec iceberg.PartitionSpec, w *Writer,
-	name string, key columnar.Field, called string, keys []string,
+	name string, key columnar.Field, keyName string, keys []string,
 ) ([]iceberg.DataFile, error) {
 	fail := func(err error) ([]iceberg.DataFile, error) { return nil, fmt.Errorf("write deletes: %w", err) }
-	key.Name = called
+	key.Name = keyName
 	columns, err := columnar.New([]columnar.Field{key})
 	if err != nil {
 		return fail(err)

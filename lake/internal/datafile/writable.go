@@ -118,7 +118,7 @@ func rehearsal(m table.Metadata) (*table.Table, error) {
 	fields["location"] = json.RawMessage(`"` + location + `"`)
 	props := maps.Clone(m.Properties())
 	// The files of the rehearsal must be in memory, too.
-	for _, key := range Placing {
+	for _, key := range LocationProperties {
 		delete(props, key)
 	}
 	if fields["properties"], err = json.Marshal(props); err != nil {
@@ -207,9 +207,9 @@ func appendSample(to columnar.Column, f columnar.Field, null bool) {
 	}
 }
 
-// AsWritten reports whether two states of a table agree in everything that affects whether landers
+// SameForWriting reports whether two states of a table agree in everything that affects whether landers
 // can write it.
-func AsWritten(a, b table.Metadata) bool {
+func SameForWriting(a, b table.Metadata) bool {
 	others := func(p iceberg.Properties) iceberg.Properties {
 		p = maps.Clone(p)
 		maps.DeleteFunc(p, func(key, _ string) bool { return strings.HasPrefix(key, OwnProperties) })
@@ -233,14 +233,14 @@ func Landable(ctx context.Context, m table.Metadata) error {
 	}
 	// Landers omit columns of unsupported types, which then must be nullable.
 	written := columnar.Storable(columns)
-	if path, ok := demanded(columns, written); ok {
+	if path, ok := unwrittenRequired(columns, written); ok {
 		return fmt.Errorf("column %s is required, but landers cannot write its type", path)
 	}
 	return Writable(ctx, m, written)
 }
 
-// demanded returns the path of a column that is required but not written, if there is one.
-func demanded(all, written []columnar.Field) (path string, ok bool) {
+// unwrittenRequired returns the path of a column that is required but not written, if there is one.
+func unwrittenRequired(all, written []columnar.Field) (path string, ok bool) {
 	byID := map[int]columnar.Field{}
 	for _, f := range written {
 		byID[f.ID] = f
@@ -253,7 +253,7 @@ func demanded(all, written []columnar.Field) (path string, ok bool) {
 			}
 			continue
 		}
-		if path, ok := demanded(columnar.Parts(f.Type), columnar.Parts(w.Type)); ok {
+		if path, ok := unwrittenRequired(columnar.Parts(f.Type), columnar.Parts(w.Type)); ok {
 			return f.Name + "." + path, true
 		}
 	}
@@ -264,6 +264,6 @@ func demanded(all, written []columnar.Field) (path string, ok bool) {
 // declared columns.
 const OwnProperties = "millrace."
 
-// Placing are the properties that place files outside of the table's location. There, the
+// LocationProperties are the properties that place files outside of the table's location. There, the
 // maintenance of another table would take them for orphans.
-var Placing = []string{table.WriteDataPathKey, table.WriteMetadataPathKey, "write.object-storage.path", "write.folder-storage.path"}
+var LocationProperties = []string{table.WriteDataPathKey, table.WriteMetadataPathKey, "write.object-storage.path", "write.folder-storage.path"}

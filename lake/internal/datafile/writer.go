@@ -136,7 +136,7 @@ func (w *Writer) Flush(name string, atLeast int) error {
 	}
 	defer w.reset()
 	if err := w.pages.Write(w.Columns); err != nil {
-		return faults.OfRows(fmt.Errorf("write data file %s: %w", w.location, err))
+		return faults.AsRowsError(fmt.Errorf("write data file %s: %w", w.location, err))
 	}
 	return nil
 }
@@ -173,7 +173,7 @@ func (w *Writer) files(ctx context.Context) (io.WriteFileIO, error) { return Fil
 // were no rows.
 func (w *Writer) Finish(ctx context.Context, name string) ([]iceberg.DataFile, error) {
 	if w.partitioned {
-		return w.spread(ctx, name)
+		return w.writePartitions(ctx, name)
 	}
 	if err := w.Flush(name, 1); err != nil {
 		return nil, err
@@ -226,9 +226,9 @@ func (w *Writer) describe(written pages.File) (iceberg.DataFile, error) {
 		LowerBoundValues(f.LowerBoundValues()).UpperBoundValues(f.UpperBoundValues()).SplitOffsets(f.SplitOffsets()).Build(), nil
 }
 
-// spread writes the rows of a partitioned table. iceberg-go puts partition values into file names.
+// writePartitions writes the rows of a partitioned table. iceberg-go puts partition values into file names.
 // Readers do not need them and interpret their escapes differently, so the files get plain names.
-func (w *Writer) spread(ctx context.Context, name string) ([]iceberg.DataFile, error) {
+func (w *Writer) writePartitions(ctx context.Context, name string) ([]iceberg.DataFile, error) {
 	if w.Columns.Rows() == 0 {
 		return nil, nil
 	}

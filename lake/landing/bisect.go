@@ -28,12 +28,12 @@ type unwritable struct {
 	reason error
 }
 
-// mostAlone is the maximum number of consecutive dead letters without a neighbour to show that the
+// maxAlone is the maximum number of consecutive dead letters without a neighbour to show that the
 // table is not to blame.
-const mostAlone = 3
+const maxAlone = 3
 
-// sift lands the records of a fetch by halves.
-func (s *session) sift(ctx context.Context, f fetch.Batch) (*held, error) {
+// bisect lands the records of a fetch by halves.
+func (s *session) bisect(ctx context.Context, f fetch.Batch) (*heldRecord, error) {
 	if err := s.land(ctx); err != nil { // commit the records before first
 		return nil, err
 	}
@@ -48,7 +48,7 @@ func (s *session) sift(ctx context.Context, f fetch.Batch) (*held, error) {
 	}
 	// Before any record is blamed, make sure that the table accepts rows at all.
 	if len(s.unwritable) > 0 {
-		if err := s.takesSample(ctx); err != nil {
+		if err := s.checkSample(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -56,45 +56,45 @@ func (s *session) sift(ctx context.Context, f fetch.Batch) (*held, error) {
 		first := found[0]
 		// Without a written neighbour, a few single records may be bad. More than that points to
 		// the table.
-		if s.alone += len(found); len(found) > 1 || s.alone > mostAlone {
+		if s.alone += len(found); len(found) > 1 || s.alone > maxAlone {
 			return nil, &faults.TableError{Table: s.table.DisplayName(), Remedy: faults.RemedyFit,
 				Err: fmt.Errorf("no record can be written, for example %d of %s/%d: %w", first.record.Offset, s.table.Topic, f.Partition, first.reason)}
 		}
 	}
-	if stands, _ := s.at.at(f.Partition); next > stands {
+	if committed, _ := s.at.at(f.Partition); next > committed {
 		s.batch.move(f.Partition, next)
 	}
 	if err := s.land(ctx); err != nil {
 		return nil, err
 	}
 	// The failed batch has been worked through: land normally again.
-	if f.Next >= s.sifts[f.Partition] {
-		delete(s.sifts, f.Partition)
+	if f.Next >= s.bisectUntil[f.Partition] {
+		delete(s.bisectUntil, f.Partition)
 	}
 	return held, nil
 }
 
-// takesSample returns an error if the table accepts no rows at all. Then no record is to blame, and
+// checkSample returns an error if the table accepts no rows at all. Then no record is to blame, and
 // none becomes a dead letter.
-func (s *session) takesSample(ctx context.Context) error {
+func (s *session) checkSample(ctx context.Context) error {
 	have, err := s.load(ctx)
 	if err != nil {
 		return err
 	}
 	err = datafile.WritableNow(ctx, have, s.writer.Columns.Fields())
-	if err == nil || faults.Passes(err) {
+	if err == nil || faults.IsTemporary(err) {
 		return err
 	}
 	return &faults.UnwritableError{Table: s.table.DisplayName(), Err: err}
 }
 
 // halve lands records together. If they cannot be written, it lands each half separately.
-func (s *session) halve(ctx context.Context, f fetch.Batch) (*held, error) {
+func (s *session) halve(ctx context.Context, f fetch.Batch) (*heldRecord, error) {
 	held, err := s.take(ctx, f)
 	if err == nil && s.batch.rows {
 		err = s.land(ctx)
 	}
-	if !faults.IsOfRows(err) {
+	if !faults.IsRowsError(err) {
 		return held, err
 	}
 	if err := s.renew(ctx); err != nil {
@@ -132,13 +132,13 @@ func (s *session) renew(ctx context.Context) error {
 	return old.Close()
 }
 
-// parkUnwritable writes the dead letters that the following commit skips.
-func (l *lander) parkUnwritable(ctx context.Context, records []unwritable) error {
-	l.toPark = l.toPark[:0]
+// writeUnwritable writes the dead letters that the following commit skips.
+func (l *lander) writeUnwritable(ctx context.Context, records []unwritable) error {
+	l.pendingLetters = l.pendingLetters[:0]
 	for _, u := range records {
-		if err := l.park(ctx, u.record, u.reason); err != nil {
+		if err := l.addDeadLetter(ctx, u.record, u.reason); err != nil {
 			return err
 		}
 	}
-	return l.parkAll(ctx)
+	return l.writeDeadLetters(ctx)
 }

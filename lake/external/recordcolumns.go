@@ -68,16 +68,16 @@ func (l layout) reserved() []string {
 
 func (l layout) reserves(name string) bool { return slices.Contains(l.reserved(), name) }
 
-// place fills the columns for the record itself.
-type place struct {
+// recordColumns fills the columns for the record itself.
+type recordColumns struct {
 	key       *columnar.Bytes
 	timestamp *columnar.Int64s
 	rawTime   *columnar.Int64s
 	headers   *headers // nil without the option Headers
 }
 
-// placeIn finds the columns by name.
-func (l layout) placeIn(to *columnar.Columns) (p place, err error) {
+// bind finds the columns by name.
+func (l layout) bind(to *columnar.Columns) (p recordColumns, err error) {
 	for i, f := range to.Fields() {
 		switch f.Name {
 		case keyColumn:
@@ -104,7 +104,7 @@ const noTimestamp = -1
 
 // append appends the record's own values. Timestamps that are not valid times are kept as raw
 // numbers.
-func (p place) append(r declare.Record) declare.Appended {
+func (p recordColumns) append(r declare.Record) declare.Appended {
 	if r.Key == nil {
 		p.key.AppendNull()
 	} else {

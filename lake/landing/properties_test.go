@@ -11,7 +11,7 @@ import (
 
 // Other engines can write beside landers: they retry commits, and a DELETE covers the rows that
 // existed when it began. Older tables are changed accordingly, but values set by users are kept.
-func TestTablesAreOpenToOthers(t *testing.T) {
+func TestTablePropertiesForOtherEngines(t *testing.T) {
 	t.Parallel()
 	config := localLake(t)
 	l := openLake(t, config)
