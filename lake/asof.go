@@ -34,6 +34,7 @@ type AsOf struct {
 func ParseAsOf(text string, now time.Time) (AsOf, error) {
 	wrong := fmt.Errorf("as of %q: want a time such as 2026-11-25T10:00:00Z, an age such as 15m, "+
 		"or offsets such as millrace.orders/0=1200,millrace.orders/1=1100", text)
+	// An age may have a sign, which is ignored: moments of the future have no state.
 	if ago, err := time.ParseDuration(text); err == nil {
 		return AsOf{Time: now.Add(-ago.Abs())}, nil
 	}
@@ -43,6 +44,7 @@ func ParseAsOf(text string, now time.Time) (AsOf, error) {
 	out := AsOf{Offsets: map[string]map[int32]int64{}}
 	for _, part := range strings.Split(text, ",") {
 		place, number, ok := strings.Cut(strings.TrimSpace(part), "=")
+		// The partition follows the last slash.
 		slash := strings.LastIndexByte(place, '/')
 		if !ok || slash < 1 {
 			return AsOf{}, wrong
@@ -107,6 +109,7 @@ func OffsetsText(offsets map[int32]int64) string {
 // refers to this file, so maintenance eventually removes it as an orphan. The data files remain as
 // long as Hold holds them, or until maintenance expires the snapshot.
 func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string) bool) ([]TableState, error) {
+	// Topics are removed as their tables are found. Those that remain are unknown.
 	topics := maps.Clone(at.Offsets)
 	var states []TableState
 	others, err := l.others(ctx, wanted)
@@ -197,6 +200,7 @@ func (l *Lake) stateAsOf(ctx context.Context, t declare.Table, at AsOf, wanted b
 		return TableState{}, fmt.Errorf("table %s: %w", t.Name, err)
 	}
 	past, complete := history(have.Metadata(), p.Next)
+	// Newest first: the first state that is old enough is the one.
 	for _, s := range past {
 		if !at.Time.IsZero() && s.TimestampMs > at.Time.UnixMilli() || !endsBy(s.next, bound) {
 			continue
@@ -248,7 +252,8 @@ func history(meta table.Metadata, now map[int32]int64) (past []moment, complete 
 	}
 	// From old to new: inherit the offsets of a retained parent.
 	for i := len(past) - 2; i > 0; i-- {
-		if older := past[i+1]; past[i].next == nil && past[i].ParentSnapshotID != nil && *past[i].ParentSnapshotID == older.SnapshotID {
+		older, parent := past[i+1], past[i].ParentSnapshotID
+		if past[i].next == nil && parent != nil && *parent == older.SnapshotID {
 			past[i].next = older.next
 		}
 	}
@@ -264,6 +269,7 @@ func history(meta table.Metadata, now map[int32]int64) (past []moment, complete 
 // lineage returns the snapshots of the main branch, newest first. If some have been thinned out, it
 // continues with the newest earlier snapshot that is on no other branch.
 func lineage(meta table.Metadata) (all []table.Snapshot) {
+	// Snapshots of other branches are not part of the main history.
 	elsewhere := map[int64]bool{}
 	for name, ref := range meta.Refs() {
 		if name == table.MainBranch || ref.SnapshotRefType != table.BranchRef {
@@ -283,7 +289,8 @@ func lineage(meta table.Metadata) (all []table.Snapshot) {
 		next := parentOf(meta, s)
 		if next == nil {
 			for _, other := range meta.Snapshots() {
-				if other.SequenceNumber < s.SequenceNumber && !elsewhere[other.SnapshotID] && (next == nil || other.SequenceNumber > next.SequenceNumber) {
+				earlier := other.SequenceNumber < s.SequenceNumber && !elsewhere[other.SnapshotID]
+				if earlier && (next == nil || other.SequenceNumber > next.SequenceNumber) {
 					next = &other
 				}
 			}
@@ -322,7 +329,8 @@ const asOfFolder = "/metadata/as-of/"
 // is nil. It writes the metadata file that pins this state, unless it is the current one.
 func pinned(ctx context.Context, t declare.Table, have *table.Table, at *moment) (TableState, error) {
 	s := TableState{
-		Name: t.DisplayName(), Topic: t.Topic, Location: have.Location(), MetadataLocation: have.MetadataLocation(), Offsets: map[int32]int64{},
+		Name: t.DisplayName(), Topic: t.Topic, Location: have.Location(), MetadataLocation: have.MetadataLocation(),
+		Offsets:        map[int32]int64{},
 		TimePartitions: timePartitions(have.Metadata()),
 	}
 	id := int64(-1)
@@ -330,7 +338,8 @@ func pinned(ctx context.Context, t declare.Table, have *table.Table, at *moment)
 		id = at.SnapshotID
 		s.Snapshot, s.Taken, s.Offsets = id, timeunit.Time(at.TimestampMs), at.next
 		if at.Summary != nil {
-			s.Rows = int64(at.Summary.Properties.GetInt(progress.KeyRows, at.Summary.Properties.GetInt("total-records", 0)))
+			inFiles := at.Summary.Properties.GetInt("total-records", 0)
+			s.Rows = int64(at.Summary.Properties.GetInt(progress.KeyRows, inFiles))
 		}
 	}
 	if head := have.CurrentSnapshot(); at != nil && head.SnapshotID == id || at == nil && head == nil {
@@ -376,7 +385,9 @@ func metadataAt(meta table.Metadata, at *moment) ([]byte, error) {
 	}
 	// Remove what changes without the snapshot, so that the file's content and name only depend on
 	// the state.
-	for _, key := range []string{"properties", "statistics", "partition-statistics", "snapshot-log", "metadata-log", "refs", "current-snapshot-id"} {
+	for _, key := range []string{
+		"properties", "statistics", "partition-statistics", "snapshot-log", "metadata-log", "refs", "current-snapshot-id",
+	} {
 		delete(fields, key)
 	}
 	set("snapshots", []table.Snapshot{})

@@ -37,6 +37,7 @@ func (l *Lake) Digest(ctx context.Context, name string) (*digest.Digest, error) 
 
 // digest scans a table and adds all rows to a new digest.
 func (l *Lake) digest(ctx context.Context, t declare.Table) (*digest.Digest, error) {
+	// A digest does not depend on the order of rows, so the order of files does not matter.
 	d := digest.New()
 	err := l.Scan(ctx, t.Identifier(), func(rec arrow.RecordBatch) error { return t.Sums.Add(d, rec) })
 	return d, err

@@ -32,8 +32,8 @@ const propFault = "millrace.fault."
 // could not clear the fault.
 const faultTTL = 10 * RetryInterval
 
-// maxFaultText is the maximum size in bytes of each text of a recorded fault. Columns of catalogs are
-// limited.
+// maxFaultText is the maximum size in bytes of each text of a recorded fault. Columns of catalogs
+// are limited.
 const maxFaultText = 2000
 
 // recordedFault is the JSON form of a fault.
@@ -73,8 +73,8 @@ func (l *Lake) ClearFault(ctx context.Context, t declare.Table) {
 	}
 }
 
-// recordFault updates the recorded faults and reports whether that succeeded. It ignores cancellation
-// of ctx, so that a fault can still be recorded during a shutdown.
+// recordFault updates the recorded faults and reports whether that succeeded. It ignores
+// cancellation of ctx, so that a fault can still be recorded during a shutdown.
 func (l *Lake) recordFault(ctx context.Context, t declare.Table, removals []string, updates iceberg.Properties) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
 	defer cancel()
@@ -92,10 +92,13 @@ func (l *Lake) faultsOf(ctx context.Context, tables []declare.Table) (map[string
 }
 
 // recordedFaults returns the recorded faults under a prefix that are younger than ttl.
-func (l *Lake) recordedFaults(ctx context.Context, tables []declare.Table, prefix string, ttl time.Duration) (map[string]*faults.TableError, error) {
+func (l *Lake) recordedFaults(
+	ctx context.Context, tables []declare.Table, prefix string, ttl time.Duration,
+) (map[string]*faults.TableError, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	var found map[string]*faults.TableError
+	// Most tables share a namespace, so each is read once.
 	read := map[string]iceberg.Properties{} // by namespace
 	for _, t := range tables {
 		namespace := catalog.NamespaceFromIdent(t.Identifier())
@@ -130,7 +133,9 @@ func readFault(t declare.Table, text string, since time.Time) *faults.TableError
 }
 
 // recordedOf returns the recorded faults of one table, or nothing if they cannot be read.
-func (l *Lake) recordedOf(ctx context.Context, t declare.Table, prefix string, ttl time.Duration) map[string]*faults.TableError {
+func (l *Lake) recordedOf(
+	ctx context.Context, t declare.Table, prefix string, ttl time.Duration,
+) map[string]*faults.TableError {
 	faults, err := l.recordedFaults(ctx, []declare.Table{t}, prefix, ttl)
 	if err != nil {
 		return nil
@@ -203,8 +208,8 @@ func byTable(a, b *faults.TableError) int { return strings.Compare(a.Table, b.Ta
 // Stopped returns the faults of tables that this process cannot land.
 func (l *Lake) Stopped() []*faults.TableError { return l.stopped.all() }
 
-// RetryInterval is the interval at which landing of a stopped table is tried again, in case the fault
-// was repaired.
+// RetryInterval is the interval at which landing of a stopped table is tried again, in case the
+// fault was repaired.
 const RetryInterval = 30 * time.Second
 
 // Fault returns the reason why this process cannot land a table, or nil.

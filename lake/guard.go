@@ -39,6 +39,7 @@ func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error 
 	if after == nil {
 		return errors.New("landers write this table: it cannot be renamed or replaced")
 	}
+	// Cheap checks first; the last one writes sample rows.
 	for _, check := range []func() error{
 		func() error { return checkIdentity(before, after) },
 		func() error { return checkOwnProperties(before.Properties(), after.Properties()) },
@@ -81,11 +82,12 @@ func checkIdentity(before, after table.Metadata) error {
 	return nil
 }
 
-// checkOwnProperties refuses changes to the properties that landers own, and additions of properties
-// that place files elsewhere.
+// checkOwnProperties refuses changes to the properties that landers own, and additions of
+// properties that place files elsewhere.
 func checkOwnProperties(before, after iceberg.Properties) error {
 	others := func(key string, _ string) bool {
-		return !strings.HasPrefix(key, datafile.OwnProperties) && !slices.Contains(datafile.LocationProperties, key) || key == ReleasedProperty
+		protected := strings.HasPrefix(key, datafile.OwnProperties) || slices.Contains(datafile.LocationProperties, key)
+		return !protected || key == ReleasedProperty
 	}
 	was, is := maps.Clone(before), maps.Clone(after)
 	maps.DeleteFunc(was, others)
@@ -103,29 +105,32 @@ func checkOwnProperties(before, after iceberg.Properties) error {
 	return nil
 }
 
-// checkHistory refuses a change after which the previous current snapshot is not part of the table's
-// history. Landers would not land its rows again.
+// checkHistory refuses a change after which the previous current snapshot is not part of the
+// table's history. Landers would not land its rows again.
 func checkHistory(before, after table.Metadata) error {
 	was := before.CurrentSnapshot()
 	if was == nil {
 		return nil
 	}
+	// The previous head must be an ancestor of the new one, so that all its rows are still in the
+	// table.
 	for _, s := range maintenance.History(after) {
 		if s.SnapshotID == was.SnapshotID {
 			return nil
 		}
 	}
 	return fmt.Errorf("set-snapshot-ref, remove-snapshot-ref: landers write this table and would not land again "+
-		"the rows of snapshot %d, which the new history lacks. Read an earlier state by its id, or write its rows as new ones",
+		"the rows of snapshot %d, which the new history lacks. Read an earlier state by its id, "+
+		"or write its rows as new ones",
 		was.SnapshotID)
 }
 
-// maxClockSkew is how far a snapshot may be dated ahead of the clock. Iceberg accepts a snapshot that
-// is dated at most this much before the newest one.
+// maxClockSkew is how far a snapshot may be dated ahead of the clock. Iceberg accepts a snapshot
+// that is dated at most this much before the newest one.
 const maxClockSkew = time.Minute
 
-// checkTimestamps refuses snapshots that are dated in the future, for example in microseconds instead of
-// milliseconds. No commit could follow them until that time has come.
+// checkTimestamps refuses snapshots that are dated in the future, for example in microseconds
+// instead of milliseconds. No commit could follow them until that time has come.
 func checkTimestamps(before, after table.Metadata, now time.Time) error {
 	for _, s := range after.Snapshots() {
 		if before.SnapshotByID(s.SnapshotID) == nil && s.TimestampMs > now.Add(maxClockSkew).UnixMilli() {
@@ -140,9 +145,9 @@ func checkTimestamps(before, after table.Metadata, now time.Time) error {
 // rehearsalTimeout limits the check whether a table can be written. The check runs in memory.
 const rehearsalTimeout = 10 * time.Second
 
-// checkWritable refuses changes after which landers could no longer write the table. If they already cannot,
-// any change that may repair the table is allowed: columns that landers write must stay, and
-// columns in their way may be removed.
+// checkWritable refuses changes after which landers could no longer write the table. If they
+// already cannot, any change that may repair the table is allowed: columns that landers write must
+// stay, and columns in their way may be removed.
 func (l *Lake) checkWritable(name table.Identifier, before, after table.Metadata) error {
 	if datafile.SameForWriting(before, after) {
 		return nil
@@ -197,7 +202,8 @@ func checkDeclared(ctx context.Context, t declare.Table, before, after table.Met
 	is, err := t.Step(after)
 	if err == nil {
 		// Pending changes from before the client's change are not the client's fault.
-		more := slices.DeleteFunc(slices.Clone(is.Changes), func(c string) bool { return slices.Contains(was.Changes, c) })
+		more := slices.DeleteFunc(slices.Clone(is.Changes),
+			func(c string) bool { return slices.Contains(was.Changes, c) })
 		if len(more) > 0 {
 			err = errors.New(strings.Join(more, "; "))
 		}
@@ -235,8 +241,8 @@ func (l *Lake) checkNew(name table.Identifier, made table.Metadata) error {
 	return nil
 }
 
-// checkFields refuses a schema that lacks or changes a field of the previous one, except for fields that
-// mayGo selects. New fields must be optional.
+// checkFields refuses a schema that lacks or changes a field of the previous one, except for fields
+// that mayGo selects. New fields must be optional.
 func checkFields(at string, before, after []iceberg.NestedField, mayGo func(iceberg.NestedField) bool) error {
 	byID := map[int]iceberg.NestedField{}
 	for _, f := range after {
@@ -269,7 +275,8 @@ func checkFields(at string, before, after []iceberg.NestedField, mayGo func(iceb
 	}
 	for _, added := range byID {
 		if added.Required {
-			return fmt.Errorf("set-current-schema: landers write this table, but not column %s, so it must be optional", added.Name)
+			return fmt.Errorf("set-current-schema: landers write this table, but not column %s, so it must be optional",
+				added.Name)
 		}
 	}
 	return nil

@@ -31,8 +31,8 @@ var choices = map[string][]string{
 // codecs are the compression codecs that landers and other engines support.
 var codecs = []string{"uncompressed", "none", "snappy", "gzip", "zstd", "lz4", "lz4_raw", "brotli"}
 
-// checkPropertyValues refuses new or changed property values on which landers or other engines would
-// fail. Unchanged values pass: refusing them would block every other change.
+// checkPropertyValues refuses new or changed property values on which landers or other engines
+// would fail. Unchanged values pass: refusing them would block every other change.
 func checkPropertyValues(before, after iceberg.Properties) error {
 	for key, value := range after {
 		if was, had := before[key]; had && was == value {
@@ -83,11 +83,13 @@ func checkPropertyValue(key, value string) error {
 // minimumOf returns the minimum of an Iceberg property that is a size, a number or a duration,
 // recognised by its prefix and suffix.
 func minimumOf(key string) (minimum int64, ok bool) {
-	if !slices.ContainsFunc([]string{"write.", "read.", "commit.", "history."}, func(of string) bool { return strings.HasPrefix(key, of) }) {
+	prefixes := []string{"write.", "read.", "commit.", "history."}
+	if !slices.ContainsFunc(prefixes, func(of string) bool { return strings.HasPrefix(key, of) }) {
 		return 0, false
 	}
 	for suffix, minimum := range map[string]int64{
-		"-bytes": 1, "-row-limit": 1, "-rows": 1, "-to-keep": 1, "-to-merge": 1, "-versions-max": 1, "-ms": 0, "num-retries": 0, "status-checks": 0,
+		"-bytes": 1, "-row-limit": 1, "-rows": 1, "-to-keep": 1, "-to-merge": 1, "-versions-max": 1,
+		"-ms": 0, "num-retries": 0, "status-checks": 0,
 	} {
 		if strings.HasSuffix(key, suffix) {
 			return minimum, true

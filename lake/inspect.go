@@ -169,7 +169,8 @@ func (l *Lake) Snapshots(ctx context.Context, name Name) ([]SnapshotState, error
 		}
 		if s.Summary != nil {
 			props := s.Summary.Properties
-			state.Operation, state.Offsets, state.Commit = string(s.Summary.Operation), props[progress.KeySummaryNext], props[progress.KeyCommit]
+			state.Operation, state.Commit = string(s.Summary.Operation), props[progress.KeyCommit]
+			state.Offsets = props[progress.KeySummaryNext]
 			state.Rows, state.Added = int64(props.GetInt("total-records", 0)), int64(props.GetInt("added-records", 0))
 			state.Files = int64(props.GetInt("total-data-files", 0))
 		}
@@ -195,6 +196,7 @@ func (l *Lake) Files(ctx context.Context, name Name) ([]FileState, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Planning reads manifests only, no data.
 	tasks, err := t.Scan(table.WithMaxConcurrency(2)).PlanFiles(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list the files of table %s: %w", strings.Join(name, "."), err)
@@ -205,7 +207,8 @@ func (l *Lake) Files(ctx context.Context, name Name) ([]FileState, error) {
 		order := f.SortOrderID()
 		files[i] = FileState{
 			Path: f.FilePath(), Rows: f.Count(), Bytes: f.FileSizeBytes(), Partition: partitionText(t, f),
-			Deletes: len(task.DeleteFiles) + len(task.EqualityDeleteFiles), Sorted: order != nil && *order != table.UnsortedSortOrderID,
+			Deletes: len(task.DeleteFiles) + len(task.EqualityDeleteFiles),
+			Sorted:  order != nil && *order != table.UnsortedSortOrderID,
 		}
 	}
 	slices.SortFunc(files, func(a, b FileState) int { return strings.Compare(a.Path, b.Path) })
@@ -216,6 +219,7 @@ func (l *Lake) Files(ctx context.Context, name Name) ([]FileState, error) {
 func partitionText(t *table.Table, f iceberg.DataFile) string {
 	var parts []string
 	values := f.Partition()
+	// A file refers to the spec that was current when it was written.
 	names := map[int]string{}
 	for _, spec := range t.Metadata().PartitionSpecs() {
 		if spec.ID() == int(f.SpecID()) {
@@ -231,7 +235,9 @@ func partitionText(t *table.Table, f iceberg.DataFile) string {
 }
 
 // Maintain maintains a table once, while others may write it. See package maintenance.
-func (l *Lake) Maintain(ctx context.Context, name Name, c maintenance.Config, progress func(maintenance.Progress)) (maintenance.Report, error) {
+func (l *Lake) Maintain(
+	ctx context.Context, name Name, c maintenance.Config, progress func(maintenance.Progress),
+) (maintenance.Report, error) {
 	r, err := maintenance.Run(ctx, l.loader(name), c, progress)
 	return r, errors.Join(err, l.Check(ctx, name))
 }
@@ -246,8 +252,8 @@ func (l *Lake) loader(name Name) maintenance.Load {
 	return func(ctx context.Context) (*table.Table, error) { return l.Load(ctx, name) }
 }
 
-// stateCompactInterval is the compaction interval of State tables. It is short because each of their
-// commits adds equality deletes, which every reader must apply.
+// stateCompactInterval is the compaction interval of State tables. It is short because each of
+// their commits adds equality deletes, which every reader must apply.
 const stateCompactInterval = time.Minute
 
 // fileCheckInterval is the interval at which maintenance checks that all files of a table exist.
@@ -260,6 +266,7 @@ func (l *Lake) Keep(ctx context.Context, t declare.Table, c maintenance.Config, 
 	if t.Keyed() && c.CompactEvery == 0 {
 		c.CompactEvery = stateCompactInterval
 	}
+	// Checked at each load, so that maintenance stops soon after a rebalance.
 	load := func(ctx context.Context) (*table.Table, error) {
 		if !maintains() {
 			return nil, errNotMaintainer
@@ -283,7 +290,8 @@ func (l *Lake) Keep(ctx context.Context, t declare.Table, c maintenance.Config, 
 			if r.Compacted.Commits+r.Manifests.Before+r.Expired.Snapshots+r.Orphans.Files == 0 {
 				level = slog.LevelDebug
 			}
-			log.Log(context.Background(), level, "maintenance", "compacted", r.Compacted.String(), "manifests", r.Manifests, "expired", r.Expired, "orphans", r.Orphans, "took", r.Took)
+			log.Log(context.Background(), level, "maintenance", "compacted", r.Compacted.String(),
+				"manifests", r.Manifests, "expired", r.Expired, "orphans", r.Orphans, "took", r.Took)
 		}
 	})
 }

@@ -152,6 +152,7 @@ func (l *Lake) openServer(ctx context.Context, c Config) error {
 func (l *Lake) openFile(ctx context.Context, c Config) error {
 	open := sqlite.OpenReadOnly
 	if c.ReadOnly {
+		// SQLite reports a missing file with an unspecific error, so check first.
 		if _, err := os.Stat(c.Catalog); err != nil {
 			return fmt.Errorf("%w: %w", ErrNoLake, err)
 		}
@@ -178,6 +179,7 @@ func (l *Lake) openFile(ctx context.Context, c Config) error {
 
 // open opens the catalog in the database and prepares the tables.
 func (l *Lake) open(ctx context.Context, dialect sqlcatalog.SupportedDialect, readOnly bool) error {
+	// A read-only lake must not create the catalog's own tables.
 	props := iceberg.Properties{"warehouse": l.warehouse.url, "init_catalog_tables": fmt.Sprint(!readOnly)}
 	maps.Copy(props, l.warehouse.props)
 	cat, err := sqlcatalog.NewCatalog(CatalogName, l.db, dialect, props)
@@ -259,6 +261,8 @@ func (l *Lake) Tables(ctx context.Context) ([]TableState, error) {
 // Report returns the same states as Tables, and the faults of tables that cannot be read, are not
 // landed (by this process or another), or have missing files.
 func (l *Lake) Report(ctx context.Context) ([]TableState, []*faults.TableError, error) {
+	// Faults come from four sources: this read, this process's landers, faults recorded by any
+	// process, and missing files.
 	states, broken, err := l.states(ctx, l.tables)
 	if err != nil {
 		return nil, nil, err
@@ -291,7 +295,9 @@ func (l *Lake) Others(ctx context.Context, wanted func(name string) bool) ([]Tab
 
 // states loads the states of tables. Faults of single tables are returned in broken; other errors,
 // such as an unavailable catalog, fail the call.
-func (l *Lake) states(ctx context.Context, tables []declare.Table) (states []TableState, broken []*faults.TableError, err error) {
+func (l *Lake) states(
+	ctx context.Context, tables []declare.Table,
+) (states []TableState, broken []*faults.TableError, err error) {
 	for _, t := range tables {
 		s, err := l.state(ctx, t)
 		if errors.Is(err, ErrNoLake) {
@@ -320,7 +326,9 @@ func (l *Lake) others(ctx context.Context, wanted func(name string) bool) ([]dec
 	for _, name := range all {
 		last := len(name) - 1
 		t := declare.Table{Namespace: strings.Join(name[:last], "."), Name: name[last]}
-		own := slices.ContainsFunc(l.tables, func(own declare.Table) bool { return slices.Equal(own.Identifier(), name) })
+		// Tables of this lake are reported by Tables, so they are not repeated here.
+		own := slices.ContainsFunc(l.tables,
+			func(own declare.Table) bool { return slices.Equal(own.Identifier(), name) })
 		if !own && wanted(t.DisplayName()) {
 			others = append(others, t)
 		}
@@ -339,6 +347,7 @@ func (l *Lake) state(ctx context.Context, t declare.Table) (TableState, error) {
 
 // stateFrom returns the state of a loaded table.
 func stateFrom(t declare.Table, have *table.Table) (TableState, error) {
+	// A table without a declaration here still names its topic.
 	if t.Topic == "" {
 		t.Topic = progress.TopicOf(have.Properties())
 	}
@@ -354,8 +363,8 @@ func stateFrom(t declare.Table, have *table.Table) (TableState, error) {
 		s.Snapshot, s.Taken = snapshot.SnapshotID, timeunit.Time(snapshot.TimestampMs)
 		if snapshot.Summary != nil {
 			s.Rows = int64(snapshot.Summary.Properties.GetInt("total-records", 0))
-			// Files of a keyed table include rows that equality deletes remove, so the snapshot's total
-			// is too high. Landers keep the exact count in a property.
+			// Files of a keyed table include rows that equality deletes remove, so the snapshot's
+			// total is too high. Landers keep the exact count in a property.
 		}
 	}
 	if t.Keyed() {
@@ -387,7 +396,8 @@ func timePartitions(m table.Metadata) bool {
 func (l *Lake) Applied(ctx context.Context, topic string) (map[int32]int64, error) {
 	var applied map[int32]int64
 	var broken *faults.TableError
-	written, err := l.faultsOf(ctx, slices.DeleteFunc(slices.Clone(l.tables), func(t declare.Table) bool { return t.Topic != topic }))
+	written, err := l.faultsOf(ctx,
+		slices.DeleteFunc(slices.Clone(l.tables), func(t declare.Table) bool { return t.Topic != topic }))
 	if err != nil {
 		return nil, err
 	}

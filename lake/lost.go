@@ -59,7 +59,8 @@ func (l *Lake) Check(ctx context.Context, name Name) error {
 		l.log.Error("table is damaged", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
 	}
 	if l.recordFault(ctx, t, nil, iceberg.Properties{propLost + t.Name: encodeFault(fault)}) {
-		l.lost.clear(t.DisplayName()) // the recorded fault is enough; any process that finds the files again can clear it
+		// The recorded fault is enough; any process that finds the files again can clear it.
+		l.lost.clear(t.DisplayName())
 	}
 	return fault
 }

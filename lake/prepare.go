@@ -24,7 +24,8 @@ func (l *Lake) prepare(ctx context.Context, readOnly bool) error {
 	for _, t := range l.tables {
 		if readOnly {
 			// Read-only: tables must exist, but a fault of one is no reason to fail.
-			if _, err := l.loadOwn(ctx, t); err != nil && (errors.Is(err, ErrNoLake) || faults.Of(t.DisplayName(), err) == nil) {
+			_, err := l.loadOwn(ctx, t)
+			if errors.Is(err, ErrNoLake) || err != nil && faults.Of(t.DisplayName(), err) == nil {
 				return err
 			}
 			continue
@@ -52,6 +53,7 @@ func (l *Lake) prepareOne(ctx context.Context, t declare.Table) error {
 			err = l.checkWarehouse(t, have)
 		}
 	}
+	// A table of another topic is left alone.
 	if err == nil {
 		err = progress.CheckOwner(t, have.Properties())
 	}
@@ -178,8 +180,8 @@ func describe(t declare.Table, step evolution.Step) iceberg.Properties {
 	return props
 }
 
-// evolveAttempts is the number of attempts to commit a declaration. Other processes evolve and commit
-// at the same time, so each attempt starts from a new load.
+// evolveAttempts is the number of attempts to commit a declaration. Other processes evolve and
+// commit at the same time, so each attempt starts from a new load.
 const evolveAttempts = 20
 
 // Evolve brings an existing table to its declaration: columns, partitioning, sort order. It does
@@ -218,10 +220,12 @@ func (l *Lake) tryEvolve(ctx context.Context, t declare.Table) (done bool, err e
 	if err != nil {
 		return true, err
 	}
+	// The requirements make the commit fail if another process has changed the same part meanwhile.
 	var reqs []table.Requirement
 	var updates []table.Update
 	if len(step.Changes) > 0 {
-		reqs = append(reqs, table.AssertCurrentSchemaID(have.Schema().ID), table.AssertLastAssignedFieldID(meta.LastColumnID()))
+		reqs = append(reqs, table.AssertCurrentSchemaID(have.Schema().ID),
+			table.AssertLastAssignedFieldID(meta.LastColumnID()))
 		updates = append(updates, table.NewAddSchemaUpdate(step.Schema), table.NewSetCurrentSchemaUpdate(-1))
 	}
 	// A partitioning or order that the declaration leaves open may be a user's choice, so only a
@@ -262,8 +266,8 @@ func (l *Lake) tryEvolve(ctx context.Context, t declare.Table) (done bool, err e
 	return true, nil
 }
 
-// upgradeProperties brings the properties of tables made by earlier versions to tableProperties. Values
-// that a user has set are kept.
+// upgradeProperties brings the properties of tables made by earlier versions to tableProperties.
+// Values that a user has set are kept.
 func upgradeProperties(have iceberg.Properties) (updates []table.Update) {
 	missing := iceberg.Properties{}
 	for key, value := range tableProperties {

@@ -64,6 +64,7 @@ func (l *Lake) Relocate(ctx context.Context, from string) ([]Relocated, error) {
 	}
 	var all []Relocated
 	var moves []restcatalog.Move
+	// Tables that are elsewhere, or were relocated before, are skipped.
 	for _, t := range tables {
 		if !location.Inside(from, t.Metadata) {
 			continue
@@ -125,7 +126,10 @@ type rewritten struct {
 // moved returns the new location of a file. Locations outside of the old warehouse are returned
 // unchanged.
 func (r *relocation) moved(at string) string {
-	for _, spelling := range []string{r.from, strings.Replace(r.from, "file://", "file:", 1), strings.TrimPrefix(r.from, "file://")} {
+	// Writers spell local locations in three ways.
+	for _, spelling := range []string{
+		r.from, strings.Replace(r.from, "file://", "file:", 1), strings.TrimPrefix(r.from, "file://"),
+	} {
 		if rest, ok := strings.CutPrefix(at, spelling+"/"); ok {
 			return r.to + "/" + rest
 		}
@@ -136,7 +140,8 @@ func (r *relocation) moved(at string) string {
 // table rewrites the metadata of a table and returns the new metadata file.
 func (r *relocation) table(ctx context.Context, t restcatalog.TableEntry) (did Relocated, file string, err error) {
 	now := r.moved(t.Metadata)
-	old, err := table.NewFromLocation(ctx, t.Table, now, func(context.Context) (io.IO, error) { return r.files, nil }, nil)
+	old, err := table.NewFromLocation(ctx, t.Table, now, func(context.Context) (io.IO, error) { return r.files, nil },
+		nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return did, "", fmt.Errorf("%s does not exist: move the whole warehouse to %s first: %w", now, r.to, err)
 	}
@@ -144,8 +149,8 @@ func (r *relocation) table(ctx context.Context, t restcatalog.TableEntry) (did R
 		return did, "", err
 	}
 	r.folder = now[:strings.LastIndex(now, "/")]
-	b, err := json.Marshal(old.Metadata())
 	// The metadata is edited as generic JSON, because iceberg-go's own type is immutable.
+	b, err := json.Marshal(old.Metadata())
 	if err != nil {
 		return did, "", fmt.Errorf("encode metadata: %w", err)
 	}
@@ -155,16 +160,20 @@ func (r *relocation) table(ctx context.Context, t restcatalog.TableEntry) (did R
 	if err := decoder.Decode(&meta); err != nil {
 		return did, "", fmt.Errorf("decode metadata: %w", err)
 	}
+	// Layer one: locations in the table metadata itself.
 	r.field(meta, "location")
 	properties, _ := meta["properties"].(map[string]any)
 	for _, key := range datafile.LocationProperties {
 		r.field(properties, key)
 	}
-	for list, key := range map[string]string{"metadata-log": "metadata-file", "statistics": "statistics-path", "partition-statistics": "statistics-path"} {
+	for list, key := range map[string]string{
+		"metadata-log": "metadata-file", "statistics": "statistics-path", "partition-statistics": "statistics-path",
+	} {
 		for _, entry := range entriesIn(meta[list]) {
 			r.field(entry, key)
 		}
 	}
+	// Layers two and three: the manifest list of each snapshot, and its manifests.
 	for _, snapshot := range entriesIn(meta["snapshots"]) {
 		if err := ctx.Err(); err != nil {
 			return did, "", err
@@ -187,7 +196,11 @@ func (r *relocation) table(ctx context.Context, t restcatalog.TableEntry) (did R
 	if err := r.files.WriteFile(file, b); err != nil {
 		return did, "", fmt.Errorf("write metadata: %w", err)
 	}
-	return Relocated{Table: strings.Join(t.Table, "."), From: old.Location(), To: r.moved(old.Location()), Manifests: len(r.manifests)}, file, nil
+	did = Relocated{
+		Table: strings.Join(t.Table, "."), From: old.Location(), To: r.moved(old.Location()),
+		Manifests: len(r.manifests),
+	}
+	return did, file, nil
 }
 
 func isNumber(s string) bool {
@@ -277,6 +290,7 @@ func (r *relocation) rewrite(at, kind string, change func(entry map[string]any) 
 		return out, err
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
+	// Keep Iceberg's entries of the header. The writer sets those of Avro.
 	header := maps.Clone(in.Metadata())
 	maps.DeleteFunc(header, func(key string, _ []byte) bool { return strings.HasPrefix(key, "avro.") })
 	var b bytes.Buffer

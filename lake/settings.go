@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -36,7 +37,8 @@ func (w *warehouse) settings(ctx context.Context) ([]settings.Fault, error) {
 			o.BaseEndpoint, o.UsePathStyle = aws.String(w.s3.Endpoint), true
 		}
 	})
-	answer, err := client.GetBucketLifecycleConfiguration(ctx, &s3.GetBucketLifecycleConfigurationInput{Bucket: aws.String(u.Host)})
+	answer, err := client.GetBucketLifecycleConfiguration(ctx,
+		&s3.GetBucketLifecycleConfigurationInput{Bucket: aws.String(u.Host)})
 	var refused smithy.APIError
 	if errors.As(err, &refused) {
 		return nil, nil // no rules, no permission, or not supported
@@ -68,10 +70,10 @@ func ruleFaults(bucket, folder string, rule types.LifecycleRule) []settings.Faul
 		}
 	}
 	below := folder
-	// Neither prefix contains the other, so the rule does not apply to tables.
 	if below != "" {
 		below += "/"
 	}
+	// If neither prefix contains the other, the rule does not apply to tables.
 	if !strings.HasPrefix(prefix, below) && !strings.HasPrefix(below, prefix) {
 		return nil
 	}
@@ -86,10 +88,15 @@ func ruleFaults(bucket, folder string, rule types.LifecycleRule) []settings.Faul
 		faults = append(faults, fault)
 	}
 	for _, t := range rule.Transitions {
-		if t.StorageClass != types.TransitionStorageClassGlacier && t.StorageClass != types.TransitionStorageClassDeepArchive {
+		// Only these classes make reads wait for a restore.
+		archives := []types.TransitionStorageClass{
+			types.TransitionStorageClassGlacier, types.TransitionStorageClassDeepArchive,
+		}
+		if !slices.Contains(archives, t.StorageClass) {
 			continue
 		}
-		fault.Value, fault.Want, fault.Fatal = "moves objects to "+string(t.StorageClass), "none that archives a table's files", false
+		fault.Value, fault.Want = "moves objects to "+string(t.StorageClass), "none that archives a table's files"
+		fault.Fatal = false
 		fault.Effect = "files that tables still need cannot be read immediately"
 		faults = append(faults, fault)
 	}

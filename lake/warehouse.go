@@ -15,7 +15,8 @@ import (
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/catalog"
 	"github.com/apache/iceberg-go/io"
-	_ "github.com/apache/iceberg-go/io/gocloud/s3" // s3:// locations; the package extraFolders it would link three clouds' clients
+	// S3:// locations; the package extraFolders it would link three clouds' clients.
+	_ "github.com/apache/iceberg-go/io/gocloud/s3"
 	"github.com/apache/iceberg-go/table"
 	"github.com/apache/iceberg-go/utils"
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -109,12 +110,17 @@ func openBucket(ctx context.Context, at string, c S3) (*warehouse, error) {
 	if c.Region == "" {
 		return nil, errors.New("S3: set a region; servers without regions accept us-east-1")
 	}
-	if e, err := url.Parse(c.Endpoint); c.Endpoint != "" && (err != nil || e.Host == "" || e.Scheme != "http" && e.Scheme != "https") {
+	e, err := url.Parse(c.Endpoint)
+	if c.Endpoint != "" && (err != nil || e.Host == "" || e.Scheme != "http" && e.Scheme != "https") {
 		return nil, fmt.Errorf("S3: the endpoint %q is not http(s)://host:port", c.Endpoint)
 	}
-	options := []func(*config.LoadOptions) error{config.WithRegion(c.Region), config.WithHTTPClient(awshttp.NewBuildableClient())}
+	options := []func(*config.LoadOptions) error{
+		config.WithRegion(c.Region), config.WithHTTPClient(awshttp.NewBuildableClient()),
+	}
+	// Without keys, the SDK finds credentials in the environment.
 	if c.AccessKey != "" {
-		options = append(options, config.WithCredentialsProvider(credentials.NewStaticCredentialsProvider(c.AccessKey, c.SecretKey, "")))
+		options = append(options,
+			config.WithCredentialsProvider(credentials.NewStaticCredentialsProvider(c.AccessKey, c.SecretKey, "")))
 	}
 	loaded, err := config.LoadDefaultConfig(ctx, options...)
 	if err != nil {
@@ -129,6 +135,7 @@ func openBucket(ctx context.Context, at string, c S3) (*warehouse, error) {
 	client := &http.Client{Transport: transport}
 	loaded.HTTPClient = client
 	w := &warehouse{url: strings.TrimSuffix(at, "/"), s3: c, aws: &loaded, client: client, props: iceberg.Properties{}}
+	// Stores other than Amazon's rarely have a host name per bucket.
 	if c.Endpoint != "" {
 		w.props[io.S3EndpointURL] = c.Endpoint
 		w.props[io.S3ForceVirtualAddressing] = "false"
@@ -163,9 +170,9 @@ type fencedCatalog struct {
 	aws       *aws.Config // nil for a folder
 }
 
-// extraFolders returns the other folders in which a table's properties place files. Such properties can
-// no longer be set. A table that already had them keeps working as long as the folders are in the
-// warehouse.
+// extraFolders returns the other folders in which a table's properties place files. Such properties
+// can no longer be set. A table that already had them keeps working as long as the folders are in
+// the warehouse.
 func (p fencedCatalog) extraFolders(t *table.Table) (folders []string) {
 	for _, key := range datafile.LocationProperties {
 		if folder, ok := t.Properties()[key]; ok && location.Inside(p.warehouse, strings.TrimRight(folder, "/")+"/x") {
@@ -200,6 +207,8 @@ func (p fencedCatalog) LoadTable(ctx context.Context, ident table.Identifier) (*
 }
 
 // CommitTable adds the object store's settings to the context of a commit.
-func (p fencedCatalog) CommitTable(ctx context.Context, ident table.Identifier, reqs []table.Requirement, updates []table.Update) (table.Metadata, string, error) {
+func (p fencedCatalog) CommitTable(
+	ctx context.Context, ident table.Identifier, reqs []table.Requirement, updates []table.Update,
+) (table.Metadata, string, error) {
 	return p.Catalog.CommitTable(p.storageContext(ctx), ident, reqs, updates)
 }

@@ -190,7 +190,8 @@ func icebergType(t Type) (iceberg.Type, error) {
 		return &iceberg.ListType{ElementID: inner[0].ID, Element: inner[0].Type, ElementRequired: inner[0].Required}, nil
 	case Map:
 		return &iceberg.MapType{
-			KeyID: inner[0].ID, KeyType: inner[0].Type, ValueID: inner[1].ID, ValueType: inner[1].Type, ValueRequired: inner[1].Required,
+			KeyID: inner[0].ID, KeyType: inner[0].Type, ValueID: inner[1].ID, ValueType: inner[1].Type,
+			ValueRequired: inner[1].Required,
 		}, nil
 	case iceberg.Type: // a table may have types that columns do not support
 		return t, nil

@@ -87,7 +87,8 @@ func bufferOf[T any](values []T) *memory.Buffer {
 		return memory.NewBufferBytes(nil)
 	}
 	size := len(values) * int(unsafe.Sizeof(values[0]))
-	return memory.NewBufferBytes(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), size)) //nolint:gosec // Arrow reads the numbers where they are
+	// Arrow reads the numbers where they are.
+	return memory.NewBufferBytes(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), size)) //nolint:gosec
 }
 
 // Bools is a column of booleans in a bitmap.
@@ -260,7 +261,8 @@ func (c *Bytes) size() int { return len(c.content) + 4*c.Len() + c.valid.size(c.
 
 func (c *Bytes) data(t arrow.DataType) arrow.ArrayData {
 	valid, nulls := c.valid.buffer(c.Len())
-	return array.NewData(t, c.Len(), []*memory.Buffer{valid, bufferOf(c.offsets), memory.NewBufferBytes(c.content)}, nil, nulls, 0)
+	return array.NewData(t, c.Len(), []*memory.Buffer{valid, bufferOf(c.offsets), memory.NewBufferBytes(c.content)},
+		nil, nulls, 0)
 }
 
 // Fixed is a column of byte strings with equal lengths.

@@ -95,7 +95,9 @@ type eventRows struct {
 }
 
 // rowsOf returns the Rows constructor of an aggregate's table. begin creates the decoder.
-func rowsOf(agg event.Aggregate, begin func(to *columnar.Columns) (decoder, error)) func(*columnar.Columns, *registry.Decoder) (Rows, error) {
+func rowsOf(
+	agg event.Aggregate, begin func(to *columnar.Columns) (decoder, error),
+) func(*columnar.Columns, *registry.Decoder) (Rows, error) {
 	return func(to *columnar.Columns, values *registry.Decoder) (Rows, error) {
 		d, err := begin(to)
 		return &eventRows{of: agg, values: values, decoder: d, row: row{to: to}}, err

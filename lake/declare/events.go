@@ -28,7 +28,8 @@ func Events(name string, agg event.Aggregate, message proto.Message) Table {
 		// A field of the contract must not take the name of an envelope column.
 		reserved[i] = c.Name
 	}
-	plan, err := wire.Compile(message.ProtoReflect().Descriptor(), wire.Options{Unknown: wire.UnknownColumn, Reserved: reserved})
+	plan, err := wire.Compile(message.ProtoReflect().Descriptor(),
+		wire.Options{Unknown: wire.UnknownColumn, Reserved: reserved})
 	if err != nil {
 		panic(err) // the contract is compiled in
 	}
@@ -145,7 +146,8 @@ func ReadEvents(agg event.Aggregate, rec arrow.RecordBatch) (iter.Seq2[event.Eve
 	return func(yield func(event.Event, error) bool) {
 		for i := range int(rec.NumRows()) {
 			e := event.Event{
-				Aggregate: agg.Name, Stream: strings.Clone(stream(i)), Version: uint64(version(i)), Type: kind(i), Data: payload.Value(i),
+				Aggregate: agg.Name, Stream: strings.Clone(stream(i)), Version: uint64(version(i)), Type: kind(i),
+				Data:       payload.Value(i),
 				OccurredAt: occurred(i), RecordedAt: recorded(i),
 				CorrelationID: correlation(i), CausationID: causation(i), TraceParent: trace(i),
 			}

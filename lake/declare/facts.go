@@ -27,7 +27,8 @@ type Facts[T any] struct {
 // Table returns the complete declaration.
 func (d Facts[T]) Table() Table {
 	return Table{
-		Name: d.Name, Topic: d.Of.Topic, Doc: d.Doc, Columns: d.Columns.fields(), Sort: []Sort{{Column: d.Sort}}, Derived: d.Of,
+		Name: d.Name, Topic: d.Of.Topic, Doc: d.Doc, Columns: d.Columns.fields(), Sort: []Sort{{Column: d.Sort}},
+		Derived: d.Of,
 		Rows: rowsOf(d.Of, func(to *columnar.Columns) (decoder, error) {
 			return &factDecoder[T]{make: d.Rows(), write: d.Columns.write(to, 0), columns: len(d.Columns)}, nil
 		}),

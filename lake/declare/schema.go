@@ -215,17 +215,21 @@ func (s Schema[T]) bind(rec arrow.RecordBatch, names []string) (func(i int, v *T
 		var err error
 		switch a.Of(&zero).(type) {
 		case *string:
-			readers[at], err = reads(rec, names[at], func(c *array.String, i int, p *string) { *p = strings.Clone(c.Value(i)) })
+			readers[at], err = reads(rec, names[at],
+				func(c *array.String, i int, p *string) { *p = strings.Clone(c.Value(i)) })
 		case *int32:
 			readers[at], err = reads(rec, names[at], func(c *array.Int32, i int, p *int32) { *p = c.Value(i) })
 		case *int64:
 			readers[at], err = reads(rec, names[at], func(c *array.Int64, i int, p *int64) { *p = c.Value(i) })
 		case *time.Time:
-			readers[at], err = reads(rec, names[at], func(c *array.Timestamp, i int, p *time.Time) { *p = time.UnixMicro(int64(c.Value(i))).UTC() })
+			readers[at], err = reads(rec, names[at],
+				func(c *array.Timestamp, i int, p *time.Time) { *p = time.UnixMicro(int64(c.Value(i))).UTC() })
 		case *Amount:
-			readers[at], err = reads(rec, names[at], func(c *array.Decimal128, i int, p *Amount) { *p = Amount{c.Value(i), true} })
+			readers[at], err = reads(rec, names[at],
+				func(c *array.Decimal128, i int, p *Amount) { *p = Amount{c.Value(i), true} })
 		case *decimal128.Num:
-			readers[at], err = reads(rec, names[at], func(c *array.Decimal128, i int, p *decimal128.Num) { *p = c.Value(i) })
+			readers[at], err = reads(rec, names[at],
+				func(c *array.Decimal128, i int, p *decimal128.Num) { *p = c.Value(i) })
 		case *[]string:
 			readers[at], err = reads(rec, names[at], readList)
 		case *map[string]Amount:
@@ -244,7 +248,9 @@ func (s Schema[T]) bind(rec arrow.RecordBatch, names []string) (func(i int, v *T
 
 // reads returns a reader of one column into a field. A null leaves the field unchanged, so a new
 // value has the zero value there.
-func reads[A arrow.Array, P any](rec arrow.RecordBatch, name string, read func(c A, i int, p *P)) (func(i int, p any), error) {
+func reads[A arrow.Array, P any](
+	rec arrow.RecordBatch, name string, read func(c A, i int, p *P),
+) (func(i int, p any), error) {
 	c, err := ColumnOf[A](rec, name)
 	if err != nil {
 		return nil, err

@@ -39,9 +39,9 @@ type State[S any] struct {
 	Of          event.Aggregate
 	Key, KeyDoc string // name and doc of the key column
 	Columns     Schema[S]
-	// Change returns the effect of an event on the state of its stream. It fails if the event cannot
-	// be decoded, independent of the state. The effect must not modify memory that the previous state
-	// refers to, because remembered rows share it.
+	// Change returns the effect of an event on the state of its stream. It fails if the event
+	// cannot be decoded, independent of the state. The effect must not modify memory that the
+	// previous state refers to, because remembered rows share it.
 	Change func(e event.Event) (func(*S), error)
 }
 
@@ -71,12 +71,14 @@ func (d State[S]) shape() Schema[stateRow[S]] {
 func (d State[S]) Table() Table {
 	shape := d.shape()
 	return Table{
-		Name: d.Name, Topic: d.Of.Topic, Doc: d.Doc, Columns: shape.fields(), Sort: []Sort{{Column: d.Key}}, Derived: d.Of,
+		Name: d.Name, Topic: d.Of.Topic, Doc: d.Doc, Columns: shape.fields(), Sort: []Sort{{Column: d.Key}},
+		Derived: d.Of,
 		Upserts: func(to *columnar.Columns, values *registry.Decoder) (Upserts, error) {
 			known, err := simplelru.NewLRU[string, knownRow[S]](knownRows, nil)
 			return &states[S]{
 				declared: d, shape: shape, write: shape.write(to, 0), values: values, row: row{to: to},
-				changes: map[string][]change[S]{}, before: map[string]stateRow[S]{}, known: known, positions: map[int32]position{},
+				changes: map[string][]change[S]{}, before: map[string]stateRow[S]{}, known: known,
+				positions: map[int32]position{},
 			}, err
 		},
 		Sums: Sums{
@@ -172,7 +174,8 @@ type states[S any] struct {
 	filter *keyset.Filter // of the table's keys; nil until it is needed
 }
 
-// firstEvent is a stream whose event with version 1 is in the batch. The stream is new, or the event is a duplicate.
+// firstEvent is a stream whose event with version 1 is in the batch. The stream is new, or the
+// event is a duplicate.
 type firstEvent struct {
 	key       string
 	partition int32
@@ -183,17 +186,17 @@ type firstEvent struct {
 // close together, so a cache of recent streams saves most lookups.
 const knownRows = 50_000
 
-// knownRow is a row as the last batch that changed it left it. It is valid only while generation is its
-// partition's current one.
+// knownRow is a row as the last batch that changed it left it. It is valid only while generation is
+// its partition's current one.
 type knownRow[S any] struct {
 	stateRow[S]
 	partition  int32
 	generation int
 }
 
-// position is the offset up to which this lander has landed a partition. generation counts how often the
-// partition came back after another lander had landed it. Rows remembered in an earlier generation may be
-// outdated.
+// position is the offset up to which this lander has landed a partition. generation counts how
+// often the partition came back after another lander had landed it. Rows remembered in an earlier
+// generation may be outdated.
 type position struct {
 	next       int64
 	generation int
@@ -310,7 +313,8 @@ func (x *states[S]) Fold(each func(key string, existed bool, row func(), from Re
 			x.row.filled(len(x.shape))
 			x.row.end()
 		}
-		if err := each(key, existed, write, Record{Topic: x.declared.Of.Topic, Partition: last.partition, Offset: last.offset}); err != nil {
+		from := Record{Topic: x.declared.Of.Topic, Partition: last.partition, Offset: last.offset}
+		if err := each(key, existed, write, from); err != nil {
 			return err
 		}
 	}

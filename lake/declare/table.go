@@ -248,7 +248,10 @@ func (t Table) Order(s *iceberg.Schema, id int) (table.SortOrder, error) {
 		if !ok {
 			return table.SortOrder{}, fmt.Errorf("table %s: sort column %s does not exist", t.Name, by.Column)
 		}
-		fields[i] = table.SortField{SourceIDs: []int{source.ID}, Transform: iceberg.IdentityTransform{}, Direction: table.SortASC, NullOrder: table.NullsFirst}
+		fields[i] = table.SortField{
+			SourceIDs: []int{source.ID}, Transform: iceberg.IdentityTransform{},
+			Direction: table.SortASC, NullOrder: table.NullsFirst,
+		}
 		if by.Descending {
 			fields[i].Direction, fields[i].NullOrder = table.SortDESC, table.NullsLast
 		}

@@ -13,9 +13,9 @@ import (
 // until the batch lands. Then each key that the batch changes gets one new row, which replaces the
 // previous one.
 //
-// A landing calls the methods in this order: Take for each record; LookupKeys; SetKeys if NeedsKeys;
-// UncertainKeys; Found for the rows looked up; Fold; and Landed after the commit. If a step fails, the
-// Upserts are discarded with their session.
+// A landing calls the methods in this order: Take for each record; LookupKeys; SetKeys if
+// NeedsKeys; UncertainKeys; Found for the rows looked up; Fold; and Landed after the commit. If a
+// step fails, the Upserts are discarded with their session.
 type Upserts interface {
 	// Take collects a record and appends no row. Its error means the same as that of Rows.Append.
 	Take(ctx context.Context, r Record) (Appended, error)
@@ -27,8 +27,8 @@ type Upserts interface {
 	// the keys whose previous rows must be looked up in the table. A key may have no row.
 	LookupKeys(from map[int32]int64) []string
 	// NeedsKeys reports whether the batch has first events of streams that only the table's keys
-	// can tell from duplicates. If so, the caller must pass the keys to SetKeys. UncertainKeys then returns
-	// the keys of first events that may have a row. Their rows must be looked up, too.
+	// can tell from duplicates. If so, the caller must pass the keys to SetKeys. UncertainKeys then
+	// returns the keys of first events that may have a row. Their rows must be looked up, too.
 	NeedsKeys() bool
 	SetKeys(*keyset.Filter)
 	UncertainKeys() []string

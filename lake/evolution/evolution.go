@@ -52,6 +52,7 @@ func ParseKeys(property string) (Keys, error) {
 
 // String returns the value of Property.
 func (k Keys) String() string {
+	// The keys of JSON objects are strings.
 	byID := map[string]string{}
 	for id, key := range k {
 		byID[strconv.Itoa(id)] = key
@@ -153,6 +154,7 @@ func Of(have *iceberg.Schema, lastID int, keys Keys, want []columnar.Field) (Ste
 	if err != nil {
 		return Step{}, err
 	}
+	// Fields that identify a row are kept.
 	s.Schema = iceberg.NewSchemaWithIdentifiers(have.ID+1, have.IdentifierFieldIDs, built.Fields()...)
 	return s, nil
 }
@@ -191,6 +193,7 @@ func (c *change) log(format string, args ...any) {
 func (c *change) merge(at string, have, want []columnar.Field) (table, columns []columnar.Field, err error) {
 	table, columns = slices.Clone(have), make([]columnar.Field, len(want))
 	taken := make([]bool, len(have))
+	// First, wanted fields that match a column change it in place.
 	for i, w := range want {
 		n := c.find(have, w)
 		if n < 0 {
@@ -272,6 +275,7 @@ func (c *change) field(at string, h, w columnar.Field) (table, column columnar.F
 	table, column = h, w
 	column.ID = h.ID
 	path := join(at, w.Name)
+	// From now on the key identifies the column, even if a later contract renames the field.
 	if c.keys[h.ID] != w.Key && w.Key != "" {
 		c.keys[h.ID] = w.Key
 		c.log("column %s gets the key %s", path, w.Key)
@@ -297,14 +301,16 @@ func (c *change) field(at string, h, w columnar.Field) (table, column columnar.F
 
 // retype changes a column's type to what is wanted.
 func (c *change) retype(path string, h, w columnar.Type) (table, column columnar.Type, err error) {
-	refused := &RefusedError{path, fmt.Sprintf("the table has %s and this program writes %s, to which existing rows cannot be widened; "+
-		"give the field a new number and name", h, w)}
+	refused := &RefusedError{path, fmt.Sprintf(
+		"the table has %s and this program writes %s, to which existing rows cannot be widened; "+
+			"give the field a new number and name", h, w)}
 	switch h := h.(type) {
 	case columnar.Struct:
 		w, ok := w.(columnar.Struct)
 		if !ok {
 			return nil, nil, refused
 		}
+		// Fields of a struct follow the same rules as columns.
 		inTable, inColumn, err := c.merge(path, h.Fields, w.Fields)
 		return columnar.Struct{Fields: inTable}, columnar.Struct{Fields: inColumn}, err
 	case columnar.List:
@@ -336,6 +342,7 @@ func (c *change) retype(path string, h, w columnar.Type) (table, column columnar
 	default:
 		return nil, nil, refused
 	}
+	// Equal or wider: existing files are read with the wider type.
 	return w, w, nil
 }
 
@@ -347,6 +354,7 @@ func named(w, h columnar.Field) columnar.Field {
 
 // widens reports whether Iceberg allows a column's type to widen from one to the other.
 func widens(from, to columnar.Type) bool {
+	// Only changes after which every existing value keeps its meaning.
 	switch from := from.(type) {
 	case iceberg.Int32Type:
 		_, ok := to.(iceberg.Int64Type)
@@ -356,6 +364,7 @@ func widens(from, to columnar.Type) bool {
 		return ok
 	case iceberg.DecimalType:
 		to, ok := to.(iceberg.DecimalType)
+		// Files store unscaled values, so the scale may not change.
 		return ok && to.Scale() == from.Scale() && to.Precision() > from.Precision()
 	}
 	return false

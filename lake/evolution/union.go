@@ -23,6 +23,7 @@ func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 	all := append([]columnar.Field(nil), have...)
 	taken := make([]bool, len(have))
 	names := map[string]bool{}
+	// Names are compared in lower case, because many engines ignore case.
 	for _, h := range have {
 		names[strings.ToLower(h.Name)] = true
 	}
@@ -51,7 +52,8 @@ func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 			continue
 		}
 		if folded := strings.ToLower(w.Name); names[folded] {
-			return nil, &RefusedError{join(at, w.Name), "the table has another column whose name is equal or differs only in case; rename the field"}
+			return nil, &RefusedError{join(at, w.Name),
+				"the table has another column whose name is equal or differs only in case; rename the field"}
 		}
 		names[strings.ToLower(w.Name)] = true
 		if renamed && n >= 0 {
@@ -61,6 +63,7 @@ func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 		w.Required = false // existing rows lack it
 		all = append(all, w)
 	}
+	// A column is required only if the rows of both sides always have it.
 	for n := range have {
 		all[n].Required = all[n].Required && taken[n]
 	}
@@ -96,12 +99,16 @@ func Match(have, want []columnar.Field) []int {
 	}
 	// Earlier passes take precedence over later ones for all fields.
 	for pass, is := range []func(h, w columnar.Field) bool{
+		// The field's key, or its name if neither side has a key.
 		func(h, w columnar.Field) bool {
 			return h.Key == w.Key && w.Key != "" || w.Key == "" && byName(h) && h.Name == w.Name
 		},
+		// A name that the column had earlier: the schema is older than the rename.
 		func(h, w columnar.Field) bool { return w.Key == "" && slices.Contains(formerNames(h), w.Name) },
+		// An alias: the schema renames the column.
 		func(h, w columnar.Field) bool {
-			return w.Key == "" && byName(h) && slices.ContainsFunc(append(formerNames(h), h.Name), func(name string) bool { return slices.Contains(w.Aliases, name) })
+			return w.Key == "" && byName(h) && slices.ContainsFunc(append(formerNames(h), h.Name),
+				func(name string) bool { return slices.Contains(w.Aliases, name) })
 		},
 	} {
 		claimed := taken
@@ -132,7 +139,8 @@ func unite(path string, h, w columnar.Field) (columnar.Field, error) {
 
 // wider returns a type that holds values of both types.
 func wider(path string, h, w columnar.Type) (columnar.Type, error) {
-	refused := &RefusedError{path, fmt.Sprintf("the table has %s and these rows have %s, which have no common type; rename the field", h, w)}
+	refused := &RefusedError{path, fmt.Sprintf(
+		"the table has %s and these rows have %s, which have no common type; rename the field", h, w)}
 	switch h := h.(type) {
 	case columnar.Struct:
 		if w, ok := w.(columnar.Struct); ok {
@@ -155,6 +163,7 @@ func wider(path string, h, w columnar.Type) (columnar.Type, error) {
 		return columnar.Map{Key: h.Key, Value: value}, err
 	}
 	switch {
+	// Either side may be the wider one: rows of older schemas keep arriving.
 	case h.String() == w.String(), widens(w, h):
 		return h, nil
 	case widens(h, w):

@@ -9,8 +9,8 @@
 //   - JSON: the values themselves, which are JSON objects. The table gains columns with new fields.
 //
 // All of them have further columns for the record's key, timestamp and, optionally, headers; see
-// recordcolumns.go. Names of such columns begin with an underscore, so that they rarely collide with
-// fields.
+// recordcolumns.go. Names of such columns begin with an underscore, so that they rarely collide
+// with fields.
 package external
 
 import (
@@ -75,6 +75,7 @@ func messages(in protoreflect.MessageDescriptors) func(func(protoreflect.Message
 	return func(yield func(protoreflect.MessageDescriptor) bool) {
 		for i := range in.Len() {
 			md := in.Get(i)
+			// Map fields have generated message types, which cannot be the value of a record.
 			if md.IsMapEntry() {
 				continue
 			}
@@ -119,6 +120,7 @@ func describe(ctx context.Context, file string, folders []string) (*protoregistr
 	if err != nil {
 		return nil, err
 	}
+	// Only the file itself, without its imports: its messages are the candidates.
 	files := new(protoregistry.Files)
 	for _, f := range compiled {
 		if err := files.RegisterFile(f); err != nil {
@@ -130,7 +132,10 @@ func describe(ctx context.Context, file string, folders []string) (*protoregistr
 
 // declared returns the common part of all tables of external topics.
 func declared(name lake.Name, topic, doc string) declare.Table {
-	return declare.Table{Name: name[len(name)-1], Namespace: strings.Join(name[:len(name)-1], "."), Topic: topic, Origin: origin, Doc: doc}
+	last := len(name) - 1
+	return declare.Table{
+		Name: name[last], Namespace: strings.Join(name[:last], "."), Topic: topic, Origin: origin, Doc: doc,
+	}
 }
 
 // errNoValue is the reason for a dead letter without a value.
@@ -154,6 +159,7 @@ func Proto(name lake.Name, topic string, md protoreflect.MessageDescriptor, opti
 		if err != nil {
 			return nil, err
 		}
+		// Fields and the record's own columns are filled by different writers of one row.
 		at, err := with.bind(to)
 		return &protoRows{message, at}, err
 	}

@@ -17,6 +17,8 @@ import (
 // extraColumn is the column for JSON content that has no column of its own.
 const extraColumn = "_extra"
 
+// jsonOptions returns the options for columns of JSON values. They must not use the names of the
+// other columns.
 func jsonOptions(with layout, times bool) infer.Options {
 	return infer.Options{Extra: extraColumn, Reserved: with.reserved(), Times: times}
 }
@@ -27,6 +29,7 @@ func JSON(name lake.Name, topic string, times bool, options ...Option) declare.T
 	with := layoutOf(options)
 	o := jsonOptions(with, times)
 	t := declared(name, topic, fmt.Sprintf("Every JSON object on the topic %s.", topic))
+	// No value is known yet, so the table begins without columns for fields.
 	t.Columns, t.Grows = slices.Concat(with.columns(), []columnar.Field{o.ExtraField()}), true
 	t.Rows = func(to *columnar.Columns, _ *registry.Decoder) (declare.Rows, error) {
 		objects, err := o.Bind(to)
@@ -70,7 +73,9 @@ func appendJSON(to *infer.Decoder, value []byte) error {
 }
 
 // Grow implements declare.Grower.
-func (j *jsonRows) Grow(_ context.Context, have []columnar.Field, records iter.Seq[declare.Record]) ([]columnar.Field, error) {
+func (j *jsonRows) Grow(
+	_ context.Context, have []columnar.Field, records iter.Seq[declare.Record],
+) ([]columnar.Field, error) {
 	var objects []*infer.Object
 	for r := range records {
 		if object, err := infer.Parse(r.Value); err == nil { // Append reports the error of other values

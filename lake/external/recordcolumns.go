@@ -66,6 +66,7 @@ func (l layout) reserved() []string {
 	return names
 }
 
+// reserves reports whether a name belongs to the record itself or to the origin columns.
 func (l layout) reserves(name string) bool { return slices.Contains(l.reserved(), name) }
 
 // recordColumns fills the columns for the record itself.
@@ -78,6 +79,7 @@ type recordColumns struct {
 
 // bind finds the columns by name.
 func (l layout) bind(to *columnar.Columns) (p recordColumns, err error) {
+	// A column of another type leaves its writer nil, which is reported below.
 	for i, f := range to.Fields() {
 		switch f.Name {
 		case keyColumn:
@@ -150,6 +152,7 @@ func (h *headers) append(all []event.Header) {
 	for i, header := range all {
 		name := utf8Name(header.Key)
 		// A later header of the same name follows.
+		// Quadratic, but records have few headers.
 		if slices.ContainsFunc(all[i+1:], func(later event.Header) bool { return utf8Name(later.Key) == name }) {
 			continue
 		}

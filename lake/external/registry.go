@@ -44,7 +44,10 @@ func Registered(
 	if err != nil {
 		return declare.Table{}, err
 	}
-	all := &schemas{client: client, with: with, message: protoreflect.FullName(of.Message), known: map[int]*schema{}, json: jsonOptions(with, of.Times)}
+	all := &schemas{
+		client: client, with: with, message: protoreflect.FullName(of.Message), known: map[int]*schema{},
+		json: jsonOptions(with, of.Times),
+	}
 	// Confluent's convention: the first message of the file is the value's type.
 	if latest.Type == registry.TypeProtobuf && of.Message == "" {
 		if all.message, err = firstMessage(ctx, latest); err != nil {
@@ -52,7 +55,8 @@ func Registered(
 		}
 	}
 	first := all.read(ctx, latest)
-	t := declared(name, topic, fmt.Sprintf("Every value on the topic %s, by the schemas of the subject %s.", topic, of.Name))
+	t := declared(name, topic,
+		fmt.Sprintf("Every value on the topic %s, by the schemas of the subject %s.", topic, of.Name))
 	t.Columns, t.Grows = slices.Concat(first.fields, with.columns()), true
 	// The table cannot be created now, but an existing one can be landed: its values may have other
 	// schemas.
@@ -87,7 +91,8 @@ type schemas struct {
 	message protoreflect.FullName // for Protobuf: the message that the table is for
 	json    infer.Options
 
-	mu    sync.Mutex
+	mu sync.Mutex
+	// known has the schemas by id. mu also guards their bad, which refuse sets later.
 	known map[int]*schema
 }
 
@@ -122,6 +127,8 @@ func (s *schemas) schema(ctx context.Context, id int) (*schema, error) {
 // read prepares a schema and caches the result, including failures.
 func (s *schemas) read(ctx context.Context, registered registry.Schema) *schema {
 	made := &schema{id: registered.ID}
+	// A failure is kept in made.bad: the schema is immutable, so compiling it again would fail
+	// alike.
 	switch registered.Type {
 	case registry.TypeAvro:
 		var references []string
@@ -168,11 +175,13 @@ func (s *schemas) compileProto(ctx context.Context, made *schema, registered reg
 		return err
 	}
 	made.file = file
+	// The file may have further messages. Their values become dead letters.
 	for md := range messages(file.Messages()) {
 		if md.FullName() != s.message {
 			continue
 		}
-		if made.proto, err = wire.Compile(md, wire.Options{Unknown: wire.UnknownColumn, Reserved: append(s.with.reserved(), extraColumn)}); err != nil {
+		options := wire.Options{Unknown: wire.UnknownColumn, Reserved: append(s.with.reserved(), extraColumn)}
+		if made.proto, err = wire.Compile(md, options); err != nil {
 			return err
 		}
 		made.fields = made.proto.Fields()
@@ -210,6 +219,7 @@ func (s *schemas) newestOfProto() []*schema {
 	return all
 }
 
+// rows returns the Rows of one lander. Each binds the shared schemas to its own columns.
 func (s *schemas) rows(to *columnar.Columns) (declare.Rows, error) {
 	at, err := s.with.bind(to)
 	return &registeredRows{all: s, to: to, record: at, bound: map[int]*bound{}}, err
@@ -238,6 +248,8 @@ func (x *registeredRows) Append(ctx context.Context, r declare.Record) (declare.
 	if err != nil {
 		return declare.Appended{}, err
 	}
+	// If the registry is unavailable, the record waits. If it does not know the schema, the record
+	// becomes a dead letter.
 	of, err := x.all.schema(ctx, id)
 	if err == nil {
 		err = x.all.reason(of)
@@ -304,6 +316,7 @@ func (x *registeredRows) bind(of *schema) (*bound, error) {
 	// The union differs from the existing columns, so the schema needs more of them.
 	case !reflect.DeepEqual(need, mine):
 		return nil, fmt.Errorf("schema %d: %w", of.id, declare.ErrGrow)
+	// Avro values are decoded with exactly the schema that wrote them.
 	case of.avro != nil:
 		d, err := of.avro.Bind(x.to)
 		if err != nil {
@@ -348,7 +361,9 @@ func (x *registeredRows) others(fields []columnar.Field) (cols []columnar.Column
 }
 
 // Grow implements declare.Grower.
-func (x *registeredRows) Grow(ctx context.Context, have []columnar.Field, records iter.Seq[declare.Record]) ([]columnar.Field, error) {
+func (x *registeredRows) Grow(
+	ctx context.Context, have []columnar.Field, records iter.Seq[declare.Record],
+) ([]columnar.Field, error) {
 	fixed, mine := x.all.with.split(have)
 	var objects []*infer.Object
 	met := map[int]bool{}
@@ -362,8 +377,10 @@ func (x *registeredRows) Grow(ctx context.Context, have []columnar.Field, record
 			break // records before it get their columns
 		}
 		switch {
+		// Append reports these.
 		case err != nil, x.all.reason(of) != nil:
 		case of.json:
+			// Collected, so that one step adds the columns for all objects.
 			if object, err := infer.Parse(value); err == nil {
 				objects = append(objects, object)
 			}
@@ -377,6 +394,7 @@ func (x *registeredRows) Grow(ctx context.Context, have []columnar.Field, record
 			mine = need
 		}
 	}
+	// The columns for the record itself come last, as in Registered.
 	want := slices.Concat(mine, fixed)
 	if len(objects) > 0 {
 		want, _ = x.all.json.Grow(want, objects...)

@@ -51,8 +51,9 @@ func (e *TableError) Unwrap() error { return e.Err }
 
 // Remedies for an operator.
 const (
-	RemedyLost    = "restore the file, or drop the table and restart the landers to land it from the beginning"
-	RemedyCycle   = "set the branch to a snapshot outside the cycle, or drop the table and restart the landers to land it from the beginning"
+	RemedyLost  = "restore the file, or drop the table and restart the landers to land it from the beginning"
+	RemedyCycle = "set the branch to a snapshot outside the cycle, or drop the table and restart the landers " +
+		"to land it from the beginning"
 	RemedyOffsets = "restore the topic or the table's properties, or drop the table to land it from the beginning"
 	remedyGone    = "restart the lander to land it from the beginning"
 	RemedyDenied  = "grant the lander write access to the table's files and to its row in the catalog"
@@ -106,10 +107,12 @@ func denied(err error) bool {
 }
 
 // denials are S3 error codes that persist until permissions, keys or the bucket are changed.
-var denials = []string{"AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket"}
+var denials = []string{
+	"AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket",
+}
 
-// IsTemporary reports whether an error is temporary: caused by the environment of a landing, not by its
-// data or table.
+// IsTemporary reports whether an error is temporary: caused by the environment of a landing, not by
+// its data or table.
 func IsTemporary(err error) bool {
 	var path *fs.PathError
 	var network net.Error
@@ -132,8 +135,8 @@ func (e *RowsError) Error() string { return e.Err.Error() }
 
 func (e *RowsError) Unwrap() error { return e.Err }
 
-// AsRowsError wraps an error of writing rows as a *RowsError, unless it is temporary or a fault of the
-// table.
+// AsRowsError wraps an error of writing rows as a *RowsError, unless it is temporary or a fault of
+// the table.
 func AsRowsError(err error) error {
 	if err == nil || IsTemporary(err) || Unreadable(err) {
 		return err
@@ -200,7 +203,8 @@ type UnwritableError struct {
 }
 
 func (e *UnwritableError) Error() string {
-	return fmt.Sprintf("landers cannot write table %s: %v; remove that from the table through the catalog", e.Table, e.Err)
+	return fmt.Sprintf("landers cannot write table %s: %v; remove that from the table through the catalog", e.Table,
+		e.Err)
 }
 
 func (e *UnwritableError) Unwrap() error { return e.Err }

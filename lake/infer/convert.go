@@ -26,6 +26,7 @@ type scalar struct {
 
 // convert converts a value to a type. ok is false if the type cannot represent the value exactly.
 func convert(to columnar.Type, v *value) (s scalar, ok bool) {
+	// Each conversion is exact or refused. What this column refuses, another one stores as it is.
 	switch to := to.(type) {
 	case iceberg.BooleanType:
 		if v.kind == kindBool && v.raw[0] == 't' {
@@ -44,6 +45,7 @@ func convert(to columnar.Type, v *value) (s scalar, ok bool) {
 		s.decimal, ok = decimalOf(v, to.Precision(), to.Scale())
 		return s, ok
 	}
+	// All other types are filled from strings.
 	if v.kind != kindString || !v.decoded {
 		return s, false
 	}
@@ -106,6 +108,7 @@ func keyOf(to columnar.Type, m *value) (s scalar, ok bool) {
 	switch to.(type) {
 	case iceberg.StringType:
 		return scalar{bytes: m.name}, true
+	// For example, "01" and "+1" are refused: they would become the key of "1".
 	case iceberg.Int32Type, iceberg.Int64Type:
 		n, err := strconv.ParseInt(string(m.name), 10, 64)
 		if err != nil || strconv.FormatInt(n, 10) != string(m.name) {
@@ -121,6 +124,7 @@ func whole(v *value, bits int) (s scalar, ok bool) {
 	if v.kind != kindInteger {
 		return s, false
 	}
+	// It fails if the number needs more bits.
 	n, err := strconv.ParseInt(string(v.raw), 10, bits)
 	return scalar{number: n}, err == nil
 }
@@ -130,6 +134,8 @@ func float(v *value, bits int) (s scalar, ok bool) {
 	if v.kind != kindNumber && v.kind != kindInteger {
 		return s, false
 	}
+	// Most fractions have no exact binary form. Exact means that the float reads back as the same
+	// digits.
 	f, ok := exactly(v.raw, bits)
 	return scalar{float: f}, ok
 }
@@ -148,6 +154,7 @@ func decimalOf(v *value, precision, scale int) (d decimal128.Num, ok bool) {
 	digits, exponent := scientific(raw) // the value is 0.digits × 10^exponent
 	negative := bytes.HasPrefix(digits, []byte("-"))
 	digits = bytes.TrimPrefix(digits, []byte("-"))
+	// Zero has no digits.
 	if len(digits) == 0 {
 		return d, true
 	}
@@ -179,6 +186,7 @@ func dayOf(text []byte) (int64, bool) {
 	if err != nil || len(text) != len(time.DateOnly) {
 		return 0, false
 	}
+	// The time is midnight in UTC, so the division is exact before 1970 as well.
 	days := t.Unix() / (timeunit.MicrosPerDay / 1_000_000)
 	return days, timeunit.OfDay(int32(days))
 }
@@ -190,6 +198,8 @@ func microsOfDay(text []byte) (int64, bool) {
 	if len(text) < least || len(text) > most || text[2] != ':' || bytes.IndexByte(text, ',') >= 0 {
 		return 0, false
 	}
+	// A layout without a fraction also accepts one. Go accepts a comma in it, hence the check
+	// above.
 	layout := time.TimeOnly
 	if len(text) == least {
 		layout = "15:04"
@@ -218,5 +228,6 @@ func localMicros(text []byte) (int64, bool) {
 // base64Of decodes standard base64 in canonical form.
 func base64Of(text []byte) ([]byte, bool) {
 	b, err := base64.StdEncoding.Strict().DecodeString(string(text))
+	// Encoding it again must give the same text, or the original could not be restored.
 	return b, err == nil && base64.StdEncoding.EncodeToString(b) == string(text)
 }

@@ -28,6 +28,7 @@ func (o Options) Bind(columns *columnar.Columns) (*Decoder, error) {
 		switch {
 		case f.Name == o.Extra:
 			d.extra, _ = columns.Column(i).(*columnar.Bytes)
+		// Other writers fill the reserved columns.
 		case o.reserves(f.Name):
 		default:
 			d.fields, mine = append(d.fields, f), append(mine, columns.Column(i))
@@ -43,6 +44,7 @@ func (o Options) Bind(columns *columnar.Columns) (*Decoder, error) {
 // Append appends a row. If it fails, the caller must roll back the unfinished row. The error is
 // ErrGrow if the object needs more columns, or else columnar.ErrFull.
 func (d *Decoder) Append(o *Object) error {
+	// The row is filled first. If it turns out to need more columns, the caller rolls it back.
 	left := d.root.append(o.root)
 	if left == nil {
 		d.extra.AppendNull()
@@ -114,6 +116,7 @@ func bindGroup(fields []columnar.Field, columns []columnar.Column) *group {
 	return g
 }
 
+// bind binds a type to its column, including its parts.
 func bind(t columnar.Type, col columnar.Column) *target {
 	out := &target{column: col, of: t}
 	switch t := t.(type) {
@@ -158,6 +161,7 @@ func (g *group) append(v *value) (left []byte) {
 		}
 		left = append(appendName(left, m), rest...)
 	}
+	// Columns that got no value from this object are null in its row.
 	for _, c := range g.columns {
 		if c.filled != g.generation {
 			c.column.AppendNull()
@@ -178,12 +182,14 @@ func (g *group) member(members []value, i int) *member {
 	if to := g.members[string(m.name)]; to != nil {
 		return to
 	}
+	// No column has exactly this name. Try one whose name differs only in case.
 	if field := g.folded[fold(string(m.name))]; field != "" && claims(members, i, field) {
 		return g.members[field]
 	}
 	return nil
 }
 
+// appendName appends a member's name and a colon.
 func appendName(dst []byte, m *value) []byte {
 	if m.unnamed {
 		return append(append(dst, m.name...), ':') // as written
@@ -227,6 +233,7 @@ func (t *target) append(v *value) (left []byte, ok bool) {
 		if v.kind != kindObject {
 			return nil, false
 		}
+		// A struct takes any object: what its fields cannot hold is returned.
 		col.Append()
 		return t.group.append(v), true
 	case *columnar.Lists:
@@ -252,6 +259,7 @@ func (t *target) appendList(col *columnar.Lists, v *value) (left []byte, ok bool
 			t.element.column.Truncate(begin)
 			return nil, false
 		}
+		// The first element with a rest. The earlier ones left nothing, so they are null in it.
 		if left == nil && rest != nil {
 			left = append(left, '[')
 			for range i {
@@ -268,6 +276,7 @@ func (t *target) appendList(col *columnar.Lists, v *value) (left []byte, ok bool
 	}
 	col.Append()
 	if left != nil {
+		// Replace the last comma.
 		left[len(left)-1] = ']'
 	}
 	return left, true

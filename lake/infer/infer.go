@@ -54,6 +54,7 @@ type Options struct {
 	Depth    int      // maximum nesting of objects and arrays, including the outermost; 0 means 8
 }
 
+// columns returns the maximum number of columns.
 func (o Options) columns() int {
 	if o.Columns <= 0 {
 		return 1000
@@ -61,6 +62,7 @@ func (o Options) columns() int {
 	return o.Columns
 }
 
+// depth returns the maximum nesting.
 func (o Options) depth() int {
 	if o.Depth <= 0 {
 		return 8
@@ -81,6 +83,7 @@ const (
 )
 
 var (
+	// Types of inferred columns.
 	text    = iceberg.PrimitiveTypes.String
 	long    = iceberg.PrimitiveTypes.Int64
 	double  = iceberg.PrimitiveTypes.Float64
@@ -97,6 +100,7 @@ func (o Options) Grow(have []columnar.Field, objects ...*Object) (want []columna
 			mine = append(mine, f)
 		}
 	}
+	// Existing columns count against the limit.
 	g := grower{o: o, columns: count(mine)}
 	for again := true; again; { // a column that became JSON may have freed room for another one
 		g.changed = false
@@ -140,6 +144,7 @@ type grower struct {
 // object returns the fields of the struct for an object.
 func (g *grower) object(fields []columnar.Field, v *value, depth int) []columnar.Field {
 	for i := range v.children {
+		// A null gives no type. A name that cannot be decoded cannot be a column.
 		if m := &v.children[i]; m.kind != kindNull && !m.unnamed {
 			fields = g.member(fields, field(fields, v.children, i), m, depth)
 		}
@@ -171,6 +176,7 @@ func field(fields []columnar.Field, members []value, i int) string {
 func (g *grower) member(fields []columnar.Field, name string, m *value, depth int) []columnar.Field {
 	// Restored if the value does not fit after all, so that its columns are not counted.
 	before := *g
+	// A field has up to three columns: its own, one for doubles, and one for JSON.
 	primary, doubles, json := find(fields, name)
 	switch {
 	// A JSON column takes any value.
@@ -178,6 +184,7 @@ func (g *grower) member(fields []columnar.Field, name string, m *value, depth in
 		return fields
 	case primary < 0:
 		t := g.typeOf(m, depth)
+		// The field is new: its first value determines the type.
 		key := ""
 		// An array of mixed types becomes a JSON column from the start.
 		if t == (mixed{}) {
@@ -209,6 +216,7 @@ func (g *grower) member(fields []columnar.Field, name string, m *value, depth in
 	case json >= 0 || doubles >= 0 && m.kind == kindNumber && exact(m.raw):
 	case was.ID == 0 && (!numeric || !same(was.Type, double)): // it does not exist in the table yet, so it may change
 		g.changed = true
+		// The parts of the old type no longer count.
 		g.columns += 1 - count([]columnar.Field{was})
 		fields = slices.Clone(fields)
 		fields[primary].Key, fields[primary].Type = jsonKey+name, text
@@ -223,8 +231,10 @@ func (g *grower) member(fields []columnar.Field, name string, m *value, depth in
 // mixed is the type of an array whose elements have no common type.
 type mixed struct{}
 
+// String implements columnar.Type.
 func (mixed) String() string { return "mixed" }
 
+// same reports whether two types are equal.
 func same(a, b columnar.Type) bool { return a.String() == b.String() }
 
 // find returns the indices of a field's columns, or -1 for those that do not exist.
@@ -251,7 +261,9 @@ func (g *grower) add(fields []columnar.Field, f columnar.Field) []columnar.Field
 }
 
 // beside adds a column for values that the field's own column cannot hold.
-func (g *grower) beside(fields []columnar.Field, key, name, suffix string, t columnar.Type, depth int) []columnar.Field {
+func (g *grower) beside(
+	fields []columnar.Field, key, name, suffix string, t columnar.Type, depth int,
+) []columnar.Field {
 	if f, ok := g.named(fields, key, name+suffix, t, depth); ok {
 		f.Key = key + name
 		return g.add(fields, f)
@@ -263,7 +275,9 @@ func (g *grower) beside(fields []columnar.Field, key, name, suffix string, t col
 const maxName = 128
 
 // named returns a column, unless its name is not possible or there are too many columns.
-func (g *grower) named(fields []columnar.Field, key, name string, t columnar.Type, depth int) (f columnar.Field, ok bool) {
+func (g *grower) named(
+	fields []columnar.Field, key, name string, t columnar.Type, depth int,
+) (f columnar.Field, ok bool) {
 	column := strings.Map(func(r rune) rune {
 		if r == '.' || !unicode.IsPrint(r) || r == unicode.ReplacementChar {
 			return '_'
@@ -301,12 +315,14 @@ func (g *grower) typeOf(v *value, depth int) columnar.Type {
 	if depth >= g.o.depth() {
 		return nil
 	}
+	// An object without usable members has no type yet: a struct needs at least one field.
 	if v.kind == kindObject {
 		if fields := g.object(nil, v, depth+1); len(fields) > 0 {
 			return columnar.Struct{Fields: fields}
 		}
 		return nil
 	}
+	// The elements together determine the type, each widening that of the previous ones.
 	var element columnar.Type
 	for i := range v.children {
 		switch item := &v.children[i]; {
@@ -376,8 +392,10 @@ func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar
 	switch {
 	case holds(t, v):
 		return t, true
+	// The column exists with this type, and files refer to it.
 	case fixed:
 		return t, false
+	// Not in the table yet: a long may still become a double, and a time a string.
 	case v.kind == kindNumber && same(t, long) && exact(v.raw):
 		g.changed = true
 		return double, true

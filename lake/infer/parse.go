@@ -81,6 +81,7 @@ func (p *parser) value() value {
 	p.space()
 	begin := p.rest
 	v := value{}
+	// The JSON is valid, so the first byte determines the kind.
 	switch c := p.rest[0]; c {
 	case 'n':
 		p.take(len("null"))
@@ -100,6 +101,7 @@ func (p *parser) value() value {
 		}
 		v.children = p.children(c == '{')
 	default:
+		// A number ends at the next delimiter.
 		end := bytes.IndexAny(p.rest, ",]} \t\r\n")
 		if end < 0 {
 			end = len(p.rest)
@@ -118,6 +120,7 @@ func (p *parser) value() value {
 // children parses an array or an object.
 func (p *parser) children(named bool) (all []value) {
 	var names map[string]bool
+	// The opening bracket.
 	p.take(1)
 	for {
 		p.space()
@@ -147,7 +150,8 @@ func (p *parser) children(named bool) (all []value) {
 			}
 			// Keep parsing, but remember the first error.
 			if names[string(name)] && p.err == nil {
-				p.err = fmt.Errorf("the value is JSON in which an object has the name %s twice", strconv.Quote(string(name)))
+				p.err = fmt.Errorf("the value is JSON in which an object has the name %s twice",
+					strconv.Quote(string(name)))
 			}
 			names[string(name)] = true
 		}
@@ -157,6 +161,7 @@ func (p *parser) children(named bool) (all []value) {
 
 // string parses a string. decoded is false if it has an unpaired surrogate.
 func (p *parser) string() (text []byte, decoded bool) {
+	// Find the closing quote. Strings without escapes need no copy.
 	end := 1
 	plain := true
 	for p.rest[end] != '"' {
@@ -170,6 +175,7 @@ func (p *parser) string() (text []byte, decoded bool) {
 	if plain {
 		return raw[1:end:end], true
 	}
+	// json replaces unpaired surrogates, so they are detected separately.
 	var s string
 	if err := json.Unmarshal(raw, &s); err != nil {
 		return nil, false
@@ -194,6 +200,7 @@ func hasHalf(raw []byte) bool {
 			r, _ = strconv.ParseUint(string(raw[i+1:i+5]), 16, 32) // valid JSON
 			i += 4
 		}
+		// In a pair, a low surrogate directly follows a high one.
 		isHigh, isLow := r >= 0xD800 && r < 0xDC00, r >= 0xDC00 && r < 0xE000
 		if isLow != high {
 			return true
@@ -216,6 +223,7 @@ func exactly(raw []byte, bits int) (float64, bool) {
 	if err != nil {
 		return 0, false
 	}
+	// Both sides are normalized, so 1.50 and 15e-1 are equal.
 	digits, exponent := scientific(raw)
 	back, backExponent := scientific(strconv.AppendFloat(nil, f, 'e', -1, bits))
 	return f, bytes.Equal(digits, back) && exponent == backExponent
@@ -234,9 +242,12 @@ func scientific(raw []byte) (digits []byte, exponent int) {
 	whole, fraction, _ := bytes.Cut(mantissa, []byte("."))
 	digits = append(append(digits, whole...), fraction...)
 	exponent += len(whole)
+	// Each leading zero that is removed lowers the exponent by one. Trailing zeros do not affect
+	// it.
 	trimmed := bytes.TrimLeft(digits, "0")
 	exponent -= len(digits) - len(trimmed)
 	digits = bytes.TrimRight(trimmed, "0")
+	// All forms of zero are equal.
 	if len(digits) == 0 {
 		exponent = 0
 	}

@@ -7,9 +7,9 @@ import (
 	"github.com/cespare/xxhash/v2"
 )
 
-// Filter is a Bloom filter of a state table's keys. It reports whether the table may have a row of a key. A session
-// builds it from one scan of the key column when it first needs it, and adds the keys that it lands. Nothing is
-// persisted, so a kill cannot make it wrong.
+// Filter is a Bloom filter of a state table's keys. It reports whether the table may have a row of
+// a key. A session builds it from one scan of the key column when it first needs it, and adds the
+// keys that it lands. Nothing is persisted, so a kill cannot make it wrong.
 type Filter struct {
 	bits     []uint64
 	keys     int // number of keys added
@@ -37,7 +37,8 @@ func New(rows int, upTo map[int32]int64) *Filter {
 	return &Filter{bits: make([]uint64, capacity*filterBits/64), capacity: capacity, upTo: upTo}
 }
 
-// each calls fn for the bits of a key until fn returns false. It reports whether all calls returned true.
+// each calls fn for the bits of a key until fn returns false. It reports whether all calls returned
+// true.
 func (f *Filter) each(key string, fn func(word int, bit uint64) bool) bool {
 	// Double hashing: two halves of one hash stand in for filterHashes independent ones.
 	h := xxhash.Sum64String(key)
@@ -69,8 +70,8 @@ func (f *Filter) MayContain(key string) bool {
 	return f.each(key, func(word int, bit uint64) bool { return f.bits[word]&bit != 0 })
 }
 
-// Covers reports whether the filter has all keys of a partition up to an offset and is not overfull.
-// If not, the caller must build a new filter.
+// Covers reports whether the filter has all keys of a partition up to an offset and is not
+// overfull. If not, the caller must build a new filter.
 func (f *Filter) Covers(partition int32, upTo int64) bool {
 	if f == nil || f.keys > f.capacity && f.capacity < maxCapacity {
 		return false

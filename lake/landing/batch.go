@@ -68,7 +68,8 @@ func (b *batch) move(partition int32, next int64) {
 	}
 	b.progress.Next[partition] = next
 	if _, again := b.progress.Seen[partition]; !again {
-		// Written beside the offset even if it does not change: a stale commit that moves the offset back must move both.
+		// Written beside the offset even if it does not change: a stale commit that moves the
+		// offset back must move both.
 		if s, kept := b.positions.seenAt(partition); kept {
 			b.progress.Seen[partition] = s
 		}

@@ -57,8 +57,9 @@ func (s *session) bisect(ctx context.Context, f fetch.Batch) (*heldRecord, error
 		// Without a written neighbour, a few single records may be bad. More than that points to
 		// the table.
 		if s.alone += len(found); len(found) > 1 || s.alone > maxAlone {
-			return nil, &faults.TableError{Table: s.table.DisplayName(), Remedy: faults.RemedyFit,
-				Err: fmt.Errorf("no record can be written, for example %d of %s/%d: %w", first.record.Offset, s.table.Topic, f.Partition, first.reason)}
+			err := fmt.Errorf("no record can be written, for example %d of %s/%d: %w",
+				first.record.Offset, s.table.Topic, f.Partition, first.reason)
+			return nil, &faults.TableError{Table: s.table.DisplayName(), Remedy: faults.RemedyFit, Err: err}
 		}
 	}
 	if committed, _ := s.at.at(f.Partition); next > committed {

@@ -94,7 +94,9 @@ const (
 
 // try makes one attempt and returns the snapshot on which it was based. again is set if an earlier
 // attempt may have landed. A nil error means that the commit is in the table.
-func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []iceberg.DataFile, again bool) (base int64, err error) {
+func (l *lander) try(
+	ctx context.Context, b *batch, w *datafile.Writer, files []iceberg.DataFile, again bool,
+) (base int64, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	t, err := l.load(ctx)
@@ -114,7 +116,8 @@ func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []
 	if !at.At(b.from) && !failpoint.On("lake.nofence") {
 		return unknownBase, fmt.Errorf("%w: the table is at %v, the batch begins at %v", errFenced, at.Next, b.from)
 	}
-	if !datafile.SameForWriting(w.Table.Metadata(), t.Metadata()) { // something relevant changed since the writer was created
+	// Something relevant changed since the writer was created.
+	if !datafile.SameForWriting(w.Table.Metadata(), t.Metadata()) {
 		step, err := l.table.Step(t.Metadata())
 		if err == nil {
 			err = datafile.Writable(ctx, t.Metadata(), step.Columns)
@@ -175,7 +178,9 @@ func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []
 
 // discardUnlanded removes the files of a commit that has not landed and never can. If that is
 // uncertain the files stay: an orphan costs some space, but a missing file would damage the table.
-func (l *lander) discardUnlanded(ctx context.Context, w *datafile.Writer, files []iceberg.DataFile, commit string, bases []int64) error {
+func (l *lander) discardUnlanded(
+	ctx context.Context, w *datafile.Writer, files []iceberg.DataFile, commit string, bases []int64,
+) error {
 	if len(files) > 0 && len(bases) > 0 {
 		t, err := l.load(context.WithoutCancel(ctx))
 		if err != nil {

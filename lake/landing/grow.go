@@ -13,8 +13,8 @@ import (
 	"github.com/millrace/millrace/lake/internal/datafile"
 )
 
-// heldRecord is the record before which a partition has to wait: it needs new columns, or a temporary
-// condition prevents decoding it.
+// heldRecord is the record before which a partition has to wait: it needs new columns, or a
+// temporary condition prevents decoding it.
 type heldRecord struct {
 	at  int64
 	err error
@@ -23,15 +23,18 @@ type heldRecord struct {
 // grows reports whether the record waits for new columns.
 func (h *heldRecord) grows() bool { return h != nil && errors.Is(h.err, declare.ErrGrow) }
 
-// mustWait reports whether an error is not the record's fault, so that the record must wait instead of
-// becoming a dead letter.
+// mustWait reports whether an error is not the record's fault, so that the record must wait instead
+// of becoming a dead letter.
 func mustWait(err error) bool {
-	return errors.Is(err, declare.ErrGrow) || errors.Is(err, registry.ErrUnavailable) || errors.Is(err, columnar.ErrFull)
+	return errors.Is(err, declare.ErrGrow) || errors.Is(err, registry.ErrUnavailable) || errors.Is(err,
+		columnar.ErrFull)
 }
 
 // grow adds the columns that the records need to the table, and returns a writer and sink that use
 // them. It closes old.
-func (l *lander) grow(ctx context.Context, old *datafile.Writer, to sink, f fetch.Batch) (*datafile.Writer, sink, error) {
+func (l *lander) grow(
+	ctx context.Context, old *datafile.Writer, to sink, f fetch.Batch,
+) (*datafile.Writer, sink, error) {
 	grower, ok := to.rows.(declare.Grower)
 	if !ok {
 		return old, to, errors.New("a record needs columns, but its table does not grow")
@@ -39,7 +42,9 @@ func (l *lander) grow(ctx context.Context, old *datafile.Writer, to sink, f fetc
 	if err := l.config.at(ctx, l.table.Name, stepGrow); err != nil {
 		return old, to, err
 	}
-	t := l.table.Growing(func(have []columnar.Field) ([]columnar.Field, error) { return grower.Grow(ctx, have, l.records(f)) })
+	t := l.table.Growing(func(have []columnar.Field) ([]columnar.Field, error) {
+		return grower.Grow(ctx, have, l.records(f))
+	})
 	// The columns are added in a commit of their own, before any row that needs them.
 	if err := l.lake.Evolve(ctx, t); err != nil {
 		return old, to, err

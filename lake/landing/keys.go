@@ -22,7 +22,8 @@ func readKeys(ctx context.Context, have *table.Table, key string, upTo map[int32
 	}
 	ctx, cancel := context.WithCancel(ctx) // the scan's goroutines end with it
 	defer cancel()
-	_, records, err := have.Scan(table.WithSelectedFields(key), table.WithMaxConcurrency(lookupConcurrency)).ToArrowRecords(ctx)
+	scan := have.Scan(table.WithSelectedFields(key), table.WithMaxConcurrency(lookupConcurrency))
+	_, records, err := scan.ToArrowRecords(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -51,8 +52,8 @@ func addColumn(f *keyset.Filter, rec arrow.RecordBatch, key string) error {
 	return nil
 }
 
-// recordedRows returns the row count in the table's summary, or 0 if there is none. It only sizes the
-// filter, so it may be inaccurate.
+// recordedRows returns the row count in the table's summary, or 0 if there is none. It only sizes
+// the filter, so it may be inaccurate.
 func recordedRows(have *table.Table) int {
 	s := have.CurrentSnapshot()
 	if s == nil || s.Summary == nil {

@@ -9,8 +9,9 @@
 // Invariant: a table has the rows of exactly the records before its offsets. No other state exists,
 // so after any failure a lander resumes from the table's offsets.
 //
-// Records that do not fit become dead letters, which are passed to Config.WriteDeadLetters with the reason. A
-// fault that stops a single table is a faults.TableError; the other tables continue to land.
+// Records that do not fit become dead letters, which are passed to Config.WriteDeadLetters with the
+// reason. A fault that stops a single table is a faults.TableError; the other tables continue to
+// land.
 //
 // lander.go has the main loop, commit.go the commit protocol, upsert.go tables with a row per key,
 // grow.go new columns, and bisect.go the search for records that cannot be written.
@@ -97,7 +98,8 @@ func (l *lander) run(ctx context.Context) error {
 		// Faults of rows are handled by bisection in the next session. A missing file or topic must
 		// be confirmed.
 		seems := faults.Unreadable(err) || errors.Is(err, fetch.ErrNoTopic)
-		if fault := faults.Of(l.table.DisplayName(), err); fault != nil && !faults.IsRowsError(err) && (!seems || failures+1 >= lostAttempts) {
+		confirmed := !seems || failures+1 >= lostAttempts
+		if fault := faults.Of(l.table.DisplayName(), err); fault != nil && !faults.IsRowsError(err) && confirmed {
 			return fault
 		}
 		l.log.Warn("landing failed; resuming from the table's offsets", "error", err)
@@ -322,7 +324,8 @@ func (s *session) clearFaults(ctx context.Context) {
 	}
 }
 
-// faultCheckInterval is the interval at which a working lander checks for recorded faults of its table.
+// faultCheckInterval is the interval at which a working lander checks for recorded faults of its
+// table.
 const faultCheckInterval = 10 * time.Second
 
 // instance returns the static group membership id, or "" for dynamic membership.
@@ -403,7 +406,9 @@ func (l *lander) source() fetch.Config {
 // position returns the offsets from which the group reads newly assigned partitions: those of the
 // table. The group's own committed offsets are ignored, so resetting them has no effect. It fails
 // if table and topic do not belong together.
-func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positions, partitions []int32) (map[int32]int64, error) {
+func (l *lander) position(
+	ctx context.Context, topics *fetch.Reader, at *positions, partitions []int32,
+) (map[int32]int64, error) {
 	have, err := l.load(ctx)
 	if err != nil {
 		return nil, err
@@ -421,15 +426,18 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 	}
 	// A recreated topic has a new id. Its offsets mean other records.
 	if committed.TopicID != "" && topic.ID != "" && committed.TopicID != topic.ID {
-		return nil, &faults.PositionError{Table: l.table.Name, Topic: l.table.Topic,
-			// Check all partitions of the table, not only the assigned ones, so that a truncated
-			// topic is noticed by every lander.
-			Err: fmt.Errorf("the table's offsets belong to topic id %s, but the topic's id is %s", committed.TopicID, topic.ID)}
+		err := fmt.Errorf("the table's offsets belong to topic id %s, but the topic's id is %s",
+			committed.TopicID, topic.ID)
+		return nil, &faults.PositionError{Table: l.table.Name, Topic: l.table.Topic, Err: err}
 	}
+	// Check all partitions of the table, not only the assigned ones, so that every lander notices a
+	// truncated topic.
 	for partition, next := range committed.Next {
 		log, ok := topic.Partitions[partition]
 		if !ok || next < log.Start || next > log.End {
-			return nil, l.positionError(&fetch.OutOfRangeError{Topic: l.table.Topic, Partition: partition, Offset: next, Log: log})
+			return nil, l.positionError(&fetch.OutOfRangeError{
+				Topic: l.table.Topic, Partition: partition, Offset: next, Log: log,
+			})
 		}
 	}
 	from, ours, seen := map[int32]int64{}, map[int32]int64{}, map[int32]event.Sequence{}
@@ -453,7 +461,8 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 // topicError classifies the error of a missing topic. If the table has landed it before, it was
 // deleted, which is a fault. Otherwise it may still be created.
 func (l *lander) topicError(err error, have *table.Table) error {
-	if committed, readErr := progress.Read(l.table.Topic, have.Properties()); errors.Is(err, fetch.ErrNoTopic) && readErr == nil && len(committed.Next) > 0 {
+	committed, readErr := progress.Read(l.table.Topic, have.Properties())
+	if errors.Is(err, fetch.ErrNoTopic) && readErr == nil && len(committed.Next) > 0 {
 		return &faults.PositionError{Table: l.table.Name, Topic: l.table.Topic, Err: err}
 	}
 	return err
@@ -483,7 +492,9 @@ func (l *lander) add(ctx context.Context, b *batch, to sink, w *datafile.Writer,
 }
 
 // addRecords is add without the last write of dead letters.
-func (l *lander) addRecords(ctx context.Context, b *batch, to sink, w *datafile.Writer, f fetch.Batch) (*heldRecord, error) {
+func (l *lander) addRecords(
+	ctx context.Context, b *batch, to sink, w *datafile.Writer, f fetch.Batch,
+) (*heldRecord, error) {
 	seen := b.seen(f.Partition)
 	for record := range l.records(f) {
 		record.Before = seen
@@ -497,7 +508,8 @@ func (l *lander) addRecords(ctx context.Context, b *batch, to sink, w *datafile.
 					b.move(f.Partition, r.Offset)
 					b.saw(f.Partition, seen)
 				}
-				return &heldRecord{r.Offset, fmt.Errorf("record %d of %s/%d: %w", r.Offset, r.Topic, r.Partition, err)}, nil
+				err = fmt.Errorf("record %d of %s/%d: %w", r.Offset, r.Topic, r.Partition, err)
+				return &heldRecord{r.Offset, err}, nil
 			}
 			// Pretend that the error does not identify the record, to test bisection.
 			if failpoint.On("lake.unnamed") {
@@ -524,11 +536,12 @@ func (l *lander) addRecords(ctx context.Context, b *batch, to sink, w *datafile.
 	return nil, l.config.at(ctx, l.table.Name, stepFetched)
 }
 
-// deadLetterBatch is the number of dead letters written at once. It is large enough to hide the latency
-// of the brokers.
+// deadLetterBatch is the number of dead letters written at once. It is large enough to hide the
+// latency of the brokers.
 const deadLetterBatch = 1000
 
-// addDeadLetter collects a dead letter and writes the collected ones when there are deadLetterBatch.
+// addDeadLetter collects a dead letter and writes the collected ones when there are
+// deadLetterBatch.
 func (l *lander) addDeadLetter(ctx context.Context, r declare.Record, reason error) error {
 	l.pendingLetters = append(l.pendingLetters, DeadLetter{
 		Sink: "lake/" + l.table.Name, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset,
@@ -540,8 +553,8 @@ func (l *lander) addDeadLetter(ctx context.Context, r declare.Record, reason err
 	return l.writeDeadLetters(ctx)
 }
 
-// writeDeadLetters writes the collected dead letters. They must be durable before a commit moves the offsets
-// past them.
+// writeDeadLetters writes the collected dead letters. They must be durable before a commit moves
+// the offsets past them.
 func (l *lander) writeDeadLetters(ctx context.Context) error {
 	if len(l.pendingLetters) == 0 {
 		return nil
@@ -558,7 +571,8 @@ func (l *lander) writeDeadLetters(ctx context.Context) error {
 		return err
 	}
 	if l.deadLetters.count == 0 {
-		l.deadLetters.partition, l.deadLetters.offset, l.deadLetters.reason = first.Partition, first.Offset, first.Reason
+		l.deadLetters.partition, l.deadLetters.offset = first.Partition, first.Offset
+		l.deadLetters.reason = first.Reason
 	}
 	l.deadLetters.count += len(l.pendingLetters)
 	clear(l.pendingLetters) // release the records' memory
@@ -583,8 +597,9 @@ func (l *lander) logDeadLetters(now bool) {
 	if l.deadLetters.count == 0 || !now && time.Since(l.deadLetters.logged) < deadLetterLogInterval {
 		return
 	}
-	l.log.Error("records that do not fit the table became dead letters", "records", l.deadLetters.count, "topic", l.table.Topic,
-		"first_partition", l.deadLetters.partition, "first_offset", l.deadLetters.offset, "first_error", l.deadLetters.reason)
+	l.log.Error("records that do not fit the table became dead letters",
+		"records", l.deadLetters.count, "topic", l.table.Topic, "first_partition", l.deadLetters.partition,
+		"first_offset", l.deadLetters.offset, "first_error", l.deadLetters.reason)
 	l.deadLetters = deadLetterSummary{logged: time.Now()}
 }
 

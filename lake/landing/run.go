@@ -24,8 +24,8 @@ type Config struct {
 	Brokers  []string          // host:port
 	Security security.Config   // TLS and SASL
 	Decoder  *registry.Decoder // decodes values with a schema registry; nil: plain values only
-	// WriteDeadLetters stores dead letters: records that do not fit their table. They must be durable when it
-	// returns. After a crash it may be called again for the same records.
+	// WriteDeadLetters stores dead letters: records that do not fit their table. They must be
+	// durable when it returns. After a crash it may be called again for the same records.
 	WriteDeadLetters DeadLetterWriter
 	// CommitInterval is the maximum time until a row is in its table. If a topic falls silent, its
 	// rows are committed early, but there are at most two commits per interval. 0 means one second.
@@ -50,11 +50,12 @@ type Config struct {
 	rebalanceTimeout time.Duration // how long the group waits for a lander that is committing
 }
 
-// DeadLetterWriter stores dead letters where they can be inspected, so that the rest of the topic can land.
+// DeadLetterWriter stores dead letters where they can be inspected, so that the rest of the topic
+// can land.
 type DeadLetterWriter func(ctx context.Context, records []DeadLetter) error
 
-// DeadLetter is a record that does not fit its table. Sink, topic, partition and offset identify it. Its byte slices are valid
-// until the DeadLetterWriter returns.
+// DeadLetter is a record that does not fit its table. Sink, topic, partition and offset identify
+// it. Its byte slices are valid until the DeadLetterWriter returns.
 type DeadLetter struct {
 	Sink       string // such as "lake/orders_events"
 	Topic      string
@@ -141,7 +142,10 @@ func landTable(ctx context.Context, l *lake.Lake, t declare.Table, c Config, fir
 func landPartitions(ctx context.Context, l *lake.Lake, t declare.Table, c Config, first *atomic.Int32) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range c.Landers {
-		lander := &lander{lake: l, table: t, config: c, number: i, first: first, bisectUntil: map[int32]int64{}, log: l.Logger().With("table", t.Name)}
+		lander := &lander{
+			lake: l, table: t, config: c, number: i, first: first, bisectUntil: map[int32]int64{},
+			log: l.Logger().With("table", t.Name),
+		}
 		g.Go(func() error { return lander.run(ctx) })
 	}
 	return g.Wait()

@@ -16,8 +16,8 @@ import (
 	"github.com/millrace/millrace/lake/internal/progress"
 )
 
-// flushUpserts turns the records collected by a keyed table into rows, and writes a delete file for the
-// rows that they replace. It does nothing for other tables.
+// flushUpserts turns the records collected by a keyed table into rows, and writes a delete file for
+// the rows that they replace. It does nothing for other tables.
 func (l *lander) flushUpserts(ctx context.Context, b *batch, to sink, w *datafile.Writer) error {
 	upserts := to.upserts
 	if upserts == nil {
@@ -47,13 +47,13 @@ func (l *lander) flushUpserts(ctx context.Context, b *batch, to sink, w *datafil
 	// Build the key filter from the table at the batch's first offsets.
 	if upserts.NeedsKeys() {
 		f, err := readKeys(ctx, have, names[0], maps.Clone(at.Next))
-		// Find the previous rows: some by key, and with the key filter those of streams that seem
-		// to begin in this batch.
 		if err != nil {
 			return fmt.Errorf("read the keys of table %s: %w", l.table.Name, err)
 		}
 		upserts.SetKeys(f)
 	}
+	// Look up streams that should have a row, and those that seem to begin in this batch but may
+	// have one, as their first event may be a duplicate.
 	missing = append(missing, upserts.UncertainKeys()...)
 	// UncertainKeys keys are probably new, but may be false positives of the filter or duplicates.
 	if err := lookup(ctx, have, upserts, names, missing); err != nil {
@@ -99,12 +99,12 @@ func namesIn(s *iceberg.Schema, columns []columnar.Field) ([]string, error) {
 	return names, nil
 }
 
-// maxListedKeys is the maximum number of keys in an IN filter. iceberg-go does not use longer lists to
-// prune files, so above it a range is used.
+// maxListedKeys is the maximum number of keys in an IN filter. iceberg-go does not use longer lists
+// to prune files, so above it a range is used.
 const maxListedKeys = 200
 
-// lookupConcurrency is the number of files read concurrently. The files are small, so latency of the
-// object store dominates.
+// lookupConcurrency is the number of files read concurrently. The files are small, so latency of
+// the object store dominates.
 const lookupConcurrency = 8
 
 // lookup passes the rows of keys to upserts, using one scan.
@@ -117,9 +117,13 @@ func lookup(ctx context.Context, have *table.Table, upserts declare.Upserts, nam
 	key := iceberg.Reference(names[0])
 	filter := iceberg.IsIn(key, keys...)
 	if len(keys) > maxListedKeys {
-		filter = iceberg.NewAnd(iceberg.GreaterThanEqual(key, slices.Min(keys)), iceberg.LessThanEqual(key, slices.Max(keys)))
+		filter = iceberg.NewAnd(iceberg.GreaterThanEqual(key, slices.Min(keys)),
+			iceberg.LessThanEqual(key, slices.Max(keys)))
 	}
-	_, records, err := have.Scan(table.WithRowFilter(filter), table.WithSelectedFields(names...), table.WithMaxConcurrency(lookupConcurrency)).ToArrowRecords(ctx)
+	scan := have.Scan(
+		table.WithRowFilter(filter), table.WithSelectedFields(names...), table.WithMaxConcurrency(lookupConcurrency),
+	)
+	_, records, err := scan.ToArrowRecords(ctx)
 	if err != nil {
 		return err
 	}

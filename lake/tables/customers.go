@@ -18,7 +18,8 @@ var customersEvents = declare.Events("customers_events", event.Customer, (*custo
 // customersCurrent has the current state of every customer. Like customers_events, it has personal
 // data, so it requires the same access rights.
 var customersCurrent = declare.State[customerState]{
-	Name: "customers_current", Doc: "Every customer as they are now; with personal data.", Of: event.Customer, Key: "customer_id", KeyDoc: "UUID",
+	Name: "customers_current", Doc: "Every customer as they are now; with personal data.", Of: event.Customer,
+	Key: "customer_id", KeyDoc: "UUID",
 	Columns: declare.Schema[customerState]{
 		{Name: "reference", Doc: "the shop's own number of the customer", Of: func(s *customerState) any { return &s.reference }},
 		{Name: "name", Doc: "personal", Of: func(s *customerState) any { return &s.name }},
@@ -57,17 +58,20 @@ func changeCustomer(e event.Event) (func(*customerState), error) {
 		return func(s *customerState) {
 			s.reference, s.name, s.email, s.country, s.registeredAt = r.GetReference(), r.GetName(), r.GetEmail(), r.GetCountry(), at
 		}, err
+	// The event has the whole address, so it replaces all parts.
 	case *customerv1.CustomerEvent_AddressChanged:
 		a := m.AddressChanged.GetAddress()
 		return func(s *customerState) {
 			s.recipient, s.lines, s.postalCode, s.city, s.addressCountry = a.GetRecipient(), a.GetLines(), a.GetPostalCode(), a.GetCity(), a.GetCountry()
 		}, nil
+	// A purpose is in the list while the customer consents to it.
 	case *customerv1.CustomerEvent_ConsentChanged:
 		purpose, granted := m.ConsentChanged.GetPurpose().String(), m.ConsentChanged.GetGranted()
 		return func(s *customerState) {
 			// Clone first: the previous state is also that of a remembered row.
 			s.consents = slices.DeleteFunc(slices.Clone(s.consents), func(p string) bool { return p == purpose })
 			if granted {
+				// Sorted, because digests compare lists element by element.
 				s.consents = append(s.consents, purpose)
 				slices.Sort(s.consents)
 			}

@@ -18,7 +18,8 @@ import (
 // OrderLines has a row for every line of every order as it was ordered. Later changes to the order
 // are not reflected.
 var OrderLines = declare.Facts[line]{
-	Name: "order_lines", Doc: "Every line of every order that was placed, as it was ordered.", Of: event.Order, Sort: "ordered_at",
+	Name: "order_lines", Doc: "Every line of every order that was placed, as it was ordered.", Of: event.Order,
+	Sort:    "ordered_at",
 	Columns: lineColumns,
 	Stream:  func(l *line) string { return l.orderID },
 	Rows:    func() func(event.Event, []line) ([]line, error) { return new(lineDecoder).lines },
@@ -61,6 +62,7 @@ type lineDecoder struct {
 
 // lines appends a row for each line that e has. Most events have none.
 func (d *lineDecoder) lines(e event.Event, into []line) ([]line, error) {
+	// Unmarshal resets the message first, so no line of a previous event remains.
 	if err := proto.Unmarshal(e.Data, &d.message); err != nil {
 		return into, fmt.Errorf("decode payload as %s: %w", event.Order.Message, err)
 	}
@@ -87,7 +89,9 @@ func (d *lineDecoder) lines(e event.Event, into []line) ([]line, error) {
 	if err := from.GetOrderedAt().CheckValid(); err != nil {
 		return into, fmt.Errorf("ordered_at: %w", err)
 	}
+	// If a line is invalid, the whole event becomes a dead letter, not only that line.
 	for _, l := range from.GetLines() {
+		// A row has one currency column, that of the order.
 		price, err := priceOf(l.GetUnitPrice(), from.GetCurrency())
 		if err != nil {
 			return into, fmt.Errorf("line %d: unit_price: %w", l.GetNumber(), err)

@@ -45,6 +45,8 @@ type orderState struct {
 
 // changeOrder implements State.Change for orders.
 func changeOrder(e event.Event) (func(*orderState), error) {
+	// The event is decoded here and not in the returned function, so an event that cannot be
+	// decoded becomes a dead letter regardless of the state.
 	var message orderv1.OrderEvent
 	if err := proto.Unmarshal(e.Data, &message); err != nil {
 		return nil, fmt.Errorf("decode payload as %s: %w", event.Order.Message, err)
@@ -52,6 +54,7 @@ func changeOrder(e event.Event) (func(*orderState), error) {
 	switch m := message.Event.(type) {
 	case *orderv1.OrderEvent_Placed:
 		p := m.Placed
+		// An order has one currency, so a total in another one is an error.
 		total, err := priceOf(p.GetTotal(), p.GetCurrency())
 		if err != nil {
 			return nil, fmt.Errorf("total: %w", err)
@@ -75,6 +78,7 @@ func changeOrder(e event.Event) (func(*orderState), error) {
 		return func(s *orderState) {
 			s.lines, s.items, s.total = s.lines+lines, s.items+items, declare.Amount{Value: total, Known: true}
 		}, nil
+	// The time is optional, unlike that of the order: the column is null without it.
 	case *orderv1.OrderEvent_Confirmed:
 		at, err := optionalTime("confirmed_at", m.Confirmed.GetConfirmedAt())
 		return func(s *orderState) { s.status, s.confirmedAt = "confirmed", at }, err
@@ -83,11 +87,13 @@ func changeOrder(e event.Event) (func(*orderState), error) {
 		reason := m.Cancelled.GetReason()
 		return func(s *orderState) { s.status, s.cancelledAt, s.cancelReason = "cancelled", at, reason }, err
 	}
+	// The row still gets the version of the event, although nothing else changes.
 	return func(*orderState) {}, nil // a newer event type
 }
 
 // count returns the number of lines and the sum of their quantities.
 func count(of []*orderv1.OrderLine) (lines, items int64) {
+	// The event has no sums, only its lines.
 	for _, l := range of {
 		items += l.GetQuantity()
 	}

@@ -17,7 +17,8 @@ var productsEvents = declare.Events("products_events", event.Product, (*catalogv
 
 // productsCurrent has the current state of every product, including delisted ones.
 var productsCurrent = declare.State[productState]{
-	Name: "products_current", Doc: "Every product as it is now, also those off sale.", Of: event.Product, Key: "sku", KeyDoc: "names the product",
+	Name: "products_current", Doc: "Every product as it is now, also those off sale.", Of: event.Product, Key: "sku",
+	KeyDoc: "names the product",
 	Columns: declare.Schema[productState]{
 		{Name: "title", Doc: "what it is called", Of: func(s *productState) any { return &s.title }},
 		{Name: "description", Doc: "what is said of it", Of: func(s *productState) any { return &s.description }},
@@ -49,12 +50,14 @@ func changeProduct(e event.Event) (func(*productState), error) {
 	switch m := message.Event.(type) {
 	// A product can be listed again after it was delisted.
 	case *catalogv1.ProductEvent_Listed:
+		// The prices are kept: other events set them.
 		l := m.Listed
 		at, err := optionalTime("listed_at", l.GetListedAt())
 		return func(s *productState) {
 			s.title, s.description, s.kind, s.categories = l.GetTitle(), l.GetDescription(), l.GetKind().String(), l.GetCategories()
 			s.status, s.listedAt, s.delistedAt = "listed", at, time.Time{}
 		}, err
+	// A revision replaces the texts and categories, and leaves kind, status and prices unchanged.
 	case *catalogv1.ProductEvent_Revised:
 		r := m.Revised
 		at, err := optionalTime("revised_at", r.GetRevisedAt())
@@ -63,6 +66,7 @@ func changeProduct(e event.Event) (func(*productState), error) {
 		}, err
 	case *catalogv1.ProductEvent_PriceSet:
 		currency := m.PriceSet.GetPrice().GetCurrencyCode()
+		// The price defines its own currency, so only the amount is checked.
 		price, err := priceOf(m.PriceSet.GetPrice(), currency)
 		if err != nil {
 			return nil, fmt.Errorf("price: %w", err)
@@ -76,6 +80,7 @@ func changeProduct(e event.Event) (func(*productState), error) {
 			prices[currency] = declare.Amount{Value: price, Known: true}
 			s.prices = prices
 		}, nil
+	// The other columns keep their values, so the row still describes the product.
 	case *catalogv1.ProductEvent_Delisted:
 		at, err := optionalTime("delisted_at", m.Delisted.GetDelistedAt())
 		return func(s *productState) { s.status, s.delistedAt = "delisted", at }, err

@@ -51,7 +51,10 @@ func stockMoves(e event.Event, into []stockMovement) ([]stockMovement, error) {
 	if err := proto.Unmarshal(e.Data, &message); err != nil {
 		return into, fmt.Errorf("decode payload as %s: %w", event.Stock.Message, err)
 	}
+	// The stream of an event of stock is the SKU of its product.
 	m := stockMovement{sku: e.Stream, version: int64(e.Version), recordedAt: e.RecordedAt}
+	// Each event type has its business time in a field of its own name. field is that name, for
+	// errors.
 	var at *timestamppb.Timestamp
 	var field string
 	switch moved := message.Event.(type) {
@@ -59,10 +62,12 @@ func stockMoves(e event.Event, into []stockMovement) ([]stockMovement, error) {
 		r := moved.Received
 		field, at = "received_at", r.GetReceivedAt()
 		m.movement, m.onHand, m.reference = "received", r.GetQuantity(), r.GetReference()
+	// The delta is signed: goods were found or are missing.
 	case *inventoryv1.StockEvent_Adjusted:
 		a := moved.Adjusted
 		field, at = "adjusted_at", a.GetAdjustedAt()
 		m.movement, m.onHand, m.reason = "adjusted", a.GetDelta(), a.GetReason()
+	// Reserved goods are still on hand, so only the reserved quantity changes.
 	case *inventoryv1.StockEvent_Reserved:
 		r := moved.Reserved
 		field, at = "reserved_at", r.GetReservedAt()

@@ -90,6 +90,7 @@ func renamePartitions(m table.Metadata) (table.Metadata, error) {
 	if err := json.Unmarshal(fields["partition-specs"], &specs); err != nil {
 		return nil, fmt.Errorf("rewrite the table's partition specs: %w", err)
 	}
+	// Only the names change: all other members of a field are kept as raw JSON.
 	for _, s := range specs {
 		names := make([]string, len(s.Fields))
 		for i, f := range s.Fields {

@@ -29,6 +29,7 @@ func WriteDeletes(
 	for _, k := range keys {
 		columns.Column(0).(*columnar.Bytes).AppendString(k)
 	}
+	// The file has the key column only. Readers match it to the table by its field id.
 	schema, err := columnar.Schema([]columnar.Field{key})
 	if err != nil {
 		return fail(err)
@@ -54,8 +55,10 @@ func WriteDeletes(
 	// Named after the commit, beside its data file.
 	location := locations.NewDataLocation(name + "-deletes.parquet")
 	f, err := table.DataFileFromMetadata(table.DataFileArgs{
-		Schema: schema, Spec: spec, Format: iceberg.ParquetFile, Metadata: written.Metadata, FilePath: location, FileSize: written.Size,
-		Content: iceberg.EntryContentEqDeletes, EqualityFieldIDs: []int{key.ID}, Properties: have.Properties(), FormatVersion: have.Metadata().Version(),
+		Schema: schema, Spec: spec, Format: iceberg.ParquetFile, Metadata: written.Metadata, FilePath: location,
+		FileSize: written.Size,
+		Content:  iceberg.EntryContentEqDeletes, EqualityFieldIDs: []int{key.ID}, Properties: have.Properties(),
+		FormatVersion: have.Metadata().Version(),
 	})
 	if err != nil {
 		return fail(err)

@@ -12,6 +12,7 @@ import (
 // renaming assigns new names to the files of a batch. It is safe for concurrent use, because
 // iceberg-go writes files concurrently.
 type renaming struct {
+	// rename returns the name of the n-th file of the batch, from 0.
 	rename func(n int) string
 
 	mu    sync.Mutex
@@ -46,26 +47,33 @@ type renamed struct {
 	names *renaming
 }
 
+// Create creates a file under its new name.
 func (r renamed) Create(name string) (io.FileWriter, error) {
 	return r.WriteFileIO.Create(r.names.of(name))
 }
 
+// WriteFile writes a file under its new name.
 func (r renamed) WriteFile(name string, content []byte) error {
 	return r.WriteFileIO.WriteFile(r.names.of(name), content)
 }
 
+// Remove removes a file under its new name. iceberg-go passes the name that it chose.
 func (r renamed) Remove(name string) error { return r.WriteFileIO.Remove(r.names.of(name)) }
 
 // relocated returns a copy of a manifest entry with another file location.
 func relocated(f iceberg.DataFile, t *table.Table, location string) (iceberg.DataFile, error) {
 	spec := t.Spec()
 	// An entry is immutable, so build a new one with the same values.
-	b, err := iceberg.NewDataFileBuilder(spec, f.ContentType(), location, f.FileFormat(), f.Partition(), logicalTypes(spec, t.Schema()), nil,
-		f.Count(), f.FileSizeBytes())
+	b, err := iceberg.NewDataFileBuilder(
+		spec, f.ContentType(), location, f.FileFormat(), f.Partition(), logicalTypes(spec, t.Schema()), nil,
+		f.Count(), f.FileSizeBytes(),
+	)
 	if err != nil {
 		return nil, err
 	}
-	b.ColumnSizes(f.ColumnSizes()).ValueCounts(f.ValueCounts()).NullValueCounts(f.NullValueCounts()).NaNValueCounts(f.NaNValueCounts()).
+	// The statistics do not depend on the location.
+	b.ColumnSizes(f.ColumnSizes()).ValueCounts(f.ValueCounts()).
+		NullValueCounts(f.NullValueCounts()).NaNValueCounts(f.NaNValueCounts()).
 		LowerBoundValues(f.LowerBoundValues()).UpperBoundValues(f.UpperBoundValues()).SplitOffsets(f.SplitOffsets())
 	if id := f.SortOrderID(); id != nil && *id != table.UnsortedSortOrderID {
 		b.SortOrderID(*id)
@@ -75,6 +83,7 @@ func relocated(f iceberg.DataFile, t *table.Table, location string) (iceberg.Dat
 
 // logicalTypes returns the Avro logical types of partition values, by field id.
 func logicalTypes(spec iceberg.PartitionSpec, schema *iceberg.Schema) map[int]string {
+	// The builder of a manifest entry needs them to encode the values. Other types need none.
 	types := map[int]string{}
 	for _, field := range spec.Fields() {
 		source, found := schema.FindFieldByID(field.SourceID())

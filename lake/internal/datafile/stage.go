@@ -13,7 +13,10 @@ const rowIDs = 3
 
 // Stage adds data files and delete files to a transaction. The deletes apply to rows of earlier
 // commits only.
-func Stage(ctx context.Context, tx *table.Transaction, format int, files, deletes []iceberg.DataFile, summary iceberg.Properties) error {
+func Stage(
+	ctx context.Context, tx *table.Transaction, format int, files, deletes []iceberg.DataFile,
+	summary iceberg.Properties,
+) error {
 	if len(deletes) > 0 || format >= rowIDs {
 		return tx.NewRowDelta(summary).AddRows(files...).AddDeletes(deletes...).Commit(ctx)
 	}

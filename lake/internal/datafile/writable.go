@@ -48,6 +48,7 @@ func WritableNow(ctx context.Context, have *table.Table, columns []columnar.Fiel
 	if err != nil {
 		return err
 	}
+	// Reading the history needs the table's manifests. Nothing is written to its storage.
 	over := overlay{io.NewMemFS(), files}
 	var at rehearsed
 	at.table = WithAvroNames(table.New(have.Identifier(), have.Metadata(), have.MetadataLocation(),
@@ -83,6 +84,7 @@ func writeSample(ctx context.Context, t *table.Table, columns []columnar.Field) 
 		appendSample(w.Columns.Column(i), columns[i], !columns[i].Required)
 		appendSample(w.Columns.Column(i), columns[i], false)
 	}
+	// From here on the code is that of a landing: files, staging, commit.
 	files, err := w.Finish(ctx, "sample")
 	if err != nil {
 		return err
@@ -145,7 +147,9 @@ func (r *rehearsed) LoadTable(context.Context, table.Identifier) (*table.Table, 
 }
 
 // CommitTable performs the checks that a catalog performs before it stores metadata.
-func (r *rehearsed) CommitTable(_ context.Context, _ table.Identifier, reqs []table.Requirement, updates []table.Update) (table.Metadata, string, error) {
+func (r *rehearsed) CommitTable(
+	_ context.Context, _ table.Identifier, reqs []table.Requirement, updates []table.Update,
+) (table.Metadata, string, error) {
 	// A catalog checks the requirements first.
 	for _, req := range reqs {
 		if err := req.Validate(r.table.Metadata()); err != nil {
@@ -160,6 +164,8 @@ func (r *rehearsed) CommitTable(_ context.Context, _ table.Identifier, reqs []ta
 	if err != nil {
 		return nil, "", err
 	}
+	// Choosing a location and encoding the metadata can fail too, for example because of a
+	// property.
 	at, err := locations.NewTableMetadataFileLocation(1)
 	if err != nil {
 		return nil, "", err
@@ -191,6 +197,7 @@ func appendSample(to columnar.Column, f columnar.Field, null bool) {
 		to.AppendString("x")
 	case *columnar.Fixed:
 		to.Append(make([]byte, to.Width()))
+	// A struct begins before its fields get values. Lists and maps end after their elements.
 	case *columnar.Structs:
 		to.Append()
 		for i, part := range columnar.Parts(f.Type) {
@@ -207,9 +214,10 @@ func appendSample(to columnar.Column, f columnar.Field, null bool) {
 	}
 }
 
-// SameForWriting reports whether two states of a table agree in everything that affects whether landers
-// can write it.
+// SameForWriting reports whether two states of a table agree in everything that affects whether
+// landers can write it.
 func SameForWriting(a, b table.Metadata) bool {
+	// Properties of landers change with every commit and do not affect writing.
 	others := func(p iceberg.Properties) iceberg.Properties {
 		p = maps.Clone(p)
 		maps.DeleteFunc(p, func(key, _ string) bool { return strings.HasPrefix(key, OwnProperties) })
@@ -264,6 +272,8 @@ func unwrittenRequired(all, written []columnar.Field) (path string, ok bool) {
 // declared columns.
 const OwnProperties = "millrace."
 
-// LocationProperties are the properties that place files outside of the table's location. There, the
-// maintenance of another table would take them for orphans.
-var LocationProperties = []string{table.WriteDataPathKey, table.WriteMetadataPathKey, "write.object-storage.path", "write.folder-storage.path"}
+// LocationProperties are the properties that place files outside of the table's location. There,
+// the maintenance of another table would take them for orphans.
+var LocationProperties = []string{
+	table.WriteDataPathKey, table.WriteMetadataPathKey, "write.object-storage.path", "write.folder-storage.path",
+}

@@ -36,11 +36,13 @@ import (
 // they are buffered until the end of the batch and then written partition by partition, so that
 // only one file is open at a time.
 type Writer struct {
-	Columns     *columnar.Columns
-	origin      origin
-	bytes       int             // size of the values whose rows are buffered
-	ctx         context.Context // cancelling it aborts uploads to an object store
-	Table       *table.Table
+	Columns *columnar.Columns
+	// origin fills the last columns. It is unset for sample rows.
+	origin origin
+	bytes  int             // size of the values whose rows are buffered
+	ctx    context.Context // cancelling it aborts uploads to an object store
+	Table  *table.Table
+	// partitioned reports whether the table had partition fields when it was loaded.
 	partitioned bool
 	locations   table.LocationProvider
 	pages       *pages.Writer
@@ -83,7 +85,8 @@ func openFileWriter(ctx context.Context, fields []columnar.Field, t *table.Table
 		return nil, fmt.Errorf("find the locations of the table's files: %w", err)
 	}
 	return &Writer{
-		Columns: columns, ctx: ctx, Table: t, partitioned: !t.Spec().IsUnpartitioned(), locations: locations, pages: parquet,
+		Columns: columns, ctx: ctx, Table: t, partitioned: !t.Spec().IsUnpartitioned(), locations: locations,
+		pages: parquet,
 	}, nil
 }
 
@@ -155,6 +158,8 @@ func (w *Writer) open(name string) error {
 		abort()
 		return err
 	}
+	// The name starts with the commit's id, so it is unique and an orphan can be traced to its
+	// commit.
 	w.location = w.locations.NewDataLocation(name + ".parquet")
 	out, err := files.Create(w.location)
 	if err != nil {
@@ -203,7 +208,8 @@ func (w *Writer) Finish(ctx context.Context, name string) ([]iceberg.DataFile, e
 func (w *Writer) describe(written pages.File) (iceberg.DataFile, error) {
 	spec := w.Table.Spec()
 	f, err := table.DataFileFromMetadata(table.DataFileArgs{
-		Schema: w.Table.Schema(), Spec: spec, Format: iceberg.ParquetFile, Metadata: written.Metadata, FilePath: w.location, FileSize: written.Size,
+		Schema: w.Table.Schema(), Spec: spec, Format: iceberg.ParquetFile, Metadata: written.Metadata,
+		FilePath: w.location, FileSize: written.Size,
 		Content: iceberg.EntryContentData, SortOrderID: table.UnsortedSortOrderID, Properties: w.Table.Properties(),
 		FormatVersion: w.Table.Metadata().Version(),
 	})
@@ -218,7 +224,8 @@ func (w *Writer) describe(written pages.File) (iceberg.DataFile, error) {
 	// Parquet footers do not count NaNs, so iceberg-go does not know them.
 	nans := maps.Clone(written.NaNs)
 	maps.DeleteFunc(nans, func(id int, _ int64) bool { _, counted := f.ValueCounts()[id]; return !counted })
-	b, err := iceberg.NewDataFileBuilder(spec, f.ContentType(), f.FilePath(), f.FileFormat(), partition, nil, nil, f.Count(), f.FileSizeBytes())
+	b, err := iceberg.NewDataFileBuilder(spec, f.ContentType(), f.FilePath(), f.FileFormat(), partition, nil, nil,
+		f.Count(), f.FileSizeBytes())
 	if err != nil {
 		return nil, err
 	}
@@ -226,8 +233,9 @@ func (w *Writer) describe(written pages.File) (iceberg.DataFile, error) {
 		LowerBoundValues(f.LowerBoundValues()).UpperBoundValues(f.UpperBoundValues()).SplitOffsets(f.SplitOffsets()).Build(), nil
 }
 
-// writePartitions writes the rows of a partitioned table. iceberg-go puts partition values into file names.
-// Readers do not need them and interpret their escapes differently, so the files get plain names.
+// writePartitions writes the rows of a partitioned table. iceberg-go puts partition values into
+// file names. Readers do not need them and interpret their escapes differently, so the files get
+// plain names.
 func (w *Writer) writePartitions(ctx context.Context, name string) ([]iceberg.DataFile, error) {
 	if w.Columns.Rows() == 0 {
 		return nil, nil
@@ -238,7 +246,9 @@ func (w *Writer) writePartitions(ctx context.Context, name string) ([]iceberg.Da
 		return nil, err
 	}
 	defer w.reset()
-	names := &renaming{rename: func(n int) string { return w.locations.NewDataLocation(fmt.Sprintf("%s-%d.parquet", name, n)) }, given: map[string]string{}}
+	names := &renaming{given: map[string]string{}, rename: func(n int) string {
+		return w.locations.NewDataLocation(fmt.Sprintf("%s-%d.parquet", name, n))
+	}}
 	// The same table with a file system that renames new files.
 	under := table.New(w.Table.Identifier(), w.Table.Metadata(), w.Table.MetadataLocation(), func(ctx context.Context) (io.IO, error) {
 		files, err := w.files(ctx)
@@ -249,6 +259,7 @@ func (w *Writer) writePartitions(ctx context.Context, name string) ([]iceberg.Da
 	}, nil)
 	once := func(yield func(arrow.RecordBatch, error) bool) { yield(rec, nil) }
 	var files []iceberg.DataFile
+	// Clustered: partition by partition, so that one file is open at a time.
 	for f, err := range table.WriteRecords(ctx, under, rec.Schema(), once, table.WithClusteredWrite()) {
 		if err == nil {
 			f, err = relocated(f, w.Table, names.of(f.FilePath()))
@@ -309,6 +320,7 @@ func (w *Writer) withSources(rec arrow.RecordBatch) (arrow.RecordBatch, error) {
 		defer a.Release()
 		arrays = append(arrays, a)
 	}
+	// All rows are null in these columns, and so belong to the null partition of their fields.
 	all := arrow.NewSchema(slices.Concat(rec.Schema().Fields(), nulls.Fields()), nil)
 	return array.NewRecordBatch(all, arrays, rec.NumRows()), nil
 }
@@ -355,6 +367,7 @@ func originOf(c *columnar.Columns) origin {
 	return origin{c.Column(n - 3).(*columnar.Bytes), c.Column(n - 2).(*columnar.Int32s), c.Column(n - 1).(*columnar.Int64s)}
 }
 
+// append repeats the record's coordinates for each of its rows.
 func (o origin) append(r declare.Record, rows int) {
 	for range rows {
 		o.topic.AppendString(r.Topic)

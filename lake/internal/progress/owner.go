@@ -13,6 +13,7 @@ import (
 // CheckOwner returns an *OwnedError if the table is landed from a topic other than t's.
 func CheckOwner(t declare.Table, props iceberg.Properties) error {
 	topics := topicsOf(props)
+	// A table that no topic feeds yet may be landed from any.
 	if len(topics) == 0 || slices.Contains(topics, t.Topic) {
 		return nil
 	}
@@ -26,6 +27,8 @@ func topicsOf(props iceberg.Properties) []string {
 		return []string{topic}
 	}
 	var topics []string
+	// Without KeyTopic, the topics follow from the keys of the offsets. A topic may contain dots,
+	// so the last dot separates it from the partition.
 	for k := range props {
 		if rest, ok := strings.CutPrefix(k, KeyNextPrefix); ok && strings.Contains(rest, ".") {
 			topics = append(topics, rest[:strings.LastIndexByte(rest, '.')])

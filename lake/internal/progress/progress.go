@@ -53,6 +53,7 @@ func Read(topic string, props iceberg.Properties) (State, error) {
 		if !isNext && !isSeen {
 			continue
 		}
+		// Any malformed entry is an error: without its offset, rows would be lost or repeated.
 		partition, err := strconv.ParseInt(number, 10, 32)
 		switch {
 		case err != nil:
@@ -93,6 +94,8 @@ func ReadRows(props iceberg.Properties) (int64, error) {
 // Properties returns the properties from which Read restores the state. Rows is not included, since
 // it depends on the snapshot that a commit is based on.
 func (p State) Properties(topic string) iceberg.Properties {
+	// One property per partition: a commit sets those of its batch, and the others keep their
+	// values.
 	props := iceberg.Properties{KeyCommit: p.Commit}
 	for partition, next := range p.Next {
 		props[KeyNextPrefix+topic+"."+strconv.Itoa(int(partition))] = strconv.FormatInt(next, 10)
@@ -121,6 +124,7 @@ func (p State) Summary() iceberg.Properties {
 
 // At reports whether the offsets of all partitions in from are equal to those in from.
 func (p State) At(from map[int32]int64) bool {
+	// A partition without an offset has landed nothing, so it is at offset 0.
 	for partition, next := range from {
 		if p.Next[partition] != next {
 			return false
