@@ -211,7 +211,8 @@ func checkDeclared(ctx context.Context, t declare.Table, before, after table.Met
 	if err != nil {
 		return fmt.Errorf("set-current-schema: landers write this table and would have to repair it: %w", err)
 	}
-	if err := datafile.Writable(ctx, after, is.Columns); err != nil && datafile.Writable(ctx, before, was.Columns) == nil {
+	err = datafile.Writable(ctx, after, is.Columns)
+	if err != nil && datafile.Writable(ctx, before, was.Columns) == nil {
 		return fmt.Errorf("landers write this table and could no longer write it: %w", err)
 	}
 	return nil

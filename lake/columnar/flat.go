@@ -87,8 +87,8 @@ func bufferOf[T any](values []T) *memory.Buffer {
 		return memory.NewBufferBytes(nil)
 	}
 	size := len(values) * int(unsafe.Sizeof(values[0]))
-	// Arrow reads the numbers where they are.
-	return memory.NewBufferBytes(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), size)) //nolint:gosec
+	first := (*byte)(unsafe.Pointer(unsafe.SliceData(values))) //nolint:gosec // Arrow reads the numbers where they are
+	return memory.NewBufferBytes(unsafe.Slice(first, size))
 }
 
 // Bools is a column of booleans in a bitmap.

@@ -66,7 +66,9 @@ type decoder interface {
 
 // of converts the record to the event decoder's type.
 func (r Record) of(a event.Aggregate) registry.Record {
-	return registry.Record{Topic: a.Topic, Partition: r.Partition, Offset: r.Offset, Key: r.Key, Value: r.Value, Headers: r.Headers}
+	return registry.Record{
+		Topic: a.Topic, Partition: r.Partition, Offset: r.Offset, Key: r.Key, Value: r.Value, Headers: r.Headers,
+	}
 }
 
 // event decodes the event in a record of an aggregate's topic. It fails if the event is a copy of

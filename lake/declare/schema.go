@@ -63,7 +63,9 @@ func (s Schema[T]) fields() []columnar.Field {
 		case *decimal128.Num:
 			f.Type = moneyType()
 		case *[]string:
-			f.Type = columnar.List{Element: columnar.Field{Name: "element", Type: iceberg.PrimitiveTypes.String, Required: true}}
+			f.Type = columnar.List{
+				Element: columnar.Field{Name: "element", Type: iceberg.PrimitiveTypes.String, Required: true},
+			}
 		case *map[string]Amount:
 			f.Type = columnar.Map{
 				Key:   columnar.Field{Name: "key", Type: iceberg.PrimitiveTypes.String, Required: true},

@@ -137,7 +137,7 @@ func TestJSONIntoAnExistingTable(t *testing.T) {
 		`{"day":"2024-01-01","id":7,"local":"2024-01-01T10:00:00","price":"9.99","ratio":0.5,"raw":"AQI=","tod":"10:00:00","uid":"6ba7b810-9dad-11d1-80b4-00c04fd430c8"}`,
 		`{"day_json":"\"yesterday\"","id_double":7.5,"new":1,"price_json":"9.999"}`,
 	}})
-	if len(w.parked) != 0 {
-		t.Errorf("parked: %v", w.parked)
+	if len(w.deadLetters) != 0 {
+		t.Errorf("dead letters: %v", w.deadLetters)
 	}
 }

@@ -144,7 +144,7 @@ func TestTopicLands(t *testing.T) {
 	dir := t.TempDir()
 	config := lake.Config{Warehouse: filepath.Join(dir, "warehouse"), Catalog: filepath.Join(dir, "catalog.db"), Logger: quiet}
 	name := lake.Name{"web", "clicks"}
-	var parked atomic.Int64
+	var deadLetters atomic.Int64
 
 	land := func(text, value string, records int) {
 		at := files(t, map[string]string{"clicks.proto": text, "common/who.proto": who})
@@ -193,7 +193,7 @@ func TestTopicLands(t *testing.T) {
 		go func() {
 			done <- landing.Run(ctx, l, landing.Config{
 				Brokers: []string{b.Addr()}, Instance: "test", Landers: 2,
-				WriteDeadLetters: func(_ context.Context, p []landing.DeadLetter) error { parked.Add(int64(len(p))); return nil },
+				WriteDeadLetters: func(_ context.Context, p []landing.DeadLetter) error { deadLetters.Add(int64(len(p))); return nil },
 			})
 		}()
 		polltest.Until(t, "the topic is in the table", func() bool {
@@ -210,8 +210,8 @@ func TestTopicLands(t *testing.T) {
 	}
 	land(clicks, `page: "/%d" who { id: "w" } at { seconds: 5 } worth { currency_code: "EUR" units: 2 nanos: 500000000 }`, 10)
 	land(later, `url: "/%d" position: 3 referrer: "r"`, 4)
-	if parked.Load() != 14 {
-		t.Errorf("%d records are parked, want 14", parked.Load())
+	if deadLetters.Load() != 14 {
+		t.Errorf("%d dead letters, want 14", deadLetters.Load())
 	}
 
 	config.ReadOnly = true

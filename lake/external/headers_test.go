@@ -83,8 +83,8 @@ func TestHeadersLand(t *testing.T) {
 				`{"_headers":[{"key":"` + "\uFFFD" + `","value":"BA=="}],"a":1}`,
 				`{"a":1}`,
 			}})
-			if len(w.parked) != 0 {
-				t.Errorf("parked: %v", w.parked)
+			if len(w.deadLetters) != 0 {
+				t.Errorf("dead letters: %v", w.deadLetters)
 			}
 		})
 	}

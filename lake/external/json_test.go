@@ -44,7 +44,7 @@ func TestJSONLands(t *testing.T) {
 			1: {`{"b":{"c":[],"e":false}}`, `{"a":3,"late":[{"n":1}]}`},
 		})
 		if got, want := w.reasons(), "the value is JSON, but not an object; the value is not JSON: unexpected end of JSON input"; got != want {
-			t.Errorf("parked: %s, want %s", got, want)
+			t.Errorf("dead letters: %s, want %s", got, want)
 		}
 	})
 }
@@ -189,7 +189,7 @@ func TestKilledWhileGrowing(t *testing.T) {
 				w.land(t, external.JSON(w.name, w.topic, false))
 				w.have(t, want)
 				if got := w.reasons(); got != "" {
-					t.Errorf("parked: %s", got)
+					t.Errorf("dead letters: %s", got)
 				}
 			})
 		}

@@ -148,7 +148,7 @@ func TestAvroLands(t *testing.T) {
 			"schema 1073741824: ", "1 bytes follow its end",
 		} {
 			if !strings.Contains(reasons, want) {
-				t.Errorf("parked: %s, want %s", reasons, want)
+				t.Errorf("dead letters: %s, want %s", reasons, want)
 			}
 		}
 		// A lander that starts later begins with the table's columns, whatever the newest schema
@@ -188,8 +188,8 @@ func TestAvroAliases(t *testing.T) {
 	third := s.avro(record(`{"name":"called","type":"string","aliases":["name","full_name"]},` + inner(`{"name":"y","type":"long","aliases":["x"]}`)))
 	w.put(t, 0, third(`{"called":"f","in":{"y":6}}`), first(`{"name":"g","in":{"x":7}}`), second(`{"full_name":"h","in":{"y":8}}`))
 	land()
-	if len(w.parked) != 0 {
-		t.Errorf("parked: %v", w.parked)
+	if len(w.deadLetters) != 0 {
+		t.Errorf("dead letters: %v", w.deadLetters)
 	}
 	if got, want := w.columns(t), "in struct<y long>, called string"; got != want && got != "called string, in struct<y long>" {
 		t.Errorf("columns %s, want %s", got, want)
@@ -234,8 +234,8 @@ func TestKilledWhileAnAliasRenames(t *testing.T) {
 				names = append(names, fmt.Sprint(row["full_name"]))
 			}
 			slices.Sort(names)
-			if got, want := strings.Join(names, ""), "abcde"; got != want || len(w.parked) > 0 {
-				t.Errorf("the column has %s, want %s; parked: %v", got, want, w.parked)
+			if got, want := strings.Join(names, ""), "abcde"; got != want || len(w.deadLetters) > 0 {
+				t.Errorf("the column has %s, want %s; dead letters: %v", got, want, w.deadLetters)
 			}
 		})
 	}
@@ -262,8 +262,8 @@ func TestAvroWithoutFieldsLands(t *testing.T) {
 	w.put(t, 0, more(`{"a":{"int":1}}`), empty(`{}`))
 	land()
 	w.have(t, map[int32][]string{0: {`{}`, `{}`, `{"a":1}`, `{}`}})
-	if len(w.parked) != 1 {
-		t.Errorf("parked: %v", w.parked)
+	if len(w.deadLetters) != 1 {
+		t.Errorf("dead letters: %v", w.deadLetters)
 	}
 }
 
@@ -301,7 +301,7 @@ func TestProtobufLands(t *testing.T) {
 		}
 	}
 	if got := w.reasons(); len(rows) != 3 || !strings.Contains(got, "the value is a web.Other, but the table is for web.Click") {
-		t.Errorf("%d rows, parked: %s", len(rows), got)
+		t.Errorf("%d rows, dead letters: %s", len(rows), got)
 	}
 }
 
@@ -348,7 +348,7 @@ func TestRegistryUnavailable(t *testing.T) {
 	l, stop := w.start(t, table)
 	w.landed(t, l)
 	away.Store(true)
-	third := frame(1<<20, 2, 'x') // of a schema that nobody has told, and that there is not
+	third := frame(1<<20, 2, 'x') // of a schema that is not registered
 	w.put(t, 0, known(`{"id":"b"}`), third)
 	w.put(t, 1, known(`{"id":"c"}`), later(`{"id":"d","more":1}`))
 	ends, err := w.producer.Ends(t.Context(), w.topic)
@@ -370,6 +370,6 @@ func TestRegistryUnavailable(t *testing.T) {
 	stop()
 	w.have(t, map[int32][]string{0: {`{"id":"a"}`, `{"id":"b"}`}, 1: {`{"id":"c"}`, `{"id":"d","more":1}`}})
 	if got := w.reasons(); !strings.Contains(got, "schema 1048576") || strings.Contains(got, ";") {
-		t.Errorf("parked: %s", got)
+		t.Errorf("dead letters: %s", got)
 	}
 }

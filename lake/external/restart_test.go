@@ -108,8 +108,8 @@ func TestStartIsAsStrictAsRunning(t *testing.T) {
 			if !strings.Contains(running, c.reason) || w.reasons() != running {
 				t.Errorf("while running: %s\nafter the start: %s", running, w.reasons())
 			}
-			if len(w.parked) != 2 {
-				t.Errorf("parked: %v", w.parked)
+			if len(w.deadLetters) != 2 {
+				t.Errorf("dead letters: %v", w.deadLetters)
 			}
 			w.have(t, map[int32][]string{0: {`{"v":1}`, `{"v":2}`, `{"v":3}`}})
 		})

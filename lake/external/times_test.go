@@ -44,8 +44,8 @@ func TestRecordTimes(t *testing.T) {
 			stamp(`{"a":2}`) // to landers that start from what the first have noted of the newest time
 			w.land(t, external.JSON(w.name, w.topic, false))
 			rows := w.whole(t)
-			if len(rows) != 2 || len(w.parked) != 0 {
-				t.Fatalf("rows %v, parked %v", rows, w.parked)
+			if len(rows) != 2 || len(w.deadLetters) != 0 {
+				t.Fatalf("rows %v, dead letters %v", rows, w.deadLetters)
 			}
 			for _, row := range rows {
 				at, raw := row["_timestamp"], row["_timestamp_raw"]

@@ -55,15 +55,15 @@ type world struct {
 	config   lake.Config
 	producer *fetchtest.Producer
 
-	mu     sync.Mutex
-	parked map[string]string // reasons by partition/offset
+	mu          sync.Mutex
+	deadLetters map[string]string // reasons by partition/offset
 }
 
 func newWorld(t *testing.T, brokers string) *world {
 	t.Helper()
 	dir := t.TempDir()
 	w := &world{
-		brokers: brokers, topic: strings.NewReplacer("/", "-", " ", "-", ",", "").Replace(t.Name()), name: lake.Name{"web", "things"}, parked: map[string]string{},
+		brokers: brokers, topic: strings.NewReplacer("/", "-", " ", "-", ",", "").Replace(t.Name()), name: lake.Name{"web", "things"}, deadLetters: map[string]string{},
 		config: lake.Config{Warehouse: filepath.Join(dir, "warehouse"), Catalog: filepath.Join(dir, "catalog.db"), Logger: quiet},
 	}
 	w.producer = fetchtest.New(t, []string{brokers}, w.topic+filepath.Base(dir))
@@ -96,7 +96,7 @@ func (w *world) start(t *testing.T, table declare.Table) (l *lake.Lake, stop fun
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() {
-		done <- landing.Run(ctx, l, landing.Config{Brokers: []string{w.brokers}, Landers: 2, WriteDeadLetters: w.park})
+		done <- landing.Run(ctx, l, landing.Config{Brokers: []string{w.brokers}, Landers: 2, WriteDeadLetters: w.writeDeadLetters})
 	}()
 	stop = sync.OnceFunc(func() {
 		cancel()
@@ -108,11 +108,11 @@ func (w *world) start(t *testing.T, table declare.Table) (l *lake.Lake, stop fun
 	return l, stop
 }
 
-func (w *world) park(_ context.Context, records []landing.DeadLetter) error {
+func (w *world) writeDeadLetters(_ context.Context, records []landing.DeadLetter) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, p := range records {
-		w.parked[fmt.Sprintf("%d/%d", p.Partition, p.Offset)] = p.Reason.Error()
+		w.deadLetters[fmt.Sprintf("%d/%d", p.Partition, p.Offset)] = p.Reason.Error()
 	}
 	return nil
 }
@@ -121,7 +121,7 @@ func (w *world) park(_ context.Context, records []landing.DeadLetter) error {
 func (w *world) reasons() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return strings.Join(slices.Compact(slices.Sorted(maps.Values(w.parked))), "; ")
+	return strings.Join(slices.Compact(slices.Sorted(maps.Values(w.deadLetters))), "; ")
 }
 
 // landed waits until all records of the topic are in the table.

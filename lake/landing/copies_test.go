@@ -37,7 +37,7 @@ type copies struct {
 	others []error
 }
 
-func (c *copies) park(_ context.Context, records []DeadLetter) error {
+func (c *copies) write(_ context.Context, records []DeadLetter) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, p := range records {
@@ -71,7 +71,7 @@ func TestCopiesOfEventsDoNotLand(t *testing.T) {
 				s.mustTrade(t, 30)
 				aside := &copies{aside: map[string]int{}}
 				c := s.runConfig()
-				c.WriteDeadLetters = aside.park
+				c.WriteDeadLetters = aside.write
 				l := openLake(t, ordersOnly(localLake(t)))
 				stop := start(t, l, c)
 				s.landed(t, l)
@@ -150,7 +150,7 @@ func TestCopiesInATableOfAnEarlierVersion(t *testing.T) {
 	}
 	aside := &copies{aside: map[string]int{}}
 	c := s.runConfig()
-	c.WriteDeadLetters = aside.park
+	c.WriteDeadLetters = aside.write
 	stop = start(t, l, c)
 	s.mustTrade(t, 40)
 	s.landed(t, l)

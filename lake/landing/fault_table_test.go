@@ -299,13 +299,13 @@ func pickyWorld(t *testing.T, values []string) (*shop, lake.Config) {
 	return s, localLake(t)
 }
 
-// lot collects dead letters.
-type lot struct {
+// letterBox collects dead letters.
+type letterBox struct {
 	mu   sync.Mutex
 	have map[string]string // values, by what names them
 }
 
-func (p *lot) park(_ context.Context, records []DeadLetter) error {
+func (p *letterBox) write(_ context.Context, records []DeadLetter) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.have == nil {
@@ -317,7 +317,7 @@ func (p *lot) park(_ context.Context, records []DeadLetter) error {
 	return nil
 }
 
-func (p *lot) values() []string {
+func (p *letterBox) values() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Sorted(maps.Values(p.have))
@@ -371,17 +371,17 @@ func TestUnnamedRecordsAreFound(t *testing.T) {
 			s, config := pickyWorld(t, values)
 			config.Tables = []declare.Table{picky(isBad)}
 			l := openLake(t, config)
-			parked := new(lot)
+			letters := new(letterBox)
 			c := s.runConfig()
-			c.WriteDeadLetters, c.Landers = parked.park, 2
+			c.WriteDeadLetters, c.Landers = letters.write, 2
 			stop := start(t, l, c)
 			pickyLanded(t, s, l)
 			mustStop(t, stop)
 			if have := said(t, l, config.Tables[0]); !slices.Equal(have, good) {
 				t.Errorf("%d rows, want %d", len(have), len(good))
 			}
-			if have := parked.values(); !slices.Equal(have, spoilt) {
-				t.Errorf("parked: %v, want %v", have, spoilt)
+			if have := letters.values(); !slices.Equal(have, spoilt) {
+				t.Errorf("dead letters: %v, want %v", have, spoilt)
 			}
 		})
 	}
@@ -412,16 +412,16 @@ func TestWhereNothingCanBeWrittenNothingIsParked(t *testing.T) {
 	s, config := pickyWorld(t, values)
 	config.Tables = []declare.Table{picky(func(string) bool { return true })}
 	l := openLake(t, config)
-	parked := new(lot)
+	letters := new(letterBox)
 	c := s.runConfig()
-	c.WriteDeadLetters = parked.park
+	c.WriteDeadLetters = letters.write
 	err := Run(t.Context(), l, c)
 	var fault *faults.TableError
 	if !errors.As(err, &fault) || !strings.Contains(err.Error(), "no record can be written") {
 		t.Errorf("got %v", err)
 	}
-	if have := parked.values(); len(have) > 0 {
-		t.Errorf("parked: %v", have)
+	if have := letters.values(); len(have) > 0 {
+		t.Errorf("dead letters: %v", have)
 	}
 }
 
@@ -431,14 +431,14 @@ func TestOneUnwritableRecordAlone(t *testing.T) {
 	s, config := pickyWorld(t, []string{"bad"})
 	config.Tables = []declare.Table{picky(isBad)}
 	l := openLake(t, config)
-	parked := new(lot)
+	letters := new(letterBox)
 	c := s.runConfig()
-	c.WriteDeadLetters = parked.park
+	c.WriteDeadLetters = letters.write
 	stop := start(t, l, c)
 	pickyLanded(t, s, l)
 	mustStop(t, stop)
-	if have := parked.values(); !slices.Equal(have, []string{"bad"}) {
-		t.Errorf("parked: %v", have)
+	if have := letters.values(); !slices.Equal(have, []string{"bad"}) {
+		t.Errorf("dead letters: %v", have)
 	}
 }
 
@@ -452,7 +452,7 @@ func TestDiesBetweenDeadLetterAndCommit(t *testing.T) {
 			values, good, spoilt := numbered(200, 0, 50, 51, 199)
 			s, config := pickyWorld(t, values)
 			config.Tables = []declare.Table{picky(isBad)}
-			parked := new(lot)
+			letters := new(letterBox)
 			dies := 2
 			if at == stepDeadLetters || at == stepDeadLettersWritten { // the last life has none left to come to
 				dies = 1
@@ -460,7 +460,7 @@ func TestDiesBetweenDeadLetterAndCommit(t *testing.T) {
 			for range 4 { // lives
 				l := openLake(t, config)
 				c := s.runConfig()
-				c.WriteDeadLetters = parked.park
+				c.WriteDeadLetters = letters.write
 				ctx, die := context.WithCancel(t.Context())
 				seen := 0
 				c.hook = func(_ context.Context, _ string, have step) error {
@@ -480,15 +480,15 @@ func TestDiesBetweenDeadLetterAndCommit(t *testing.T) {
 			}
 			l := openLake(t, config)
 			c := s.runConfig()
-			c.WriteDeadLetters = parked.park
+			c.WriteDeadLetters = letters.write
 			stop := start(t, l, c)
 			pickyLanded(t, s, l)
 			mustStop(t, stop)
 			if have := said(t, l, config.Tables[0]); !slices.Equal(have, good) {
 				t.Errorf("%d rows, want %d", len(have), len(good))
 			}
-			if have := parked.values(); !slices.Equal(have, spoilt) {
-				t.Errorf("parked: %v, want %v", have, spoilt)
+			if have := letters.values(); !slices.Equal(have, spoilt) {
+				t.Errorf("dead letters: %v, want %v", have, spoilt)
 			}
 		})
 	}

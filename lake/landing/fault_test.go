@@ -34,7 +34,7 @@ type fault string
 const (
 	works   fault = "works"
 	refused fault = "refused: not committed, and says so"
-	fails   fault = "fails: not committed, by an error that does not tell"
+	fails   fault = "fails: not committed, by an unspecific error"
 	lost    fault = "lost: committed, and answers with an error"
 )
 

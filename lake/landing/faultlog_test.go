@@ -34,12 +34,12 @@ func TestWhoeverAsksIsToldWhyATableIsNotLanded(t *testing.T) {
 		config.Tables = []declare.Table{picky(func(string) bool { return !mended.Load() }), tables.OrdersEvents}
 		lander, asked := openLake(t, config), openLake(t, config)
 		c := s.runConfig()
-		c.WriteDeadLetters, c.retryInterval = new(lot).park, 50*time.Millisecond
+		c.WriteDeadLetters, c.retryInterval = new(letterBox).write, 50*time.Millisecond
 		stop := start(t, lander, c)
 		eventually(t, func() error {
 			_, broken, err := asked.Report(t.Context())
 			if err == nil && (len(broken) != 1 || broken[0].Table != "picky" || !strings.Contains(broken[0].Err.Error(), "no record can be written") || broken[0].Remedy != faults.RemedyFit) {
-				err = fmt.Errorf("told: %v", broken)
+				err = fmt.Errorf("reported: %v", broken)
 			}
 			return err
 		})
@@ -52,7 +52,7 @@ func TestWhoeverAsksIsToldWhyATableIsNotLanded(t *testing.T) {
 		eventually(t, func() error {
 			_, broken, err := asked.Report(t.Context())
 			if err == nil && len(broken) > 0 {
-				err = fmt.Errorf("still told: %v", broken)
+				err = fmt.Errorf("still reported: %v", broken)
 			}
 			return err
 		})

@@ -31,7 +31,7 @@ const (
 	childKill    = "MILLRACE_TEST_KILL"
 	childKillAt  = "MILLRACE_TEST_KILL_AT"
 	childName    = "MILLRACE_TEST_NAME"
-	childSeal    = "MILLRACE_TEST_SEAL" // of the records; then it parks others
+	childSeal    = "MILLRACE_TEST_SEAL" // of the records; then it accepts dead letters
 )
 
 func TestMain(m *testing.M) {

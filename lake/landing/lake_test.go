@@ -135,18 +135,18 @@ func TestDeadLetters(t *testing.T) {
 		s.mustTrade(t, 20)
 
 		var mu sync.Mutex
-		parked := map[string]error{}
+		letters := map[string]error{}
 		c := s.runConfig()
 		fails := 3
 		c.WriteDeadLetters = func(_ context.Context, records []DeadLetter) error {
 			mu.Lock()
 			defer mu.Unlock()
 			if fails--; fails >= 0 {
-				return errors.New("nowhere to park")
+				return errors.New("no dead letter topic")
 			}
 			for _, p := range records {
-				parked[fmt.Sprintf("%s|%s|%d", p.Sink, p.Topic, p.Partition)] = p.Reason
-				parked[string(p.Value)] = p.Reason
+				letters[fmt.Sprintf("%s|%s|%d", p.Sink, p.Topic, p.Partition)] = p.Reason
+				letters[string(p.Value)] = p.Reason
 			}
 			return nil
 		}
@@ -158,15 +158,15 @@ func TestDeadLetters(t *testing.T) {
 			"lake/orders_events|millrace.orders|1", "lake/order_lines|millrace.orders|1", "lake/orders_current|millrace.orders|1",
 			"what is this?", string(foreign.Data), string(garbled.Data), string(unpriced.Data),
 		} {
-			if parked[want] == nil {
-				t.Errorf("not parked: %q", want)
+			if letters[want] == nil {
+				t.Errorf("not a dead letter: %q", want)
 			}
 		}
-		if len(parked) != 7 {
-			t.Errorf("parked %d, want 7: %v", len(parked), parked)
+		if len(letters) != 7 {
+			t.Errorf("%d dead letters, want 7: %v", len(letters), letters)
 		}
-		if !errors.Is(parked["what is this?"], event.ErrNotEvent) {
-			t.Errorf("the reason is %v", parked["what is this?"])
+		if !errors.Is(letters["what is this?"], event.ErrNotEvent) {
+			t.Errorf("the reason is %v", letters["what is this?"])
 		}
 		// The digests count the valid events.
 		s.events[event.Order] = s.events[event.Order][:len(s.events[event.Order]):len(s.events[event.Order])]

@@ -55,7 +55,7 @@ func TestLostFilesAreReported(t *testing.T) {
 				if err := found(t, asked); !errors.As(err, &fault) || fault.Table != tables.OrdersEvents.Name || !strings.Contains(fault.Error(), lost) || fault.Remedy != faults.RemedyLost {
 					t.Fatalf("found: %v", err)
 				}
-				told := func(of *lake.Lake) (names []string) {
+				reported := func(of *lake.Lake) (names []string) {
 					_, broken, err := of.Report(t.Context())
 					if err != nil {
 						t.Fatal(err)
@@ -63,14 +63,14 @@ func TestLostFilesAreReported(t *testing.T) {
 					for _, b := range broken {
 						names = append(names, b.Table)
 						if !strings.Contains(b.Error(), lost) || b.Remedy != faults.RemedyLost {
-							t.Errorf("told: %v", b)
+							t.Errorf("reported: %v", b)
 						}
 					}
 					return names
 				}
 				for _, of := range []*lake.Lake{l, asked} {
-					if have := told(of); !slices.Equal(have, []string{tables.OrdersEvents.Name}) {
-						t.Errorf("told: %v", have)
+					if have := reported(of); !slices.Equal(have, []string{tables.OrdersEvents.Name}) {
+						t.Errorf("reported: %v", have)
 					}
 				}
 				if what == "data file" { // without a manifest nothing can be added to it
@@ -96,8 +96,8 @@ func TestLostFilesAreReported(t *testing.T) {
 				}
 				for _, of := range []*lake.Lake{l, asked} {
 					eventually(t, func() error {
-						if have := told(of); len(have) > 0 {
-							return fmt.Errorf("told: %v", have)
+						if have := reported(of); len(have) > 0 {
+							return fmt.Errorf("reported: %v", have)
 						}
 						return nil
 					})

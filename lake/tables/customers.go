@@ -56,16 +56,19 @@ func changeCustomer(e event.Event) (func(*customerState), error) {
 		r := m.Registered
 		at, err := optionalTime("registered_at", r.GetRegisteredAt())
 		return func(s *customerState) {
-			s.reference, s.name, s.email, s.country, s.registeredAt = r.GetReference(), r.GetName(), r.GetEmail(), r.GetCountry(), at
+			s.reference, s.name, s.email = r.GetReference(), r.GetName(), r.GetEmail()
+			s.country, s.registeredAt = r.GetCountry(), at
 		}, err
 	// The event has the whole address, so it replaces all parts.
 	case *customerv1.CustomerEvent_AddressChanged:
 		a := m.AddressChanged.GetAddress()
 		return func(s *customerState) {
-			s.recipient, s.lines, s.postalCode, s.city, s.addressCountry = a.GetRecipient(), a.GetLines(), a.GetPostalCode(), a.GetCity(), a.GetCountry()
+			s.recipient, s.lines = a.GetRecipient(), a.GetLines()
+			s.postalCode, s.city, s.addressCountry = a.GetPostalCode(), a.GetCity(), a.GetCountry()
 		}, nil
 	// A purpose is in the list while the customer consents to it.
 	case *customerv1.CustomerEvent_ConsentChanged:
+		// The purpose is the name of its enum value in the contract.
 		purpose, granted := m.ConsentChanged.GetPurpose().String(), m.ConsentChanged.GetGranted()
 		return func(s *customerState) {
 			// Clone first: the previous state is also that of a remembered row.

@@ -80,6 +80,7 @@ func (d *lineDecoder) lines(e event.Event, into []line) ([]line, error) {
 		from = m.Placed
 	case *orderv1.OrderEvent_LinesAdded:
 		from = m.LinesAdded
+	// All other events contribute no rows.
 	default:
 		return into, nil // without lines, or a newer event type
 	}

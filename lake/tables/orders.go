@@ -65,7 +65,8 @@ func changeOrder(e event.Event) (func(*orderState), error) {
 		}
 		lines, items := count(p.GetLines())
 		return func(s *orderState) {
-			s.customerID, s.reference, s.currency, s.country, s.status = p.GetCustomerId(), p.GetReference(), p.GetCurrency(), p.GetCountry(), "placed"
+			s.customerID, s.reference, s.status = p.GetCustomerId(), p.GetReference(), "placed"
+			s.currency, s.country = p.GetCurrency(), p.GetCountry()
 			s.lines, s.items, s.total, s.orderedAt = lines, items, declare.Amount{Value: total, Known: true}, at
 		}, nil
 	// The event has the order's new total, but only the added lines.
@@ -74,6 +75,7 @@ func changeOrder(e event.Event) (func(*orderState), error) {
 		if err != nil {
 			return nil, fmt.Errorf("total: %w", err)
 		}
+		// The added lines are counted on top of those that the order had.
 		lines, items := count(m.LinesAdded.GetLines())
 		return func(s *orderState) {
 			s.lines, s.items, s.total = s.lines+lines, s.items+items, declare.Amount{Value: total, Known: true}

@@ -54,7 +54,8 @@ func changeProduct(e event.Event) (func(*productState), error) {
 		l := m.Listed
 		at, err := optionalTime("listed_at", l.GetListedAt())
 		return func(s *productState) {
-			s.title, s.description, s.kind, s.categories = l.GetTitle(), l.GetDescription(), l.GetKind().String(), l.GetCategories()
+			s.title, s.description, s.categories = l.GetTitle(), l.GetDescription(), l.GetCategories()
+			s.kind = l.GetKind().String()
 			s.status, s.listedAt, s.delistedAt = "listed", at, time.Time{}
 		}, err
 	// A revision replaces the texts and categories, and leaves kind, status and prices unchanged.

@@ -80,12 +80,14 @@ func stockMoves(e event.Event, into []stockMovement) ([]stockMovement, error) {
 	case *inventoryv1.StockEvent_ReservationCommitted:
 		c := moved.ReservationCommitted
 		field, at = "committed_at", c.GetCommittedAt()
-		m.movement, m.onHand, m.reserved, m.reservation = "committed", -c.GetQuantity(), -c.GetQuantity(), c.GetReservationId()
+		m.movement, m.reservation = "committed", c.GetReservationId()
+		m.onHand, m.reserved = -c.GetQuantity(), -c.GetQuantity()
 	// Reserved goods become available again. The quantity on hand does not change.
 	case *inventoryv1.StockEvent_ReservationReleased:
 		r := moved.ReservationReleased
 		field, at = "released_at", r.GetReleasedAt()
-		m.movement, m.reserved, m.reservation, m.reason = "released", -r.GetQuantity(), r.GetReservationId(), r.GetCause().String()
+		m.movement, m.reservation, m.reason = "released", r.GetReservationId(), r.GetCause().String()
+		m.reserved = -r.GetQuantity()
 	default:
 		return into, nil // a newer event type
 	}

@@ -20,6 +20,7 @@ import (
 // file per month and commit. The column bounds in manifests already prune by time.
 func All() []declare.Table {
 	return []declare.Table{
+		// Events, facts, states.
 		customersEvents, productsEvents, stockEvents, OrdersEvents,
 		OrderLines, stockMovements,
 		customersCurrent, productsCurrent, OrdersCurrent,

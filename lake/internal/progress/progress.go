@@ -133,5 +133,6 @@ func (p State) At(from map[int32]int64) bool {
 	return true
 }
 
-// KeyTopic is the property with the topic of a table. Landers set it with their first commit.
+// KeyTopic is the property with the topic of a table. It is set when Millrace creates the table, or
+// else with the first commit of a landing.
 const KeyTopic = "millrace.topic"
