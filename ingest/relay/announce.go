@@ -43,24 +43,24 @@ func newOwnAnnouncements(secret []byte, service, topicID string) (*ownAnnounceme
 // loadAnnouncements prepares the announcements of a session. begun reports whether relays have
 // published to the topic before. If so, records before the floors may have no seal and remain valid.
 // If not, every record on the topic without a seal is invalid, and the floors are 0.
-func (l *inspector) loadAnnouncements(ctx context.Context, c *checkpoint, begun bool) (*ownAnnouncements, error) {
-	a, err := newOwnAnnouncements(l.secret, l.cfg.Aggregate.Service, l.info.ID)
+func (in *inspector) loadAnnouncements(ctx context.Context, c *checkpoint, begun bool) (*ownAnnouncements, error) {
+	a, err := newOwnAnnouncements(in.secret, in.cfg.Aggregate.Service, in.info.ID)
 	if err != nil {
 		return nil, err
 	}
-	seen, err := l.checkAnnouncements(ctx, l.admin, a)
+	seen, err := in.checkAnnouncements(ctx, in.admin, a)
 	if err != nil {
 		return nil, err
 	}
 	// checkAnnouncements keeps some of the invalid records, and only counts the others.
 	for _, s := range seen.first {
-		l.invalid.add(s.record, s.reason)
+		in.invalid.add(s.record, s.reason)
 	}
-	l.invalid.count += seen.count - uint64(len(seen.first))
+	in.invalid.count += seen.count - uint64(len(seen.first))
 	if _, ok := a.own[a.name]; ok {
 		return a, nil
 	}
-	floors := make([]int64, l.info.Partitions)
+	floors := make([]int64, in.info.Partitions)
 	switch {
 	case c != nil && c.seal == a.name && len(c.sealFloors) > 0: // the announcement was lost
 		floors = c.sealFloors
@@ -72,10 +72,10 @@ func (l *inspector) loadAnnouncements(ctx context.Context, c *checkpoint, begun 
 		}
 	case begun:
 		for p := range floors {
-			floors[p] = l.end[int32(p)]
+			floors[p] = in.end[int32(p)]
 		}
 	}
-	a.own[a.name] = announcement{name: a.name, key: publicKey(a.key), topicID: l.info.ID, floors: floors}
+	a.own[a.name] = announcement{name: a.name, key: publicKey(a.key), topicID: in.info.ID, floors: floors}
 	a.lost[a.name] = true
 	return a, nil
 }

@@ -396,22 +396,22 @@ func (r *Relay) checkTopic(ctx context.Context, a *kafka.Admin, s *session) erro
 	if time.Since(s.topicChecked) < topicCheckInterval {
 		return nil
 	}
-	l := &inspector{Relay: r, admin: a, topic: r.cfg.Aggregate.Topic}
-	if err := l.load(ctx); err != nil {
+	in := &inspector{Relay: r, admin: a, topic: r.cfg.Aggregate.Topic}
+	if err := in.load(ctx); err != nil {
 		return err
 	}
 	now := checkpoint{
 		to: s.after, identity: identity{topicID: s.topicID, partitions: s.partitions, floors: s.floors},
 	}
-	if err := l.compareLog(&now); err != nil {
+	if err := in.compareLog(&now); err != nil {
 		return err
 	}
 	// The base and its floors may move only when the log ends exactly at this position. Otherwise
 	// it still has events that this relay has not reached, and the ends would be too high.
 	if s.caughtUp() {
-		s.base, s.floors = s.after, make([]int64, l.info.Partitions)
+		s.base, s.floors = s.after, make([]int64, in.info.Partitions)
 		for p := range s.floors {
-			s.floors[p] = l.end[int32(p)]
+			s.floors[p] = in.end[int32(p)]
 		}
 	}
 	s.topicChecked = time.Now()

@@ -33,27 +33,27 @@ import (
 // transactions were acknowledged as a whole. If the log lacks any of their events, it has lost
 // them.
 func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *session, err error) {
-	l := &inspector{Relay: r, admin: a, topic: r.cfg.Aggregate.Topic}
-	if err := l.load(ctx); err != nil {
+	in := &inspector{Relay: r, admin: a, topic: r.cfg.Aggregate.Topic}
+	if err := in.load(ctx); err != nil {
 		return nil, err
 	}
-	c, unconfirmed, err := l.findCheckpoint(ctx)
+	c, unconfirmed, err := in.findCheckpoint(ctx)
 	if err != nil {
 		return nil, err
 	}
-	seen, err := l.readFrom(ctx, c)
+	seen, err := in.readFrom(ctx, c)
 	// Newer checkpoints may be hidden. Wait for them only if this one does not explain the log.
-	if l.openTransaction && (errors.Is(err, ErrLogChanged) || err == nil && !l.isSufficient(c, seen)) {
-		if err := l.awaitCheckpoints(ctx); err != nil {
+	if in.openTransaction && (errors.Is(err, ErrLogChanged) || err == nil && !in.isSufficient(c, seen)) {
+		if err := in.awaitCheckpoints(ctx); err != nil {
 			return nil, err
 		}
-		if c, unconfirmed, err = l.findCheckpoint(ctx); err != nil {
+		if c, unconfirmed, err = in.findCheckpoint(ctx); err != nil {
 			return nil, err
 		}
-		seen, err = l.readFrom(ctx, c)
+		seen, err = in.readFrom(ctx, c)
 	}
 	if errors.Is(err, ErrLogChanged) {
-		seen, err = l.readEntireLog(ctx, c, err)
+		seen, err = in.readEntireLog(ctx, c, err)
 		c = nil
 	}
 	if err != nil {
@@ -63,15 +63,15 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *session, err err
 		// A checkpoint without a signature could be forged. Only the log can confirm it, and here it
 		// does not have the checkpoint's event: ignore the checkpoint and read the whole log.
 		unconfirmed, c = append(unconfirmed, *c), nil
-		if seen, err = l.readFrom(ctx, nil); err != nil {
+		if seen, err = in.readFrom(ctx, nil); err != nil {
 			return nil, err
 		}
 	}
-	if err := l.compareStore(c, unconfirmed, seen); err != nil {
+	if err := in.compareStore(c, unconfirmed, seen); err != nil {
 		return nil, err
 	}
 	p = &session{
-		epoch: l.epoch, secret: l.secret, topicID: l.info.ID, topicChecked: time.Now(),
+		epoch: in.epoch, secret: in.secret, topicID: in.info.ID, topicChecked: time.Now(),
 		partitions: seen.partitions, floors: seen.floors, published: seen.events, highest: seen.highest,
 	}
 	if c != nil {
@@ -81,38 +81,38 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *session, err err
 		}
 		// Where retention deleted records behind the floor, the log cannot show which events it had.
 		// The checkpoint can: transactions are complete up to it.
-		if p.truncated = l.truncatedPartitions(seen.floors); len(p.truncated) > 0 {
+		if p.truncated = in.truncatedPartitions(seen.floors); len(p.truncated) > 0 {
 			p.truncatedUpTo = c.to
 			if seen.newest.Position.Compare(c.to) < 0 {
 				seen.newest = c.last()
 			}
 			r.log.Warn("relay: retention deleted unverified records from the log; relying on the last checkpoint for them",
-				"topic", l.topic, "partitions", len(p.truncated))
+				"topic", in.topic, "partitions", len(p.truncated))
 		}
-		if err := l.checkComplete(ctx, p, c.from); err != nil {
+		if err := in.checkComplete(ctx, p, c.from); err != nil {
 			return nil, err
 		}
 	}
 	// Continue at the base, not at the checkpoint. Events on the log are skipped, and events that
 	// the last transaction lacks are published.
 	p.after = p.base
-	if p.seals, err = l.loadAnnouncements(ctx, c, c != nil || len(seen.events) > 0); err != nil {
+	if p.seals, err = in.loadAnnouncements(ctx, c, c != nil || len(seen.events) > 0); err != nil {
 		return nil, err
 	}
-	if int(l.info.Partitions) > int(p.partitions) {
+	if int(in.info.Partitions) > int(p.partitions) {
 		r.log.Warn("relay: the topic was widened; keys remain in their old partitions to keep events in order",
-			"topic", l.topic, "partitions", l.info.Partitions, "used", p.partitions)
+			"topic", in.topic, "partitions", in.info.Partitions, "used", p.partitions)
 	}
-	r.writeDeadLetters(ctx, l.invalid)
+	r.writeDeadLetters(ctx, in.invalid)
 	r.writeDeadLetters(ctx, seen.invalid)
 	// The newest checkpoint must identify this store and topic, and be the last record under its
 	// key. Otherwise compaction would keep an invalid record and delete the checkpoint.
-	if seen.newest.ID != uuid.Nil && (c == nil || !c.identified() || c.epoch != l.epoch || l.invalidLast) {
+	if seen.newest.ID != uuid.Nil && (c == nil || !c.identified() || c.epoch != in.epoch || in.invalidLast) {
 		p.renew = &seen.newest
 	}
 	r.report(func(p *Progress) {
 		p.Position, p.RecordedAt, p.Live = seen.newest.Position, seen.newest.RecordedAt, true
-		p.InvalidRecords += l.invalid.count + seen.invalid.count
+		p.InvalidRecords += in.invalid.count + seen.invalid.count
 	})
 	return p, nil
 }
@@ -153,50 +153,50 @@ func (r *Relay) readStore(ctx context.Context, after event.Position, limit int) 
 
 // load reads the store's epoch and secret, and the topic's id and offsets. It uses high watermarks,
 // because a record behind another relay's open transaction is on the log too.
-func (l *inspector) load(ctx context.Context) (err error) {
+func (in *inspector) load(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errTimeout)
 	defer cancel()
-	if l.epoch, err = l.cfg.Store.Epoch(ctx); err != nil {
+	if in.epoch, err = in.cfg.Store.Epoch(ctx); err != nil {
 		return err
 	}
-	if l.secret, err = l.cfg.Store.Secret(ctx); err != nil {
+	if in.secret, err = in.cfg.Store.Secret(ctx); err != nil {
 		return err
 	}
-	if l.info, err = l.admin.Topic(ctx, l.topic); err != nil {
+	if in.info, err = in.admin.Topic(ctx, in.topic); err != nil {
 		return err
 	}
-	if l.begin, err = l.admin.StartOffsets(ctx, l.topic); err != nil {
+	if in.begin, err = in.admin.StartOffsets(ctx, in.topic); err != nil {
 		return err
 	}
-	l.end, err = l.admin.HighWatermarks(ctx, l.topic)
+	in.end, err = in.admin.HighWatermarks(ctx, in.topic)
 	return err
 }
 
 // readFrom reads the log since the base of a checkpoint, after checking that it is the checkpoint's
 // log. Without a checkpoint it reads everything.
-func (l *inspector) readFrom(ctx context.Context, c *checkpoint) (*scanResult, error) {
+func (in *inspector) readFrom(ctx context.Context, c *checkpoint) (*scanResult, error) {
 	switch {
 	case c == nil:
-		floors := make([]int64, l.info.Partitions)
+		floors := make([]int64, in.info.Partitions)
 		for p := range floors {
-			floors[p] = l.begin[int32(p)]
+			floors[p] = in.begin[int32(p)]
 		}
-		return l.scan(ctx, floors, 0)
+		return in.scan(ctx, floors, 0)
 	case c.identified():
-		if err := l.compareLog(c); err != nil {
+		if err := in.compareLog(c); err != nil {
 			return nil, err
 		}
-		return l.scan(ctx, c.floors, c.partitions)
+		return in.scan(ctx, c.floors, c.partitions)
 	}
 	// A checkpoint of an earlier version has no base. Read backwards in growing windows until every
 	// partition has an event from before the checkpoint's transaction.
 	for window := int64(100); ; window *= 10 {
-		floors := make([]int64, l.info.Partitions)
+		floors := make([]int64, in.info.Partitions)
 		for p := range floors {
-			floors[p] = max(l.begin[int32(p)], l.end[int32(p)]-window)
+			floors[p] = max(in.begin[int32(p)], in.end[int32(p)]-window)
 		}
-		seen, err := l.scan(ctx, floors, 0)
-		if err != nil || l.covers(seen, c.from) {
+		seen, err := in.scan(ctx, floors, 0)
+		if err != nil || in.covers(seen, c.from) {
 			return seen, err
 		}
 	}
@@ -205,35 +205,35 @@ func (l *inspector) readFrom(ctx context.Context, c *checkpoint) (*scanResult, e
 // readEntireLog reads the whole log after compareLog failed with changed. A topic that was restored
 // completely under another id is as good as the old one, so readEntireLog accepts the log if it has
 // every event up to the checkpoint. Otherwise it returns changed.
-func (l *inspector) readEntireLog(ctx context.Context, c *checkpoint, changed error) (*scanResult, error) {
+func (in *inspector) readEntireLog(ctx context.Context, c *checkpoint, changed error) (*scanResult, error) {
 	// A log whose beginning is deleted cannot be shown to be complete.
-	for _, begin := range l.begin {
+	for _, begin := range in.begin {
 		if begin > 0 {
 			return nil, changed
 		}
 	}
-	seen, err := l.readFrom(ctx, nil)
+	seen, err := in.readFrom(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
-	err = l.checkComplete(ctx, &session{published: seen.events, partitions: seen.partitions}, c.to)
+	err = in.checkComplete(ctx, &session{published: seen.events, partitions: seen.partitions}, c.to)
 	if errors.Is(err, ErrLogChanged) {
 		return nil, changed
 	}
 	if err != nil {
 		return nil, err
 	}
-	l.log.Warn("relay: the topic was replaced but has every published event; resuming",
-		"topic", l.topic, "up to", c.to, "change", changed)
+	in.log.Warn("relay: the topic was replaced but has every published event; resuming",
+		"topic", in.topic, "up to", c.to, "change", changed)
 	return seen, nil
 }
 
 // covers reports whether a scan reaches back to a position: each partition was read from its
 // beginning, or an event that was read from it is not after the position.
-func (l *inspector) covers(seen *scanResult, at event.Position) bool {
+func (in *inspector) covers(seen *scanResult, at event.Position) bool {
 	for p, floor := range seen.floors {
 		lowest, ok := seen.lowest[int32(p)]
-		if floor > l.begin[int32(p)] && (!ok || lowest.Compare(at) > 0) {
+		if floor > in.begin[int32(p)] && (!ok || lowest.Compare(at) > 0) {
 			return false
 		}
 	}
@@ -242,36 +242,36 @@ func (l *inspector) covers(seen *scanResult, at event.Position) bool {
 
 // compareLog returns ErrLogChanged if the log is not the one that the checkpoint belongs to: if its
 // id differs, or if it has fewer partitions or records.
-func (l *inspector) compareLog(c *checkpoint) error {
-	if c.topicID != "" && l.info.ID != "" && c.topicID != l.info.ID {
+func (in *inspector) compareLog(c *checkpoint) error {
+	if c.topicID != "" && in.info.ID != "" && c.topicID != in.info.ID {
 		return fmt.Errorf("%w: topic %s was deleted and recreated after events up to %s were published (id %s, was %s): %s",
-			ErrLogChanged, l.topic, c.to, l.info.ID, c.topicID, l.remedy())
+			ErrLogChanged, in.topic, c.to, in.info.ID, c.topicID, in.remedy())
 	}
-	if l.info.Partitions < c.partitions {
+	if in.info.Partitions < c.partitions {
 		return fmt.Errorf("%w: topic %s has %d partitions, but had %d: %s",
-			ErrLogChanged, l.topic, l.info.Partitions, c.partitions, l.remedy())
+			ErrLogChanged, in.topic, in.info.Partitions, c.partitions, in.remedy())
 	}
 	for p, floor := range c.floors {
-		if end := l.end[int32(p)]; end < floor {
+		if end := in.end[int32(p)]; end < floor {
 			return fmt.Errorf("%w: partition %d of topic %s ends at offset %d, but ended at %d before: %s",
-				ErrLogChanged, p, l.topic, end, floor, l.remedy())
+				ErrLogChanged, p, in.topic, end, floor, in.remedy())
 		}
 	}
 	return nil
 }
 
 // remedy returns the advice for an operator about a changed log.
-func (l *inspector) remedy() string {
+func (in *inspector) remedy() string {
 	return fmt.Sprintf("stop Millrace and restore the topic, or run `millrace rebuild --service %s`, "+
-		"which rebuilds the topic, its views and its tables from the store", l.cfg.Aggregate.Service)
+		"which rebuilds the topic, its views and its tables from the store", in.cfg.Aggregate.Service)
 }
 
 // truncatedPartitions returns the partitions whose log begins after their floor, because retention
 // deleted records.
-func (l *inspector) truncatedPartitions(floors []int64) map[int32]bool {
+func (in *inspector) truncatedPartitions(floors []int64) map[int32]bool {
 	truncated := map[int32]bool{}
 	for p, floor := range floors {
-		if l.begin[int32(p)] > floor {
+		if in.begin[int32(p)] > floor {
 			truncated[int32(p)] = true
 		}
 	}
@@ -289,11 +289,11 @@ func (l *inspector) truncatedPartitions(floors []int64) map[int32]bool {
 //     log. An earlier version wrote it, or the relay of a store that this one has replaced.
 //   - Any unknown event up to the checkpoint, if the store's epoch has changed. Then the store may
 //     have lost events.
-func (l *inspector) compareStore(c *checkpoint, unconfirmed []checkpoint, seen *scanResult) error {
+func (in *inspector) compareStore(c *checkpoint, unconfirmed []checkpoint, seen *scanResult) error {
 	for _, d := range unconfirmed {
 		if d.identified() {
-			if d.topicID == l.info.ID {
-				return l.storeBehind(d.last())
+			if d.topicID == in.info.ID {
+				return in.storeBehind(d.last())
 			}
 			continue // of a topic that no longer exists
 		}
@@ -302,38 +302,38 @@ func (l *inspector) compareStore(c *checkpoint, unconfirmed []checkpoint, seen *
 		}
 		for _, s := range seen.unknown {
 			if d.to == s.Position {
-				return l.storeBehind(s)
+				return in.storeBehind(s)
 			}
 		}
 	}
-	if c == nil || !c.identified() || c.epoch == l.epoch {
+	if c == nil || !c.identified() || c.epoch == in.epoch {
 		return nil
 	}
 	for _, s := range seen.unknown {
 		if s.Position.Compare(c.to) <= 0 {
-			return l.storeBehind(s)
+			return in.storeBehind(s)
 		}
 	}
-	l.log.Warn("relay: the store failed over or was restored; it has every event that is on the log",
-		"epoch", l.epoch, "previous_epoch", c.epoch, "compared", len(seen.events))
+	in.log.Warn("relay: the store failed over or was restored; it has every event that is on the log",
+		"epoch", in.epoch, "previous_epoch", c.epoch, "compared", len(seen.events))
 	return nil
 }
 
 // storeBehind returns the error for an event that the store lacks.
-func (l *inspector) storeBehind(e event.Event) error {
+func (in *inspector) storeBehind(e event.Event) error {
 	return fmt.Errorf("%w: topic %s has event %s (version %d of stream %q, position %s), "+
 		"which was published from this store and which the store does not have: "+
 		"the store lost it, was restored from a backup, or was replaced. Stop Millrace and restore the newest store; "+
 		"or, to continue with the events that the store has, run `millrace rebuild --service %s`, "+
 		"which rebuilds the topic, its views and its tables",
-		ErrStoreBehind, l.topic, e.ID, e.Version, e.Stream, e.Position, l.cfg.Aggregate.Service)
+		ErrStoreBehind, in.topic, e.ID, e.Version, e.Stream, e.Position, in.cfg.Aggregate.Service)
 }
 
 // checkComplete checks that the log has all events after the base and up to a position. It returns
 // ErrLogChanged if it lacks one.
-func (l *inspector) checkComplete(ctx context.Context, p *session, upTo event.Position) error {
+func (in *inspector) checkComplete(ctx context.Context, p *session, upTo event.Position) error {
 	for after := p.base; after.Compare(upTo) < 0; {
-		events, err := l.readStore(ctx, after, knownBatch)
+		events, err := in.readStore(ctx, after, knownBatch)
 		if err != nil {
 			return fmt.Errorf("read the store after %s: %w", after, err)
 		}
@@ -343,7 +343,7 @@ func (l *inspector) checkComplete(ctx context.Context, p *session, upTo event.Po
 		for _, e := range events {
 			if e.Position.Compare(upTo) <= 0 && !p.has(e) {
 				return fmt.Errorf("%w: topic %s lacks event %s (version %d of stream %q, position %s), which was published: %s",
-					ErrLogChanged, l.topic, e.ID, e.Version, e.Stream, e.Position, l.remedy())
+					ErrLogChanged, in.topic, e.ID, e.Version, e.Stream, e.Position, in.remedy())
 			}
 		}
 		after = events[len(events)-1].Position
@@ -365,15 +365,15 @@ type checkpointRecord struct {
 // It reads backwards in growing windows, because the last checkpoint is usually among the last
 // records. It stops at a signed and confirmed checkpoint, or at the beginning of the topic. It also
 // sets invalid, invalidLast, highWatermarks and openTransaction.
-func (l *inspector) findCheckpoint(ctx context.Context) (best *checkpoint, unconfirmed []checkpoint, err error) {
+func (in *inspector) findCheckpoint(ctx context.Context) (best *checkpoint, unconfirmed []checkpoint, err error) {
 	begin, err := withTimeout(ctx, func(ctx context.Context) (map[int32]int64, error) {
-		return l.admin.StartOffsets(ctx, PositionsTopic)
+		return in.admin.StartOffsets(ctx, PositionsTopic)
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	l.highWatermarks, err = withTimeout(ctx, func(ctx context.Context) (map[int32]int64, error) {
-		return l.admin.HighWatermarks(ctx, PositionsTopic)
+	in.highWatermarks, err = withTimeout(ctx, func(ctx context.Context) (map[int32]int64, error) {
+		return in.admin.HighWatermarks(ctx, PositionsTopic)
 	})
 	if err != nil {
 		return nil, nil, err
@@ -381,14 +381,14 @@ func (l *inspector) findCheckpoint(ctx context.Context) (best *checkpoint, uncon
 	// Another relay's open transaction hides everything after it, for up to half a minute after
 	// that relay died. An older checkpoint may be sufficient.
 	to, err := withTimeout(ctx, func(ctx context.Context) (map[int32]int64, error) {
-		return l.admin.EndOffsets(ctx, PositionsTopic)
+		return in.admin.EndOffsets(ctx, PositionsTopic)
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	l.openTransaction = false
-	err = kafka.ReadUncommitted(ctx, l.cfg.Kafka, PositionsTopic, to, l.highWatermarks, func(m kafka.Message) error {
-		l.openTransaction = l.openTransaction || string(m.Key) == l.cfg.Aggregate.Service
+	in.openTransaction = false
+	err = kafka.ReadUncommitted(ctx, in.cfg.Kafka, PositionsTopic, to, in.highWatermarks, func(m kafka.Message) error {
+		in.openTransaction = in.openTransaction || string(m.Key) == in.cfg.Aggregate.Service
 		return nil
 	})
 	if err != nil {
@@ -402,15 +402,15 @@ func (l *inspector) findCheckpoint(ctx context.Context) (best *checkpoint, uncon
 		}
 		var checkpoints []checkpointRecord
 		newest := int64(-1)
-		l.invalid = invalidRecords{}
-		err := kafka.ReadAll(ctx, l.cfg.Kafka, PositionsTopic, from, to, func(m kafka.Message) error {
-			if string(m.Key) != l.cfg.Aggregate.Service {
+		in.invalid = invalidRecords{}
+		err := kafka.ReadAll(ctx, in.cfg.Kafka, PositionsTopic, from, to, func(m kafka.Message) error {
+			if string(m.Key) != in.cfg.Aggregate.Service {
 				return nil
 			}
 			newest = m.Offset
-			parsed, err := parseCheckpoint(m, l.secret)
+			parsed, err := parseCheckpoint(m, in.secret)
 			if err != nil {
-				l.invalid.add(m, fmt.Errorf("not a checkpoint of a relay: %w", err))
+				in.invalid.add(m, fmt.Errorf("not a checkpoint of a relay: %w", err))
 				return nil
 			}
 			checkpoints = append(checkpoints, checkpointRecord{parsed, m})
@@ -419,7 +419,7 @@ func (l *inspector) findCheckpoint(ctx context.Context) (best *checkpoint, uncon
 		if err != nil {
 			return nil, nil, err
 		}
-		confirmed, err := l.confirm(ctx, checkpoints)
+		confirmed, err := in.confirm(ctx, checkpoints)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -430,7 +430,7 @@ func (l *inspector) findCheckpoint(ctx context.Context) (best *checkpoint, uncon
 			}
 			if !confirmed[i] {
 				unconfirmed = append(unconfirmed, m.checkpoint)
-			} else if best == nil || l.isAsGood(*best, m.checkpoint) {
+			} else if best == nil || in.isAsGood(*best, m.checkpoint) {
 				best, last = &m.checkpoint, i
 			}
 		}
@@ -441,13 +441,13 @@ func (l *inspector) findCheckpoint(ctx context.Context) (best *checkpoint, uncon
 		for i, m := range checkpoints {
 			switch {
 			case m.identified() && !confirmed[i]:
-				l.invalid.add(m.at, errors.New("a checkpoint at an event that the store does not have"))
+				in.invalid.add(m.at, errors.New("a checkpoint at an event that the store does not have"))
 			case !m.identified() && i > since:
-				l.invalid.add(m.at, errors.New("a checkpoint that is not signed with the store's secret"))
+				in.invalid.add(m.at, errors.New("a checkpoint that is not signed with the store's secret"))
 			}
 		}
 		if best != nil {
-			l.invalidLast = newest > checkpoints[last].at.Offset
+			in.invalidLast = newest > checkpoints[last].at.Offset
 		}
 		if best != nil && best.identified() || entire {
 			return best, unconfirmed[max(0, len(unconfirmed)-maxInvalid):], nil
@@ -460,26 +460,26 @@ func (l *inspector) findCheckpoint(ctx context.Context) (best *checkpoint, uncon
 // identifies this topic and this store, and together with the store it explains every event on the
 // log. Otherwise the newest checkpoint is needed: the topic may have been recreated or truncated
 // since, and unknown events on the log may be lost by the store or forged.
-func (l *inspector) isSufficient(c *checkpoint, seen *scanResult) bool {
-	return c != nil && c.identified() && c.topicID == l.info.ID && c.epoch == l.epoch &&
-		len(seen.unknown) == 0 && len(l.truncatedPartitions(seen.floors)) == 0
+func (in *inspector) isSufficient(c *checkpoint, seen *scanResult) bool {
+	return c != nil && c.identified() && c.topicID == in.info.ID && c.epoch == in.epoch &&
+		len(seen.unknown) == 0 && len(in.truncatedPartitions(seen.floors)) == 0
 }
 
 // awaitCheckpoints blocks until every checkpoint that was written so far can be read. This includes
 // all of this relay's own: its transactions have ended, and no other relay of the service writes.
 // Brokers abort a dead relay's transaction after its timeout, 30 s.
-func (l *inspector) awaitCheckpoints(ctx context.Context) error {
+func (in *inspector) awaitCheckpoints(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errTimeout)
 	defer cancel()
-	l.log.Warn("relay: waiting for another relay's open transaction, which hides the last checkpoint",
+	in.log.Warn("relay: waiting for another relay's open transaction, which hides the last checkpoint",
 		"topic", PositionsTopic)
 	for {
-		readable, err := l.admin.EndOffsets(ctx, PositionsTopic)
+		readable, err := in.admin.EndOffsets(ctx, PositionsTopic)
 		if err != nil {
 			return err
 		}
 		behind := false
-		for p, end := range l.highWatermarks {
+		for p, end := range in.highWatermarks {
 			behind = behind || readable[p] < end
 		}
 		if !behind {
@@ -495,11 +495,11 @@ func (l *inspector) awaitCheckpoints(ctx context.Context) error {
 }
 
 // isAsGood reports whether b is at least as good a checkpoint as a. The store confirms both.
-func (l *inspector) isAsGood(a, b checkpoint) bool {
+func (in *inspector) isAsGood(a, b checkpoint) bool {
 	if a.identified() != b.identified() {
 		return b.identified()
 	}
-	if hereA, hereB := a.topicID == l.info.ID, b.topicID == l.info.ID; hereA != hereB {
+	if hereA, hereB := a.topicID == in.info.ID, b.topicID == in.info.ID; hereA != hereB {
 		return hereB
 	}
 	return a.to.Compare(b.to) <= 0
@@ -507,14 +507,14 @@ func (l *inspector) isAsGood(a, b checkpoint) bool {
 
 // confirm reports for each checkpoint whether the store has its event. A checkpoint of an earlier
 // version contains only a position, so any event at that position confirms it.
-func (l *inspector) confirm(ctx context.Context, checkpoints []checkpointRecord) ([]bool, error) {
+func (in *inspector) confirm(ctx context.Context, checkpoints []checkpointRecord) ([]bool, error) {
 	confirmed := make([]bool, len(checkpoints))
 	for chunk := range slices.Chunk(indexes(checkpoints), knownBatch) {
 		events := make([]event.Event, len(chunk))
 		for i, at := range chunk {
 			events[i] = checkpoints[at].last()
 		}
-		known, err := l.storeHas(ctx, events)
+		known, err := in.storeHas(ctx, events)
 		if err != nil {
 			return nil, err
 		}
@@ -528,7 +528,7 @@ func (l *inspector) confirm(ctx context.Context, checkpoints []checkpointRecord)
 		if checkpoints[i].identified() || checkpoints[i].to.IsZero() {
 			continue
 		}
-		events, err := l.readStore(ctx, before(checkpoints[i].to), 1)
+		events, err := in.readStore(ctx, before(checkpoints[i].to), 1)
 		if err != nil {
 			return nil, fmt.Errorf("read the store's event at %s: %w", checkpoints[i].to, err)
 		}

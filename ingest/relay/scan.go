@@ -36,12 +36,12 @@ const (
 // scan reads the log from floors to its end and asks the store about each event. partitions is the
 // number of partitions that keys are spread over. If it is 0, scan infers it: it is the highest
 // number that explains where all events are.
-func (l *inspector) scan(ctx context.Context, floors []int64, partitions int32) (*scanResult, error) {
+func (in *inspector) scan(ctx context.Context, floors []int64, partitions int32) (*scanResult, error) {
 	f := &scanResult{
 		floors: floors, partitions: partitions,
 		lowest: map[int32]event.Position{}, highest: map[int32]event.Position{},
 	}
-	counts := partitionCounts{max: l.info.Partitions}
+	counts := partitionCounts{max: in.info.Partitions}
 	type unclassified struct {
 		event.Event
 		at kafka.Message
@@ -54,7 +54,7 @@ func (l *inspector) scan(ctx context.Context, floors []int64, partitions int32) 
 		for i, a := range pending {
 			events[i] = a.Event
 		}
-		known, err := l.storeHas(ctx, events)
+		known, err := in.storeHas(ctx, events)
 		if err != nil {
 			return err
 		}
@@ -92,10 +92,10 @@ func (l *inspector) scan(ctx context.Context, floors []int64, partitions int32) 
 	for p, floor := range floors {
 		from[int32(p)] = floor
 	}
-	err := kafka.ReadAll(ctx, l.cfg.Kafka, l.topic, from, l.end, func(m kafka.Message) error {
+	err := kafka.ReadAll(ctx, in.cfg.Kafka, in.topic, from, in.end, func(m kafka.Message) error {
 		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
-		if err == nil && e.Aggregate != l.cfg.Aggregate.Name {
-			err = fmt.Errorf("an event of aggregate %q on the topic of %q", e.Aggregate, l.cfg.Aggregate.Name)
+		if err == nil && e.Aggregate != in.cfg.Aggregate.Name {
+			err = fmt.Errorf("an event of aggregate %q on the topic of %q", e.Aggregate, in.cfg.Aggregate.Name)
 		}
 		if err != nil {
 			f.invalid.add(m, err)
