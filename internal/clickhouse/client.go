@@ -42,11 +42,13 @@ func NewServerClient(s Server) (*Client, error) {
 	case err != nil:
 		// The parser's error would contain the whole address.
 		return nil, errors.New("ClickHouse: the URL is not http(s)://host:port")
-	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || strings.Trim(u.Path, "/") != "":
+	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "" ||
+		u.RawQuery != "" || strings.Trim(u.Path, "/") != "":
 		return nil, fmt.Errorf("ClickHouse: the URL (%s://%s…) is not http(s)://host:port", u.Scheme, u.Host)
 	// URLs appear in logs and errors, so they must not contain credentials.
 	case u.User != nil:
-		return nil, fmt.Errorf("ClickHouse: the URL %q contains credentials; set user and password separately", u.Redacted())
+		return nil, fmt.Errorf("ClickHouse: the URL %q contains credentials; set user and password separately",
+			u.Redacted())
 	}
 	if s.User == "" {
 		s.User = Admin
@@ -225,6 +227,7 @@ func statusError(code int, status string) error {
 	return fmt.Errorf("ClickHouse returned %s", status)
 }
 
+// Limits of an answer.
 const (
 	maxErrorText = 64 << 10
 	// If a query fails after the start of its answer, ClickHouse writes the error into the last 16

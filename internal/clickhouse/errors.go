@@ -14,6 +14,7 @@ type Error struct {
 	Message string // text without code and name
 }
 
+// Error returns the message with the name or the code.
 func (e *Error) Error() string {
 	if e.Name == "" {
 		return fmt.Sprintf("%s (ClickHouse error %d)", e.Message, e.Code)
@@ -73,6 +74,7 @@ func (e *Error) Busy() bool {
 	return false
 }
 
+// The parts of an error text around its message.
 var (
 	errorHead = regexp.MustCompile(`^Code: (\d+)\. DB::Exception: `)
 	errorTail = regexp.MustCompile(`\s*\(version [^()]*(?:\(official build\))?\)\.?\s*$`)

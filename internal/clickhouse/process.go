@@ -58,6 +58,7 @@ type Engine struct {
 	process *os.Process
 }
 
+// Time limits of a child process.
 const (
 	startTimeout = 60 * time.Second // until half a gigabyte is loaded from disk and answers
 	stopTimeout  = 8 * time.Second  // from the request to end until the child is killed

@@ -65,7 +65,9 @@ func Compile(schema string, references ...string) (*Plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("not an Avro schema: %w", err)
 	}
+	// Named types may be used before the place where this package meets their definition.
 	c := compiler{named: map[string]*avro.SchemaNode{}, inside: map[string]bool{}}
+	// Parsing again returns the cached schema.
 	for _, r := range references {
 		known, err := cache.Parse(r)
 		if err != nil {
@@ -93,6 +95,7 @@ func (p *Plan) Fields() []columnar.Field { return p.fields }
 // kind is a type with its conversion.
 type kind uint8
 
+// The kinds. Those of times determine the conversion to the column's unit.
 const (
 	nullKind kind = iota
 	boolKind
@@ -141,7 +144,9 @@ type bounds struct {
 var (
 	dayMillis   = &bounds{0, timeunit.MicrosPerDay/1000 - 1, "milliseconds of a day"}
 	dayMicros   = &bounds{0, timeunit.MicrosPerDay - 1, "microseconds of a day"}
-	localMillis = &bounds{timeunit.MinMicro / 1000, timeunit.MaxMicro / 1000, "milliseconds since 1970 in the years 1 to 9999"}
+	localMillis = &bounds{
+		timeunit.MinMicro / 1000, timeunit.MaxMicro / 1000, "milliseconds since 1970 in the years 1 to 9999",
+	}
 	localMicros = &bounds{timeunit.MinMicro, timeunit.MaxMicro, "microseconds since 1970 in the years 1 to 9999"}
 )
 
@@ -183,6 +188,7 @@ func (c *compiler) know(n *avro.SchemaNode) {
 
 // resolve returns the definition of a named type, or the node itself.
 func (c *compiler) resolve(n *avro.SchemaNode) *avro.SchemaNode {
+	// A name without a dot first refers to the enclosing namespace.
 	if c.within != "" && !strings.Contains(n.Type, ".") {
 		if known := c.named[c.within+"."+n.Type]; known != nil {
 			return known
@@ -198,6 +204,7 @@ func (c *compiler) resolve(n *avro.SchemaNode) *avro.SchemaNode {
 func (c *compiler) record(n *avro.SchemaNode, path string) (*node, []columnar.Field, error) {
 	full := fullName(n)
 	outer := c.within
+	// Enclosing records, by which recursion is noticed.
 	c.inside[full] = true
 	// Names without a namespace refer to that of the enclosing record.
 	c.within = full[:max(0, strings.LastIndexByte(full, '.'))]
@@ -284,6 +291,7 @@ func (c *compiler) value(n *avro.SchemaNode, path string) (*node, columnar.Field
 		}
 		r, columns, err := c.record(n, path)
 		return r, columnar.Field{Type: group(columns), Required: true}, err
+	// Elements keep their own nullability. The list itself is never null here.
 	case "array":
 		item, column, err := c.value(n.Items, join(path, "element"))
 		if err == nil && item.kind == nullKind {
@@ -320,6 +328,7 @@ func bounded(by *bounds) func(*node, columnar.Field, error) (*node, columnar.Fie
 
 // primitive plans a type without parts, by its logical type if that is supported.
 func primitive(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
+	// Columns are required until record or union makes them optional.
 	of := func(k kind, t columnar.Type, doc string) (*node, columnar.Field, error) {
 		column := columnar.Field{Type: t, Doc: doc, Required: true}
 		return &node{kind: k, size: n.Size, digits: n.Precision}, column, nil
@@ -375,6 +384,7 @@ func primitive(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
 // branch.
 func (c *compiler) union(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
 	nullAt := -1
+	// A union has null at most once.
 	for i := range n.Branches {
 		if n.Branches[i].Type == "null" {
 			nullAt = i
@@ -417,12 +427,14 @@ func (c *compiler) union(n *avro.SchemaNode, path string) (*node, columnar.Field
 
 // opaque plans a recursive type, which is stored as JSON.
 func (c *compiler) opaque(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
+	// The value is decoded by the library, which needs the definition of the type.
 	s, err := n.Schema()
 	if err != nil {
 		return nil, columnar.Field{}, fmt.Errorf("%s: %w", path, err)
 	}
 	return &node{kind: opaqueKind, opaque: s}, columnar.Field{
-		Type: iceberg.PrimitiveTypes.String, Required: true, Doc: fullName(n) + " as JSON, for it is inside itself here",
+		Type: iceberg.PrimitiveTypes.String, Required: true,
+		Doc: fullName(n) + " as JSON, for it is inside itself here",
 	}, nil
 }
 

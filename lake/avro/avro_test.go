@@ -204,7 +204,7 @@ func TestRefused(t *testing.T) {
 	id := "\x4801890a5d-ac96-774b-bcce-b302099a8057"
 	for value, want := range map[string]string{
 		"\x02x":         `in.id: "x" is not a UUID`,
-		id + "\x02\x64": "in.d: a number of more than 2 digits",
+		id + "\x02\x64": "in.d: decimal of more than 2 digits",
 		id + "\x00\x02": "in.e: symbol 1 of an enum of 1",
 		id + "\x00\x00" + "\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01": "in.t: 9223372036854775807 milliseconds",
 		"\x01":                  "in.id: it ends too early",

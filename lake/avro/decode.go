@@ -30,6 +30,7 @@ func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 	d := &Decoder{columns: columns}
 	var fields []columnar.Field
 	var mine []columnar.Column
+	// Match also finds renamed columns by their aliases.
 	for n, i := range evolution.Match(columns.Fields(), p.fields) {
 		if i < 0 {
 			return nil, fmt.Errorf("%s: missing column in the table", p.fields[n].Name)
@@ -38,6 +39,7 @@ func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 	}
 	var err error
 	d.root, err = p.root.bindGroup(fields, mine, "")
+	// Any column of the plan has the number of complete rows.
 	if len(mine) > 0 {
 		d.first = mine[0]
 	}
@@ -81,6 +83,7 @@ type target struct {
 // bindGroup binds a record or a union to the columns of its struct.
 func (n *node) bindGroup(fields []columnar.Field, columns []columnar.Column, path string) (*target, error) {
 	t := &target{node: n}
+	// empty reports that no field has a column, so that the marker column is used.
 	taken, empty := make([]bool, len(fields)), true
 	want := make([]columnar.Field, len(n.children))
 	for i, child := range n.children {
@@ -118,6 +121,7 @@ func (n *node) bindGroup(fields []columnar.Field, columns []columnar.Column, pat
 func (n *node) bind(f columnar.Field, col columnar.Column, path string) (*target, error) {
 	mismatch := fmt.Errorf("%s: a column of type %s cannot store it", path, f.Type)
 	t := &target{node: n, column: col}
+	// A null could not be stored.
 	if n.nullable && f.Required {
 		return nil, fmt.Errorf("%s: the column must be nullable", path)
 	}
@@ -164,6 +168,7 @@ func (n *node) bind(f columnar.Field, col columnar.Column, path string) (*target
 // holds reports whether a column can store values of a node. evolution.Union has already checked
 // that the types are compatible in meaning.
 func holds(n *node, col columnar.Column) bool {
+	// Iceberg allows widening int to long and float to double.
 	ok, wider := false, false
 	switch n.kind {
 	case boolKind:
@@ -219,6 +224,7 @@ func (s *source) items(read func()) {
 
 // fields appends a record's fields.
 func (t *target) fields(s *source) {
+	// Fields have no tags in Avro: they are read in the order of the writer's schema.
 	for _, child := range t.children {
 		if child.append(s); s.Err != nil {
 			s.Err = inField(child.name, s.Err)
@@ -255,6 +261,7 @@ func inField(name string, err error) error {
 
 // append appends one value.
 func (t *target) append(s *source) {
+	// A nullable value begins with the index of its branch.
 	if t.nullable && !s.Present(int64(t.nullAt)) {
 		if s.Err == nil {
 			t.column.AppendNull()
@@ -309,6 +316,7 @@ func (t *target) union(s *source) {
 				s.Err = inField(child.name, s.Err)
 				return
 			}
+		// Branches that do not apply are null. Null itself has no column.
 		case child.column != nil:
 			child.column.AppendNull()
 		}
@@ -385,6 +393,7 @@ func (t *target) scalar(s *source) {
 // integer appends an int or a long, after conversion to the column's unit.
 func (t *target) integer(s *source) {
 	v := s.Long()
+	// Times of day and local times have a valid range, but no conversion.
 	if by := t.within; by != nil && s.Err == nil && (v < by.least || v > by.most) {
 		s.Fail(fmt.Errorf("%d is out of range for %s", v, by.of))
 		return
@@ -429,6 +438,7 @@ var units = map[kind]string{millisKind: "milliseconds", microsKind: "microsecond
 // uuid appends a UUID, which is 16 bytes or text in the canonical form with hyphens.
 func (t *target) uuid(s *source) {
 	col := t.column.(*columnar.Fixed)
+	// A fixed of 16 bytes is the UUID itself.
 	if t.size == 16 {
 		if b := s.Take(16); s.Err == nil {
 			col.Append(b)
@@ -437,6 +447,7 @@ func (t *target) uuid(s *source) {
 	}
 	b := s.Bytes()
 	var id [16]byte
+	// Hyphens are only accepted at their four positions.
 	compact := make([]byte, 0, 32)
 	for i, c := range b {
 		if c == '-' && (i == 8 || i == 13 || i == 18 || i == 23) {
@@ -453,6 +464,7 @@ func (t *target) uuid(s *source) {
 
 // decimal appends a decimal, which is a big-endian two's complement number.
 func (t *target) decimal(s *source) {
+	// Decimals in bytes are preceded by their length, those in fixed are not.
 	n := int64(t.size)
 	if n == 0 {
 		n = s.Long()

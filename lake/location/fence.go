@@ -109,6 +109,7 @@ func (f fenced) Remove(name string) error {
 // errors.
 func (f fenced) DeleteFiles(ctx context.Context, names []string) (deleted []string, err error) {
 	var errs []error
+	// Names outside of the fence do not prevent the deletion of the others.
 	var inside []string
 	for _, name := range names {
 		if err := f.check("remove", name); err != nil {

@@ -117,6 +117,8 @@ func (Local) WriteFile(name string, content []byte) error {
 	if err != nil {
 		return err
 	}
+	// Write a temporary file in the same folder, because a rename is only atomic within a file
+	// system.
 	_, err = f.Write(content)
 	err = errors.Join(err, f.Chmod(0o644)) // for other engines that run as other users
 	if err == nil && synced.Load() {

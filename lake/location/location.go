@@ -35,11 +35,13 @@ func Table(warehouse string, name []string) string {
 	if plain {
 		return warehouse + "/" + folder
 	}
+	// Two names that differ only in replaced characters still have different folders.
 	sum := sha256.Sum256([]byte(strings.Join(name, "\x00")))
 	namespace = readable(strings.Join(name[:len(name)-1], "."))
 	return warehouse + "/" + namespace + ".db/" + readable(last) + "-" + hex.EncodeToString(sum[:6])
 }
 
+// Limits of the names of folders.
 const (
 	maxPart = 100 // maximum bytes of a part of a name that is used as it is
 	maxKept = 40  // bytes of another name that are kept for readability
@@ -56,6 +58,7 @@ func readable(name string) string {
 	return name[:min(len(name), maxKept)]
 }
 
+// Sets of characters that locations may contain.
 const (
 	letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
 	// plainSet are the characters that mean the same whether or not they are decoded: those that

@@ -72,6 +72,7 @@ func withBounds(list []byte, files io.IO) ([]byte, error) {
 	if !slices.ContainsFunc(missing, func(fields []int) bool { return len(fields) > 0 }) {
 		return list, nil
 	}
+	// Entries that begin with avro. are written by the writer itself.
 	meta := map[string][]byte{}
 	for key, value := range r.Metadata() {
 		if !strings.HasPrefix(key, "avro.") {

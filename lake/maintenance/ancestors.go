@@ -24,12 +24,14 @@ func History(meta table.Metadata) []table.Snapshot {
 // CycleError reports that a snapshot is among its own ancestors.
 type CycleError struct{ Snapshot int64 }
 
+// Error names the snapshot at which the cycle was noticed.
 func (e *CycleError) Error() string {
 	return fmt.Sprintf("snapshot %d is its own ancestor", e.Snapshot)
 }
 
 // checkHistory returns a *CycleError if the history of a branch or tag has a cycle.
 func checkHistory(t *table.Table) error {
+	// Only histories that a reader can follow matter: those of branches and tags.
 	for _, ref := range t.Metadata().Refs() {
 		past := Ancestors(t.Metadata(), ref.SnapshotID)
 		if len(past) == 0 {

@@ -57,6 +57,7 @@ func (r *run) planCompaction(ctx context.Context, t *table.Table) (plan, error) 
 	}
 	p.files = len(tasks)
 	partitions := map[string][]table.FileScanTask{}
+	// Bins never mix partitions or partition specs, because a data file belongs to one.
 	for _, task := range tasks {
 		p.bytes += task.File.FileSizeBytes()
 		if task.File.FileFormat() != iceberg.ParquetFile {
@@ -65,6 +66,7 @@ func (r *run) planCompaction(ctx context.Context, t *table.Table) (plan, error) 
 		key := partitionKey(task.File)
 		partitions[key] = append(partitions[key], task)
 	}
+	// In a fixed order, so that runs are reproducible.
 	for _, key := range slices.Sorted(maps.Keys(partitions)) {
 		p.bins = append(p.bins, r.pack(r.choose(partitions[key]))...)
 	}

@@ -57,6 +57,7 @@ var errNothing = errors.New("nothing to commit")
 // commit. Two attempts cannot both land, because each asserts the head on which it was based.
 func (c *commit) land(ctx context.Context) (certain bool, err error) {
 	c.id = uuid.Must(uuid.NewV7()).String()
+	// Backoff between attempts, since landers commit to the same table every second.
 	waits := backoff.Commit.Start()
 	for {
 		base, err := c.try(ctx)
@@ -102,6 +103,7 @@ func (c *commit) try(ctx context.Context) (base int64, err error) {
 	if err := tx.AssertRefSnapshotID(table.MainBranch); err != nil {
 		return unknownBase, err
 	}
+	// The id identifies this commit if the answer is lost. See landed.
 	summary := iceberg.Properties{summaryWhat: c.what, summaryID: c.id}
 	// A rewrite keeps the rows, so its snapshot holds the same offsets as its parent.
 	if head := t.CurrentSnapshot(); head != nil && head.Summary != nil {
@@ -127,6 +129,7 @@ func (c *commit) try(ctx context.Context) (base int64, err error) {
 // gone reports whether the commit is known never to land: no attempt reached the catalog, or
 // another snapshot took the place of each.
 func (c *commit) gone(ctx context.Context) bool {
+	// No attempt reached the catalog.
 	if len(c.bases) == 0 {
 		return true
 	}

@@ -27,6 +27,7 @@ type Compacted struct {
 	Took        time.Duration
 }
 
+// String summarizes the result for logs and the command line.
 func (c Compacted) String() string {
 	return fmt.Sprintf("rewrote %d files (%d bytes) as %d (%d bytes) and removed %d delete files "+
 		"in %d commits (%d retries, %d abandoned): %d rows in %v",
@@ -100,6 +101,7 @@ func (r *run) rewrite(ctx context.Context, base *table.Table, bins []bin, did *C
 	// made has all files that were begun, for removal after an error. added has the finished ones.
 	var made []string
 	var added []iceberg.DataFile
+	// Write the new files first. Nothing refers to them until the commit.
 	for _, b := range bins {
 		w, err := r.rewriteBin(ctx, base, b)
 		if w != nil {
@@ -139,6 +141,7 @@ func (r *run) rewrite(ctx context.Context, base *table.Table, bins []bin, did *C
 		}
 		return err
 	}
+	// Only what has landed counts.
 	did.Commits++
 	did.DeleteFiles += rep.deadDeletes
 	for _, b := range bins {
@@ -172,6 +175,7 @@ func (r *run) rewriteBin(ctx context.Context, t *table.Table, b bin) (*writer, e
 	if err != nil {
 		return nil, err
 	}
+	// A file that is finished is not affected by close.
 	defer w.close()
 	var tasks []table.FileScanTask
 	var largest int64

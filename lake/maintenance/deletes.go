@@ -15,7 +15,9 @@ import (
 // iceberg-go's own search for dead deletes ignores the bounds. So one large file of old rows, which
 // no delete has hit for months, would keep all later deletes alive, and some readers refuse tables
 // with any.
-func deadEqualityDeletes(ctx context.Context, t *table.Table, ignored map[string]bool) (dead []iceberg.DataFile, err error) {
+func deadEqualityDeletes(
+	ctx context.Context, t *table.Table, ignored map[string]bool,
+) (dead []iceberg.DataFile, err error) {
 	tasks, err := t.Scan().PlanFiles(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("find live deletes: %w", err)

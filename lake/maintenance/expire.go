@@ -35,6 +35,7 @@ func (r *run) expire(ctx context.Context) (did Expired, err error) {
 	if err != nil {
 		return did, err
 	}
+	// Reported if nothing is expired.
 	did.Left = len(t.Metadata().Snapshots())
 	if !collects(t) {
 		r.skip("expire", gcOff)
@@ -88,6 +89,7 @@ func collects(t *table.Table) bool { return t.Properties().GetBool(table.GCEnabl
 // expiry returns the options for iceberg-go. It goes by a snapshot's own age, so snapshots that
 // were current until recently are retained by number instead.
 func (r *run) expiry(meta table.Metadata, age time.Duration) []table.ExpireSnapshotsOpt {
+	// The newest snapshots are retained by number. See headsSince.
 	keep := max(r.KeepSnapshots, headsSince(meta, time.Now().Add(-age)))
 	return []table.ExpireSnapshotsOpt{table.WithOlderThan(age), table.WithRetainLast(keep)}
 }

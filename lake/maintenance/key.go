@@ -37,7 +37,8 @@ func sortKeys(order table.SortOrder, schema *iceberg.Schema) ([]keyField, error)
 		}
 		// Structs, lists and maps have no order in Iceberg.
 		if _, ok := typ.(iceberg.PrimitiveType); !ok {
-			return nil, fmt.Errorf("sort order %d: column %d has type %s, which cannot be sorted", order.OrderID(), f.SourceID(), typ)
+			return nil, fmt.Errorf("sort order %d: column %d has type %s, which cannot be sorted",
+				order.OrderID(), f.SourceID(), typ)
 		}
 		_, identity := f.Transform.(iceberg.IdentityTransform)
 		keys = append(keys, keyField{
@@ -86,6 +87,7 @@ func (k rowKeys) len() int { return len(k.ends) }
 func keysOf(fields []keyField, rec arrow.RecordBatch) (rowKeys, error) {
 	rows := int(rec.NumRows())
 	k := rowKeys{ends: make([]int, rows)}
+	// Choosing the conversion per column, not per value, keeps the inner loop fast.
 	appenders := make([]func([]byte, int) ([]byte, error), len(fields))
 	for i, f := range fields {
 		var err error

@@ -44,6 +44,7 @@ var ErrSnapshotGone = errors.New("the snapshot has been removed")
 // leaseKind distinguishes leases of readers from those of expiry.
 type leaseKind string
 
+// The values are part of file names, which other versions read.
 const (
 	hold  leaseKind = "hold"  // of is a snapshot ID
 	claim leaseKind = "claim" // of is a time in milliseconds: snapshots before it may be removed
@@ -65,6 +66,7 @@ func (l lease) name() string {
 // parseLease parses a file name. It reports false for names that are not leases.
 func parseLease(name string) (lease, bool) {
 	rest, ok := strings.CutSuffix(name, leaseSuffix)
+	// KIND-OF-UNTIL-UUID, in which the UUID itself contains hyphens.
 	words := strings.SplitN(rest, "-", 4)
 	if !ok || len(words) != 4 {
 		return lease{}, false
@@ -163,8 +165,10 @@ func Hold(ctx context.Context, load Load, snapshot int64, log *slog.Logger) (rel
 		return nil, errors.Join(fmt.Errorf("hold snapshot %d: %w", snapshot, err), remove(ctx))
 	}
 
+	// A release after the end of ctx must still be able to remove the file.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var renewing sync.WaitGroup
+	// Renew in the background, so that a long query does not lose its lease.
 	renewing.Go(func() {
 		tick := time.NewTicker(renewHold)
 		defer tick.Stop()
@@ -204,6 +208,7 @@ func awaitClaims(ctx context.Context, t *table.Table, timestamp int64) error {
 		if err != nil {
 			return err
 		}
+		// Reread the folder each time: a claim ends when its file is removed or expires.
 		claimed := false
 		for _, l := range live {
 			// A claim only covers snapshots that are older than its time.

@@ -20,6 +20,7 @@ type LostError struct {
 	Files []string // locations
 }
 
+// Error names one of the files.
 func (e *LostError) Error() string {
 	if len(e.Files) == 1 {
 		return "file " + e.Files[0] + " is missing"
@@ -35,6 +36,8 @@ func (e *LostError) Unwrap() error { return stdfs.ErrNotExist }
 // data files.
 func CheckFiles(ctx context.Context, load Load) error {
 	var lost []string
+	// Maintenance and other engines may replace files between loading the table and listing its
+	// folder.
 	for range 2 { // twice, because a file may be replaced between the reads
 		t, err := load(ctx)
 		if err != nil {

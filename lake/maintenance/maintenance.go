@@ -228,6 +228,7 @@ func perform(ctx context.Context, load Load, c Config, progress func(Progress), 
 			func(ctx context.Context) (err error) { report.Orphans, err = r.removeOrphans(ctx); return err },
 		)
 	}
+	// A failed step does not make the following ones unsafe: each of them starts from the table.
 	for _, step := range steps {
 		if ctx.Err() != nil {
 			// Do not start further steps when the run is cancelled.
@@ -250,6 +251,8 @@ func Keep(ctx context.Context, load Load, c Config, done func(Report, error)) er
 	if err := c.fill(); err != nil {
 		return err
 	}
+	// last is the start of the pause after the last full run. It is zero at first, so the first run
+	// is always a full one.
 	var last time.Time
 	for {
 		// A full run may be early by half a compaction interval, so that it replaces the nearest
@@ -293,6 +296,8 @@ func (r *run) skip(what, why string) {
 // step is a point at which tests and the kill matrix inject failures.
 type step string
 
+// The steps, in the order of a run. Their names are also those of failpoints, so they do not
+// change.
 const (
 	stepPlanned            step = "compact.planned"
 	stepSpilled            step = "compact.spilled"

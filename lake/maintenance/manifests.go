@@ -48,6 +48,7 @@ func (r *run) rewriteManifests(ctx context.Context) (did ManifestsMerged, err er
 		how = append(how, table.WithRewriteManifestClusterBy(func(iceberg.DataFile) any { return 0 }))
 	}
 	c := &commit{run: r, what: "manifests", before: stepManifestsCommit, after: stepManifestsCommitted}
+	// The rewrite is planned again in every attempt, as other commits add manifests.
 	c.stage = func(ctx context.Context, _ *table.Table, tx *table.Transaction, _ iceberg.Properties) error {
 		result, err := tx.RewriteManifests(ctx, how...)
 		if err != nil {

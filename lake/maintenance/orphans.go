@@ -142,7 +142,8 @@ func selectOrphans(listed []file, location string, referred map[string]bool, bef
 	// table.
 	for _, f := range listed {
 		p := plain(f.location)
-		if at := strings.LastIndex(p, "/metadata/"); at >= 0 && strings.HasSuffix(p, ".metadata.json") && p[:at] != root {
+		at := strings.LastIndex(p, "/metadata/")
+		if at >= 0 && strings.HasSuffix(p, ".metadata.json") && p[:at] != root {
 			others = append(others, p[:at]+"/")
 		}
 	}
@@ -184,6 +185,7 @@ func plain(location string) string {
 	if !ok {
 		return path.Clean(location)
 	}
+	// Spark and Hadoop use other schemes and numbers of slashes for the same location.
 	switch scheme {
 	case "file":
 		return path.Clean("/" + strings.TrimLeft(rest, "/"))
@@ -245,6 +247,7 @@ func referredFiles(ctx context.Context, t *table.Table, files io.IO) (map[string
 		refer(s.StatisticsPath)
 	}
 	manifests := map[string]iceberg.ManifestFile{}
+	// Manifests of all retained snapshots count, not only of the current one.
 	for _, s := range meta.Snapshots() {
 		refer(s.ManifestList)
 		all, err := s.Manifests(files)
@@ -266,6 +269,7 @@ func referredFiles(ctx context.Context, t *table.Table, files io.IO) (map[string
 				return nil, fmt.Errorf("read manifest %s: %w", location, err)
 			}
 			refer(e.DataFile().FilePath())
+			// A delete file may refer to a data file that is not in the same manifest.
 			if data := e.DataFile().ReferencedDataFile(); data != nil {
 				refer(*data)
 			}

@@ -21,6 +21,7 @@ type Planned struct {
 	KeepsAllFiles bool // gc.enabled is false: nothing would be deleted
 }
 
+// String summarizes the plan for the command line.
 func (p Planned) String() string {
 	return fmt.Sprintf("%s: rewrite %d of %d data files (%d of %d bytes) as about %d, merge %d manifests, "+
 		"expire %d of %d snapshots, remove %d orphans (%d bytes)",

@@ -44,7 +44,9 @@ func newReplacement(base *table.Table, bins []bin, added []iceberg.DataFile) *re
 }
 
 // stage adds the replacement to a transaction if it is not stale.
-func (r *replacement) stage(ctx context.Context, t *table.Table, tx *table.Transaction, summary iceberg.Properties) error {
+func (r *replacement) stage(
+	ctx context.Context, t *table.Table, tx *table.Transaction, summary iceberg.Properties,
+) error {
 	dead, err := r.check(ctx, t)
 	if err != nil {
 		return err
@@ -91,6 +93,7 @@ func (r *replacement) check(ctx context.Context, t *table.Table) (dead []iceberg
 	if err != nil {
 		return nil, fmt.Errorf("read manifests: %w", err)
 	}
+	// One pass over the manifests finds the replaced files and all delete files.
 	// All replaced files must still be in the table.
 	live := 0
 	sequences := map[string]int64{} // of delete files

@@ -31,6 +31,7 @@ func (r *run) restoreLocations(ctx context.Context) error {
 		return fmt.Errorf("read manifests of snapshot %d: %w", head.SnapshotID, err)
 	}
 	flat := map[int32]bool{} // unpartitioned specs: their file names have no values
+	// Only file names of partitioned tables contain values, and so escapes.
 	for _, spec := range t.Metadata().PartitionSpecs() {
 		flat[int32(spec.ID())] = spec.IsUnpartitioned()
 	}

@@ -39,7 +39,10 @@ type sorter struct {
 // spillBatch is the approximate size of a batch in a run. Merging holds one batch per run.
 const spillBatch = 256 << 10
 
-func newSorter(ctx context.Context, keys []keyField, schema *arrow.Schema, dir string, budget int64, spilled func() error) *sorter {
+// newSorter returns a sorter that spills to dir, which the caller removes.
+func newSorter(
+	ctx context.Context, keys []keyField, schema *arrow.Schema, dir string, budget int64, spilled func() error,
+) *sorter {
 	return &sorter{ctx: ctx, keys: keys, schema: schema, dir: dir, budget: budget, spilled: spilled}
 }
 
@@ -113,6 +116,7 @@ func (s *sorter) drain(each func(arrow.RecordBatch) error) error {
 	if len(s.pending) == 0 {
 		return nil
 	}
+	// Rows of all pending batches are numbered consecutively.
 	var rows []keyedRow
 	for _, keys := range s.pendingKeys {
 		for i := range keys.len() {
@@ -190,6 +194,7 @@ func (s *sorter) take(from arrow.RecordBatch, rows []int64, each func(arrow.Reco
 // write writes a run and returns its path.
 func (s *sorter) write(rows func(each func(arrow.RecordBatch) error) error) (_ string, err error) {
 	s.files++
+	// Runs are numbered, also those that are merged from others.
 	name := filepath.Join(s.dir, fmt.Sprintf("run-%d", s.files))
 	f, err := os.Create(name) //nolint:gosec // a folder of our own
 	if err != nil {

@@ -31,6 +31,7 @@ func surplus(snapshots []table.Snapshot, keep map[int64]bool, now time.Time) (id
 	all := slices.Clone(snapshots)
 	slices.SortStableFunc(all, func(a, b table.Snapshot) int { return int(b.SequenceNumber - a.SequenceNumber) })
 	seen := map[string]bool{} // minutes and hours whose last state is retained
+	// Newest first, so that the last state of each minute or hour is the one that is retained.
 	for i, s := range all {
 		at := timeunit.Time(s.TimestampMs)
 		age, span := now.Sub(at), ""
@@ -63,6 +64,7 @@ func Thin(ctx context.Context, load Load, into table.CatalogIO) error {
 	for _, ref := range t.Metadata().Refs() {
 		pointed[ref.SnapshotID] = true
 	}
+	// The cheap check comes first: most calls end here.
 	now := time.Now()
 	if len(surplus(t.Metadata().Snapshots(), pointed, now)) < historyCut {
 		return nil
@@ -81,7 +83,9 @@ func Thin(ctx context.Context, load Load, into table.CatalogIO) error {
 	// If another commit comes first, this one is refused, and a later call tries again.
 	head := t.CurrentSnapshot().SnapshotID
 	_, _, err = into.CommitTable(ctx, t.Identifier(),
-		[]table.Requirement{table.AssertTableUUID(t.Metadata().TableUUID()), table.AssertRefSnapshotID(table.MainBranch, &head)},
+		[]table.Requirement{
+			table.AssertTableUUID(t.Metadata().TableUUID()), table.AssertRefSnapshotID(table.MainBranch, &head),
+		},
 		[]table.Update{table.NewRemoveSnapshotsUpdate(ids, false)})
 	if err != nil {
 		return err

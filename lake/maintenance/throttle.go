@@ -19,6 +19,7 @@ type throttle struct {
 // coarse for pauses between single batches.
 const minWork = 20 * time.Millisecond
 
+// newThrottle returns a throttle whose first piece of work starts now.
 func newThrottle(dutyCycle float64) *throttle { return &throttle{dutyCycle, time.Now()} }
 
 // wrap returns a function that calls take and then pauses if a pause is due.

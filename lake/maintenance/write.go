@@ -50,6 +50,7 @@ type counting struct {
 	bytes int64
 }
 
+// Write counts the bytes that were written, also after an error.
 func (c *counting) Write(p []byte) (int, error) {
 	n, err := c.FileWriter.Write(p)
 	c.bytes += int64(n)
@@ -99,9 +100,11 @@ func parquetProperties(props iceberg.Properties, schema *arrow.Schema) (*parquet
 	if !ok {
 		return nil, fmt.Errorf("table property %s: unknown codec %q", table.ParquetCompressionKey, name)
 	}
+	// Larger row groups would not fit the memory budget.
+	groupRows := min(256<<10, max(1, props.GetInt(table.ParquetRowGroupLimitKey, 256<<10)))
 	p := []parquet.WriterProperty{
 		parquet.WithCompression(codec),
-		parquet.WithMaxRowGroupLength(int64(min(256<<10, max(1, props.GetInt(table.ParquetRowGroupLimitKey, 256<<10))))),
+		parquet.WithMaxRowGroupLength(int64(groupRows)),
 		parquet.WithDictionaryDefault(true),
 		parquet.WithCreatedBy("millrace"),
 	}
@@ -198,6 +201,7 @@ func (w *writer) finish() error {
 		return w.failed(err) // close discards it
 	}
 	defer w.abort()
+	// The footer has the statistics that the manifest needs, so the file is not read again.
 	meta, err := w.parquet.FileMetadata()
 	w.parquet = nil
 	if err != nil {

@@ -36,6 +36,7 @@ func (s *bounds) add(values []byte, n int) {
 		return
 	}
 	switch s.of.PhysicalType() {
+	// False sorts before true.
 	case parquet.Types.Boolean:
 		low, high := boolBounds(values, n)
 		s.extend([]byte{low}, []byte{high}, bytes.Compare)
@@ -199,6 +200,7 @@ func (s *bounds) addFixed(values []byte) {
 	if s.of.SortOrder() == schema.SortSIGNED {
 		compare = compareSigned
 	}
+	// Values are in big-endian order, so most comparisons are bytewise.
 	low, high := values[:width], values[:width]
 	for ; len(values) > 0; values = values[width:] {
 		v := values[:width]

@@ -34,6 +34,7 @@ type chunk struct {
 // dictionaryUse is the state of a chunk's dictionary.
 type dictionaryUse uint8
 
+// The states of a dictionary. It starts as untried in each row group, unless it is never used.
 const (
 	never   dictionaryUse = iota // disabled for this file
 	untried                      // not yet used in this row group

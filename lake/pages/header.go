@@ -15,6 +15,7 @@ const (
 	thriftNext   = 0x10 // increments the field number
 )
 
+// Types of pages in Parquet's format.
 const (
 	dataPage       = 0
 	dictionaryPage = 2

@@ -8,6 +8,7 @@ import (
 // bit-packed groups of eight.
 func appendHybrid[T uint8 | uint32](b []byte, values []T, width int) []byte {
 	packed := 0 // first value that is not written yet
+	// Alternate between runs and packed groups. The values from packed to i are not written yet.
 	for i := 0; i < len(values); {
 		run := 1
 		for i+run < len(values) && values[i+run] == values[i] {
@@ -63,6 +64,7 @@ func appendPacked[T uint8 | uint32](b []byte, values []T, width int) []byte {
 // appendBits appends the first n bits of a bitmap as 1-bit numbers. A nil bitmap means that all
 // bits are set.
 func appendBits(b, bitmap []byte, n int) []byte {
+	// A single run of ones.
 	if bitmap == nil {
 		return append(binary.AppendUvarint(b, uint64(n)<<1), 1)
 	}

@@ -63,6 +63,7 @@ func (t *tree) node(f columnar.Field, around levels) (*node, error) {
 		n.definition++
 	}
 	n.within = n.levels
+	// A list or map adds a definition level, for having elements, and a repetition level.
 	inner, parts := &n.within, slices.Clone(columnar.Parts(f.Type))
 	switch f.Type.(type) {
 	case columnar.Struct:
@@ -192,6 +193,7 @@ func (n *node) defined(in slots, valid []byte) (slots, error) {
 	}
 	// A slot has a value of this field if everything around it is defined.
 	around, i := n.definition-1, 0
+	// Slots below the innermost list's level have no value in the column.
 	for at, d := range n.own {
 		if d < n.element {
 			continue
@@ -215,6 +217,7 @@ func (n *node) unfold(lists slots, offsets []int32) slots {
 			elements = int(offsets[i+1] - offsets[i])
 			i++
 		}
+		// The first element starts a new list, the others repeat at this level.
 		if elements > 0 {
 			d = n.within.definition
 		}

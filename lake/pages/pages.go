@@ -85,7 +85,8 @@ type File struct {
 
 // properties are the settings of arrow-go that affect the schema and the footer.
 var properties = parquet.NewWriterProperties(
-	parquet.WithCompression(compress.Codecs.Zstd), parquet.WithStoreDecimalAsInteger(true), parquet.WithCreatedBy("millrace"))
+	parquet.WithCompression(compress.Codecs.Zstd), parquet.WithStoreDecimalAsInteger(true),
+	parquet.WithCreatedBy("millrace"))
 
 // New returns a writer for columns with these fields.
 func New(fields []columnar.Field) (*Writer, error) {
@@ -105,6 +106,7 @@ func New(fields []columnar.Field) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("zstd: %w", err)
 	}
+	// Leaves are added to the chunks in schema order, as arrow-go numbers its columns.
 	t := tree{writer: w}
 	for _, f := range fields {
 		root, err := t.node(f, levels{})
@@ -181,6 +183,7 @@ func (w *Writer) endGroup() {
 	group.SetNumRows(w.rows)
 	for _, c := range w.chunks {
 		dictionary := c.end(&w.shared)
+		// The chunk begins with its dictionary page.
 		at := w.at
 		w.write(dictionary)
 		w.write(c.pages)

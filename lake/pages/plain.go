@@ -18,6 +18,7 @@ import (
 func (c *chunk) appendPlain(b []byte, col columnar.Column) ([]byte, error) {
 	at, n, valid := len(b), col.Len(), col.Validity()
 	switch col := col.(type) {
+	// Booleans are bits, so nulls are dropped while they are copied.
 	case *columnar.Bools:
 		return appendBools(b, col.Values(), valid, n), nil
 	case *columnar.Fixed:

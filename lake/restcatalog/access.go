@@ -38,6 +38,7 @@ type Access struct {
 // Keys are an access key of the object store and its secret.
 type Keys struct{ AccessKey, SecretKey string }
 
+// empty reports whether there are no keys.
 func (k Keys) empty() bool { return k == Keys{} }
 
 // Right is what a caller may do. Each right includes the lower ones.
@@ -51,6 +52,7 @@ const (
 	Admin       // drop, rename and register tables; change namespaces
 )
 
+// rights are the names of the rights, by value.
 var rights = []string{"none", "read", "write", "admin"}
 
 // String returns the name of a right, as the configuration has it.
@@ -72,6 +74,7 @@ type TableRights struct {
 	Within func(namespace table.Identifier) bool
 }
 
+// defaultTokenLifetime is used if the configuration has no lifetime.
 const defaultTokenLifetime = time.Hour
 
 // check validates the settings and sets defaults.
@@ -146,6 +149,7 @@ func callerOf(r *http.Request) caller {
 
 // keys returns the object store keys that a caller gets.
 func (a Access) keys(c caller) Keys {
+	// Rights to single tables are not enough, because keys open the whole bucket.
 	switch {
 	case c.right >= Write && !a.WriteKeys.empty():
 		return a.WriteKeys
@@ -155,6 +159,7 @@ func (a Access) keys(c caller) Keys {
 	return Keys{}
 }
 
+// tokenPath is the path of the OAuth2 token endpoint in the specification.
 const tokenPath = "/v1/oauth/tokens" //nolint:gosec // a path
 
 // authenticate authenticates a request and adds the caller to its context.
@@ -162,6 +167,7 @@ func (s *Server) authenticate(r *http.Request) (*http.Request, caller, error) {
 	c := caller{right: Admin}
 	access := s.config.Access
 	switch {
+	// Without configured callers, everyone is Admin. See Access.Callers.
 	case access.Callers == nil:
 	case r.Method == http.MethodPost && r.URL.Path == tokenPath: // authenticates in its body
 		c.right = None
@@ -198,6 +204,7 @@ func notAuthorized() error {
 func require(needed Right, h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		c := callerOf(r)
+		// Without a table in the path, only a right to all tables counts.
 		if c.right < needed && (r.PathValue("table") == "" || c.rightOn(tableOf(r)) < needed) {
 			return denied(c, needed)
 		}

@@ -18,11 +18,15 @@ type oauthError struct {
 	why    string
 }
 
+// Values of the OAuth2 specification, RFC 6749 and RFC 8693.
 const (
 	grantCredentials = "client_credentials"
 	grantExchange    = "urn:ietf:params:oauth:grant-type:token-exchange"
 	accessToken      = "urn:ietf:params:oauth:token-type:access_token" //nolint:gosec // a kind of token
 )
+
+// unknownClient does not say which of the two is wrong, so that ids cannot be guessed.
+var unknownClient = &oauthError{http.StatusUnauthorized, "invalid_client", "unknown client id or wrong secret"}
 
 // getToken is OAuth2's token endpoint. It issues an access token for client credentials (a caller's
 // name and its own token) or in exchange for a valid access token. An exchanged token expires with
@@ -61,12 +65,14 @@ func (s *Server) client(r *http.Request) (name string, until time.Time, refused 
 	invalid := func(why string) (string, time.Time, *oauthError) {
 		return "", time.Time{}, &oauthError{http.StatusBadRequest, "invalid_request", why}
 	}
-	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/x-www-form-urlencoded" {
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || kind != "application/x-www-form-urlencoded" {
 		return invalid("the body must be application/x-www-form-urlencoded")
 	}
 	if err := r.ParseForm(); err != nil {
 		return invalid("cannot parse the form")
 	}
+	// A catalog without callers has nothing to issue a token for.
 	callers := s.config.Access.Callers
 	if callers == nil {
 		return invalid("this catalog does not require tokens")
@@ -80,7 +86,7 @@ func (s *Server) client(r *http.Request) (name string, until time.Time, refused 
 		// The secret alone identifies the caller. An id is optional but must match.
 		name, known := callers.Caller(secret)
 		if !known || id != "" && subtle.ConstantTimeCompare([]byte(id), []byte(name)) != 1 {
-			return "", time.Time{}, &oauthError{http.StatusUnauthorized, "invalid_client", "unknown client id or wrong secret"}
+			return "", time.Time{}, unknownClient
 		}
 		return name, until, nil
 	case grantExchange: // Java's client renews its token this way
@@ -98,7 +104,7 @@ func (s *Server) client(r *http.Request) (name string, until time.Time, refused 
 			if known && owner == name && id == name && (err == nil || errors.Is(err, auth.ErrExpired)) {
 				return name, until, nil
 			}
-			return "", time.Time{}, &oauthError{http.StatusUnauthorized, "invalid_client", "unknown client id or wrong secret"}
+			return "", time.Time{}, unknownClient
 		}
 		if err != nil {
 			return "", time.Time{}, &oauthError{http.StatusBadRequest, "invalid_grant", "subject_token: " + err.Error()}

@@ -33,6 +33,7 @@ func (s *Server) claimsCheck(moves []Move) func(ctx context.Context, tables []Ta
 	if !claimed {
 		return nil
 	}
+	// Landers create tables without this server, so the check has to look at all of them.
 	return func(ctx context.Context, tables []TableEntry) error {
 		var others []identity
 		// Identities of unchanged metadata files come from the cache.
@@ -64,6 +65,7 @@ func (s *Server) claimsCheck(moves []Move) func(ctx context.Context, tables []Ta
 // checkClaim returns an error if a move conflicts with another table.
 func (s *Server) checkClaim(m Move, other identity) error {
 	name := strings.Join(m.Table, ".")
+	// A table may replace its own metadata.
 	switch {
 	case name == other.name:
 		return nil
@@ -72,7 +74,8 @@ func (s *Server) checkClaim(m Move, other identity) error {
 	case m.Claim.UUID == other.claim.UUID:
 		return forbidden("table-uuid: %s already belongs to table %s", m.Claim.UUID, other.name)
 	case s.warehouse.overlap(m.Claim.Location, other.claim.Location):
-		return forbidden("location: %s overlaps with %s of table %s: cleaning up one table would delete files of the other",
+		return forbidden("location: %s overlaps with %s of table %s; "+
+			"cleaning up one table would delete files of the other",
 			m.Claim.Location, other.claim.Location, other.name)
 	}
 	return nil

@@ -69,6 +69,7 @@ func (s *Server) commitTable(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	// A commit to one table is a transaction with one change.
 	plans, err := s.commit(r.Context(), []change{c})
 	if err != nil {
 		return err
@@ -175,6 +176,7 @@ func (p *plan) changes() bool { return p.current == nil || p.file != p.current.M
 
 // move returns the swap of metadata files that carries out the plan.
 func (p *plan) move() Move {
+	// From is empty for a new table.
 	m := Move{Table: p.table, To: p.file, Claim: p.claim()}
 	if p.current != nil {
 		m.From = p.current.MetadataLocation()
@@ -273,6 +275,7 @@ func refused(ident table.Identifier, err error) error {
 // create returns the metadata of a table that the change creates, with defaults for what the change
 // omits.
 func (s *Server) create(ctx context.Context, c change) (table.Metadata, error) {
+	// has lists the kinds of updates that the client sent.
 	var has []string
 	for _, u := range c.updates {
 		has = append(has, u.Action())
@@ -409,6 +412,7 @@ func (s *Server) land(ctx context.Context, plans []*plan) error {
 	changes := false
 	var moves []Move
 	var written []string
+	// Write every file before the swap, so that no table points to a missing one.
 	for _, p := range plans {
 		// Unchanged tables take part in the swap, too: it asserts their state.
 		moves = append(moves, p.move())
@@ -429,6 +433,7 @@ func (s *Server) land(ctx context.Context, plans []*plan) error {
 	if !changes {
 		return nil
 	}
+	// The swap is the commit. Before it, the new files are invisible.
 	err := s.swap(ctx, moves)
 	// Keep the files if the outcome is unknown: the commit may have landed.
 	var f *apiError
@@ -446,6 +451,7 @@ const (
 
 // swap moves tables and maps failures to errors that clients distinguish.
 func (s *Server) swap(ctx context.Context, moves []Move) error {
+	// Do not start a swap for a client that has disconnected.
 	if err := ctx.Err(); err != nil {
 		return unavailable(err)
 	}

@@ -25,6 +25,7 @@ type apiError struct {
 	cause         error // for the log only
 }
 
+// Error returns the kind and the message, for the log.
 func (f *apiError) Error() string { return f.kind + ": " + f.message }
 
 // Unwrap returns the cause, which clients do not see.
@@ -85,6 +86,7 @@ func toAPIError(r *http.Request, err error) *apiError {
 			message: fmt.Sprintf("the body has more than %d bytes", tooLarge.Limit),
 		}
 	}
+	// The first match wins.
 	for _, k := range kinds {
 		if errors.Is(err, k.err) {
 			return &apiError{status: k.status, kind: k.kind, message: err.Error(), cause: err}
@@ -114,6 +116,7 @@ func (s *Server) sendError(w http.ResponseWriter, r *http.Request, f *apiError) 
 		s.config.Logger.Error("request failed", "method", r.Method, "path", r.URL.Path,
 			"status", f.status, "error", errors.Join(f, f.cause))
 	}
+	// The form of an error in the specification: {"error": {"message", "type", "code"}}.
 	type model struct {
 		Message string `json:"message"`
 		Type    string `json:"type"`
@@ -143,6 +146,7 @@ func read(r *http.Request, into any) error {
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
 		return badRequest("Content-Type: must be application/json")
 	}
+	// ServeHTTP has limited the size of the body.
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
 		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
@@ -211,11 +215,14 @@ var goText = regexp.MustCompile(`runtime error|json: |Go (?:value|struct)|strcon
 // invalidInput returns the error for input that a library refuses. The library's message is
 // included unless it is about Go.
 func invalidInput(what string, err error) error {
+	// Errors of encoding/json begin with the name of the package.
 	text := strings.TrimSpace(strings.TrimPrefix(err.Error(), "json: "))
 	if goText.MatchString(text) {
 		text = "invalid"
 	}
-	return &apiError{status: http.StatusBadRequest, kind: "BadRequestException", message: what + ": " + text, cause: err}
+	return &apiError{
+		status: http.StatusBadRequest, kind: "BadRequestException", message: what + ": " + text, cause: err,
+	}
 }
 
 // readGuarded, unmarshalGuarded and validateGuarded pass client input to iceberg-go, which panics

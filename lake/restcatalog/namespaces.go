@@ -78,6 +78,7 @@ func (s *Server) listNamespaces(w http.ResponseWriter, r *http.Request) error {
 		Namespaces []table.Identifier `json:"namespaces"`
 		Next       string             `json:"next-page-token,omitempty"`
 	}{make([]table.Identifier, 0, len(keys)), next}
+	// The keys are joined names. The answer has the parts.
 	for _, k := range keys {
 		answer.Namespaces = append(answer.Namespaces, children[k])
 	}
@@ -135,8 +136,10 @@ func (s *Server) createNamespace(w http.ResponseWriter, r *http.Request) error {
 	if err := checkName("namespace", n.Namespace...); err != nil {
 		return err
 	}
+	// The SQL catalog stores all parts in one column.
 	if key := namespaceKey(n.Namespace); len(key) > maxNameBytes {
-		return badRequest("namespace: all parts together have %d bytes; the maximum is %d bytes", len(key), maxNameBytes)
+		return badRequest("namespace: all parts together have %d bytes; the maximum is %d bytes",
+			len(key), maxNameBytes)
 	}
 	if err := s.checkNamespace(n.Properties); err != nil {
 		return err
@@ -158,7 +161,8 @@ const reservedPrefix = "millrace."
 func (s *Server) checkNamespace(p iceberg.Properties) error {
 	for key := range p {
 		if strings.HasPrefix(key, reservedPrefix) {
-			return forbidden("properties: %s: properties that begin with %s are reserved for landers", key, reservedPrefix)
+			return forbidden("properties: %s: properties that begin with %s are reserved for landers",
+				key, reservedPrefix)
 		}
 	}
 	if l, ok := p["location"]; ok {

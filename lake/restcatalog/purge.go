@@ -24,6 +24,7 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 		return err
 	}
 	m := t.Metadata()
+	// Files to delete. Others are removed from it before anything is deleted.
 	own := map[string]string{} // location as written, by canonical location
 	left := 0
 	add := func(file string) {
@@ -55,6 +56,7 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 	}
 	var errs []error
 	removed := 0
+	// Files that are already missing are not an error, as maintenance may run concurrently.
 	for _, file := range own {
 		if err := failpoint.Hit("restcatalog.purge.file"); err != nil {
 			return err
@@ -98,7 +100,8 @@ func (s *Server) keepReferenced(ctx context.Context, at string, files map[string
 		}
 		// If the table has changed meanwhile, its old files may be gone. Read its new state then.
 		still := slices.ContainsFunc(now, func(p TableEntry) bool { return p.Metadata == t.Metadata })
-		if still && missing(why) && errors.Is(why, errMetadata) && !s.warehouse.overlap(at, parent(parent(t.Metadata))) {
+		lost := missing(why) && errors.Is(why, errMetadata)
+		if still && lost && !s.warehouse.overlap(at, parent(parent(t.Metadata))) {
 			// Its metadata file is missing and was outside of the purged location.
 			read[t.name()] = true
 			continue
@@ -121,6 +124,7 @@ var errMetadata = errors.New("read its metadata")
 func (s *Server) keepReferencedBy(
 	ctx context.Context, tables []TableEntry, read map[string]bool, files map[string]string,
 ) (failed TableEntry, err error) {
+	// read also counts tables that cannot refer to the files. See keepReferenced.
 	for _, t := range tables {
 		if read[t.name()] {
 			continue

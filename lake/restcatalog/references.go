@@ -26,6 +26,7 @@ func references(
 	known map[string]bool, fn func(reference) error,
 ) (err error) {
 	defer guard(&err) // manifests are written by clients
+	// Statistics are referred to by the metadata, not by manifests.
 	for s := range m.Statistics() {
 		if err := fn(reference{"statistics", s.StatisticsPath}); err != nil {
 			return err
@@ -57,6 +58,7 @@ func references(
 			if err := fn(reference{"manifest", manifest.FilePath()}); err != nil {
 				return err
 			}
+			// Deleted entries count as well: purge deletes their files, too.
 			for entry, err := range manifest.Entries(fio, false) {
 				if err == nil {
 					err = ctx.Err()
@@ -92,6 +94,8 @@ func (w warehouse) overlap(a, b string) bool {
 // and cleaning up this table would delete it. Files that before already refers to are not checked
 // again. before is nil for a new table.
 func (s *Server) checkOwnFiles(ctx context.Context, before, after table.Metadata) error {
+	// had has the snapshots that were checked before, known the manifests, and named the
+	// statistics.
 	had, known := map[int64]table.Snapshot{}, map[string]bool{}
 	named := map[string]bool{}
 	if before != nil {

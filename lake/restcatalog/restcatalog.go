@@ -70,6 +70,7 @@ type Storage struct {
 	Region   string
 }
 
+// Limits of a request.
 const (
 	defaultTimeout = time.Minute
 	maxBody        = 32 << 20 // bytes of a request body
@@ -105,6 +106,7 @@ func New(c Config) (*Server, error) {
 	if c.Timeout == 0 {
 		c.Timeout = defaultTimeout
 	}
+	// No-ops in place of nil keep the handlers free of checks.
 	if c.Guard == nil {
 		c.Guard = func(table.Identifier, table.Metadata, table.Metadata) error { return nil }
 	}
@@ -135,6 +137,7 @@ type handler func(w http.ResponseWriter, r *http.Request) error
 func (s *Server) route() {
 	s.mux.Handle("GET /v1/config", s.answer(requireSome(Read, s.getConfig)))
 	s.mux.Handle("POST "+tokenPath, http.HandlerFunc(s.getToken))
+	// All paths without a handler get an error in the protocol's form.
 	s.mux.Handle("/", s.answer(func(_ http.ResponseWriter, r *http.Request) error {
 		return &apiError{
 			status: http.StatusNotFound, kind: "NotFoundException",
@@ -197,6 +200,7 @@ func (s *Server) serve(method, path string, h handler) {
 // ServeHTTP authenticates and serves one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
+	// The context carries what file systems need, such as the AWS configuration.
 	ctx, cancel := context.WithTimeout(s.config.RequestContext(r.Context()), s.config.Timeout)
 	defer cancel()
 	r = r.WithContext(ctx)
@@ -236,6 +240,7 @@ func (s *Server) getConfig(w http.ResponseWriter, r *http.Request) error {
 	if asked != "" && asked != s.config.Name && strings.TrimSuffix(asked, "/") != s.warehouse.url {
 		return badRequest("warehouse: unknown warehouse %q; this catalog serves %s", asked, s.warehouse.url)
 	}
+	// Clients must use the prefix in later requests.
 	overrides := map[string]string{}
 	if s.config.Prefix != "" {
 		overrides["prefix"] = s.config.Prefix

@@ -37,6 +37,7 @@ type Swapper interface {
 	Tables(ctx context.Context) ([]TableEntry, error)
 }
 
+// Errors of Swap after which no move was performed.
 var (
 	// ErrConflict reports that a table was not at the metadata file that a move expected.
 	ErrConflict = errors.New("another commit changed the table")
@@ -59,6 +60,7 @@ func NewSQL(ctx context.Context, db *sql.DB, dialect sqlcatalog.SupportedDialect
 	if dialect != sqlcatalog.SQLite && dialect != sqlcatalog.Postgres {
 		return nil, fmt.Errorf("REST catalog: dialect %s is not supported; use SQLite or PostgreSQL", dialect)
 	}
+	// No rows are read. The result only has the names of the columns.
 	rows, err := db.QueryContext(ctx, "SELECT * FROM iceberg_tables WHERE 1 = 0")
 	if err != nil {
 		return nil, fmt.Errorf("REST catalog: read the layout of iceberg_tables: %w", err)
@@ -78,7 +80,9 @@ func NewSQL(ctx context.Context, db *sql.DB, dialect sqlcatalog.SupportedDialect
 const resolveTimeout = 5 * time.Second
 
 // Swap performs the moves in one transaction.
-func (s *SQL) Swap(ctx context.Context, moves []Move, check func(ctx context.Context, others []TableEntry) error) error {
+func (s *SQL) Swap(
+	ctx context.Context, moves []Move, check func(ctx context.Context, others []TableEntry) error,
+) error {
 	moves = slices.Clone(moves) // in a fixed order, to avoid deadlocks
 	slices.SortFunc(moves, func(a, b Move) int { return slices.Compare(a.Table, b.Table) })
 	options := &sql.TxOptions{}
@@ -112,6 +116,7 @@ func (s *SQL) Swap(ctx context.Context, moves []Move, check func(ctx context.Con
 			return fmt.Errorf("%w: %w", ErrNotSwapped, err)
 		}
 	}
+	// From here on, an error does not mean that nothing was committed.
 	err = tx.Commit()
 	switch {
 	case err == nil:
@@ -251,6 +256,7 @@ func (s *SQL) changed(m Move, result sql.Result, err error) error {
 	if err != nil {
 		return err
 	}
+	// No row: the metadata location is no longer the expected one, or the row exists already.
 	n, err := result.RowsAffected()
 	if err == nil && n != 1 {
 		err = fmt.Errorf("%w: %s", ErrConflict, strings.Join(m.Table, "."))
@@ -263,6 +269,7 @@ func (s *SQL) sql(statement string) string {
 	if !s.postgres {
 		return statement
 	}
+	// No statement has a question mark elsewhere.
 	parts := strings.Split(statement, "?")
 	for i := range len(parts) - 1 {
 		parts[i] += "$" + strconv.Itoa(i+1)
@@ -288,7 +295,8 @@ func namespaceKey(namespace table.Identifier) string {
 // namespaceOfKey parses the output of namespaceKey.
 func namespaceOfKey(key string) table.Identifier {
 	var namespace table.Identifier
-	if encoded, ok := strings.CutPrefix(key, encodedNamespace); ok && json.Unmarshal([]byte(encoded), &namespace) == nil {
+	encoded, ok := strings.CutPrefix(key, encodedNamespace)
+	if ok && json.Unmarshal([]byte(encoded), &namespace) == nil {
 		return namespace
 	}
 	return strings.Split(key, ".")

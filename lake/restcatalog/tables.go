@@ -63,6 +63,7 @@ func (s *Server) listTables(w http.ResponseWriter, r *http.Request) error {
 // replyTable sends a table and the way to access its files. file is empty for a staged table, which
 // has no metadata file yet.
 func (s *Server) replyTable(w http.ResponseWriter, r *http.Request, metadata any, file string) error {
+	// The form of LoadTableResult in the specification.
 	answer := struct {
 		MetadataLocation string            `json:"metadata-location,omitempty"`
 		Metadata         any               `json:"metadata"`
@@ -103,6 +104,7 @@ func (s *Server) loadTable(w http.ResponseWriter, r *http.Request) error {
 
 // onlyReferenced returns the metadata without snapshots that no branch or tag refers to.
 func onlyReferenced(m table.Metadata) (map[string]json.RawMessage, error) {
+	// Snapshots that a branch or tag points to, and the current one.
 	keep := map[int64]bool{}
 	for _, ref := range m.Refs() {
 		keep[ref.SnapshotID] = true
@@ -116,6 +118,7 @@ func onlyReferenced(m table.Metadata) (map[string]json.RawMessage, error) {
 			snapshots = append(snapshots, snapshot)
 		}
 	}
+	// Edit the JSON, because the metadata itself must not change.
 	b, err := json.Marshal(m)
 	if err != nil {
 		return nil, fmt.Errorf("encode metadata: %w", err)
@@ -172,6 +175,7 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 		return badRequest("schema: missing")
 	}
 	ctx := r.Context()
+	// Checked early for a better error. The swap checks it again.
 	exists, err := s.config.Catalog.CheckTableExists(ctx, ident)
 	if err == nil && exists {
 		err = fmt.Errorf("%w: %s", catalog.ErrTableAlreadyExists, strings.Join(ident, "."))
@@ -287,6 +291,7 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
+	// The swap fails if another table has this UUID, location or metadata file.
 	move.Claim = &Claim{UUID: t.Metadata().TableUUID().String(), Location: t.Location()}
 	if err := s.swap(ctx, []Move{move}); err != nil {
 		if move.From == "" {
@@ -304,9 +309,11 @@ func (s *Server) checkRegistrable(ctx context.Context, t *table.Table) error {
 	for entry := range t.Metadata().PreviousFiles() {
 		names = append(names, entry.MetadataFile)
 	}
+	// Maintenance deletes old metadata files, so they must be the table's own, too.
 	for _, file := range names {
 		if !s.warehouse.covers(t.Location(), file) {
-			return forbidden("metadata-location: metadata file %s is not below the table's location, %s", file, t.Location())
+			return forbidden("metadata-location: metadata file %s is not below the table's location, %s",
+				file, t.Location())
 		}
 	}
 	if err := s.checkPathProperties(nil, t.Metadata()); err != nil {
@@ -345,6 +352,7 @@ func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return unavailable(err)
 	}
+	// Landers' tables may be protected.
 	if err := s.config.Drop(ident, t.Metadata()); err != nil {
 		return forbidden("%s: %v", strings.Join(ident, "."), err)
 	}
@@ -384,6 +392,7 @@ func (s *Server) renameTable(w http.ResponseWriter, r *http.Request) error {
 	if c.From == nil || c.To == nil {
 		return badRequest("source, destination: both are required")
 	}
+	// A rename needs rights to both names.
 	for _, end := range []*identifier{c.From, c.To} {
 		if err := requireOn(r, Admin, end.full()); err != nil {
 			return err

@@ -56,6 +56,7 @@ func newLineage(before table.Metadata, format int) lineage {
 	if before == nil {
 		return l
 	}
+	// Both continue from the table's current values.
 	l.sequence, l.nextRow = before.LastSequenceNumber(), before.NextRowID()
 	for _, s := range before.Snapshots() {
 		l.put(s)
@@ -93,16 +94,20 @@ func (l *lineage) add(s table.Snapshot) error {
 	if parent == s.SnapshotID {
 		return badRequest("add-snapshot: snapshot %d is its own parent", s.SnapshotID)
 	}
+	// Removed snapshots count, too: a later one could otherwise close a cycle.
 	for id, of := range l.parents {
 		if of == s.SnapshotID {
-			return badRequest("add-snapshot: snapshot-id %d was the parent of snapshot %d; choose another id", s.SnapshotID, id)
+			return badRequest("add-snapshot: snapshot-id %d was the parent of snapshot %d; choose another id",
+				s.SnapshotID, id)
 		}
 	}
 	if before, ok := l.existing[parent]; parent != noParent && (!ok || l.format > 1 && s.SequenceNumber <= before) {
 		if !ok {
-			return badRequest("add-snapshot: the table has no snapshot %d, the parent of snapshot %d", parent, s.SnapshotID)
+			return badRequest("add-snapshot: the table has no snapshot %d, the parent of snapshot %d",
+				parent, s.SnapshotID)
 		}
-		return badRequest("add-snapshot: snapshot %d has sequence number %d; want one above %[4]d, that of its parent %[3]d",
+		return badRequest("add-snapshot: snapshot %d has sequence number %d; "+
+			"want one above %[4]d, that of its parent %[3]d",
 			s.SnapshotID, s.SequenceNumber, parent, before)
 	}
 	if err := l.number(s); err != nil {
@@ -121,22 +126,28 @@ func (l *lineage) number(s table.Snapshot) error {
 	first := l.fresh && len(l.existing) == 0 && s.SequenceNumber == 0 // iceberg-go starts new tables at 0
 	switch {
 	case l.format == 1 && s.SequenceNumber != 0:
-		return badRequest("add-snapshot: snapshot %d has sequence number %d; format 1 has no sequence numbers", s.SnapshotID, s.SequenceNumber)
+		return badRequest("add-snapshot: snapshot %d has sequence number %d; format 1 has no sequence numbers",
+			s.SnapshotID, s.SequenceNumber)
 	case l.format > 1 && s.SequenceNumber != l.sequence+1 && !first:
 		// Another branch was changed: the client retries with the next number.
 		if s.SequenceNumber >= 0 && s.SequenceNumber <= l.sequence {
-			return commitFailed("add-snapshot: snapshot %d has sequence number %d, but the table is at %d", s.SnapshotID, s.SequenceNumber, l.sequence)
+			return commitFailed("add-snapshot: snapshot %d has sequence number %d, but the table is at %d",
+				s.SnapshotID, s.SequenceNumber, l.sequence)
 		}
-		return badRequest("add-snapshot: snapshot %d has sequence number %d; want %d, the next one", s.SnapshotID, s.SequenceNumber, l.sequence+1)
+		return badRequest("add-snapshot: snapshot %d has sequence number %d; want %d, the next one",
+			s.SnapshotID, s.SequenceNumber, l.sequence+1)
 	case l.format < 3 || s.FirstRowID == nil || s.AddedRows == nil: // iceberg-go checks these in format 3
 		return nil
 	case *s.FirstRowID != l.nextRow:
 		if *s.FirstRowID < l.nextRow {
-			return commitFailed("add-snapshot: snapshot %d has the first-row-id %d, and the table is at %d", s.SnapshotID, *s.FirstRowID, l.nextRow)
+			return commitFailed("add-snapshot: snapshot %d has first-row-id %d, but the table is at %d",
+				s.SnapshotID, *s.FirstRowID, l.nextRow)
 		}
-		return badRequest("add-snapshot: snapshot %d has first-row-id %d; want %d, the table's next-row-id", s.SnapshotID, *s.FirstRowID, l.nextRow)
+		return badRequest("add-snapshot: snapshot %d has first-row-id %d; want %d, the table's next-row-id",
+			s.SnapshotID, *s.FirstRowID, l.nextRow)
 	case *s.AddedRows < 0 || *s.AddedRows > maxSequence-l.nextRow:
-		return badRequest("add-snapshot: snapshot %d has %d added-rows, more than the table has row ids for", s.SnapshotID, *s.AddedRows)
+		return badRequest("add-snapshot: snapshot %d has %d added-rows, more than the table has row ids for",
+			s.SnapshotID, *s.AddedRows)
 	}
 	l.nextRow += *s.AddedRows
 	return nil
@@ -169,9 +180,11 @@ func checkHistory(before table.Metadata, updates []table.Update) error {
 		if err != nil {
 			return invalidInput(u.Action(), err)
 		}
+		// A format upgrade applies to the snapshots that follow it in the same change.
 		if change.Format > 0 {
 			l.format = change.Format
 		}
+		// A removed snapshot cannot be the parent of a new one, but its id stays taken.
 		for _, id := range change.Removed {
 			delete(l.existing, id)
 		}
@@ -188,6 +201,7 @@ func checkHistory(before table.Metadata, updates []table.Update) error {
 // checkChange returns an error if a change leaves metadata that other readers or writers cannot
 // use. It checks new schemas, ids and timestamps.
 func checkChange(before, after table.Metadata, now time.Time) error {
+	// The highest ids before the change. New tables start from none.
 	had, columns, partitions := map[int64]bool{}, 0, iceberg.PartitionDataIDStart-1
 	schemas := map[int]*iceberg.Schema{}
 	if before != nil {
@@ -209,17 +223,20 @@ func checkChange(before, after table.Metadata, now time.Time) error {
 		}
 	}
 	if last := after.LastColumnID(); last > columns+maxNewIDs || last > maxFieldID && last != columns {
-		return badRequest("add-schema: the highest column id would rise to %d from %d; a change may add up to %d ids, up to %d",
+		return badRequest("add-schema: the highest column id would rise to %d from %d; "+
+			"a change may add up to %d ids, up to %d",
 			last, columns, maxNewIDs, maxFieldID)
 	}
 	if last := lastPartitionID(after); last > partitions+maxNewIDs {
-		return badRequest("add-spec: the highest partition field id would rise to %d from %d; a change may add up to %d ids",
+		return badRequest("add-spec: the highest partition field id would rise to %d from %d; "+
+			"a change may add up to %d ids",
 			last, partitions, maxNewIDs)
 	}
 	for _, s := range after.Snapshots() {
 		if s.TimestampMs > now.Add(maxAhead).UnixMilli() && !had[s.SnapshotID] {
 			return badRequest("add-snapshot: snapshot %d is dated %d, more than %s ahead of the catalog's clock (%d), "+
-				"which would block later commits; check the unit (milliseconds) and your clock", s.SnapshotID, s.TimestampMs, maxAhead, now.UnixMilli())
+				"which would block later commits; check the unit (milliseconds) and your clock",
+				s.SnapshotID, s.TimestampMs, maxAhead, now.UnixMilli())
 		}
 	}
 	return nil
@@ -235,24 +252,33 @@ func lastPartitionID(m table.Metadata) int {
 
 // checkTable checks metadata that a client has written as a whole.
 func checkTable(m table.Metadata, now time.Time) error {
-	if m.LastSequenceNumber() < 0 || m.LastSequenceNumber() > maxSequence || m.NextRowID() < 0 || m.NextRowID() > maxSequence {
-		return badRequest("metadata-location: last-sequence-number %d or next-row-id %d is out of range", m.LastSequenceNumber(), m.NextRowID())
+	if m.LastSequenceNumber() < 0 || m.LastSequenceNumber() > maxSequence ||
+		m.NextRowID() < 0 || m.NextRowID() > maxSequence {
+		return badRequest("metadata-location: last-sequence-number %d or next-row-id %d is out of range",
+			m.LastSequenceNumber(), m.NextRowID())
 	}
+	// Clocks of clients and server may differ a little.
 	limit := now.Add(maxAhead).UnixMilli()
 	if m.LastUpdatedMillis() > limit {
-		return badRequest("metadata-location: last-updated-ms %d is more than %s ahead of the catalog's clock (%d), which would block later commits",
+		return badRequest("metadata-location: last-updated-ms %d is more than %s ahead of the catalog's clock (%d), "+
+			"which would block later commits",
 			m.LastUpdatedMillis(), maxAhead, now.UnixMilli())
 	}
 	for _, s := range m.Snapshots() {
 		if s.SnapshotID < 1 || s.SequenceNumber < 0 || s.SequenceNumber > m.LastSequenceNumber() {
-			return badRequest("metadata-location: snapshot %d has sequence number %d, but the table is at %d", s.SnapshotID, s.SequenceNumber, m.LastSequenceNumber())
+			return badRequest("metadata-location: snapshot %d has sequence number %d, but the table is at %d",
+				s.SnapshotID, s.SequenceNumber, m.LastSequenceNumber())
 		}
 		if s.TimestampMs > limit {
-			return badRequest("metadata-location: snapshot %d is dated %d, more than %s ahead of the catalog's clock (%d)", s.SnapshotID, s.TimestampMs, maxAhead, now.UnixMilli())
+			return badRequest("metadata-location: snapshot %d is dated %d, "+
+				"more than %s ahead of the catalog's clock (%d)",
+				s.SnapshotID, s.TimestampMs, maxAhead, now.UnixMilli())
 		}
 		// A parent may be missing: its snapshot may have expired.
-		if parent := m.SnapshotByID(parentID(s)); parent != nil && parent.SequenceNumber >= s.SequenceNumber && s.SequenceNumber > 0 {
-			return badRequest("metadata-location: snapshot %d has sequence number %d; want one above %[4]d, that of its parent %[3]d",
+		parent := m.SnapshotByID(parentID(s))
+		if parent != nil && parent.SequenceNumber >= s.SequenceNumber && s.SequenceNumber > 0 {
+			return badRequest("metadata-location: snapshot %d has sequence number %d; "+
+				"want one above %[4]d, that of its parent %[3]d",
 				s.SnapshotID, s.SequenceNumber, parent.SnapshotID, parent.SequenceNumber)
 		}
 	}
@@ -265,7 +291,8 @@ func checkTable(m table.Metadata, now time.Time) error {
 		}
 	}
 	if m.LastColumnID() > maxFieldID || lastPartitionID(m) > maxFieldID {
-		return badRequest("metadata-location: last-column-id %d or last-partition-id %d is above %d", m.LastColumnID(), lastPartitionID(m), maxFieldID)
+		return badRequest("metadata-location: last-column-id %d or last-partition-id %d is above %d",
+			m.LastColumnID(), lastPartitionID(m), maxFieldID)
 	}
 	return nil
 }
@@ -317,7 +344,8 @@ func checkFields(at string, fields []iceberg.NestedField, depth int, left *int) 
 		case f.Name == "":
 			return fmt.Errorf("column %d has no name", f.ID)
 		case len(f.Name) > maxColumnBytes:
-			return fmt.Errorf("column %s: its name has %d bytes; the maximum is %d bytes", shortened(path), len(f.Name), maxColumnBytes)
+			return fmt.Errorf("column %s: its name has %d bytes; the maximum is %d bytes",
+				shortened(path), len(f.Name), maxColumnBytes)
 		case f.ID < 0 || f.ID > maxFieldID:
 			return fmt.Errorf("column %s: id %d: must be between 0 and %d", shortened(path), f.ID, maxFieldID)
 		}
@@ -335,6 +363,7 @@ func checkFields(at string, fields []iceberg.NestedField, depth int, left *int) 
 
 // checkType checks the parameters of a type.
 func checkType(t iceberg.Type) error {
+	// Other types have no parameters.
 	switch t := t.(type) {
 	case nil:
 		return errors.New("missing type")
@@ -344,7 +373,9 @@ func checkType(t iceberg.Type) error {
 		}
 	case iceberg.DecimalType:
 		if t.Precision() < 1 || t.Precision() > maxDecimal || t.Scale() < 0 || t.Scale() > t.Precision() {
-			return fmt.Errorf("decimal(%d, %d): the precision must be between 1 and %d, and the scale between 0 and the precision", t.Precision(), t.Scale(), maxDecimal)
+			return fmt.Errorf("decimal(%d, %d): the precision must be between 1 and %d, "+
+				"and the scale between 0 and the precision",
+				t.Precision(), t.Scale(), maxDecimal)
 		}
 	}
 	return nil

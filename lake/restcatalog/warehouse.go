@@ -50,6 +50,7 @@ func (w warehouse) check(field, location string) (string, error) {
 			location = "file://" + path
 		}
 	}
+	// iceberg-go escapes characters of the warehouse's URL when it derives file names.
 	rest, below := strings.CutPrefix(location, w.url+"/")
 	if !below {
 		rest, below = strings.CutPrefix(location, w.escaped+"/")
@@ -142,6 +143,7 @@ type credential struct {
 // credentials returns the object store credentials for a caller. It returns none if clients must
 // bring their own.
 func (s *Server) credentials(r *http.Request) []credential {
+	// The keys depend on the caller's rights, not on the table.
 	keys := s.config.Access.keys(callerOf(r))
 	if !s.warehouse.bucket || keys.empty() {
 		return []credential{}
@@ -165,6 +167,7 @@ func wantsCredentials(r *http.Request) bool {
 
 // files returns the file system of a location in the warehouse.
 func (s *Server) files(ctx context.Context, location string) (io.WriteFileIO, error) {
+	// A file system is bound to its context, so each request opens its own.
 	fs, err := io.LoadFS(ctx, s.config.Files, location)
 	if err != nil {
 		return nil, fmt.Errorf("file system of %s: %w", location, err)

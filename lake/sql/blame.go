@@ -23,7 +23,8 @@ var engineErrors = map[int]bool{
 
 // machineError matches errors of C++ libraries about the engine's own files, memory or connections.
 var machineError = regexp.MustCompile(`(?i)filesystem|no such file|permission denied|` +
-	`no space|input/output|bad_alloc|Poco::(?:File|IO|Net::(?:Connection|NoMessage|Socket|DNS|Host)|Timeout)|system_error|too many open files`)
+	`no space|input/output|bad_alloc|Poco::(?:File|IO|Net::(?:Connection|NoMessage|Socket|DNS|Host)|Timeout)|` +
+	`system_error|too many open files`)
 
 // refused reports whether an error of a library behind ClickHouse is about the query: it needs a
 // model, dictionary, certificate or program that does not exist here, or an argument is invalid.

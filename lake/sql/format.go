@@ -20,6 +20,7 @@ import (
 // MaxTableRows is the maximum number of rows in FormatTable.
 const MaxTableRows = 10_000
 
+// Limits of a table, which is held in memory.
 const (
 	maxTableBytes = 16 << 20 // maximum size of the cells in FormatTable
 	maxCell       = 100      // maximum characters of a cell if there are several columns
@@ -35,10 +36,13 @@ type format struct {
 // formats are the supported output formats. The settings make ClickHouse's output portable: ISO
 // times, and numbers as JSON numbers.
 var formats = map[string]format{
-	FormatTable: {clickhouse: "JSONCompactStringsEachRowWithNamesAndTypes", render: renderTable, settings: with(jsonSettings, map[string]string{
-		"describe_compact_output": "1",
-		"limit":                   strconv.Itoa(MaxTableRows + 1), // one more row shows that the output is incomplete
-	})},
+	FormatTable: {
+		clickhouse: "JSONCompactStringsEachRowWithNamesAndTypes", render: renderTable,
+		settings: with(jsonSettings, map[string]string{
+			"describe_compact_output": "1",
+			"limit":                   strconv.Itoa(MaxTableRows + 1), // one more row shows that the output is incomplete
+		}),
+	},
 	FormatJSON: {clickhouse: "JSONEachRow", settings: with(jsonSettings, map[string]string{
 		"date_time_output_format": "iso",
 	})},

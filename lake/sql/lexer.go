@@ -82,6 +82,7 @@ func significant(query string, at int) token {
 	return t
 }
 
+// tokenKind classifies tokens as far as this package needs it.
 type tokenKind int
 
 const (
@@ -98,6 +99,7 @@ type token struct {
 	start, end int
 }
 
+// text returns the bytes of the token.
 func (t token) text(query string) string { return query[t.start:t.end] }
 
 // names reports whether t is the identifier s.
@@ -200,6 +202,7 @@ func untilAfter(s, end string) int {
 	return len(s)
 }
 
+// isSpace reports whether a byte is ASCII white space.
 func isSpace(c byte) bool { return c == ' ' || c >= '\t' && c <= '\r' }
 
 // isWord reports whether a byte may be part of a bare name, a keyword or a number.
@@ -211,4 +214,5 @@ func isWord(c byte) bool {
 func quote(s string) string     { return "'" + escapes.Replace(s) + "'" }
 func quoteName(s string) string { return "`" + escapes.Replace(s) + "`" }
 
+// escapes escapes text for both kinds of quotes.
 var escapes = strings.NewReplacer(`\`, `\\`, `'`, `\'`, "`", "\\`")

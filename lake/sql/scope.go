@@ -15,6 +15,7 @@ type ScopeError struct {
 	Table   string // the table that the query mentions, if known
 }
 
+// Error returns the message, which does not reveal whether a table exists.
 func (e *ScopeError) Error() string { return e.Message }
 
 // Only returns a SQL for a caller that may read some tables. Other tables do not exist for it, and
@@ -57,7 +58,9 @@ func (s *SQL) checkScope(query string) error {
 		return nil
 	}
 	refuse := func(format string, args ...any) error {
-		return &ScopeError{Message: fmt.Sprintf(format, args...) + "; callers with rights to some tables may only read those (auth.rights)"}
+		return &ScopeError{
+			Message: fmt.Sprintf(format, args...) + "; callers with rights to some tables may only read those (auth.rights)",
+		}
 	}
 	var last token // the previous token other than space
 	for t, ok := next(query, 0); ok; t, ok = next(query, t.end) {

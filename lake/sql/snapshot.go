@@ -118,6 +118,7 @@ func (s *snapshots) name(key string, scoped bool) (*snapshot, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	// A user can be reused only after the database that it may read has been dropped.
 	for n, taken := range s.scopes {
 		if !taken {
 			s.scopes[n] = true
@@ -128,7 +129,8 @@ func (s *snapshots) name(key string, scoped bool) (*snapshot, error) {
 			}, nil
 		}
 	}
-	return nil, fmt.Errorf("%w: callers with %d different sets of rights are running queries", ErrBusy, clickhouse.ScopedReaders)
+	return nil, fmt.Errorf("%w: callers with %d different sets of rights are running queries",
+		ErrBusy, clickhouse.ScopedReaders)
 }
 
 // free releases the user of a dropped snapshot.
@@ -218,8 +220,8 @@ func (s *snapshots) create(ctx context.Context, snap *snapshot, tables []Table) 
 	for _, t := range tables {
 		engine, err := s.engine(t)
 		if err == nil {
-			statement := fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s.%s ENGINE = %s", database, quoteName(t.Name), engine)
-			err = s.client.Exec(ctx, statement, storeSettings)
+			name := database + "." + quoteName(t.Name)
+			err = s.client.Exec(ctx, "CREATE TABLE IF NOT EXISTS "+name+" ENGINE = "+engine, storeSettings)
 			s.store.hide(err)
 		}
 		if refusedTable(err) {

@@ -78,7 +78,9 @@ type SQL struct {
 // clickhouse.Reader. The store is needed for s3:// tables. Its secret is only sent to the engine
 // and never appears in errors, plans or answers.
 func New(tables Tables, client *clickhouse.Client, store S3) *SQL {
-	return &SQL{tables: tables, reader: client.As(clickhouse.Reader), store: store, snapshot: newSnapshots(client, store)}
+	return &SQL{
+		tables: tables, reader: client.As(clickhouse.Reader), store: store, snapshot: newSnapshots(client, store),
+	}
 }
 
 // QueryError reports that the query is at fault.
@@ -88,6 +90,7 @@ type QueryError struct {
 	cause   error
 }
 
+// Error returns the message, with the existing tables if that helps.
 func (e *QueryError) Error() string {
 	if len(e.Tables) == 0 {
 		return e.Message
@@ -160,6 +163,7 @@ func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io
 	if err != nil {
 		return nil, err
 	}
+	// The format's own settings are shared by all queries.
 	settings := maps.Clone(f.settings)
 	settings["database"] = snap.database
 	maps.Copy(settings, storeSettings)
@@ -235,7 +239,8 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 	s.store.hide(err)
 	e := new(clickhouse.Error)
 	if errors.As(err, &e) && e.Code == clickhouse.CodeAuthentication && s.reader.External() {
-		return fmt.Errorf("run the query: %w; queries run as the user %s, which an administrator of ClickHouse must create: %s",
+		return fmt.Errorf("run the query: %w; "+
+			"queries run as the user %s, which an administrator of ClickHouse must create: %s",
 			err, snap.reader, clickhouse.ReaderSetup(snap.reader))
 	}
 	switch {

@@ -20,6 +20,7 @@ type UnreadableError struct {
 	Err   error // the engine's reason
 }
 
+// Error names the table and the engine's reason.
 func (e *UnreadableError) Error() string {
 	return fmt.Sprintf("the SQL engine cannot read table %s: %v", cmp.Or(e.Table, "(unknown)"), e.Err)
 }
@@ -37,7 +38,8 @@ var transient = map[int]bool{
 // an unreachable store, do not count.
 func refusedTable(err error) bool {
 	e := new(clickhouse.Error)
-	return errors.As(err, &e) && !isGone(err) && !transient[e.Code] && !e.Busy() && (!engineErrors[e.Code] || refused(e))
+	return errors.As(err, &e) && !isGone(err) && !transient[e.Code] && !e.Busy() &&
+		(!engineErrors[e.Code] || refused(e))
 }
 
 // unreadable returns the error for a query that failed because it refers to a table that the engine
@@ -99,6 +101,7 @@ func (r *refusals) put(name string, err error) {
 	if r.by == nil {
 		r.by = map[string]refusal{}
 	}
+	// Known tables are updated, new ones only up to the limit.
 	if _, had := r.by[name]; had || len(r.by) < maxRefusals {
 		r.by[name] = refusal{err, time.Now()}
 	}

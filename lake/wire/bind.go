@@ -66,6 +66,7 @@ func indexOf(fields []columnar.Field, identity string) int {
 // bind returns a copy of the message that appends to the given columns. checkColumns must have
 // accepted the columns.
 func (m *message) bind(fields []columnar.Field, columns []columnar.Column) *message {
+	// The plan is shared, so its messages are copied before they get columns.
 	b := &message{entry: m.entry, transparent: m.transparent, byNumber: map[protowire.Number]*field{}}
 	// taken marks the columns of known fields.
 	taken, oneofs := make([]bool, len(columns)), map[int]*uint64{}
@@ -116,6 +117,7 @@ func (m *message) bind(fields []columnar.Field, columns []columnar.Column) *mess
 // add adds a bound field to the lookup tables.
 func (m *message) add(f *field) {
 	m.fields = append(m.fields, f)
+	// Most tags have one byte, for which a table is faster than a map.
 	m.byNumber[f.number] = f
 	if tag := protowire.EncodeTag(f.number, f.typ); tag < uint64(len(m.bySmallTag)) {
 		m.bySmallTag[tag] = f
@@ -165,6 +167,7 @@ func (f *field) bindValue(described columnar.Field, col columnar.Column) {
 		f.decimals = col
 	case *columnar.Bytes:
 		f.bytes = col
+	// A struct is a message, or money in a list or map.
 	case *columnar.Structs:
 		f.structs = col
 		fields := described.Type.(columnar.Struct).Fields

@@ -55,6 +55,7 @@ func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 //
 // Append does not retain wire.
 func (d *Decoder) Append(wire []byte) error {
+	// The number of rows to return to after a failure.
 	mark := d.rows()
 	err := d.row(wire)
 	// A singular field occurs twice. Merge the occurrences first, then decode again.
@@ -144,6 +145,7 @@ func (d *Decoder) message(m *message, b []byte) error {
 			}
 			refused = cmp.Or(refused, err)
 		}
+		// The size is valid even if the value was refused.
 		b = b[n:]
 	}
 	// Append nulls or defaults for singular fields that did not occur.
@@ -232,6 +234,7 @@ func (d *Decoder) end(f *field) {
 		f.lists.Append()
 		return
 	}
+	// A map with a duplicate key must be merged, as its last entry wins.
 	if start := f.maps.Start(); f.maps.Keys().Len()-start > 1 && !d.duplicate {
 		d.duplicate = hasDuplicates(f.maps.Keys(), start)
 	}

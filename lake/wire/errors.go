@@ -44,6 +44,7 @@ const (
 	badNumber = -2
 )
 
+// Errors that occur in several places.
 var (
 	errTruncated = errors.New("unexpected end")
 	errDepth     = errors.New("messages are nested too deep")

@@ -77,6 +77,7 @@ func (m *message) merged(out, b []byte) []byte {
 			parts[i] = p
 		}
 	}
+	// Messages are rewritten recursively, since their parts may be duplicated as well.
 	for _, p := range parts {
 		switch {
 		case p.dropped:
@@ -98,6 +99,7 @@ func (f *field) isMessage() bool { return f.kind >= messageKind }
 // key returns a string that identifies the key of a map entry.
 func (m *message) key(entry []byte) string {
 	f := m.byNumber[1]
+	// The last key of an entry counts. If it is missing, the key is the default.
 	var v uint64
 	var text []byte
 	for len(entry) > 0 {

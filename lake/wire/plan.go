@@ -70,6 +70,7 @@ type field struct {
 // shape is the cardinality of a field.
 type shape uint8
 
+// The shapes. A field of a map has a message of kind entryKind.
 const (
 	single shape = iota
 	listed

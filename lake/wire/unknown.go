@@ -18,6 +18,7 @@ func (d *Decoder) keepUnknown(wire []byte) {
 // unknown appends to out the fields that the columns do not represent. b must be well-formed and
 // have no duplicate fields.
 func (m *message) unknown(out, b []byte) []byte {
+	// Lists of a nested message are counted anew for each occurrence of it.
 	for _, f := range m.repeated {
 		f.skipped = 0
 	}
@@ -64,6 +65,7 @@ func (m *message) unknown(out, b []byte) []byte {
 // appendUnknownOfEntry appends a map entry if its value has unknown fields: the key, and a value
 // with the unknown fields only.
 func (f *field) appendUnknownOfEntry(out, b []byte) []byte {
+	// Field 1 of an entry is the key, and field 2 the value.
 	value := f.message.byNumber[2]
 	var key, rest []byte
 	for len(b) > 0 {

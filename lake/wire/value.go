@@ -13,6 +13,7 @@ import (
 	"github.com/millrace/millrace/internal/timeunit"
 )
 
+// errNotUTF8 reports a string that Protobuf implementations refuse as well.
 var errNotUTF8 = errors.New("invalid UTF-8")
 
 // value appends one value of a field, which starts at b after its tag, and returns its size. The
@@ -29,6 +30,7 @@ func (d *Decoder) value(f *field, b []byte) (int, error) {
 		}
 		f.appendVarint(v)
 		return n, nil
+	// Length-delimited: strings, bytes, messages and packed lists.
 	case protowire.BytesType:
 		var size uint64
 		n := 1
@@ -62,6 +64,7 @@ func (d *Decoder) value(f *field, b []byte) (int, error) {
 		}
 		f.append64(binary.LittleEndian.Uint64(b))
 		return 8, nil
+	// Groups are the only remaining wire type of values.
 	default:
 		content, n := protowire.ConsumeGroup(f.number, b)
 		if n < 0 {
@@ -322,6 +325,7 @@ func (d *Decoder) money(f *field, b []byte) error {
 
 // opaque appends the bytes of a recursive message after validating them.
 func (d *Decoder) opaque(f *field, b []byte) error {
+	// Readers of the column must be able to decode it later.
 	if err := check(f.descriptor, b, maxDepth-f.depth); err != nil {
 		return err
 	}

@@ -85,6 +85,7 @@ func Compile(md protoreflect.MessageDescriptor, o Options) (*Plan, error) {
 		return nil, fmt.Errorf("columns of %s: %w", md.FullName(), err)
 	}
 	p := &Plan{of: md, root: root, fields: fields, unknown: o.Unknown != ""}
+	// The column for unknown fields comes last, which Bind relies on.
 	if p.unknown {
 		p.fields = append(p.fields, columnar.Field{
 			Key: UnknownColumn, Name: o.Unknown, Type: iceberg.PrimitiveTypes.Binary,
@@ -121,6 +122,7 @@ func (c *compiler) message(md protoreflect.MessageDescriptor, path string) (*mes
 	if len(c.inside) == maxDepth {
 		return nil, nil, fmt.Errorf("%s: messages are nested more than %d deep", path, maxDepth)
 	}
+	// Names of enclosing messages, by which recursion is noticed.
 	c.inside = append(c.inside, md.FullName())
 	defer func() { c.inside = c.inside[:len(c.inside)-1] }()
 	m := &message{}
@@ -131,6 +133,7 @@ func (c *compiler) message(md protoreflect.MessageDescriptor, path string) (*mes
 		if err != nil {
 			return nil, nil, err
 		}
+		// An optional field has a synthetic oneof of its own, which needs no check.
 		if oneof := fd.ContainingOneof(); oneof != nil && !oneof.IsSynthetic() {
 			f.oneofIndex = oneof.Index() + 1
 		}
@@ -142,7 +145,8 @@ func (c *compiler) message(md protoreflect.MessageDescriptor, path string) (*mes
 	}
 	if len(columns) == 0 {
 		columns = []columnar.Field{{
-			Key: presentColumn, Name: presentColumn, Type: iceberg.PrimitiveTypes.Bool, Doc: "true: the message is there, and has no fields",
+			Key: presentColumn, Name: presentColumn, Type: iceberg.PrimitiveTypes.Bool,
+			Doc: "true: the message is there, and has no fields",
 		}}
 	}
 	if err := distinct(columns); err != nil {
@@ -227,6 +231,7 @@ const (
 	currencyKey   = ".currency" // appended to the field's number
 )
 
+// Types of money, and of unsigned 64-bit integers.
 var (
 	moneyType    = iceberg.DecimalTypeOf(38, 9)
 	unsignedType = iceberg.DecimalTypeOf(20, 0)
@@ -251,7 +256,8 @@ func (c *compiler) value(fd protoreflect.FieldDescriptor, path string) (*field, 
 	}
 	md := fd.Message()
 	if md.IsPlaceholder() {
-		return nil, columnar.Field{}, fmt.Errorf("%s: message %s is not defined: its file is missing", path, md.FullName())
+		err := fmt.Errorf("%s: message %s is not defined: its file is missing", path, md.FullName())
+		return nil, columnar.Field{}, err
 	}
 	switch name := md.FullName(); {
 	case name == "google.protobuf.Timestamp":
@@ -270,7 +276,8 @@ func (c *compiler) value(fd protoreflect.FieldDescriptor, path string) (*field, 
 	case slices.Contains(c.inside, name):
 		f.kind, f.descriptor, f.depth = opaqueKind, md, len(c.inside)+c.maps
 		return f, columnar.Field{
-			Type: iceberg.PrimitiveTypes.Binary, Doc: fmt.Sprintf("%s in Protobuf's wire format, for it is inside itself here", name),
+			Type: iceberg.PrimitiveTypes.Binary,
+			Doc:  fmt.Sprintf("%s in Protobuf's wire format, for it is inside itself here", name),
 		}, nil
 	}
 	m, columns, err := c.message(md, path)
@@ -297,6 +304,7 @@ var wrappers = map[protoreflect.FullName]bool{
 // followed by more.
 func comment(fd protoreflect.FieldDescriptor, more string) string {
 	var lines []string
+	// Line breaks in comments have no meaning in a column description.
 	for line := range strings.Lines(fd.ParentFile().SourceLocations().ByDescriptor(fd).LeadingComments) {
 		lines = append(lines, strings.TrimSpace(line))
 	}

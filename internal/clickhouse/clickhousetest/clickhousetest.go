@@ -42,6 +42,7 @@ func Main(m *testing.M, stops ...func() error) {
 	if shared.engine != nil {
 		stops = append(stops, shared.engine.Close)
 	}
+	// The engine's process has to end before the check for leaked goroutines.
 	for _, stop := range stops {
 		if err := stop(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -68,6 +69,7 @@ var shared struct {
 func Shared(t testing.TB) *clickhouse.Engine {
 	t.Helper()
 	shared.once.Do(func() {
+		// The engine outlives this test, so its context only bounds the start.
 		var c clickhouse.Config
 		if c, shared.err = Config(); shared.err == nil {
 			shared.engine, shared.err = clickhouse.StartEngine(t.Context(), c)
@@ -101,13 +103,15 @@ func Start(t testing.TB) *clickhouse.Engine {
 // Config returns the configuration of an engine for tests. The library is the one that the
 // repository installs. The log is discarded unless tests are verbose.
 func Config() (clickhouse.Config, error) {
+	// Tests run in the folder of their package, where the default search finds nothing.
 	library, err := clickhouse.FindLibrary("")
 	if errors.Is(err, clickhouse.ErrNoLibrary) {
 		root, rootErr := repository()
 		if rootErr != nil {
 			return clickhouse.Config{}, errors.Join(err, rootErr)
 		}
-		library, err = clickhouse.FindLibrary(filepath.Join(root, ".tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so"))
+		installed := filepath.Join(root, ".tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so")
+		library, err = clickhouse.FindLibrary(installed)
 	}
 	if err != nil {
 		return clickhouse.Config{}, err

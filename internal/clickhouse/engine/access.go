@@ -55,6 +55,7 @@ func usersConfig() string {
 		fmt.Fprintf(&granted, "<query>GRANT %s</query>", role)
 	}
 	add(clickhouse.Reader, clickhouse.ReaderPrefix)
+	// Each scoped reader has a role that covers only its own databases.
 	for n := range clickhouse.ScopedReaders {
 		add(clickhouse.ScopedReader(n), clickhouse.ScopedPrefix(n))
 	}
@@ -128,6 +129,7 @@ func guardReader(c *connection, sql string, class statementClass) error {
 			Message: "only statements that read are allowed: SELECT, SHOW, DESCRIBE, EXPLAIN, EXISTS",
 		}
 	}
+	// The query without strings and comments, so that their text cannot look like a name.
 	bare, err := c.run("SELECT normalizeQueryKeepNames("+quote(sql)+")", "RawBLOB")
 	if err != nil {
 		return err
@@ -173,6 +175,7 @@ func quote(s string) string {
 	return "'" + literal.Replace(s) + "'"
 }
 
+// literal escapes the content of a string literal.
 var literal = strings.NewReplacer(`\`, `\\`, `'`, `\'`)
 
 // quoteName returns s as a quoted identifier.
@@ -180,4 +183,5 @@ func quoteName(s string) string {
 	return "`" + name.Replace(s) + "`"
 }
 
+// name escapes the content of a quoted identifier.
 var name = strings.NewReplacer(`\`, `\\`, "`", "\\`")

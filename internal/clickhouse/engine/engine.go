@@ -56,6 +56,7 @@ func FromEnv(log *slog.Logger) (Config, error) {
 		return c, nil
 	}
 	c.Parent = os.Stdin
+	// The child inherits the open listener from its parent.
 	fd, err := strconv.ParseUint(os.Getenv(clickhouse.EnvListener), 10, 16)
 	if err != nil || c.DataDir == "" {
 		return Config{}, errors.New("the engine cannot be started by hand; millrace starts it")
@@ -65,6 +66,7 @@ func FromEnv(log *slog.Logger) (Config, error) {
 	return c, errors.Join(err, f.Close())
 }
 
+// Time limits of stopping and starting.
 const (
 	// stopTimeout is how long answers in progress may take to end when the engine stops, after
 	// their queries were cancelled.
@@ -115,6 +117,7 @@ func Main(ctx context.Context, c Config) (err error) {
 		IdleTimeout:       2 * time.Minute,
 		ErrorLog:          slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
 	}
+	// Serve returns at once when the server shuts down. stopped reports when it is done.
 	stopped := make(chan error, 1)
 	go func() {
 		<-ctx.Done()
@@ -122,7 +125,8 @@ func Main(ctx context.Context, c Config) (err error) {
 		defer done()
 		stopped <- hs.Shutdown(grace)
 	}()
-	c.Logger.Debug("ClickHouse engine is listening", "addr", ln.Addr().String(), "chdb", control.lib.version(), "data", c.DataDir)
+	c.Logger.Debug("ClickHouse engine is listening",
+		"addr", ln.Addr().String(), "chdb", control.lib.version(), "data", c.DataDir)
 	if err := hs.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve: %w", err)
 	}

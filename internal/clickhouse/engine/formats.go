@@ -30,6 +30,7 @@ var headLines = map[string]int{
 // streamable reports whether an answer in format can be streamed, and returns a function that
 // removes the head of a piece.
 func streamable(format string) (cut func([]byte) []byte, ok bool) {
+	// Format names are case-insensitive in the HTTP interface.
 	format = strings.ToLower(format)
 	if headless[format] {
 		return func(piece []byte) []byte { return piece }, true

@@ -18,6 +18,7 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
+// Limits of the HTTP interface.
 const (
 	maxQuery   = 1 << 20         // size of a statement, in bytes
 	maxRunning = 16              // concurrent statements
@@ -74,6 +75,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // run executes req as soon as fewer than maxRunning statements run.
 func (s *server) run(ctx context.Context, req request, a *answer) error {
+	// Refuse at once if the queue is full, so that callers can back off.
 	select {
 	case s.waiting <- struct{}{}:
 	default:
@@ -96,9 +98,9 @@ func (s *server) run(ctx context.Context, req request, a *answer) error {
 // notSettings are the parameters that are not settings of a query.
 var notSettings = map[string]bool{
 	"query": true, "database": true, "default_format": true, "user": true, "password": true, "query_id": true,
-	"wait_end_of_query": true, "enable_http_compression": true, "compress": true, "decompress": true, "stacktrace": true,
-	"buffer_size": true, "client_protocol_version": true, "log_comment": true, "session_timeout": true, "session_check": true,
-	"quota_key": true, "role": true,
+	"wait_end_of_query": true, "enable_http_compression": true, "compress": true, "decompress": true,
+	"stacktrace": true, "buffer_size": true, "client_protocol_version": true, "log_comment": true,
+	"session_timeout": true, "session_check": true, "quota_key": true, "role": true,
 }
 
 // parse authenticates a request and returns its statement. Headers take precedence over parameters.
@@ -135,6 +137,7 @@ func (s *server) parse(w http.ResponseWriter, r *http.Request) (request, error) 
 			Message: req.user + ": Authentication failed: password is incorrect, or there is no user with such name.",
 		}
 	}
+	// Everything that is not a known parameter is a setting of the query.
 	for name, values := range params {
 		switch {
 		case notSettings[name]:
@@ -142,7 +145,8 @@ func (s *server) parse(w http.ResponseWriter, r *http.Request) (request, error) 
 			return req, notImplemented(name + " is not supported by the embedded engine")
 		case !settingName.MatchString(name):
 			return req, &clickhouse.Error{
-				Code: clickhouse.CodeBadArguments, Name: "BAD_ARGUMENTS", Message: fmt.Sprintf("%q is not a setting", name),
+				Code: clickhouse.CodeBadArguments, Name: "BAD_ARGUMENTS",
+				Message: fmt.Sprintf("%q is not a setting", name),
 			}
 		default:
 			req.settings = append(req.settings, setting{name, values[len(values)-1]})
@@ -154,11 +158,13 @@ func (s *server) parse(w http.ResponseWriter, r *http.Request) (request, error) 
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxQuery))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		return req, &clickhouse.Error{
-			Code: clickhouse.CodeTooManyBytes, Name: "TOO_MANY_BYTES", Message: fmt.Sprintf("the query is longer than %d bytes", maxQuery),
+			Code: clickhouse.CodeTooManyBytes, Name: "TOO_MANY_BYTES",
+			Message: fmt.Sprintf("the query is longer than %d bytes", maxQuery),
 		}
 	} else if err != nil {
 		return req, fmt.Errorf("read the query: %w", err)
 	}
+	// Like ClickHouse, the body continues the statement in the URL.
 	req.query = params.Get("query")
 	if req.query != "" && len(body) > 0 {
 		req.query += "\n"
@@ -192,6 +198,7 @@ func (a *answer) write(piece []byte) error {
 	if a.tag == "" {
 		a.begin()
 	}
+	// The deadline is per piece, since a large answer may take long in total.
 	rc := http.NewResponseController(a.w)
 	if err := rc.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
 		return err
@@ -228,6 +235,7 @@ func (a *answer) end(err error) {
 		e = &clickhouse.Error{Code: clickhouse.CodeUnknownException, Name: "UNKNOWN_EXCEPTION", Message: err.Error()}
 	}
 	text := errorText(e)
+	// Nothing has been sent, so the error gets a status of its own.
 	if a.tag == "" {
 		a.head()
 		h := a.w.Header()

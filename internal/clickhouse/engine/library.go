@@ -22,9 +22,9 @@ type library struct {
 	setSignalHandlers func(enabled int32)
 	connect           func(argc int32, argv unsafe.Pointer) *unsafe.Pointer
 	closeConnection   func(connection *unsafe.Pointer)
-	classify          func(connection unsafe.Pointer, sql unsafe.Pointer, sqlLen uintptr, db unsafe.Pointer, dbLen uintptr, out unsafe.Pointer) int32
-	query             func(connection unsafe.Pointer, sql unsafe.Pointer, sqlLen uintptr, format unsafe.Pointer, formatLen uintptr) unsafe.Pointer
-	streamQuery       func(connection unsafe.Pointer, sql unsafe.Pointer, sqlLen uintptr, format unsafe.Pointer, formatLen uintptr) unsafe.Pointer
+	classify          func(connection, sql unsafe.Pointer, sqlLen uintptr, db unsafe.Pointer, dbLen uintptr, out unsafe.Pointer) int32
+	query             func(connection, sql unsafe.Pointer, sqlLen uintptr, format unsafe.Pointer, formatLen uintptr) unsafe.Pointer
+	streamQuery       func(connection, sql unsafe.Pointer, sqlLen uintptr, format unsafe.Pointer, formatLen uintptr) unsafe.Pointer
 	streamFetch       func(connection unsafe.Pointer, stream unsafe.Pointer) unsafe.Pointer
 	streamCancel      func(connection unsafe.Pointer, stream unsafe.Pointer)
 	destroyResult     func(result unsafe.Pointer)
@@ -78,6 +78,7 @@ type connection struct {
 
 // open starts a session. The first one in a process starts the engine.
 func (l *library) open() (*connection, error) {
+	// C strings that end with a zero byte. Go must not move or free them during the call.
 	argv := make([]*byte, 0, len(l.args)+1)
 	var pin runtime.Pinner
 	defer pin.Unpin()
@@ -103,6 +104,7 @@ func (c *connection) close() {
 // statementClass is the effect of a statement, in the order of chdb_query_class.
 type statementClass uint32
 
+// The classes, with the values of the C interface.
 const (
 	classRead statementClass = iota
 	classMutate
@@ -116,7 +118,8 @@ const (
 func (c *connection) analyze(sql string) (statements int, class statementClass, err error) {
 	// out is a chdb_query_analysis_v1.
 	out := struct{ size, statements, flags, class uint32 }{size: 16}
-	rc := c.lib.classify(*c.ptr, bytesOf(sql), uintptr(len(sql)), nil, 0, unsafe.Pointer(&out)) //nolint:gosec // written before the call returns
+	//nolint:gosec // out is written before the call returns
+	rc := c.lib.classify(*c.ptr, bytesOf(sql), uintptr(len(sql)), nil, 0, unsafe.Pointer(&out))
 	runtime.KeepAlive(sql)
 	if rc != 0 {
 		return 0, classUnknown, errors.New("chdb cannot analyze the statement: the connection is closed")
@@ -168,6 +171,7 @@ func (s *stream) next() ([]byte, error) {
 	if s.ended {
 		return nil, io.EOF
 	}
+	// An empty piece marks the end.
 	s.chunk = s.conn.lib.streamFetch(*s.conn.ptr, s.ptr)
 	if s.chunk == nil {
 		s.ended = true

@@ -105,6 +105,7 @@ func prelude(r request, streamed bool) []string {
 	if r.database != "" {
 		sql = append(sql, "USE "+quoteName(r.database))
 	}
+	// Later settings override earlier ones.
 	var settings []setting
 	if !streamed {
 		settings = append(settings, bufferedLimits...)
@@ -144,12 +145,14 @@ var errNotStreamable = errors.New("the statement cannot be streamed")
 func runStream(c *connection, r request, cut func([]byte) []byte, emit func([]byte) error) error {
 	st, err := c.stream(r.query, r.format)
 	if err != nil {
-		if e := (*clickhouse.Error)(nil); errors.As(err, &e) && strings.HasPrefix(e.Message, "Streaming query is not supported") {
+		e := (*clickhouse.Error)(nil)
+		if errors.As(err, &e) && strings.HasPrefix(e.Message, "Streaming query is not supported") {
 			return errNotStreamable
 		}
 		return err
 	}
 	defer st.close()
+	// Each piece is a complete document of the format. See formats.go.
 	for first := true; ; first = false {
 		piece, err := st.next()
 		if errors.Is(err, io.EOF) {
@@ -179,6 +182,7 @@ func (s *server) killWhenDone(ctx context.Context, id string) (stop func()) {
 			return
 		case <-ctx.Done():
 		}
+		// Repeat until the statement has ended: an early KILL may have found nothing.
 		t := time.NewTicker(killInterval)
 		defer t.Stop()
 		for {
