@@ -42,6 +42,7 @@ func exceptionBlock(tag, message string) string {
 	return fmt.Sprintf("\r\n__exception__\r\n%s\r\n%s\n%d %s\r\n__exception__\r\n", tag, message, len(message)+1, tag)
 }
 
+// An answer ends with all of its rows, and with the error if the query failed.
 func TestAnswerEnds(t *testing.T) {
 	t.Parallel()
 	rows := strings.Repeat("0123456789\n", 20_000)
@@ -88,6 +89,7 @@ func TestAnswerEnds(t *testing.T) {
 	}
 }
 
+// A server that is not ClickHouse is reported as such.
 func TestNotClickHouse(t *testing.T) {
 	t.Parallel()
 	s := httptest.NewServer(http.NotFoundHandler())
@@ -102,6 +104,7 @@ func TestNotClickHouse(t *testing.T) {
 	}
 }
 
+// Codes, names and messages are separated, whatever is around them.
 func TestParseError(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]clickhouse.Error{
@@ -119,6 +122,7 @@ func TestParseError(t *testing.T) {
 	}
 }
 
+// Any text results in an error that is no longer than the text.
 func FuzzParseError(f *testing.F) {
 	f.Add("Code: 60. DB::Exception: Table x does not exist. (UNKNOWN_TABLE) (version 26.7.2.1)")
 	f.Fuzz(func(t *testing.T, text string) {
@@ -161,6 +165,7 @@ func FuzzAnswer(f *testing.F) {
 	})
 }
 
+// The configuration comes first, then the environment, then the usual places.
 func TestFindLibrary(t *testing.T) {
 	there := filepath.Join(t.TempDir(), "libchdb.so")
 	if err := os.WriteFile(there, nil, 0o600); err != nil {

@@ -72,6 +72,7 @@ func running(t *testing.T, c *clickhouse.Client, sql string) bool {
 	return ask(t, c, "SELECT count() FROM system.processes WHERE query = '"+sql+"'") == "1"
 }
 
+// A killed engine is replaced at the same address.
 func TestKilledEngineRestarts(t *testing.T) {
 	t.Parallel()
 	e := clickhousetest.Start(t)
@@ -109,6 +110,7 @@ func TestQueryWaitsForRestart(t *testing.T) {
 	}
 }
 
+// Close does not wait for running queries.
 func TestCloseEndsQueries(t *testing.T) {
 	t.Parallel()
 	c, err := clickhousetest.Config()
@@ -140,6 +142,7 @@ func TestCloseEndsQueries(t *testing.T) {
 	}
 }
 
+// Tables on disk survive a restart.
 func TestDataSurvivesRestart(t *testing.T) {
 	t.Parallel()
 	c, err := clickhousetest.Config()
@@ -195,6 +198,7 @@ func TestSecondEngineOnFolder(t *testing.T) {
 	}
 }
 
+// A start that cannot succeed fails with the reason.
 func TestStartFails(t *testing.T) {
 	t.Parallel()
 	good, err := clickhousetest.Config()
@@ -212,7 +216,7 @@ func TestStartFails(t *testing.T) {
 		"not a library":    {func(c *clickhouse.Config) { c.Library = noLibrary }, "load "},
 		"no such library":  {func(c *clickhouse.Config) { c.Library = "/nowhere" }, "clickhouse.library is /nowhere"},
 		"no such command":  {func(c *clickhouse.Config) { c.Command = []string{"/nowhere"} }, "/nowhere"},
-		"not on loopback":  {func(c *clickhouse.Config) { c.Listen = "0.0.0.0:0" }, "loopback only"},
+		"not on loopback":  {func(c *clickhouse.Config) { c.Listen = "0.0.0.0:0" }, "loopback address"},
 		"not our command":  {func(c *clickhouse.Config) { c.Command = []string{"false"} }, "exit status 1"},
 		"unusable address": {func(c *clickhouse.Config) { c.Listen = "127.0.0.1:none" }, "listen for the engine"},
 	} {
@@ -231,6 +235,7 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
+// A start is abandoned when its context ends.
 func TestStartEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	c, err := clickhousetest.Config()

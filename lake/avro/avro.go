@@ -82,6 +82,7 @@ func Compile(schema string, references ...string) (*Plan, error) {
 		root = &avro.SchemaNode{Type: "record", Fields: []avro.SchemaField{{Name: "value", Type: *root}}}
 	}
 	p := &Plan{}
+	// The plan keeps the order of the schema, which is that of the encoding.
 	if p.root, p.fields, err = c.record(root, ""); err != nil {
 		return nil, err
 	}
@@ -203,6 +204,7 @@ func (c *compiler) resolve(n *avro.SchemaNode) *avro.SchemaNode {
 // record plans the columns of a record.
 func (c *compiler) record(n *avro.SchemaNode, path string) (*node, []columnar.Field, error) {
 	full := fullName(n)
+	// Restored at the end, as records are nested.
 	outer := c.within
 	// Enclosing records, by which recursion is noticed.
 	c.inside[full] = true
@@ -246,6 +248,7 @@ func described(doc, more string) string {
 
 // distinct refuses names that differ only in case, which SQL engines cannot distinguish.
 func distinct(path string, fields []columnar.Field) error {
+	// Original names by their lower-case form.
 	names := map[string]string{}
 	for _, f := range fields {
 		folded := strings.ToLower(f.Name)
@@ -280,6 +283,7 @@ func (c *compiler) value(n *avro.SchemaNode, path string) (*node, columnar.Field
 		return nil, columnar.Field{}, fmt.Errorf("%s: types are nested more than %d deep", path, maxDepth)
 	}
 	defer func() { c.depth-- }()
+	// A reference to a named type is replaced by its definition.
 	n = c.resolve(n)
 	switch n.Type {
 	case "union":
@@ -356,6 +360,7 @@ func primitive(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
 	case logical == "uuid" && (n.Type == "string" || n.Type == "fixed" && n.Size == 16):
 		return of(uuidKind, iceberg.PrimitiveTypes.UUID, "")
 	}
+	// Types without a supported logical type.
 	switch n.Type {
 	case "boolean":
 		return of(boolKind, iceberg.PrimitiveTypes.Bool, n.LogicalType)

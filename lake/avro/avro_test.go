@@ -83,6 +83,7 @@ func rows(t testing.TB, c *columnar.Columns) string {
 
 func text(fields []columnar.Field) string { return columnar.Struct{Fields: fields}.String() }
 
+// Every type is decoded to its column.
 func TestAllTypes(t *testing.T) {
 	t.Parallel()
 	p := compile(t, everything)
@@ -169,6 +170,7 @@ func TestSchemasOfOneTable(t *testing.T) {
 	}
 }
 
+// Types of referenced schemas are resolved.
 func TestReferences(t *testing.T) {
 	t.Parallel()
 	const who = `{"type":"record","name":"Who","namespace":"web","fields":[{"name":"id","type":"string"}]}`
@@ -181,6 +183,7 @@ func TestReferences(t *testing.T) {
 	}
 }
 
+// Invalid schemas and values are refused with the field and the reason.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	for schema, want := range map[string]string{
@@ -246,6 +249,7 @@ func FuzzValue(f *testing.F) {
 	})
 }
 
+// The columns of every schema that compiles are valid.
 func FuzzSchema(f *testing.F) {
 	f.Add(everything)
 	f.Fuzz(func(t *testing.T, schema string) {

@@ -54,6 +54,7 @@ func (d *Decoder) Append(value []byte) error {
 	if d.first != nil { // the caller's columns may already be longer
 		mark = d.first.Len()
 	}
+	// The reader stops at its first error, and later reads return zero values.
 	s := source{Reader: avro.Reader{Rest: value}}
 	// A failed read leaves the columns unequal, which the rollback repairs.
 	d.root.fields(&s)
@@ -91,6 +92,7 @@ func (n *node) bindGroup(fields []columnar.Field, columns []columnar.Column, pat
 	}
 	// Columns may be in any order, and more than the schema has.
 	at := evolution.Match(fields, want)
+	// Nulls take part, because a union counts its branches by index.
 	for n, child := range n.children {
 		if child.kind == nullKind {
 			t.children = append(t.children, &target{node: child})
@@ -107,6 +109,7 @@ func (n *node) bindGroup(fields []columnar.Field, columns []columnar.Column, pat
 		}
 		t.children = append(t.children, bound)
 	}
+	// The remaining columns are null in every row of this schema.
 	for i, col := range columns {
 		if present, ok := col.(*columnar.Bools); ok && !taken[i] && fields[i].Name == presentColumn && empty {
 			t.present = present
@@ -126,6 +129,7 @@ func (n *node) bind(f columnar.Field, col columnar.Column, path string) (*target
 		return nil, fmt.Errorf("%s: the column must be nullable", path)
 	}
 	var err error
+	// Nested types bind their parts to the parts of the column.
 	switch n.kind {
 	case recordKind, unionKind:
 		group, ok := col.(*columnar.Structs)
@@ -253,6 +257,7 @@ func (e *fieldError) Unwrap() error { return e.err }
 
 // inField adds the field in which an error occurred to its path.
 func inField(name string, err error) error {
+	// Enclosing fields are added on the way out.
 	if e := (*fieldError)(nil); errors.As(err, &e) {
 		return &fieldError{join(name, e.path), e.err}
 	}
@@ -398,6 +403,7 @@ func (t *target) integer(s *source) {
 		s.Fail(fmt.Errorf("%d is out of range for %s", v, by.of))
 		return
 	}
+	// ok is set to false for times that the column cannot have.
 	ok := true
 	switch t.kind {
 	case intKind, dateKind, dayMillisKind:
@@ -449,6 +455,7 @@ func (t *target) uuid(s *source) {
 	var id [16]byte
 	// Hyphens are only accepted at their four positions.
 	compact := make([]byte, 0, 32)
+	// Collect the digits.
 	for i, c := range b {
 		if c == '-' && (i == 8 || i == 13 || i == 18 || i == 23) {
 			continue
@@ -473,6 +480,7 @@ func (t *target) decimal(s *source) {
 	if s.Err != nil {
 		return
 	}
+	// SetBytes reads an unsigned number.
 	v := new(big.Int).SetBytes(b)
 	if len(b) > 0 && b[0] >= 0x80 { // two's complement
 		v.Sub(v, new(big.Int).Lsh(big.NewInt(1), uint(len(b))*8))

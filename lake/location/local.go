@@ -173,6 +173,7 @@ func createFolder(op, name string) (p string, folders []string, err error) {
 	if p, err = resolve(op, name); err != nil {
 		return "", nil, err
 	}
+	// Walk up to the first folder that exists: it gets a new entry, too.
 	for folder := filepath.Dir(p); ; folder = filepath.Dir(folder) {
 		folders = append(folders, folder)
 		if _, err := os.Stat(folder); err == nil || folder == filepath.Dir(folder) {

@@ -42,6 +42,7 @@ func TestTable(t *testing.T) {
 	})
 }
 
+// A file is inside only if every reader of its name agrees.
 func TestInside(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]bool{
@@ -89,6 +90,7 @@ func FuzzFence(f *testing.F) {
 	})
 }
 
+// Files outside of the table's folder can be neither opened nor removed.
 func TestFence(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()

@@ -77,6 +77,7 @@ func (r *run) planCompaction(ctx context.Context, t *table.Table) (plan, error) 
 func partitionKey(f iceberg.DataFile) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d", f.SpecID())
+	// Values by field id, in a fixed order, with their Go types.
 	values := f.Partition()
 	for _, id := range slices.Sorted(maps.Keys(values)) {
 		fmt.Fprintf(&b, "/%d=%#v", id, values[id])

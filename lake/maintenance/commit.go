@@ -94,6 +94,7 @@ func (c *commit) try(ctx context.Context) (base int64, err error) {
 	if len(c.bases) > 0 && landed(t.Metadata(), c.id) {
 		return unknownBase, nil
 	}
+	// The head that the assertion below fixes, or none in an empty table.
 	base = noBase
 	if head := t.CurrentSnapshot(); head != nil {
 		base = head.SnapshotID

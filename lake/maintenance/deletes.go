@@ -41,6 +41,7 @@ func deadEqualityDeletes(
 	if err != nil {
 		return nil, fmt.Errorf("read manifests: %w", err)
 	}
+	// Delete files are only in delete manifests.
 	for _, m := range manifests {
 		if m.ManifestContent() != iceberg.ManifestContentDeletes {
 			continue

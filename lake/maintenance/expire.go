@@ -109,6 +109,7 @@ func ageOfHeld(meta table.Metadata, held map[int64]bool) (age time.Duration) {
 // headsSince returns how many snapshots of a branch are, or were after a time, its head: the
 // maximum over all branches.
 func headsSince(meta table.Metadata, since time.Time) (most int) {
+	// Tags always retain their snapshot, so only branches count.
 	for _, ref := range meta.Refs() {
 		if ref.SnapshotRefType != table.BranchRef {
 			continue

@@ -249,6 +249,7 @@ func literals(column arrow.Array) (func(row int) iceberg.Literal, error) {
 
 // appendLiteral appends the result of a transform.
 func appendLiteral(dst []byte, v iceberg.Literal) ([]byte, error) {
+	// Same encodings as in keyField.value, by the type of the result.
 	switch v := v.(type) {
 	case iceberg.BoolLiteral:
 		return appendBool(dst, bool(v)), nil

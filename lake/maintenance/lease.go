@@ -239,6 +239,7 @@ func Claim(ctx context.Context, t *table.Table, before time.Time) (held map[int6
 		done()
 		return nil, nil, fmt.Errorf("list leases: %w", err)
 	}
+	// Leases of readers that start later make them wait. See awaitClaims.
 	held = map[int64]bool{}
 	for _, l := range live {
 		if l.kind == hold {

@@ -70,6 +70,7 @@ func readable(t *testing.T, w *world, meta table.Metadata, id int64) bool {
 	return true
 }
 
+// Expiry keeps a snapshot until its last reader releases it.
 func TestExpiryKeepsHeldSnapshots(t *testing.T) {
 	t.Parallel()
 	w, old := newHistory(t)
@@ -242,6 +243,7 @@ func leaseFiles(t *testing.T, w *world) (names []string) {
 	return names
 }
 
+// Any file name is either refused, or read as a lease that is written in the same way.
 func FuzzParseLease(f *testing.F) {
 	f.Add(lease{hold, 7, time.UnixMilli(1_700_000_000_000)}.name())
 	f.Add(lease{claim, 0, time.UnixMilli(0)}.name())

@@ -88,6 +88,7 @@ func (r *run) manifestsToRewrite(ctx context.Context, t *table.Table) (small int
 	if err != nil {
 		return 0, false, fmt.Errorf("read manifests: %w", err)
 	}
+	// The target size is a property of the table, as for other engines.
 	want := int64(t.Properties().GetInt(table.ManifestTargetSizeBytesKey, table.ManifestTargetSizeBytesDefault))
 	for _, m := range manifests {
 		// Delete manifests are not merged.

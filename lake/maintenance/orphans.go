@@ -181,6 +181,7 @@ func hasSuffix(s string, suffixes ...string) bool {
 
 // plain normalises a location, since writers spell the same one differently.
 func plain(location string) string {
+	// A location without a scheme is a path.
 	scheme, rest, ok := strings.Cut(location, ":/")
 	if !ok {
 		return path.Clean(location)

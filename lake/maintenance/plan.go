@@ -71,6 +71,7 @@ func Plan(ctx context.Context, load Load, c Config) (Planned, error) {
 	if err != nil {
 		return fail(err)
 	}
+	// Locations are listed, so that an operator can check them before a run.
 	for _, f := range orphans {
 		p.OrphanFiles = append(p.OrphanFiles, f.location)
 		p.OrphanBytes += f.bytes

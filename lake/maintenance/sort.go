@@ -73,6 +73,7 @@ func (s *sorter) sorted(each func(arrow.RecordBatch) error) error {
 		return err
 	}
 	// Merging holds a batch per run, so too many runs are first merged into larger ones.
+	// At least two runs have to be merged at a time to make progress.
 	fanIn := int(max(2, s.budget/spillBatch))
 	for len(s.runs) > fanIn {
 		some := s.runs[:fanIn]
@@ -166,6 +167,7 @@ func (s *sorter) take(from arrow.RecordBatch, rows []int64, each func(arrow.Reco
 	if err := s.ctx.Err(); err != nil {
 		return err
 	}
+	// Arrow takes rows by index in one pass per column.
 	b := array.NewInt64Builder(memory.DefaultAllocator)
 	defer b.Release()
 	b.AppendValues(rows, nil)
@@ -201,6 +203,7 @@ func (s *sorter) write(rows func(each func(arrow.RecordBatch) error) error) (_ s
 		return "", fmt.Errorf("sort: %w", err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
+	// Batches are small, so writes are buffered.
 	buffered := bufio.NewWriterSize(f, 256<<10)
 	w := ipc.NewWriter(buffered, ipc.WithSchema(s.schema), ipc.WithLZ4())
 	if err := rows(w.Write); err != nil {

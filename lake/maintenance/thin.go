@@ -33,6 +33,7 @@ func surplus(snapshots []table.Snapshot, keep map[int64]bool, now time.Time) (id
 	seen := map[string]bool{} // minutes and hours whose last state is retained
 	// Newest first, so that the last state of each minute or hour is the one that is retained.
 	for i, s := range all {
+		// Ages count from the time of the commit.
 		at := timeunit.Time(s.TimestampMs)
 		age, span := now.Sub(at), ""
 		switch {

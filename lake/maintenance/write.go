@@ -100,7 +100,7 @@ func parquetProperties(props iceberg.Properties, schema *arrow.Schema) (*parquet
 	if !ok {
 		return nil, fmt.Errorf("table property %s: unknown codec %q", table.ParquetCompressionKey, name)
 	}
-	// Larger row groups would not fit the memory budget.
+	// The table's own limit applies if it is lower.
 	groupRows := min(256<<10, max(1, props.GetInt(table.ParquetRowGroupLimitKey, 256<<10)))
 	p := []parquet.WriterProperty{
 		parquet.WithCompression(codec),
@@ -122,6 +122,7 @@ func (w *writer) write(rec arrow.RecordBatch) error {
 	if rec.NumRows() == 0 {
 		return nil
 	}
+	// Files are opened on the first row, so that no empty one is written.
 	if w.parquet == nil {
 		if err := w.open(); err != nil {
 			return err

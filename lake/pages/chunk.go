@@ -48,6 +48,7 @@ const minRepetition = 2
 
 // newChunk returns the chunk of a leaf column.
 func newChunk(f columnar.Field, column *schema.Column) (*chunk, error) {
+	// Booleans are bits, and byte arrays vary in length.
 	c := &chunk{column: column, id: f.ID, stats: bounds{of: column}}
 	switch column.PhysicalType() {
 	case parquet.Types.Int32, parquet.Types.Float:

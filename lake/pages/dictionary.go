@@ -110,6 +110,7 @@ func (d *dictionary) strings(indices []uint32, col *columnar.Bytes, valid []byte
 		if valid != nil && !bitutil.BitIsSet(valid, i) {
 			continue // nulls have no content
 		}
+		// Values follow each other in the content, nulls take no space.
 		end := int(offset)
 		// A repeated long value is found without hashing it again.
 		if end-begin > keyBytes && string(content[begin:end]) == string(last) {

@@ -107,6 +107,7 @@ func (t *tree) node(f columnar.Field, around levels) (*node, error) {
 
 // write writes a page of every leaf below the node.
 func (n *node) write(s *shared, col columnar.Column, in slots) error {
+	// Only leaves have pages.
 	if n.chunk != nil {
 		return n.leaf(s, col, in)
 	}

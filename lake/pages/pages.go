@@ -179,6 +179,7 @@ func (w *Writer) endGroup() {
 	if w.rows == 0 || w.err != nil {
 		return
 	}
+	// Chunks of a row group are written one after another, in schema order.
 	group := w.file.AppendRowGroup()
 	group.SetNumRows(w.rows)
 	for _, c := range w.chunks {
@@ -229,6 +230,7 @@ func (w *Writer) End() (File, error) {
 			f.NaNs[c.id] = c.nans
 		}
 	}
+	// The footer is encoded by arrow-go.
 	footer := w.at
 	if f.Metadata, w.err = w.file.Finish(); w.err == nil {
 		_, w.err = f.Metadata.WriteTo(counted{w}, nil)

@@ -51,6 +51,7 @@ func (c *chunk) appendPlain(b []byte, col columnar.Column) ([]byte, error) {
 	default:
 		return b, fmt.Errorf("unexpected column type %T", col)
 	}
+	// PLAIN has no place for nulls: the levels represent them.
 	if valid != nil {
 		b = b[:at+len(dropNulls(b[at:], c.width, valid))]
 	}

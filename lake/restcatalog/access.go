@@ -79,6 +79,7 @@ const defaultTokenLifetime = time.Hour
 
 // check validates the settings and sets defaults.
 func (a *Access) check() error {
+	// Half a pair would only fail at the client, with an error of the object store.
 	for _, pair := range []Keys{a.ReadKeys, a.WriteKeys} {
 		if (pair.AccessKey == "") != (pair.SecretKey == "") {
 			return errors.New("set both the access key and the secret key, or neither")
@@ -172,6 +173,7 @@ func (s *Server) authenticate(r *http.Request) (*http.Request, caller, error) {
 	case r.Method == http.MethodPost && r.URL.Path == tokenPath: // authenticates in its body
 		c.right = None
 	default:
+		// The Authorization header is "Bearer TOKEN".
 		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 		if !strings.EqualFold(scheme, "Bearer") { // some clients send token_type, which is lower case
 			return r, caller{}, notAuthorized()
@@ -187,6 +189,7 @@ func (s *Server) authenticate(r *http.Request) (*http.Request, caller, error) {
 		if err != nil {
 			return r, caller{}, notAuthorized()
 		}
+		// Callers without an entry have no rights.
 		c = caller{name: name, right: access.Rights[name], tables: access.Tables[name]}
 	}
 	return r.WithContext(context.WithValue(r.Context(), callerKey{}, c)), c, nil

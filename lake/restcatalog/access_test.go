@@ -161,6 +161,7 @@ func TestTableRights(t *testing.T) {
 	}
 }
 
+// The names of rights are parsed back. Others are refused with the valid ones.
 func TestParseRight(t *testing.T) {
 	t.Parallel()
 	for _, r := range []restcatalog.Right{restcatalog.None, restcatalog.Read, restcatalog.Write, restcatalog.Admin} {

@@ -41,6 +41,7 @@ func guarded(t testing.TB) *fixture {
 
 func tokenOf(name string) string { return name + "-0123456789-0123456789" }
 
+// Only requests with a valid token are served, and no token appears in the log.
 func TestAuthentication(t *testing.T) {
 	t.Parallel()
 	p := guarded(t).serve(t)
@@ -61,6 +62,7 @@ func TestAuthentication(t *testing.T) {
 	}
 }
 
+// Access tokens are issued for credentials and in exchange for others, and expire.
 func TestOAuth2(t *testing.T) {
 	t.Parallel()
 	p := guarded(t).serve(t)

@@ -26,6 +26,7 @@ type TableEntry struct {
 // claimsCheck returns a check of the moves' claims against all other tables, or nil if there are no
 // claims. The check runs in the transaction of the swap.
 func (s *Server) claimsCheck(moves []Move) func(ctx context.Context, tables []TableEntry) error {
+	// Most commits claim nothing, and need no check.
 	claimed := false
 	for _, m := range moves {
 		claimed = claimed || m.Claim != nil
@@ -40,6 +41,7 @@ func (s *Server) claimsCheck(moves []Move) func(ctx context.Context, tables []Ta
 		for _, t := range tables {
 			others = append(others, s.identify(ctx, t))
 		}
+		// Compare each claim with the other tables, and with the other moves.
 		for i, m := range moves {
 			if m.Claim == nil {
 				continue
@@ -123,6 +125,7 @@ func parent(location string) string {
 
 // claim returns what a plan claims, or nil if UUID and location stay the same.
 func (p *plan) claim() *Claim {
+	// A new table always claims its UUID and location.
 	id := p.metadata.TableUUID().String()
 	if p.current != nil && p.current.Metadata().TableUUID().String() == id &&
 		p.current.Location() == p.metadata.Location() {

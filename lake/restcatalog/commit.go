@@ -39,6 +39,7 @@ type changeRequest struct {
 func (c changeRequest) change(ident table.Identifier) (_ change, err error) {
 	var requirements table.Requirements
 	var updates table.Updates
+	// Both lists are required, though they may be empty.
 	for _, list := range []struct {
 		field string
 		raw   json.RawMessage
@@ -190,6 +191,7 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 	creates := slices.ContainsFunc(c.requirements, func(r table.Requirement) bool {
 		return r.GetType() == table.AssertCreate().GetType()
 	})
+	// Load the table in every attempt, as another commit may have come first.
 	current, err := s.config.Catalog.LoadTable(ctx, c.table)
 	switch {
 	case errors.Is(err, catalog.ErrNoSuchTable):
@@ -290,6 +292,7 @@ func (s *Server) create(ctx context.Context, c change) (table.Metadata, error) {
 		format := table.NewUpgradeFormatVersionUpdate(table.DefaultFormatVersion)
 		updates = append([]table.Update{format}, updates...)
 	}
+	// The default location, unless the client sets one.
 	location, err := s.tableLocation(ctx, c.table, id) // also checks that the namespace exists
 	if err != nil {
 		return nil, err
@@ -323,6 +326,7 @@ func update(base table.Metadata, updates []table.Update, file string) (m table.M
 	if base != nil {
 		return table.UpdateTableMetadata(base, updates, file)
 	}
+	// The lowest format. create has added an update that sets the actual one.
 	b, err := table.NewMetadataBuilder(1)
 	if err != nil {
 		return nil, err
@@ -392,6 +396,7 @@ func (s *Server) newPlan(
 			version = n + 1
 		}
 	}
+	// The table's properties may choose another folder for metadata.
 	locations, err := table.LoadLocationProvider(metadata.Location(), metadata.Properties())
 	if err != nil {
 		return nil, badRequest("location: %v", err)
@@ -455,6 +460,7 @@ func (s *Server) swap(ctx context.Context, moves []Move) error {
 	if err := ctx.Err(); err != nil {
 		return unavailable(err)
 	}
+	// A swap that was sent must be followed to its end, to know the outcome.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), swapTimeout)
 	defer cancel()
 	// nil unless a move claims a UUID or location.
@@ -536,6 +542,7 @@ func (s *Server) remove(ctx context.Context, written []string) {
 // removeReplaced removes metadata files that a commit dropped from the table's log, if the table's
 // properties ask for it. In a REST catalog this is the server's task.
 func (s *Server) removeReplaced(ctx context.Context, plans []*plan) {
+	// A failure here does not matter: the files become orphans.
 	for _, p := range plans {
 		enabled := p.metadata.Properties().GetBool(
 			table.MetadataDeleteAfterCommitEnabledKey, table.MetadataDeleteAfterCommitEnabledDefault)

@@ -12,6 +12,7 @@ import (
 	"github.com/millrace/millrace/lake/restcatalog"
 )
 
+// New names the setting that it refuses.
 func TestNewReportsInvalidSettings(t *testing.T) {
 	t.Parallel()
 	good := onSQLite(t).Config
@@ -151,6 +152,7 @@ func TestPaging(t *testing.T) {
 	}
 }
 
+// Properties of a namespace are set, removed and used for new tables.
 func TestNamespaceProperties(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)

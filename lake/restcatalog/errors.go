@@ -112,6 +112,7 @@ func (s *Server) answer(h handler) http.Handler {
 
 // sendError logs a server error and sends the response.
 func (s *Server) sendError(w http.ResponseWriter, r *http.Request, f *apiError) {
+	// Only errors of the server are worth an operator's attention.
 	if f.status >= http.StatusInternalServerError {
 		s.config.Logger.Error("request failed", "method", r.Method, "path", r.URL.Path,
 			"status", f.status, "error", errors.Join(f, f.cause))
@@ -178,6 +179,7 @@ func decodeError(b []byte, what string, err error) error {
 		line := 1 + bytes.Count(read, []byte("\n"))
 		column := len(read) - bytes.LastIndexByte(read, '\n') - 1
 		return badRequest("%s: invalid JSON: line %d, column %d: %v", what, line, column, syntax)
+	// The field is the full path within the body.
 	case errors.As(err, &kind):
 		if kind.Field != "" {
 			what = kind.Field

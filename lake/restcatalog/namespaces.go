@@ -62,6 +62,7 @@ func (s *Server) listNamespaces(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	// The catalog lists namespaces of all depths. Reduce them to direct children, each once.
+	// Joined names serve as keys, because identifiers cannot be.
 	children := map[string]table.Identifier{}
 	caller := callerOf(r)
 	for _, n := range all {
@@ -101,6 +102,7 @@ func page(r *http.Request, keys []string) (part []string, next string, err error
 	if !q.Has("pageToken") && !q.Has("pageSize") { // the client does not use pages
 		return keys, "", nil
 	}
+	// A client may ask for smaller pages, but not for larger ones.
 	size := maxPage
 	if text := q.Get("pageSize"); text != "" {
 		n, err := strconv.Atoi(text)
@@ -115,6 +117,7 @@ func page(r *http.Request, keys []string) (part []string, next string, err error
 		if err != nil || !ours {
 			return nil, "", badRequest("pageToken: %q was not issued by this catalog", token)
 		}
+		// The last key may have been removed since. Then its successor comes next.
 		at, found := slices.BinarySearch(keys, after)
 		if found {
 			at++
@@ -234,6 +237,7 @@ func (s *Server) updateNamespace(w http.ResponseWriter, r *http.Request) error {
 	if err := read(r, &change); err != nil {
 		return err
 	}
+	// The specification requires an error, since the order of the two is undefined.
 	for _, key := range change.Removals {
 		if _, both := change.Updates[key]; both {
 			return &apiError{

@@ -23,9 +23,11 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 	if err != nil {
 		return err
 	}
+	// The metadata was loaded before the drop.
 	m := t.Metadata()
 	// Files to delete. Others are removed from it before anything is deleted.
 	own := map[string]string{} // location as written, by canonical location
+	// Number of files that are not the table's own.
 	left := 0
 	add := func(file string) {
 		// A table may refer to files pathProperties, which may belong to others.
@@ -51,6 +53,7 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 		s.config.Logger.Warn("purge: files outside of the table's location remain",
 			"location", m.Location(), "files", left)
 	}
+	// Delete nothing that another table of the catalog refers to.
 	if err := s.keepReferenced(ctx, m.Location(), own); err != nil {
 		return fmt.Errorf("no files were removed: %w", err)
 	}
@@ -91,6 +94,7 @@ func (s *Server) keepReferenced(ctx context.Context, at string, files map[string
 		if why == nil {
 			return nil
 		}
+		// Count the attempts per table.
 		if t.name() != last {
 			last, failures = t.name(), 1
 		}

@@ -46,6 +46,7 @@ func references(
 				return err
 			}
 		}
+		// Snapshots of format 1 may list their manifests without a manifest list.
 		manifests, err := snapshot.Manifests(fio)
 		if err != nil {
 			return fmt.Errorf("manifest list %s: %w", snapshot.ManifestList, err)
@@ -130,6 +131,7 @@ func (s *Server) checkOwnFiles(ctx context.Context, before, after table.Metadata
 			known[m.FilePath()] = s.warehouse.covers(after.Location(), m.FilePath())
 		}
 	}
+	// Files that the table had before stay allowed, wherever they are.
 	err = references(ctx, fio, after, isNew, known, func(r reference) error {
 		if named[r.file] || s.warehouse.covers(after.Location(), r.file) {
 			return nil

@@ -117,6 +117,7 @@ func New(c Config) (*Server, error) {
 		c.RequestContext = func(ctx context.Context) context.Context { return ctx }
 	}
 	c.Logger = c.Logger.With("part", "rest catalog")
+	// Metadata files are immutable, so cached identities never become stale.
 	identities, err := lru.New[string, Claim](maxIdentities)
 	if err != nil {
 		return nil, fmt.Errorf("REST catalog: %w", err)
@@ -174,6 +175,7 @@ func (s *Server) route() {
 		{http.MethodGet, namespace + "/views", Read, s.listViews, true},
 	} {
 		s.endpoints = append(s.endpoints, e.method+" /v1/{prefix}"+e.path)
+		// Handlers of several tables check the rights to each of them.
 		permitted := require
 		if e.some {
 			permitted = requireSome
@@ -204,6 +206,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(s.config.RequestContext(r.Context()), s.config.Timeout)
 	defer cancel()
 	r = r.WithContext(ctx)
+	// Larger bodies fail in the handler's read, with status 413.
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	seen := &statusWriter{ResponseWriter: w, status: http.StatusOK}
 	// Responses may contain credentials, and are only valid now.

@@ -104,6 +104,7 @@ func (s *SQL) Swap(
 			return err
 		}
 	}
+	// Each move fails if its table is not at the expected file.
 	for _, m := range moves {
 		if err := s.move(ctx, tx, m); err != nil {
 			_ = tx.Rollback() // the server rolls back anyway
@@ -161,6 +162,7 @@ func (s *SQL) tables(ctx context.Context, db interface {
 	if err != nil {
 		return nil, err
 	}
+	// An error of Close may mean that rows are missing.
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
 		var namespace, name, file string
@@ -241,6 +243,7 @@ func (s *SQL) insert(ctx context.Context, tx *sql.Tx, m Move, key []any) error {
 	if namespaces == 0 {
 		return fmt.Errorf("%w: %s", catalog.ErrNoSuchNamespace, strings.Join(m.Table[:len(m.Table)-1], "."))
 	}
+	// Schema V1 distinguishes tables and views.
 	columns, values := "catalog_name, table_namespace, table_name, metadata_location", "?, ?, ?, ?"
 	if s.typed {
 		columns, values = columns+", iceberg_type", values+", 'TABLE'"

@@ -198,6 +198,7 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return invalidInput("table", err)
 	}
+	// A table that other writers cannot use must not be created.
 	if err := checkChange(nil, metadata, time.Now()); err != nil {
 		return err
 	}
@@ -228,6 +229,7 @@ func notCreated(ident table.Identifier, err error) error {
 
 // metadata returns the metadata of the new table.
 func (c createRequest) metadata(location string, id uuid.UUID) (m table.Metadata, err error) {
+	// Schemas, specs and orders of clients may make iceberg-go panic.
 	defer guard(&err)
 	var spec *iceberg.PartitionSpec
 	if c.Spec != nil {
@@ -275,6 +277,7 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 		}
 		move.From = current.MetadataLocation()
 	}
+	// Read through the fence, because the client chose the file.
 	files := func(ctx context.Context) (io.IO, error) { return s.files(ctx, file) }
 	t, err := table.NewFromLocation(ctx, ident, file, files, nil)
 	if err != nil {
@@ -286,6 +289,7 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 	if err := s.checkRegistrable(ctx, t); err != nil {
 		return err
 	}
+	// A replaced table was guarded above.
 	if move.From == "" {
 		if err := s.guard(ident, nil, t.Metadata()); err != nil {
 			return err

@@ -229,6 +229,7 @@ func TestDropAndPurge(t *testing.T) {
 	}
 }
 
+// An existing metadata file becomes a table, or replaces its own table.
 func TestRegister(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)

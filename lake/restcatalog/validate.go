@@ -168,6 +168,7 @@ func checkHistory(before table.Metadata, updates []table.Update) error {
 			Removed  []int64         `json:"snapshot-ids"`
 			Format   int             `json:"format-version"`
 		}
+		// Only these updates affect the lineage.
 		switch u.Action() {
 		case table.UpdateAddSnapshot, table.UpdateRemoveSnapshots, table.UpdateUpgradeFormatVersion:
 		default:
@@ -322,6 +323,7 @@ func acyclic(m table.Metadata) error {
 
 // checkSchema returns an error if a schema exceeds the limits.
 func checkSchema(s *iceberg.Schema) error {
+	// The number of fields counts at all levels together.
 	left := maxFields
 	if err := checkFields("", s.Fields(), maxNesting, &left); err != nil {
 		return badRequest("schema: %v", err)

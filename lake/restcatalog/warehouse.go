@@ -26,6 +26,7 @@ type warehouse struct {
 
 // openWarehouse parses the warehouse's URL.
 func openWarehouse(at string, storage Storage) (warehouse, error) {
+	// Locations are compared with the URL followed by a slash.
 	at = strings.TrimSuffix(at, "/")
 	w := warehouse{url: at, bucket: strings.HasPrefix(at, "s3://"), storage: storage}
 	if !w.bucket && !strings.HasPrefix(at, "file:///") {
@@ -101,6 +102,7 @@ var unsafe = regexp.MustCompile(`[^\w.-]`)
 // earlier table of the same name was renamed. So cleaning up one table never deletes another's
 // files.
 func (s *Server) tableLocation(ctx context.Context, ident table.Identifier, id uuid.UUID) (string, error) {
+	// The namespace may have a location of its own.
 	namespace, name := ident[:len(ident)-1], ident[len(ident)-1]
 	props, err := s.config.Catalog.LoadNamespaceProperties(ctx, namespace)
 	if err != nil {
@@ -148,6 +150,7 @@ func (s *Server) credentials(r *http.Request) []credential {
 	if !s.warehouse.bucket || keys.empty() {
 		return []credential{}
 	}
+	// Endpoint and region are needed along with the keys.
 	c := s.warehouse.clientConfig()
 	c["s3.access-key-id"], c["s3.secret-access-key"] = keys.AccessKey, keys.SecretKey
 	return []credential{{s.warehouse.url + "/", c}}

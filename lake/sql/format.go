@@ -40,7 +40,8 @@ var formats = map[string]format{
 		clickhouse: "JSONCompactStringsEachRowWithNamesAndTypes", render: renderTable,
 		settings: with(jsonSettings, map[string]string{
 			"describe_compact_output": "1",
-			"limit":                   strconv.Itoa(MaxTableRows + 1), // one more row shows that the output is incomplete
+			// One more row shows that the output is incomplete.
+			"limit": strconv.Itoa(MaxTableRows + 1),
 		}),
 	},
 	FormatJSON: {clickhouse: "JSONEachRow", settings: with(jsonSettings, map[string]string{

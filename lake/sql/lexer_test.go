@@ -7,6 +7,7 @@ import (
 	"pgregory.net/rapid"
 )
 
+// The namespace is replaced only where it is a database.
 func TestQualify(t *testing.T) {
 	t.Parallel()
 	for query, want := range map[string]string{
@@ -34,6 +35,7 @@ func TestQualify(t *testing.T) {
 	}
 }
 
+// Tables of other namespaces are found under their full names.
 func TestQualifyOtherNamespaces(t *testing.T) {
 	t.Parallel()
 	for query, want := range map[string]string{
@@ -50,6 +52,7 @@ func TestQualifyOtherNamespaces(t *testing.T) {
 	}
 }
 
+// A table is mentioned by an identifier, but not by a string or a comment.
 func TestMentions(t *testing.T) {
 	t.Parallel()
 	for query, want := range map[string]bool{
@@ -65,6 +68,7 @@ func TestMentions(t *testing.T) {
 	}
 }
 
+// Comments and spaces before the first word are skipped.
 func TestFirstWord(t *testing.T) {
 	t.Parallel()
 	for query, want := range map[string]string{
@@ -109,6 +113,7 @@ func TestQuote(t *testing.T) {
 	})
 }
 
+// Control characters are escaped, and long values truncated.
 func TestPrintable(t *testing.T) {
 	t.Parallel()
 	for s, want := range map[string]string{
@@ -124,6 +129,7 @@ func TestPrintable(t *testing.T) {
 	}
 }
 
+// Metadata files have to be below their table's location.
 func TestPaths(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -145,6 +151,7 @@ func TestPaths(t *testing.T) {
 	}
 }
 
+// The name of a database depends on the states of the tables, not on their order.
 func TestDatabaseOf(t *testing.T) {
 	t.Parallel()
 	a, b := Table{Name: "a", Location: "/a", MetadataLocation: "/a/1"}, Table{Name: "b", Location: "/b", MetadataLocation: "/b/1"}

@@ -58,9 +58,8 @@ func (s *SQL) checkScope(query string) error {
 		return nil
 	}
 	refuse := func(format string, args ...any) error {
-		return &ScopeError{
-			Message: fmt.Sprintf(format, args...) + "; callers with rights to some tables may only read those (auth.rights)",
-		}
+		reason := fmt.Sprintf(format, args...)
+		return &ScopeError{Message: reason + "; callers with rights to some tables may only read those (auth.rights)"}
 	}
 	var last token // the previous token other than space
 	for t, ok := next(query, 0); ok; t, ok = next(query, t.end) {

@@ -14,6 +14,7 @@ import (
 // other types. Structs may have more columns than the message, left from older versions of it.
 // Those are null.
 func checkColumns(planned, have []columnar.Field) error {
+	// Columns are found by their identity, so their order does not matter.
 	for _, p := range planned {
 		i := indexOf(have, p.Identity())
 		if i < 0 {
@@ -132,7 +133,9 @@ func (m *message) add(f *field) {
 
 // bind sets the column of a field.
 func (f *field) bind(described columnar.Field, col columnar.Column) {
+	// Kept for nulls, whatever the kind.
 	f.column = col
+	// Lists and maps have their values in inner columns.
 	switch f.shape {
 	case listed:
 		f.lists = col.(*columnar.Lists)

@@ -33,6 +33,7 @@ func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 		return nil, fmt.Errorf("columns of %s: %w", p.of.FullName(), err)
 	}
 	d := &Decoder{plan: p, columns: columns, root: &message{byNumber: map[protowire.Number]*field{}}}
+	// The table's fields and columns, in the order of the plan.
 	var fields []columnar.Field
 	var mine []columnar.Column
 	for _, f := range p.fields {
@@ -193,6 +194,7 @@ func (d *Decoder) lookUp(m *message, b []byte) (f *field, size int, err error) {
 	if tag < 0 {
 		return nil, 0, malformed(tag)
 	}
+	// Tags of several bytes, and those with an unexpected wire type.
 	f = m.byNumber[number]
 	if f != nil && typ == f.typ {
 		return f, tag, nil
@@ -214,6 +216,7 @@ func (d *Decoder) lookUp(m *message, b []byte) (f *field, size int, err error) {
 
 // packed appends the elements of a packed list and returns the size of the list with its length.
 func (d *Decoder) packed(f *field, b []byte) (int, error) {
+	// The list is one length-delimited value with its elements in sequence.
 	content, size := protowire.ConsumeBytes(b)
 	if size < 0 {
 		return 0, inField(f.name, notInList, malformed(size))
@@ -230,6 +233,7 @@ func (d *Decoder) packed(f *field, b []byte) (int, error) {
 
 // end ends a list or a map.
 func (d *Decoder) end(f *field) {
+	// Elements have been appended as they occurred. This ends the row's list.
 	if f.shape == listed {
 		f.lists.Append()
 		return

@@ -32,6 +32,7 @@ type slot struct {
 func (m *message) merged(out, b []byte) []byte {
 	var parts []part
 	slots, chosen := map[slot]int{}, map[*uint64]*field{}
+	// First pass: find the parts that remain. b is well-formed, so no errors are possible.
 	for len(b) > 0 {
 		number, typ, tag := protowire.ConsumeTag(b)
 		size := tag + protowire.ConsumeFieldValue(number, typ, b[tag:])
@@ -133,6 +134,7 @@ func (m *message) key(entry []byte) string {
 // check returns an error if b is not a valid message by the rules of proto.Unmarshal, except for
 // missing required fields. depth limits the nesting of messages.
 func check(md protoreflect.MessageDescriptor, b []byte, depth int) error {
+	// The depth counts from the outermost message, as in proto.Unmarshal.
 	if depth <= 0 {
 		return errDepth
 	}
@@ -162,6 +164,7 @@ func check(md protoreflect.MessageDescriptor, b []byte, depth int) error {
 // checkValue validates one field. Fields with another wire type than declared are unknown fields,
 // and thus valid.
 func checkValue(fd protoreflect.FieldDescriptor, typ protowire.Type, b []byte, depth int) error {
+	// proto.Unmarshal checks the content of these kinds, and so does this function.
 	switch kind := fd.Kind(); {
 	case kind == protoreflect.GroupKind && typ == protowire.StartGroupType:
 		content, _ := protowire.ConsumeGroup(fd.Number(), b)

@@ -142,6 +142,7 @@ func newEnum(fd protoreflect.FieldDescriptor) *enum {
 	if !fd.IsList() {
 		e.otherwise = int32(fd.Default().Enum())
 	}
+	// Most enums are numbered from 0 without gaps, so that a slice suffices.
 	values := fd.Enum().Values()
 	for i := range values.Len() {
 		// Protobuf uses the first of several names for a number.
@@ -157,6 +158,7 @@ func newEnum(fd protoreflect.FieldDescriptor) *enum {
 
 // append appends the name of a value, or its number if it has no name.
 func (e *enum) append(to *columnar.Bytes, n int32) {
+	// A negative number becomes a large unsigned one.
 	if uint32(n) < uint32(len(e.names)) {
 		to.AppendString(e.names[n])
 		return

@@ -34,6 +34,7 @@ func (m *message) unknown(out, b []byte) []byte {
 			out = append(out, whole...)
 			continue
 		}
+		// Known fields can only have unknown fields within messages.
 		inner := f.inner()
 		if inner == nil {
 			continue
@@ -106,6 +107,7 @@ var (
 
 // known returns a message type with fields of the given wire types, numbered from 1.
 func known(types ...protowire.Type) *message {
+	// Only numbers and wire types are needed to find unknown fields.
 	m := &message{byNumber: map[protowire.Number]*field{}}
 	for i, t := range types {
 		n := protowire.Number(i + 1)

@@ -19,6 +19,7 @@ var errNotUTF8 = errors.New("invalid UTF-8")
 // value appends one value of a field, which starts at b after its tag, and returns its size. The
 // size is also returned if the value is refused.
 func (d *Decoder) value(f *field, b []byte) (int, error) {
+	// One-byte varints are by far the most common, so they are read without a call.
 	switch f.typ {
 	case protowire.VarintType:
 		var v uint64
@@ -169,6 +170,7 @@ func (d *Decoder) content(f *field, b []byte) error {
 	case bytesKind:
 		f.bytes.Append(b)
 	case messageKind:
+		// Wrappers have no struct: their only field is the column itself.
 		if f.structs != nil {
 			f.structs.Append()
 		}
@@ -190,6 +192,7 @@ func (d *Decoder) content(f *field, b []byte) error {
 // absent appends the value of a field that the message lacks: null, the default, or an error if the
 // field is required.
 func (d *Decoder) absent(f *field) error {
+	// Fields with presence are null. The others have their default.
 	if !f.implicit {
 		f.column.AppendNull()
 		if f.kind == moneyKind {

@@ -149,6 +149,7 @@ func (c *compiler) message(md protoreflect.MessageDescriptor, path string) (*mes
 			Doc: "true: the message is there, and has no fields",
 		}}
 	}
+	// Names must be distinct within a struct, as among the columns of a table.
 	if err := distinct(columns); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -174,6 +175,7 @@ func distinct(fields []columnar.Field) error {
 
 // field plans a field and its columns: two for money, otherwise one.
 func (c *compiler) field(fd protoreflect.FieldDescriptor, path string) (*field, []columnar.Field, error) {
+	// The values of a map are planned like a field of their type.
 	of := fd
 	if fd.IsMap() {
 		of = fd.MapValue()
@@ -243,6 +245,7 @@ func (c *compiler) value(fd protoreflect.FieldDescriptor, path string) (*field, 
 		return nil, columnar.Field{}, fmt.Errorf("%s: the message has more than %d columns", path, maxColumns)
 	}
 	f := &field{number: fd.Number(), name: string(fd.Name())}
+	// Scalars have a fixed mapping. Everything else is a message or a group.
 	if s, ok := scalars[fd.Kind()]; ok {
 		f.kind, f.typ = s.kind, s.wire
 		if f.kind == enumKind {

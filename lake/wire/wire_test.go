@@ -224,6 +224,7 @@ func TestDuplicateKeyWithOtherWireType(t *testing.T) {
 	}
 }
 
+// Errors name the field, with indices in lists, and the reason.
 func TestErrorsHavePaths(t *testing.T) {
 	t.Parallel()
 	text := func(s string) []byte {
@@ -283,6 +284,7 @@ func TestErrorsHavePaths(t *testing.T) {
 	}
 }
 
+// Messages may be nested as deep as Protobuf allows, and not deeper.
 func TestDepth(t *testing.T) {
 	t.Parallel()
 	nested := func(n int) []byte {
@@ -304,6 +306,7 @@ func TestDepth(t *testing.T) {
 	}
 }
 
+// Groups, required fields and extensions of proto2 are supported.
 func TestProto2(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
@@ -346,6 +349,7 @@ func TestProto2(t *testing.T) {
 	}
 }
 
+// Columns have the keys, descriptions and types that follow from the message.
 func TestFields(t *testing.T) {
 	t.Parallel()
 	plan, err := wire.Compile(everything, wire.Options{})
@@ -380,6 +384,7 @@ func TestFields(t *testing.T) {
 	}
 }
 
+// Messages that cannot be columns are refused with the reason.
 func TestCompileErrors(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{

@@ -38,6 +38,7 @@ func Main(m *testing.M, stops ...func() error) {
 		}
 		os.Exit(0)
 	}
+	// From here on, this is the test process itself.
 	code := m.Run()
 	if shared.engine != nil {
 		stops = append(stops, shared.engine.Close)
@@ -92,6 +93,7 @@ func Start(t testing.TB) *clickhouse.Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Close waits for the process to end.
 	t.Cleanup(func() {
 		if err := e.Close(); err != nil {
 			t.Error(err)
@@ -125,6 +127,7 @@ func Config() (clickhouse.Config, error) {
 
 // repository returns the nearest parent folder with a go.mod.
 func repository() (string, error) {
+	// Tests run in the folder of their package.
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err

@@ -48,6 +48,7 @@ const configXML = `<clickhouse>
 
 // usersConfig returns usersXML with the readers.
 func usersConfig() string {
+	// One role per reader, all granted to the default user. See usersXML.
 	var roles, granted strings.Builder
 	add := func(role, databases string) {
 		fmt.Fprintf(&roles, "<%[1]s><grants><query>GRANT SELECT, SHOW DATABASES, SHOW TABLES, SHOW COLUMNS "+
@@ -87,6 +88,7 @@ const (
 // the session. The role, which has the user's name, is the main protection. readonly is a second
 // one, and keeps the limits from being raised.
 func becomeReader(user string, streamed bool) []string {
+	// A buffered answer holds memory until it is complete, so it gets less time.
 	seconds := readerBuffers
 	if streamed {
 		seconds = readerStreams

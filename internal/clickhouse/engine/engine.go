@@ -97,6 +97,7 @@ func Main(ctx context.Context, c Config) (err error) {
 	if a, ok := ln.Addr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
 		return fmt.Errorf("listen on %s: the engine requires a loopback address", ln.Addr())
 	}
+	// Two engines would damage each other's files.
 	unlock, err := lock(ctx, c.DataDir)
 	if err != nil {
 		return err

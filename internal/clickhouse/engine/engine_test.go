@@ -53,6 +53,7 @@ func wantCode(t *testing.T, err error, code int) {
 	}
 }
 
+// Statements of every kind return what ClickHouse returns.
 func TestStatements(t *testing.T) {
 	t.Parallel()
 	c := clickhousetest.Shared(t).Client()
@@ -77,6 +78,7 @@ func TestStatements(t *testing.T) {
 	}
 }
 
+// Errors have ClickHouse's codes.
 func TestErrors(t *testing.T) {
 	t.Parallel()
 	c := clickhousetest.Shared(t).Client()
@@ -229,6 +231,7 @@ func TestConcurrent(t *testing.T) {
 	wg.Wait()
 }
 
+// Requests of other clients get the status and headers of a real server.
 func TestHTTP(t *testing.T) {
 	t.Parallel()
 	e := clickhousetest.Shared(t)
@@ -297,6 +300,7 @@ func TestHTTP(t *testing.T) {
 	t.Cleanup(http.DefaultTransport.(*http.Transport).CloseIdleConnections)
 }
 
+// A reader can read its databases, and nothing else.
 func TestReader(t *testing.T) {
 	t.Parallel()
 	admin := clickhousetest.Shared(t).Client()
@@ -459,6 +463,7 @@ func TestReader(t *testing.T) {
 	}
 }
 
+// A query in a URL parameter is decoded once.
 func TestQueryIsNotAURL(t *testing.T) {
 	t.Parallel()
 	const sql = "SELECT '100% & +'"

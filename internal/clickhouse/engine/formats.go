@@ -35,6 +35,7 @@ func streamable(format string) (cut func([]byte) []byte, ok bool) {
 	if headless[format] {
 		return func(piece []byte) []byte { return piece }, true
 	}
+	// Unknown formats may have a tail, such as the end of a JSON array.
 	lines, ok := headLines[format]
 	if !ok {
 		return nil, false
@@ -55,6 +56,7 @@ func cutLines(b []byte, n int) []byte {
 
 // cutRecords removes the first n CSV records, whose quoted fields may contain line breaks.
 func cutRecords(b []byte, n int) []byte {
+	// A doubled quote within a field toggles twice, which has no effect.
 	quoted := false
 	for i, c := range b {
 		switch {

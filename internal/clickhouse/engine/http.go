@@ -130,6 +130,7 @@ func (s *server) parse(w http.ResponseWriter, r *http.Request) (request, error) 
 		req.user = clickhouse.Admin
 	}
 	// All users have the same password. The user decides the rights only.
+	// Compare in constant time: other users of the machine can reach the loopback address.
 	known := req.user == clickhouse.Admin || clickhouse.IsReader(req.user)
 	if subtle.ConstantTimeCompare([]byte(password), []byte(s.password)) != 1 || !known {
 		return req, &clickhouse.Error{
@@ -230,6 +231,7 @@ func (a *answer) end(err error) {
 		}
 		return
 	}
+	// Errors of this process get a code like those of ClickHouse.
 	e := new(clickhouse.Error)
 	if !errors.As(err, &e) {
 		e = &clickhouse.Error{Code: clickhouse.CodeUnknownException, Name: "UNKNOWN_EXCEPTION", Message: err.Error()}

@@ -22,15 +22,21 @@ type library struct {
 	setSignalHandlers func(enabled int32)
 	connect           func(argc int32, argv unsafe.Pointer) *unsafe.Pointer
 	closeConnection   func(connection *unsafe.Pointer)
-	classify          func(connection, sql unsafe.Pointer, sqlLen uintptr, db unsafe.Pointer, dbLen uintptr, out unsafe.Pointer) int32
-	query             func(connection, sql unsafe.Pointer, sqlLen uintptr, format unsafe.Pointer, formatLen uintptr) unsafe.Pointer
-	streamQuery       func(connection, sql unsafe.Pointer, sqlLen uintptr, format unsafe.Pointer, formatLen uintptr) unsafe.Pointer
-	streamFetch       func(connection unsafe.Pointer, stream unsafe.Pointer) unsafe.Pointer
-	streamCancel      func(connection unsafe.Pointer, stream unsafe.Pointer)
-	destroyResult     func(result unsafe.Pointer)
-	resultBuffer      func(result unsafe.Pointer) *byte
-	resultLength      func(result unsafe.Pointer) uintptr
-	resultError       func(result unsafe.Pointer) string
+	classify          func(
+		connection, sql unsafe.Pointer, sqlLen uintptr, db unsafe.Pointer, dbLen uintptr, out unsafe.Pointer,
+	) int32
+	query func(
+		connection, sql unsafe.Pointer, sqlLen uintptr, format unsafe.Pointer, formatLen uintptr,
+	) unsafe.Pointer
+	streamQuery func(
+		connection, sql unsafe.Pointer, sqlLen uintptr, format unsafe.Pointer, formatLen uintptr,
+	) unsafe.Pointer
+	streamFetch   func(connection unsafe.Pointer, stream unsafe.Pointer) unsafe.Pointer
+	streamCancel  func(connection unsafe.Pointer, stream unsafe.Pointer)
+	destroyResult func(result unsafe.Pointer)
+	resultBuffer  func(result unsafe.Pointer) *byte
+	resultLength  func(result unsafe.Pointer) uintptr
+	resultError   func(result unsafe.Pointer) string
 }
 
 // loadLibrary loads libchdb.so into the process. It cannot be unloaded.
@@ -40,6 +46,7 @@ func loadLibrary(path string) (*library, error) {
 		return nil, fmt.Errorf("load %s: %w", path, err)
 	}
 	l := new(library)
+	// Resolve all functions at once, so that an old library fails at the start.
 	for _, f := range []struct {
 		name string
 		ptr  any

@@ -81,6 +81,7 @@ func (s *server) execute(ctx context.Context, r request, emit func([]byte) error
 // check returns the class of the statement. It returns an error if the text is not exactly one
 // statement, or if the user may not run it.
 func check(c *connection, r request) (statementClass, error) {
+	// ClickHouse's own parser decides what a statement is.
 	statements, class, err := c.analyze(r.query)
 	switch {
 	case err != nil:
@@ -174,6 +175,7 @@ func runStream(c *connection, r request, cut func([]byte) []byte, emit func([]by
 // connection that runs a query accepts no other. So another connection sends KILL QUERY. It
 // identifies the query by its comment, because chdb does not accept query ids.
 func (s *server) killWhenDone(ctx context.Context, id string) (stop func()) {
+	// ended is closed when no KILL QUERY is running any more.
 	stopped, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
