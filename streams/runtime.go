@@ -126,8 +126,8 @@ func (r *Runtime) Run(ctx context.Context) error {
 		Assigned: func(ps []kafka.TopicPartition) map[kafka.TopicPartition]int64 {
 			return r.onAssigned(ctx, ps)
 		},
-		Revoked: r.onRevoked,
-		Gone:    func(tp kafka.TopicPartition) bool { return r.onOutOfRange(ctx, tp) },
+		Revoked:    r.onRevoked,
+		OutOfRange: func(tp kafka.TopicPartition) bool { return r.onOutOfRange(ctx, tp) },
 	})
 	if err != nil {
 		return fmt.Errorf("streams %s: %w", r.cfg.Name, err)

@@ -377,7 +377,7 @@ func TestCheckpointContainsSealFloors(t *testing.T) {
 	}
 	defer a.Close()
 	positions := kafka.Topic{Name: relay.PositionsTopic, Partitions: 1, Compacted: true}
-	if err := a.RemakeTopics(t.Context(), positions); err != nil {
+	if err := a.RecreateTopics(t.Context(), positions); err != nil {
 		t.Fatal(err)
 	}
 	s.produce(t, []kafka.Record{forged(checkpoints[len(checkpoints)-1], "", nil)})

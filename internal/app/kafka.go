@@ -65,7 +65,7 @@ func (p *App) startKafka(ctx context.Context) error {
 	}
 	if !p.has(Relay) && !p.has(Views) && !p.has(Lake) {
 		// Roles that only read need no right to create topics.
-		return admin.Reach(ctx)
+		return admin.Ping(ctx)
 	}
 	// The other roles create missing topics, so a fresh cluster needs no preparation.
 	return admin.EnsureTopics(ctx, relay.Topics(p.modules.aggregates(), int32(p.cfg.Kafka.Partitions))...)

@@ -69,7 +69,7 @@ func Rebuild(
 		return err
 	}
 	topics := relay.Topics([]event.Aggregate{a}, int32(cfg.Kafka.Partitions))
-	if err := p.admin.RemakeTopics(ctx, topics...); err != nil {
+	if err := p.admin.RecreateTopics(ctx, topics...); err != nil {
 		return err
 	}
 	report("topic " + a.Topic + " is empty; the next start publishes the store of " + a.Service + " to it")

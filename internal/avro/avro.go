@@ -4,7 +4,8 @@
 // internal/protoavro uses it to convert between Avro and Protobuf's wire format, and lake/avro to
 // decode Avro into columns. Both parse schemas with the Avro library.
 //
-// A Reader keeps its first error, so callers can check for errors once after several reads.
+// A Reader keeps its first error, so callers can check for errors once after several reads. Input
+// need not be trusted: a Reader never reads beyond it and allocates nothing for its contents.
 package avro
 
 import (
@@ -18,7 +19,7 @@ import (
 // Errors of a Reader.
 var (
 	ErrShort   = errors.New("unexpected end of the value")
-	ErrNotText = errors.New("string is not valid UTF-8")
+	ErrNotText = errors.New("string is not UTF-8")
 )
 
 // Reader reads from Rest. After the first error, which is in Err, all methods return zeros.

@@ -15,7 +15,7 @@ import (
 // Admin creates and describes topics. It is safe for concurrent use.
 type Admin struct {
 	*connection
-	refused  *refusal
+	refused  *refusalTracker
 	admin    *kafka.AdminClient
 	replicas int // of new topics; -1 means the brokers' default
 
@@ -24,12 +24,12 @@ type Admin struct {
 	stall   time.Duration // limit of one request
 }
 
-// askWithin bounds a request to the brokers, for callers that set no limit themselves.
-const askWithin = 30 * time.Second
+// requestTimeout bounds a request to the brokers, for callers that set no limit themselves.
+const requestTimeout = 30 * time.Second
 
 // NewAdmin returns a client. It sends nothing before the first call.
 func NewAdmin(cfg Config) (*Admin, error) {
-	c, err := connect(cfg, nil, goChannels(kafka.ConfigMap{}))
+	c, err := connect(cfg, nil, limitChannels(kafka.ConfigMap{}))
 	if err != nil {
 		return nil, err
 	}
@@ -40,13 +40,13 @@ func NewAdmin(cfg Config) (*Admin, error) {
 	}
 	return &Admin{
 		connection: c, refused: c.refused, admin: a, replicas: cmp.Or(cfg.Replicas, -1),
-		log: cfg.logger(), brokers: cfg.Brokers, stall: cmp.Or(cfg.Stall, askWithin),
+		log: cfg.logger(), brokers: cfg.Brokers, stall: cmp.Or(cfg.Stall, requestTimeout),
 	}, nil
 }
 
-// await repeats a call that waits for something at the start of a process, until it succeeds or ctx
-// ends. It logs after each stall what it waits for. It repeats after ErrStalled only, and returns
-// all other errors.
+// await repeats a call at the start of a process until it succeeds or ctx ends. Each time the call
+// stalls, await logs what it waits for. It retries after ErrStalled only, and returns all other
+// errors.
 func (a *Admin) await(ctx context.Context, what string, call func(context.Context) error) error {
 	for begun := time.Now(); ; {
 		short, cancel := context.WithTimeoutCause(ctx, a.stall, ErrStalled)
@@ -55,22 +55,23 @@ func (a *Admin) await(ctx context.Context, what string, call func(context.Contex
 		if err == nil || ctx.Err() != nil || !errors.Is(err, ErrStalled) {
 			return err
 		}
-		a.log.Warn("kafka: still waiting", "for", what, "brokers", a.brokers, "since", begun.Format(time.RFC3339), "error", err)
+		a.log.Warn("kafka: still waiting", "for", what, "brokers", a.brokers,
+			"since", begun.Format(time.RFC3339), "error", err)
 	}
 }
 
-// Reach blocks until a broker has answered. It retries until ctx ends, but returns ErrRefused at
+// Ping blocks until a broker responds. It retries until ctx ends, but returns ErrRefused at
 // once, because another attempt would not help. Call it when a process starts: the clients retry
 // refused connections forever, too.
-func (a *Admin) Reach(ctx context.Context) error {
-	err := a.await(ctx, "a broker that answers", func(ctx context.Context) error {
-		return resumed(ctx, a.refused, func(context.Context) error {
-			_, err := a.admin.GetMetadata(nil, false, int(slice.Milliseconds()))
+func (a *Admin) Ping(ctx context.Context) error {
+	err := a.await(ctx, "a broker to respond", func(ctx context.Context) error {
+		return retry(ctx, a.refused, func(context.Context) error {
+			_, err := a.admin.GetMetadata(nil, false, int(callTimeout.Milliseconds()))
 			return err
 		})
 	})
 	if err != nil {
-		return fmt.Errorf("kafka: reach the brokers: %w", err)
+		return fmt.Errorf("kafka: connect to the brokers: %w", err)
 	}
 	return nil
 }
@@ -108,12 +109,13 @@ func EnsureTopics(ctx context.Context, cfg Config, topics ...Topic) error {
 
 // EnsureTopics is like the function EnsureTopics, with an open client.
 func (a *Admin) EnsureTopics(ctx context.Context, topics ...Topic) error {
-	if err := a.Reach(ctx); err != nil {
+	if err := a.Ping(ctx); err != nil {
 		return err
 	}
 	specs := make([]kafka.TopicSpecification, len(topics))
 	for i, t := range topics {
-		specs[i] = kafka.TopicSpecification{Topic: t.Name, NumPartitions: int(t.Partitions), ReplicationFactor: a.replicas, Config: t.config()}
+		specs[i] = kafka.TopicSpecification{Topic: t.Name, NumPartitions: int(t.Partitions),
+			ReplicationFactor: a.replicas, Config: t.config()}
 	}
 	results, err := a.admin.CreateTopics(ctx, specs)
 	if err != nil {
@@ -135,7 +137,8 @@ func (a *Admin) EnsureTopics(ctx context.Context, topics ...Topic) error {
 			return err
 		}
 		if n < t.Partitions {
-			return fmt.Errorf("kafka: topic %s exists with %d partitions, fewer than the %d wanted: want fewer, or move its records to a new topic", t.Name, n, t.Partitions)
+			return fmt.Errorf("kafka: topic %s has %d partitions, but %d are configured: configure %d, or move its records",
+				t.Name, n, t.Partitions, n)
 		}
 	}
 	return nil
@@ -162,12 +165,12 @@ var errNoLeader = errors.New("a partition has no leader yet")
 // does not exist.
 func (a *Admin) Partitions(ctx context.Context, topic string) (int32, error) {
 	var meta *kafka.Metadata
-	err := resumed(ctx, a.refused, func(context.Context) (err error) {
-		meta, err = a.admin.GetMetadata(&topic, false, int(slice.Milliseconds()))
+	err := retry(ctx, a.refused, func(context.Context) (err error) {
+		meta, err = a.admin.GetMetadata(&topic, false, int(callTimeout.Milliseconds()))
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("kafka: ask about topic %s: %w", topic, err)
+		return 0, fmt.Errorf("kafka: describe topic %s: %w", topic, err)
 	}
 	t := meta.Topics[topic]
 	if isCode(t.Error, kafka.ErrUnknownTopicOrPart, kafka.ErrUnknownTopic) || len(t.Partitions) == 0 {
@@ -192,12 +195,13 @@ type TopicInfo struct {
 
 // Topic returns the info of a topic. It returns ErrUnknownTopic if the topic does not exist.
 func (a *Admin) Topic(ctx context.Context, name string) (TopicInfo, error) {
-	answer, err := a.admin.DescribeTopics(ctx, kafka.NewTopicCollectionOfTopicNames([]string{name}), kafka.SetAdminRequestTimeout(describeWithin))
+	answer, err := a.admin.DescribeTopics(ctx,
+		kafka.NewTopicCollectionOfTopicNames([]string{name}), kafka.SetAdminRequestTimeout(describeTimeout))
 	if err == nil && len(answer.TopicDescriptions) != 1 {
-		err = fmt.Errorf("%d answers", len(answer.TopicDescriptions))
+		err = fmt.Errorf("%d descriptions, want 1", len(answer.TopicDescriptions))
 	}
 	if err != nil {
-		return TopicInfo{}, fmt.Errorf("kafka: ask which topic %s is: %w", name, err)
+		return TopicInfo{}, fmt.Errorf("kafka: describe topic %s: %w", name, err)
 	}
 	t := answer.TopicDescriptions[0]
 	switch {
@@ -232,13 +236,15 @@ func (a *Admin) HighWatermarks(ctx context.Context, topic string) (map[int32]int
 
 // offsets retries for about two seconds while a partition has no known leader, as after the
 // creation of a topic.
-func (a *Admin) offsets(ctx context.Context, topic string, spec kafka.OffsetSpec, isolation kafka.IsolationLevel) (map[int32]int64, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, a.stall, fmt.Errorf("%w for %v: no broker answers", ErrStalled, a.stall))
+func (a *Admin) offsets(ctx context.Context, topic string, spec kafka.OffsetSpec,
+	isolation kafka.IsolationLevel) (map[int32]int64, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, a.stall,
+		fmt.Errorf("%w for %v: no broker responds", ErrStalled, a.stall))
 	defer cancel()
-	const tries, pause = 20, 100 * time.Millisecond
-	for try := 1; ; try++ {
-		offsets, err := a.askOffsets(ctx, topic, spec, isolation)
-		if !leaderChanges(err) || try == tries || !sleep(ctx, pause) {
+	const maxAttempts, pause = 20, 100 * time.Millisecond
+	for attempt := 1; ; attempt++ {
+		offsets, err := a.listOffsets(ctx, topic, spec, isolation)
+		if !leaderChanges(err) || attempt == maxAttempts || !sleep(ctx, pause) {
 			return offsets, err
 		}
 	}
@@ -249,21 +255,23 @@ func (a *Admin) offsets(ctx context.Context, topic string, spec kafka.OffsetSpec
 // widened.
 func leaderChanges(err error) bool {
 	return errors.Is(err, errNoLeader) || isCode(err,
-		kafka.ErrNotLeaderForPartition, kafka.ErrLeaderNotAvailable, kafka.ErrFencedLeaderEpoch, kafka.ErrUnknownLeaderEpoch,
+		kafka.ErrNotLeaderForPartition, kafka.ErrLeaderNotAvailable, kafka.ErrFencedLeaderEpoch,
+		kafka.ErrUnknownLeaderEpoch,
 		kafka.ErrOffsetNotAvailable, kafka.ErrUnknownTopicOrPart)
 }
 
-// askOffsets sends one request for the offsets of all partitions.
-func (a *Admin) askOffsets(ctx context.Context, topic string, spec kafka.OffsetSpec, isolation kafka.IsolationLevel) (map[int32]int64, error) {
+// listOffsets sends one request for the offsets of all partitions.
+func (a *Admin) listOffsets(ctx context.Context, topic string, spec kafka.OffsetSpec,
+	isolation kafka.IsolationLevel) (map[int32]int64, error) {
 	n, err := a.Partitions(ctx, topic)
 	if err != nil {
 		return nil, err
 	}
-	ask := make(map[kafka.TopicPartition]kafka.OffsetSpec, n)
+	query := make(map[kafka.TopicPartition]kafka.OffsetSpec, n)
 	for p := range n {
-		ask[kafka.TopicPartition{Topic: &topic, Partition: p}] = spec
+		query[kafka.TopicPartition{Topic: &topic, Partition: p}] = spec
 	}
-	res, err := a.admin.ListOffsets(ctx, ask, kafka.SetAdminIsolationLevel(isolation))
+	res, err := a.admin.ListOffsets(ctx, query, kafka.SetAdminIsolationLevel(isolation))
 	if err != nil {
 		return nil, fmt.Errorf("kafka: offsets of topic %s: %w", topic, err)
 	}
@@ -276,7 +284,8 @@ func (a *Admin) askOffsets(ctx context.Context, topic string, spec kafka.OffsetS
 	}
 	// Callers rely on having every partition.
 	if len(offsets) != int(n) {
-		return nil, fmt.Errorf("kafka: offsets of topic %s: %d answers for %d partitions", topic, len(offsets), n)
+		return nil, fmt.Errorf("kafka: offsets of topic %s: got %d, want one for each of %d partitions", topic,
+			len(offsets), n)
 	}
 	return offsets, nil
 }

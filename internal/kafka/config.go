@@ -1,14 +1,18 @@
-// Package kafka is the client for all work that is done per event or in a transaction.
-// TransactionalProducer is the relay's, Producer writes single records, Consumer is the views',
-// ReadAll reads a range of a topic, and Admin creates and describes topics. It is the only package
-// that imports confluent-kafka-go. Package fetch has another client, which reads whole batches into
-// columns.
+// Package kafka is the Kafka client for work that is done per event or in a transaction:
 //
-// The package hides three properties of librdkafka. It maps its errors to the few that callers
-// distinguish (errors.go). It logs to slog. And its blocking calls end with their context, which
-// librdkafka does not observe.
+//   - TransactionalProducer publishes events and checkpoints for the relay.
+//   - Producer writes single records.
+//   - Consumer reads topics for views, as a member of a consumer group.
+//   - ReadAll reads a range of a topic.
+//   - Admin creates and describes topics. Its method Settings checks what the system relies on in
+//     their configuration.
 //
-// Settings checks what the system relies on in the topics' configuration.
+// It is the only package that imports confluent-kafka-go. Package fetch has another client, which
+// reads whole batches into columns.
+//
+// The package hides three properties of librdkafka. Its many errors are mapped to the few that
+// callers distinguish (errors.go). Its log goes to slog. And its blocking calls, which do not
+// observe a context, are split into short ones, so that they end with their context.
 package kafka
 
 import (
@@ -52,10 +56,11 @@ func (c Config) logger() *slog.Logger {
 	return c.Logger
 }
 
-// configMap returns the properties of a client. Extra may override tuning, but not must.
+// configMap returns the properties of a client. Extra may override tuning, but not must, which
+// correctness depends on.
 func (c Config) configMap(l *logs, tuning, must kafka.ConfigMap) (*kafka.ConfigMap, error) {
 	if c.Brokers == "" {
-		return nil, errors.New("kafka: no brokers given")
+		return nil, errors.New("kafka: no brokers: set Brokers to host:port")
 	}
 	m := kafka.ConfigMap{
 		"socket.nagle.disable":     true,
@@ -63,13 +68,13 @@ func (c Config) configMap(l *logs, tuning, must kafka.ConfigMap) (*kafka.ConfigM
 		"reconnect.backoff.max.ms": 1000,
 		"enable.metrics.push":      false,
 	}
-	if err := secure(m, c.Security); err != nil {
+	if err := setSecurity(m, c.Security); err != nil {
 		return nil, fmt.Errorf("kafka: %w", err)
 	}
 	maps.Copy(m, tuning)
 	for k, v := range c.Extra {
-		if _, ours := must[k]; ours {
-			return nil, fmt.Errorf("kafka: property %s is not yours to set: correctness rests on its value", k)
+		if _, reserved := must[k]; reserved {
+			return nil, fmt.Errorf("kafka: property %s cannot be set: correctness depends on its value", k)
 		}
 		m[k] = v
 	}
@@ -85,7 +90,7 @@ func (c Config) configMap(l *logs, tuning, must kafka.ConfigMap) (*kafka.ConfigM
 }
 
 // secure sets the librdkafka properties for a security configuration.
-func secure(m kafka.ConfigMap, s security.Config) error {
+func setSecurity(m kafka.ConfigMap, s security.Config) error {
 	if err := s.Validate(); err != nil {
 		return err
 	}
@@ -122,18 +127,18 @@ type logs struct {
 	done   sync.WaitGroup
 }
 
-// newLogs returns a forwarder to a logger.
+// newLogs starts forwarding to a logger.
 func newLogs(to *slog.Logger) *logs {
 	l := &logs{events: make(chan kafka.LogEvent, 64)}
 	l.done.Go(func() {
 		for e := range l.events {
-			to.Log(context.Background(), severity(e.Level), "kafka: "+e.Message, "client", e.Name, "about", e.Tag)
+			to.Log(context.Background(), logLevel(e.Level), "kafka: "+e.Message, "client", e.Name, "tag", e.Tag)
 		}
 	})
 	return l
 }
 
-// close waits until everything is forwarded.
+// close returns when all messages are forwarded.
 func (l *logs) close() {
 	close(l.events)
 	l.done.Wait()
@@ -141,8 +146,8 @@ func (l *logs) close() {
 
 // severity maps a syslog level. To librdkafka, a failed connection is an error, but it retries. If
 // that affects a call, the call returns an error. So here it is a warning.
-func severity(syslog int) slog.Level {
-	switch {
+func logLevel(syslog int) slog.Level {
+	switch { // lower is more severe
 	case syslog <= 2:
 		return slog.LevelError
 	case syslog <= 4:

@@ -34,10 +34,10 @@ type ConsumerConfig struct {
 	// even if that is a later offset. Any other offset must be on the log, or Poll fails with
 	// ErrOutOfRange.
 	Assigned func([]TopicPartition) map[TopicPartition]int64
-	// Gone is called within Poll for a partition that does not have the offset to read. It reports
-	// whether to read the partition from its beginning instead of failing with ErrOutOfRange. It
-	// may be nil.
-	Gone func(TopicPartition) bool
+	// OutOfRange is called within Poll for a partition that does not have the offset to read. It
+	// reports whether to read the partition from its beginning instead of failing with
+	// ErrOutOfRange. It may be nil.
+	OutOfRange func(TopicPartition) bool
 	// Revoked is called within Poll and Close when partitions are revoked, before another member
 	// can get them. If they are lost, another member may have them already.
 	Revoked func(partitions []TopicPartition, lost bool)
@@ -53,8 +53,11 @@ type Message struct {
 	End     bool // there is no record: the partition ended before Offset at that time
 }
 
-// Consumer is a member of a consumer group. It reads committed records. Poll, Seek and Close must
-// be called by one goroutine. The other methods are safe for concurrent use, but not after Close.
+// Consumer is a member of a consumer group that reads committed records. The group only distributes
+// partitions over its members. The offsets to read from are the caller's; see ConsumerConfig.
+//
+// Poll, Seek and Close must be called by one goroutine. The other methods are safe for concurrent
+// use, but not after Close.
 type Consumer struct {
 	cfg    ConsumerConfig
 	log    *slog.Logger
@@ -72,14 +75,17 @@ type Consumer struct {
 		partition TopicPartition
 		at        *int64
 	}
-	let     bool // the group has accepted this member
-	refused refusal
+	accepted bool // the group has accepted this member
+	refused  refusalTracker
 }
 
 // NewConsumer joins the group. The member leaves with Close, or with the session timeout after the
 // process has ended.
 func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
-	c := &Consumer{cfg: cfg, log: cfg.logger().With("group", cfg.Group), logs: newLogs(cfg.logger()), owned: map[TopicPartition]*int64{}}
+	c := &Consumer{
+		cfg: cfg, log: cfg.logger().With("group", cfg.Group), logs: newLogs(cfg.logger()),
+		owned: map[TopicPartition]*int64{},
+	}
 	conf, err := cfg.configMap(c.logs,
 		kafka.ConfigMap{
 			// A killed member keeps its partitions for the session timeout. This is the shortest
@@ -110,12 +116,15 @@ func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 		c.logs.close()
 		return nil, fmt.Errorf("kafka: open a consumer of group %s on %s: %w", cfg.Group, cfg.Brokers, err)
 	}
-	c.admin.refused, c.admin.log, c.admin.brokers, c.admin.stall = &c.refused, c.log, cfg.Brokers, cmp.Or(cfg.Stall, askWithin)
+	// The admin client shares the consumer's connections.
+	c.admin.refused, c.admin.log, c.admin.brokers = &c.refused, c.log, cfg.Brokers
+	c.admin.stall = cmp.Or(cfg.Stall, requestTimeout)
 	if c.admin.admin, err = kafka.NewAdminClientFromConsumer(c.client); err == nil {
 		err = c.client.SubscribeTopics(cfg.Topics, c.rebalance)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("kafka: group %s: subscribe to %v: %w", cfg.Group, cfg.Topics, err), c.Close())
+		err = fmt.Errorf("kafka: group %s: subscribe to %v: %w", cfg.Group, cfg.Topics, err)
+		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
 }
@@ -124,8 +133,8 @@ func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 func (c *Consumer) rebalance(client *kafka.Consumer, e kafka.Event) error {
 	switch e := e.(type) {
 	case kafka.AssignedPartitions:
-		c.let = true
-		assigned := names(e.Partitions)
+		c.accepted = true
+		assigned := fromClient(e.Partitions)
 		starts := c.cfg.Assigned(assigned)
 		for i, p := range assigned {
 			c.owned[p] = new(starts[p])
@@ -134,18 +143,19 @@ func (c *Consumer) rebalance(client *kafka.Consumer, e kafka.Event) error {
 			e.Partitions[i].Offset = kafka.Offset(starts[p])
 		}
 		if err := client.IncrementalAssign(e.Partitions); err != nil {
-			c.log.Error("kafka: take assigned partitions", "error", err)
+			c.log.Error("kafka: assign partitions", "error", err)
 		}
 	case kafka.RevokedPartitions:
-		c.revoke(names(e.Partitions), client.AssignmentLost())
+		c.revoke(fromClient(e.Partitions), client.AssignmentLost())
 		if err := client.IncrementalUnassign(e.Partitions); err != nil {
-			c.log.Error("kafka: give revoked partitions back", "error", err)
+			c.log.Error("kafka: unassign revoked partitions", "error", err)
 		}
 	}
-	return nil // the client ignores it
+	return nil // the client ignores the result
 }
 
-// revoke forgets partitions and calls Revoked.
+// revoke removes partitions from owned and calls Revoked. After that, offsets of these partitions
+// must not be stored, because another member may own them.
 func (c *Consumer) revoke(partitions []TopicPartition, lost bool) {
 	for _, p := range partitions {
 		delete(c.owned, p)
@@ -154,8 +164,8 @@ func (c *Consumer) revoke(partitions []TopicPartition, lost bool) {
 	c.cfg.Revoked(partitions, lost)
 }
 
-// names converts the client's partitions.
-func names(partitions []kafka.TopicPartition) []TopicPartition {
+// fromClient converts the client's partitions.
+func fromClient(partitions []kafka.TopicPartition) []TopicPartition {
 	out := make([]TopicPartition, len(partitions))
 	for i, p := range partitions {
 		out[i] = TopicPartition{*p.Topic, p.Partition}
@@ -172,13 +182,13 @@ func (c *Consumer) Poll(timeout time.Duration) (*Message, error) {
 	case *kafka.Message:
 		if e.TopicPartition.Error == nil {
 			m := message(e)
-			c.stands(m.TopicPartition, m.Offset+1)
+			c.setOffset(m.TopicPartition, m.Offset+1)
 			return &m, nil
 		}
 		c.log.Warn("kafka: read", "partition", e.TopicPartition.String(), "error", e.TopicPartition.Error)
-	case kafka.PartitionEOF:
+	case kafka.PartitionEOF: // all records that are visible now have been returned
 		m := Message{TopicPartition: TopicPartition{*e.Topic, e.Partition}, Offset: int64(e.Offset), End: true}
-		c.stands(m.TopicPartition, m.Offset)
+		c.setOffset(m.TopicPartition, m.Offset)
 		return &m, nil
 	case kafka.Error:
 		// A fatal error means that this client cannot work any more.
@@ -191,7 +201,7 @@ func (c *Consumer) Poll(timeout time.Duration) (*Message, error) {
 		// A member that the group has accepted before keeps trying: its credentials may be in
 		// rotation.
 		c.refused.note(e)
-		if err := c.refused.err(); err != nil && !c.let {
+		if err := c.refused.err(); err != nil && !c.accepted {
 			return nil, fmt.Errorf("kafka: group %s: %w", c.cfg.Group, err)
 		}
 		c.log.Warn("kafka: consumer", "error", e)
@@ -199,8 +209,8 @@ func (c *Consumer) Poll(timeout time.Duration) (*Message, error) {
 	return nil, nil
 }
 
-// stands records the offset that Poll has reached in a partition.
-func (c *Consumer) stands(p TopicPartition, at int64) {
+// setOffset records the offset that Poll has reached in a partition.
+func (c *Consumer) setOffset(p TopicPartition, at int64) {
 	if c.last.at == nil || c.last.partition != p {
 		c.last.partition, c.last.at = p, c.owned[p]
 	}
@@ -211,7 +221,7 @@ func (c *Consumer) stands(p TopicPartition, at int64) {
 
 // outOfRange handles a log that does not have the offset to read. The client does not say which one
 // it is, so outOfRange checks all. At offset 0 nothing has been read yet, and the log begins later:
-// read from there. Otherwise Gone decides.
+// read from there. Otherwise ConsumerConfig.OutOfRange decides.
 func (c *Consumer) outOfRange() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -222,7 +232,7 @@ func (c *Consumer) outOfRange() error {
 			starts[p.Topic], err1 = c.admin.StartOffsets(ctx, p.Topic)
 			ends[p.Topic], err2 = c.admin.HighWatermarks(ctx, p.Topic)
 			if err := errors.Join(err1, err2); err != nil {
-				return fmt.Errorf("kafka: group %s: %w: find out which: %w", c.cfg.Group, ErrOutOfRange, err)
+				return fmt.Errorf("kafka: group %s: %w: find the partition: %w", c.cfg.Group, ErrOutOfRange, err)
 			}
 		}
 		// High watermarks, because an offset behind an open transaction is valid, too.
@@ -230,20 +240,21 @@ func (c *Consumer) outOfRange() error {
 		if start <= *at && *at <= end {
 			continue
 		}
-		if *at != 0 && (c.cfg.Gone == nil || !c.cfg.Gone(p)) {
-			return fmt.Errorf("kafka: group %s: %w: offset %d of %s/%d, which holds %d to %d", c.cfg.Group, ErrOutOfRange, *at, p.Topic, p.Partition, start, end)
+		if *at != 0 && (c.cfg.OutOfRange == nil || !c.cfg.OutOfRange(p)) {
+			return fmt.Errorf("kafka: group %s: %w: offset %d of %s/%d, which has offsets %d to %d",
+				c.cfg.Group, ErrOutOfRange, *at, p.Topic, p.Partition, start, end)
 		}
 		*at = start
 	}
 	// The client has stopped some partition, and a stopped partition cannot seek. So reassign all
 	// partitions, each at its offset. That includes partitions that begin later and whose own error
 	// may still be in the queue.
-	again := make([]kafka.TopicPartition, 0, len(c.owned))
+	all := make([]kafka.TopicPartition, 0, len(c.owned))
 	for p, at := range c.owned {
-		again = append(again, kafka.TopicPartition{Topic: &p.Topic, Partition: p.Partition, Offset: kafka.Offset(*at)})
+		all = append(all, kafka.TopicPartition{Topic: &p.Topic, Partition: p.Partition, Offset: kafka.Offset(*at)})
 	}
-	if err := errors.Join(c.client.IncrementalUnassign(again), c.client.IncrementalAssign(again)); err != nil {
-		return fmt.Errorf("kafka: group %s: read from where the logs begin: %w", c.cfg.Group, err)
+	if err := errors.Join(c.client.IncrementalUnassign(all), c.client.IncrementalAssign(all)); err != nil {
+		return fmt.Errorf("kafka: group %s: resume at the first available offsets: %w", c.cfg.Group, err)
 	}
 	return nil
 }
@@ -265,7 +276,7 @@ func (c *Consumer) Seek(offsets map[TopicPartition]int64) error {
 		return fmt.Errorf("kafka: group %s: seek: %w", c.cfg.Group, err)
 	}
 	for p, offset := range offsets {
-		c.stands(p, offset)
+		c.setOffset(p, offset)
 	}
 	return nil
 }
@@ -273,16 +284,16 @@ func (c *Consumer) Seek(offsets map[TopicPartition]int64) error {
 // Pause stops fetching assigned partitions. Poll can continue without returning messages, so that
 // the member remains in the group.
 func (c *Consumer) Pause(partitions []TopicPartition) error {
-	return c.client.Pause(clientNames(partitions))
+	return c.client.Pause(toClient(partitions))
 }
 
 // Resume reverses Pause.
 func (c *Consumer) Resume(partitions []TopicPartition) error {
-	return c.client.Resume(clientNames(partitions))
+	return c.client.Resume(toClient(partitions))
 }
 
-// clientNames converts partitions to the client's.
-func clientNames(partitions []TopicPartition) []kafka.TopicPartition {
+// toClient converts partitions to the client's.
+func toClient(partitions []TopicPartition) []kafka.TopicPartition {
 	ps := make([]kafka.TopicPartition, len(partitions))
 	for i, p := range partitions {
 		ps[i] = kafka.TopicPartition{Topic: &p.Topic, Partition: p.Partition}
@@ -314,7 +325,8 @@ func (c *Consumer) Topic(ctx context.Context, name string) (TopicInfo, error) {
 	return c.admin.Topic(ctx, name)
 }
 
-// closeTimeout is longer than a close that works, or one that gives up because no broker answers.
+// closeTimeout exceeds the time of a close that succeeds, and of one that gives up because no
+// broker responds.
 const closeTimeout = 15 * time.Second
 
 // Close calls Revoked for all partitions, commits the stored offsets and leaves the group. If no
@@ -322,14 +334,15 @@ const closeTimeout = 15 * time.Second
 // abandons it after closeTimeout, so that the process can end. The group then waits for the session
 // timeout.
 func (c *Consumer) Close() error {
-	closed := make(chan error, 1)
+	closed := make(chan error, 1) // buffered, so that an abandoned close can end
 	go func() { closed <- c.client.Close() }()
 	hung := time.NewTimer(closeTimeout)
 	defer hung.Stop()
 	select {
 	case err := <-closed:
 		c.logs.close()
-		if len(c.owned) > 0 { // the client left during a rebalance, and did not report all of them
+		// The client left during a rebalance and did not report all partitions.
+		if len(c.owned) > 0 {
 			c.revoke(slices.Collect(maps.Keys(c.owned)), true)
 		}
 		if err != nil {
@@ -337,6 +350,6 @@ func (c *Consumer) Close() error {
 		}
 		return nil
 	case <-hung.C:
-		return fmt.Errorf("kafka: group %s: the client has not closed within %v", c.cfg.Group, closeTimeout)
+		return fmt.Errorf("kafka: group %s: close: no response from the client within %v", c.cfg.Group, closeTimeout)
 	}
 }

@@ -78,7 +78,7 @@ func (m *member) poll(t *testing.T, want int) []string {
 	return got
 }
 
-func TestConsumerReadsWhatIsCommittedFromWhereItIsTold(t *testing.T) {
+func TestConsumerReadsCommittedRecordsFromOffsets(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, b broker) {
 		p := b.transactional(t, "tx")
@@ -137,7 +137,7 @@ func TestConsumerReadsWhatIsCommittedFromWhereItIsTold(t *testing.T) {
 
 // If the first records of a log were deleted, a reader from the beginning starts at the first
 // remaining record.
-func TestTheBeginningIsWhereTheLogBegins(t *testing.T) {
+func TestBeginningIsFirstRemainingRecord(t *testing.T) {
 	t.Parallel()
 	each(t, 3, func(t *testing.T, b broker) {
 		for partition := range int32(3) {
@@ -166,7 +166,7 @@ func TestTheBeginningIsWhereTheLogBegins(t *testing.T) {
 }
 
 // Any other offset that the log does not have is an error, and nothing is read.
-func TestOffsetsThatTheLogDoesNotHave(t *testing.T) {
+func TestOffsetsOutOfRange(t *testing.T) {
 	t.Parallel()
 	for _, offset := range []int64{1, 9} {
 		t.Run(fmt.Sprint(offset), func(t *testing.T) {
@@ -201,7 +201,8 @@ func (b broker) commitAndDelete(t *testing.T, partition int32, before int64, val
 		records = append(records, b.record(partition, "k", v))
 	}
 	commit(t, b.transactional(t, "tx"), records...)
-	if err := fetchtest.New(t, strings.Split(b.Brokers, ","), b.topic+"-deleter").DeleteRecords(t.Context(), b.topic, partition, before); err != nil {
+	if err := fetchtest.New(t, strings.Split(b.Brokers, ","), b.topic+"-deleter").DeleteRecords(t.Context(), b.topic,
+		partition, before); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -290,7 +291,7 @@ func beVictim(brokersAndTopic string) error {
 
 // After the session timeout, the partitions of a killed member are assigned to others. The embedded
 // broker detects dead members in another way.
-func TestAKilledMembersPartitionsAreTakenOver(t *testing.T) {
+func TestPartitionsOfKilledMemberAreReassigned(t *testing.T) {
 	t.Parallel()
 	b := newBroker(kafka.Config{Brokers: apache.Brokers(t), Logger: quiet})
 	b.ensure(t, 4)
@@ -328,8 +329,10 @@ func TestAKilledMembersPartitionsAreTakenOver(t *testing.T) {
 
 func TestConsumerConfig(t *testing.T) {
 	t.Parallel()
-	none := kafka.ConsumerConfig{Config: kafka.Config{Brokers: "127.0.0.1:1", Logger: quiet}, Group: "g", Topics: []string{"t"}}
-	for property, want := range map[string]string{"isolation.level": "not yours", "enable.auto.offset.store": "not yours", "no.such.property": "no.such.property"} {
+	none := kafka.ConsumerConfig{Config: kafka.Config{Brokers: "127.0.0.1:1", Logger: quiet}, Group: "g",
+		Topics: []string{"t"}}
+	for property, want := range map[string]string{"isolation.level": "cannot be set",
+		"enable.auto.offset.store": "cannot be set", "no.such.property": "no.such.property"} {
 		cfg := none
 		cfg.Extra = map[string]string{property: "true"}
 		if _, err := kafka.NewConsumer(cfg); err == nil || !strings.Contains(err.Error(), want) {

@@ -12,6 +12,8 @@ import (
 	"github.com/millrace/millrace/internal/kafka/security"
 )
 
+// Errors that callers distinguish. All others are temporary or unexpected, and are returned with
+// the client's text.
 var (
 	// ErrFenced means that a newer producer has this one's transactional id, or that the broker
 	// aborted a transaction that was open too long. This producer cannot commit anything any more.
@@ -23,7 +25,7 @@ var (
 	ErrMustAbort = errors.New("the transaction must be aborted")
 
 	// ErrFatal means that the producer is unusable: close it, and open a new one.
-	ErrFatal = errors.New("the producer cannot go on")
+	ErrFatal = errors.New("the producer is unusable: open a new one")
 
 	// ErrUnknownTopic means that the topic does not exist.
 	ErrUnknownTopic = errors.New("unknown topic")
@@ -45,36 +47,37 @@ var (
 	ErrRefused = security.ErrRefused
 )
 
-// classify wraps the error of a transactional call in the sentinel that callers distinguish.
-func classify(p *kafka.Producer, doing string, err error) error {
+// classify wraps the error of a call in the sentinel that callers distinguish. action is what the
+// call does, for the error's text.
+func classify(p *kafka.Producer, action string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if isCode(err, kafka.ErrFatal) { // it says only that an earlier error was fatal
+	if isCode(err, kafka.ErrFatal) { // it only means that an earlier error was fatal
 		if cause := p.GetFatalError(); cause != nil {
 			err = cause
 		}
 	}
 	var e kafka.Error
 	if !errors.As(err, &e) {
-		return fmt.Errorf("kafka: %s: %w", doing, err)
+		return fmt.Errorf("kafka: %s: %w", action, err)
 	}
 	switch {
 	case isCode(e, kafka.ErrAuthentication, kafka.ErrSsl):
-		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrRefused, e)
+		return fmt.Errorf("kafka: %s: %w: %w", action, ErrRefused, e)
 	// Another process ended the transaction. For the last two codes, librdkafka can recover by
 	// requesting a new epoch. That is right if the broker aborted the transaction. But a fenced
 	// producer would take the id back from its successor, so the caller decides.
 	case isCode(e, kafka.ErrFenced, kafka.ErrProducerFenced, kafka.ErrInvalidProducerEpoch, kafka.ErrInvalidTxnState):
-		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrFenced, e)
+		return fmt.Errorf("kafka: %s: %w: %w", action, ErrFenced, e)
 	case e.IsFatal():
-		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrFatal, e)
+		return fmt.Errorf("kafka: %s: %w: %w", action, ErrFatal, e)
 	case isCode(e, kafka.ErrMsgSizeTooLarge, kafka.ErrInvalidMsgSize):
-		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrTooLarge, e)
+		return fmt.Errorf("kafka: %s: %w: %w", action, ErrTooLarge, e)
 	case e.TxnRequiresAbort():
-		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrMustAbort, e)
+		return fmt.Errorf("kafka: %s: %w: %w", action, ErrMustAbort, e)
 	}
-	return fmt.Errorf("kafka: %s: %w", doing, e)
+	return fmt.Errorf("kafka: %s: %w", action, e)
 }
 
 // isCode reports whether err is a Kafka error with one of the codes.
@@ -90,43 +93,44 @@ func isCode(err error, codes ...kafka.ErrorCode) bool {
 	return false
 }
 
-// slice bounds one blocking call of librdkafka, which observes a context's deadline but not its
-// cancellation.
-const slice = 200 * time.Millisecond
+// callTimeout bounds one blocking call of librdkafka, which observes a context's deadline but not
+// its cancellation. retry repeats it.
+const callTimeout = 200 * time.Millisecond
 
-// refusal remembers that brokers refused this client. librdkafka reports it outside of the calls
-// that are affected, retries forever, and lets the calls time out.
-type refusal struct{ last atomic.Pointer[kafka.Error] }
+// refusalTracker remembers that brokers refused this client. librdkafka reports it outside of the
+// calls that are affected, retries forever, and lets the calls time out.
+type refusalTracker struct{ last atomic.Pointer[kafka.Error] }
 
 // note records an error if it is a refusal.
-func (r *refusal) note(e kafka.Error) {
+func (r *refusalTracker) note(e kafka.Error) {
 	if isCode(e, kafka.ErrAuthentication, kafka.ErrSsl) {
 		r.last.Store(&e)
 	}
 }
 
 // err returns ErrRefused if the last attempt to connect was refused.
-func (r *refusal) err() error {
+func (r *refusalTracker) err() error {
 	if e := r.last.Load(); e != nil {
 		return fmt.Errorf("%w: %w", ErrRefused, *e)
 	}
 	return nil
 }
 
-// resumed repeats a call that can be resumed after a timeout. It returns when the call ends, when
+// retry repeats a call that can be resumed after a timeout. It returns when the call ends, when
 // ctx ends, or when the brokers refuse this client.
-func resumed(ctx context.Context, refused *refusal, call func(context.Context) error) error {
+func retry(ctx context.Context, refused *refusalTracker, call func(context.Context) error) error {
 	for {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		short, cancel := context.WithTimeout(ctx, slice)
+		short, cancel := context.WithTimeout(ctx, callTimeout)
 		err := call(short)
 		cancel()
 		if err == nil {
-			refused.last.Store(nil) // a refusal before is obsolete
+			refused.last.Store(nil) // an earlier refusal is obsolete
 			return nil
 		}
+		// After these errors, another call cannot succeed.
 		var e kafka.Error
 		if !errors.As(err, &e) || e.IsFatal() || e.TxnRequiresAbort() {
 			return err

@@ -53,7 +53,8 @@ func newBroker(cfg kafka.Config) broker { return broker{cfg, "events-" + uuid.Ne
 
 func (b broker) ensure(t testing.TB, partitions int32) {
 	t.Helper()
-	if err := kafka.EnsureTopics(t.Context(), b.Config, kafka.Topic{Name: b.topic, Partitions: partitions}); err != nil {
+	if err := kafka.EnsureTopics(t.Context(), b.Config,
+		kafka.Topic{Name: b.topic, Partitions: partitions}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -128,7 +129,8 @@ func (b broker) expect(t testing.TB, from, to map[int32]int64, want ...string) {
 }
 
 // ends calls one of Admin's methods for offsets.
-func (b broker) ends(t testing.TB, ask func(*kafka.Admin, context.Context, string) (map[int32]int64, error)) map[int32]int64 {
+func (b broker) ends(t testing.TB,
+	ask func(*kafka.Admin, context.Context, string) (map[int32]int64, error)) map[int32]int64 {
 	t.Helper()
 	a, err := kafka.NewAdmin(b.Config)
 	if err != nil {
@@ -143,7 +145,7 @@ func (b broker) ends(t testing.TB, ask func(*kafka.Admin, context.Context, strin
 }
 
 // ReadAll passes committed records of any range, and no aborted ones.
-func TestTransactionsAreVisibleWholeOrNotAtAll(t *testing.T) {
+func TestTransactionsAreAtomic(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, b broker) {
 		p := b.transactional(t, "p")
@@ -161,7 +163,8 @@ func TestTransactionsAreVisibleWholeOrNotAtAll(t *testing.T) {
 		b.expect(t, nil, map[int32]int64{})
 
 		boom := errors.New("boom")
-		if err := kafka.ReadAll(t.Context(), b.Config, b.topic, nil, end, func(kafka.Message) error { return boom }); !errors.Is(err, boom) {
+		if err := kafka.ReadAll(t.Context(), b.Config, b.topic, nil, end,
+			func(kafka.Message) error { return boom }); !errors.Is(err, boom) {
 			t.Fatalf("error of the reader's function: %v", err)
 		}
 	})
@@ -169,7 +172,7 @@ func TestTransactionsAreVisibleWholeOrNotAtAll(t *testing.T) {
 
 // Brokers learn of new partitions and their leaders one after the other. The client retries until
 // they all know, so callers do not see it.
-func TestEndsOfATopicThatWasJustWidened(t *testing.T) {
+func TestEndsOfWidenedTopic(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, b broker) {
 		a, err := kafka.NewAdmin(b.Config)
@@ -236,7 +239,7 @@ func (b broker) flushed(t testing.TB, n int64) {
 
 // Whenever a new producer with the same transactional id appears, the old one gets ErrFenced, and
 // its open transaction is not visible.
-func TestNewProducerFencesTheOld(t *testing.T) {
+func TestNewProducerFencesPrevious(t *testing.T) {
 	t.Parallel()
 	for name, when := range map[string]func(t *testing.T, b broker, old *kafka.TransactionalProducer) error{
 		"between transactions": func(t *testing.T, b broker, old *kafka.TransactionalProducer) error {
@@ -364,7 +367,8 @@ func TestProducerReportsDelivery(t *testing.T) {
 func TestEnsureTopics(t *testing.T) {
 	t.Parallel()
 	each(t, 0, func(t *testing.T, b broker) {
-		want := []kafka.Topic{{Name: b.topic, Partitions: 3}, {Name: b.topic + "-positions", Partitions: 1, Compacted: true}}
+		want := []kafka.Topic{{Name: b.topic, Partitions: 3},
+			{Name: b.topic + "-positions", Partitions: 1, Compacted: true}}
 		for range 2 {
 			if err := kafka.EnsureTopics(t.Context(), b.Config, want...); err != nil {
 				t.Fatal(err)
@@ -391,7 +395,7 @@ func TestEnsureTopics(t *testing.T) {
 }
 
 // Config.Extra cannot change properties that correctness depends on.
-func TestPropertiesThatCorrectnessRestsOnAreRefused(t *testing.T) {
+func TestReservedPropertiesAreRejected(t *testing.T) {
 	t.Parallel()
 	cfg := kafka.Config{Brokers: "127.0.0.1:1", Logger: quiet, Extra: map[string]string{"enable.idempotence": "false"}}
 	if p, err := kafka.NewTransactionalProducer(cfg, "p"); err == nil {
@@ -409,7 +413,8 @@ func TestReadAllStalls(t *testing.T) {
 	each(t, 1, func(t *testing.T, b broker) {
 		c := b.Config
 		c.Stall = 200 * time.Millisecond
-		err := kafka.ReadAll(t.Context(), c, b.topic, nil, map[int32]int64{0: 5}, func(kafka.Message) error { return nil })
+		err := kafka.ReadAll(t.Context(), c, b.topic, nil, map[int32]int64{0: 5},
+			func(kafka.Message) error { return nil })
 		if !errors.Is(err, kafka.ErrStalled) {
 			t.Fatalf("%v, want ErrStalled", err)
 		}

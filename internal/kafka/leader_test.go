@@ -10,13 +10,14 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-func TestWhichErrorsALeaderChangeCauses(t *testing.T) {
+func TestLeaderChangeErrors(t *testing.T) {
 	t.Parallel()
 	for code, want := range map[librdkafka.ErrorCode]bool{
-		librdkafka.ErrNotLeaderForPartition:    true,
-		librdkafka.ErrLeaderNotAvailable:       true,
-		librdkafka.ErrFencedLeaderEpoch:        true,
-		librdkafka.ErrUnknownLeaderEpoch:       true, // a topic was widened, and the broker does not know its new partitions
+		librdkafka.ErrNotLeaderForPartition: true,
+		librdkafka.ErrLeaderNotAvailable:    true,
+		librdkafka.ErrFencedLeaderEpoch:     true,
+		// A topic was widened, and the broker does not know its new partitions.
+		librdkafka.ErrUnknownLeaderEpoch:       true,
 		librdkafka.ErrUnknownTopicOrPart:       true,
 		librdkafka.ErrOffsetNotAvailable:       true,
 		librdkafka.ErrTopicAuthorizationFailed: false,

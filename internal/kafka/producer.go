@@ -26,7 +26,7 @@ type Record struct {
 // events.
 type connection struct {
 	client  *kafka.Producer
-	refused *refusal
+	refused *refusalTracker
 	logs    *logs
 	events  sync.WaitGroup
 	closed  sync.Once
@@ -35,7 +35,7 @@ type connection struct {
 // connect opens a client. The caller must close it.
 func connect(cfg Config, tuning, must kafka.ConfigMap) (*connection, error) {
 	log := cfg.logger()
-	c := &connection{refused: &refusal{}, logs: newLogs(log)}
+	c := &connection{refused: &refusalTracker{}, logs: newLogs(log)}
 	conf, err := cfg.configMap(c.logs, tuning, must)
 	if err == nil {
 		c.client, err = kafka.NewProducer(conf)
@@ -49,12 +49,12 @@ func connect(cfg Config, tuning, must kafka.ConfigMap) (*connection, error) {
 	return c, nil
 }
 
-// watch receives what librdkafka reports outside of calls, until the client is closed.
+// watch receives events that librdkafka reports outside of calls, until the client is closed.
 func (c *connection) watch(log *slog.Logger) {
 	for e := range c.client.Events() {
 		if err, ok := e.(kafka.Error); ok {
 			c.refused.note(err)
-			log.Warn("kafka producer", "error", err, "client", c.client.String())
+			log.Warn("kafka: producer", "error", err, "client", c.client.String())
 		}
 	}
 }
@@ -68,8 +68,9 @@ func (c *connection) Close() {
 	})
 }
 
-// goChannels keeps the Go client from allocating room for a million events and a million messages.
-func goChannels(m kafka.ConfigMap) kafka.ConfigMap {
+// limitChannels keeps the Go client from allocating room for a million events and a million
+// messages.
+func limitChannels(m kafka.ConfigMap) kafka.ConfigMap {
 	m["go.events.channel.size"] = 100
 	m["go.produce.channel.size"] = 0
 	return m
@@ -93,11 +94,11 @@ func NewTransactionalProducer(cfg Config, transactionalID string) (*Transactiona
 			// its id. By default, it is also the timeout of messages.
 			"transaction.timeout.ms": 30000,
 		},
-		goChannels(kafka.ConfigMap{
+		limitChannels(kafka.ConfigMap{
 			"transactional.id":   transactionalID,
 			"enable.idempotence": true,
 			"partitioner":        "murmur2_random",
-			// The result of the transaction tells whether its records were delivered.
+			// Reports per record are not needed: a transaction commits only if all are delivered.
 			"go.delivery.reports": false,
 		}))
 	if err != nil {
@@ -109,7 +110,7 @@ func NewTransactionalProducer(cfg Config, transactionalID string) (*Transactiona
 // Init takes over the transactional id. It ends the open transaction of the previous producer and
 // fences that producer. Call it once, before all other methods.
 func (p *TransactionalProducer) Init(ctx context.Context) error {
-	return classify(p.client, "take over the transactional id", resumed(ctx, p.refused, p.client.InitTransactions))
+	return classify(p.client, "initialize the transactional id", retry(ctx, p.refused, p.client.InitTransactions))
 }
 
 // Begin opens a transaction.
@@ -127,36 +128,36 @@ func (p *TransactionalProducer) Produce(ctx context.Context, r Record) error {
 	return classify(p.client, "produce to "+r.Topic, err)
 }
 
-// Commit makes the transaction's records visible. If the error is none of the package's sentinels,
-// the transaction may be committed or not. Then close the producer: the Init of the next one
-// settles it.
+// Commit makes the transaction's records visible. If the error is not one of the package's
+// sentinels, it is unknown whether the transaction is committed. Then close the producer: the Init
+// of the next one completes or aborts it.
 func (p *TransactionalProducer) Commit(ctx context.Context) error {
-	const doing = "commit the transaction"
+	const action = "commit the transaction"
 	// Flushing may take long, so it ends with ctx.
-	err := resumed(ctx, p.refused, func(short context.Context) error {
+	err := retry(ctx, p.refused, func(short context.Context) error {
 		deadline, _ := short.Deadline()
 		if p.client.Flush(max(int(time.Until(deadline).Milliseconds()), 0)) > 0 {
-			return kafka.NewError(kafka.ErrTimedOut, "records are under way", false)
+			return kafka.NewError(kafka.ErrTimedOut, "records are in flight", false)
 		}
 		return nil
 	})
 	if err != nil {
-		return classify(p.client, doing, err)
+		return classify(p.client, action, err)
 	}
 	// Use one long call that ignores ctx. On a machine so busy that short calls timed out, an
 	// assertion in librdkafka's state machine killed the process.
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
-	return classify(p.client, doing, p.client.CommitTransaction(end))
+	return classify(p.client, action, p.client.CommitTransaction(end))
 }
 
 // endTimeout bounds the wait for the coordinator to end a transaction whose records are all
 // delivered.
 const endTimeout = 10 * time.Second
 
-// Abort discards the transaction's records.
+// Abort discards the transaction's records. Readers with read_committed never see them.
 func (p *TransactionalProducer) Abort(ctx context.Context) error {
-	return classify(p.client, "abort the transaction", resumed(ctx, p.refused, p.client.AbortTransaction))
+	return classify(p.client, "abort the transaction", retry(ctx, p.refused, p.client.AbortTransaction))
 }
 
 // Producer writes single records at least once. While the producer lives, it writes them exactly
@@ -167,7 +168,7 @@ type Producer struct{ *connection }
 func NewProducer(cfg Config) (*Producer, error) {
 	c, err := connect(cfg,
 		kafka.ConfigMap{"compression.type": "lz4", "linger.ms": 0, "message.timeout.ms": 30000},
-		goChannels(kafka.ConfigMap{"enable.idempotence": true, "partitioner": "murmur2_random"}))
+		limitChannels(kafka.ConfigMap{"enable.idempotence": true, "partitioner": "murmur2_random"}))
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +181,7 @@ func NewProducer(cfg Config) (*Producer, error) {
 func (p *Producer) Produce(ctx context.Context, r Record) error {
 	err := p.produce(ctx, r)
 	if err == nil {
-		p.refused.last.Store(nil) // a refusal before is obsolete
+		p.refused.last.Store(nil) // an earlier refusal is obsolete
 		return nil
 	}
 	return errors.Join(err, p.refused.err())
@@ -198,7 +199,7 @@ func (p *Producer) ProduceAll(ctx context.Context, records []Record) error {
 
 // produce sends all records and then waits for all of their reports.
 func (p *Producer) produce(ctx context.Context, records ...Record) error {
-	// There is room for all reports, because librdkafka must not block when this call has given up.
+	// The channel has room for all reports: librdkafka must not block after this call has returned.
 	delivered := make(chan kafka.Event, len(records))
 	for _, r := range records {
 		if err := enqueue(ctx, p.client, r, delivered); err != nil {
@@ -212,7 +213,7 @@ func (p *Producer) produce(ctx context.Context, records ...Record) error {
 		case e := <-delivered:
 			m, ok := e.(*kafka.Message)
 			if !ok {
-				return fmt.Errorf("kafka: produce to %s: unexpected report %v", r.Topic, e)
+				return fmt.Errorf("kafka: produce to %s: unexpected delivery report %v", r.Topic, e)
 			}
 			if err := classify(p.client, "produce to "+r.Topic, m.TopicPartition.Error); err != nil {
 				return err
@@ -222,7 +223,7 @@ func (p *Producer) produce(ctx context.Context, records ...Record) error {
 	return nil
 }
 
-// enqueue passes a record to librdkafka. It waits while its queue is full.
+// enqueue passes a record to librdkafka. It blocks while its queue is full.
 func enqueue(ctx context.Context, client *kafka.Producer, r Record, delivered chan kafka.Event) error {
 	m := kafka.Message{
 		TopicPartition: kafka.TopicPartition{Topic: &r.Topic, Partition: r.Partition},

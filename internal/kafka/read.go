@@ -35,7 +35,7 @@ func ReadUncommitted(
 func readAll(
 	ctx context.Context, cfg Config, isolation, topic string, from, to map[int32]int64, fn func(Message) error,
 ) error {
-	left := make(map[int32]int64, len(to)) // offset at which the partition is done
+	left := make(map[int32]int64, len(to)) // offset to reach, by partition that is not done
 	var assigned []kafka.TopicPartition
 	for p, end := range to {
 		// If the log begins later, the reader is reset to its beginning. OffsetBeginning would do
@@ -81,10 +81,15 @@ func readAll(
 }
 
 // read polls until every partition in left is done.
-func read(ctx context.Context, c *kafka.Consumer, assigned []kafka.TopicPartition, left map[int32]int64, stall time.Duration, fn func(Message) error) error {
+func read(
+	ctx context.Context, c *kafka.Consumer, assigned []kafka.TopicPartition, left map[int32]int64,
+	stall time.Duration, fn func(Message) error,
+) error {
 	if err := c.Assign(assigned); err != nil {
 		return err
 	}
+	// moved is the time of the last progress, and furthest the offset that each partition has
+	// reached.
 	var last error // last error that the client reported; it retries by itself
 	for moved, furthest := time.Now(), map[int32]int64{}; len(left) > 0; {
 		if ctx.Err() != nil {
@@ -134,8 +139,9 @@ func read(ctx context.Context, c *kafka.Consumer, assigned []kafka.TopicPartitio
 // stalled returns an error that names one of the partitions that are behind.
 func stalled(waited time.Duration, furthest, left map[int32]int64, last error) error {
 	p := slices.Min(slices.Collect(maps.Keys(left)))
-	err := fmt.Errorf("%w for %v: partition %d and %d others; it is at offset %d and has to come to %d, which an open transaction may hide",
-		ErrStalled, waited.Round(time.Second), p, len(left)-1, furthest[p], left[p])
+	err := fmt.Errorf("%w for %v: partition %d is at offset %d of %d, and %d others are behind, too: "+
+		"brokers do not respond, or an open transaction blocks readers",
+		ErrStalled, waited.Round(time.Second), p, furthest[p], left[p], len(left)-1)
 	return errors.Join(err, last)
 }
 

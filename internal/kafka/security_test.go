@@ -97,7 +97,8 @@ func TestRefused(t *testing.T) {
 				return ctx.Err()
 			},
 			"read all": func(ctx context.Context, _ *testing.T) error {
-				return kafka.ReadAll(ctx, b.Config, b.topic, nil, map[int32]int64{0: 1}, func(kafka.Message) error { return nil })
+				return kafka.ReadAll(ctx, b.Config, b.topic, nil, map[int32]int64{0: 1},
+					func(kafka.Message) error { return nil })
 			},
 			"describe": func(ctx context.Context, t *testing.T) error {
 				_, err := b.reader(t).Describe(ctx)
@@ -114,7 +115,8 @@ func TestRefused(t *testing.T) {
 				if !errors.Is(err, kafka.ErrRefused) || !strings.Contains(err.Error(), c.says) {
 					t.Errorf("after %v: %v", took, err)
 				}
-				if err != nil && (strings.Contains(err.Error(), good.Password) || strings.Contains(err.Error(), "wrong")) {
+				if err != nil && (strings.Contains(err.Error(), good.Password) ||
+					strings.Contains(err.Error(), "wrong")) {
 					t.Errorf("the password is in the error: %v", err)
 				}
 				t.Logf("refused after %v: %v", took, err)
@@ -123,7 +125,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-func TestHalfGivenSecurityIsRefusedWhenAClientIsOpened(t *testing.T) {
+func TestIncompleteSecurityIsRejected(t *testing.T) {
 	t.Parallel()
 	half := security.Config{TLS: true, Mechanism: security.Plain, Username: "u"}
 	_, err := kafka.NewAdmin(kafka.Config{Brokers: "127.0.0.1:1", Logger: quiet, Security: half})
@@ -138,7 +140,8 @@ func TestHalfGivenSecurityIsRefusedWhenAClientIsOpened(t *testing.T) {
 // reader returns a batch reader of the topic.
 func (b broker) reader(t *testing.T) *fetch.Reader {
 	t.Helper()
-	r, err := fetch.Open(fetch.Config{Brokers: strings.Split(b.Brokers, ","), Topic: b.topic, Logger: quiet, Security: b.Security})
+	r, err := fetch.Open(fetch.Config{Brokers: strings.Split(b.Brokers, ","), Topic: b.topic, Logger: quiet,
+		Security: b.Security})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,8 +16,8 @@ import (
 // must accept records of that size.
 const maxRecord = 1_000_000
 
-// Settings returns a fault for each setting of a topic that is not what the system relies on. An
-// error means that a topic could not be checked.
+// Settings checks the settings of topics and returns a fault for each one that the system cannot
+// rely on. An error means that a topic could not be checked.
 func (a *Admin) Settings(ctx context.Context, topics ...Topic) ([]settings.Fault, error) {
 	resources := make([]kafka.ConfigResource, len(topics))
 	byName := make(map[string]Topic, len(topics))
@@ -25,20 +25,21 @@ func (a *Admin) Settings(ctx context.Context, topics ...Topic) ([]settings.Fault
 		resources[i] = kafka.ConfigResource{Type: kafka.ResourceTopic, Name: t.Name}
 		byName[t.Name] = t
 	}
-	answers, err := a.admin.DescribeConfigs(ctx, resources, kafka.SetAdminRequestTimeout(describeWithin))
+	answers, err := a.admin.DescribeConfigs(ctx, resources, kafka.SetAdminRequestTimeout(describeTimeout))
 	if err != nil {
-		return nil, fmt.Errorf("kafka: ask for the settings of topics: %w", err)
+		return nil, fmt.Errorf("kafka: read the settings of topics: %w", err)
 	}
 	var faults []settings.Fault
 	for _, answer := range answers {
 		if answer.Error.Code() != kafka.ErrNoError {
-			return faults, fmt.Errorf("kafka: ask for the settings of topic %s (the right DescribeConfigs is needed): %w", answer.Name, answer.Error)
+			return faults, fmt.Errorf("kafka: read the settings of topic %s: grant DescribeConfigs on it: %w",
+				answer.Name, answer.Error)
 		}
 		config := make(map[string]string, len(answer.Config))
 		for name, entry := range answer.Config {
 			config[name] = entry.Value
 		}
-		replicas, err := a.copies(answer.Name)
+		replicas, err := a.replicaCount(answer.Name)
 		if err != nil {
 			return faults, err
 		}
@@ -47,14 +48,14 @@ func (a *Admin) Settings(ctx context.Context, topics ...Topic) ([]settings.Fault
 	return faults, nil
 }
 
-// describeWithin bounds requests for descriptions.
-const describeWithin = 10 * time.Second
+// describeTimeout bounds requests for descriptions.
+const describeTimeout = 10 * time.Second
 
-// copies returns the number of replicas of one of the topic's partitions.
-func (a *Admin) copies(topic string) (int, error) {
-	meta, err := a.admin.GetMetadata(&topic, false, int(slice.Milliseconds()))
+// replicaCount returns the number of replicas of one of the topic's partitions.
+func (a *Admin) replicaCount(topic string) (int, error) {
+	meta, err := a.admin.GetMetadata(&topic, false, int(callTimeout.Milliseconds()))
 	if err != nil {
-		return 0, fmt.Errorf("kafka: ask about topic %s: %w", topic, err)
+		return 0, fmt.Errorf("kafka: describe topic %s: %w", topic, err)
 	}
 	for _, p := range meta.Topics[topic].Partitions {
 		return len(p.Replicas), nil
@@ -68,8 +69,10 @@ func topicFaults(t Topic, config map[string]string, replicas int) []settings.Fau
 	var faults []settings.Fault
 	add := func(fatal bool, setting, want, set, effect string) {
 		faults = append(faults, settings.Fault{
-			Resource: "topic " + t.Name, Setting: setting, Value: config[setting], Want: want, Effect: effect, Fatal: fatal,
-			Remedy: fmt.Sprintf("kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config %s=%s", t.Name, setting, set),
+			Resource: "topic " + t.Name, Setting: setting, Value: config[setting], Want: want, Effect: effect,
+			Fatal: fatal,
+			Remedy: fmt.Sprintf("kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config %s=%s",
+				t.Name, setting, set),
 		})
 	}
 	number := func(setting string) (int64, bool) {
@@ -88,30 +91,37 @@ func topicFaults(t Topic, config map[string]string, replicas int) []settings.Fau
 	switch {
 	case config["cleanup.policy"] == "":
 	case t.Compacted && (has("delete") || !has("compact")):
-		add(true, "cleanup.policy", "compact", "compact", "old positions are deleted, and what was published is published again")
+		add(true, "cleanup.policy", "compact", "compact", "old checkpoints are deleted, and events are published again")
 	case !t.Compacted && has("compact"):
-		add(true, "cleanup.policy", "delete", "delete", "of each stream only the last event is kept, and every rebuild of a view or table loses the rest")
+		add(true, "cleanup.policy", "delete", "delete",
+			"only the last event of each stream is kept, so a rebuilt view or table lacks the others")
 	}
 	if !t.Compacted {
 		for _, setting := range []string{"retention.ms", "retention.bytes"} {
-			if n, told := number(setting); told && n >= 0 {
-				add(true, setting, "-1", "-1", "old events are deleted, and every rebuild of a view or table loses them")
+			if n, known := number(setting); known && n >= 0 {
+				add(true, setting, "-1", "-1", "old events are deleted, so a rebuilt view or table lacks them")
 			}
 		}
 	}
-	if least, told := number("min.insync.replicas"); told {
+	// A write succeeds only if that many replicas have it. So more than exist fail every write, and
+	// fewer than two acknowledge records that a single broker has.
+	if least, known := number("min.insync.replicas"); known {
 		switch {
 		case int(least) > replicas:
-			add(true, "min.insync.replicas", fmt.Sprintf("at most %d, the number of replicas", replicas), strconv.Itoa(max(1, replicas-1)), "nothing can be written")
+			add(true, "min.insync.replicas", fmt.Sprintf("at most %d, the number of replicas", replicas),
+				strconv.Itoa(max(1, replicas-1)), "all writes fail")
 		case replicas > 1 && least < 2:
-			add(false, "min.insync.replicas", "2", "2", "an acknowledged event may be on one broker only, and be lost with it")
+			add(false, "min.insync.replicas", "2", "2",
+				"an acknowledged event may be on a single broker, and is lost if that broker is")
 		}
 	}
-	if n, told := number("max.message.bytes"); told && n < maxRecord {
-		add(true, "max.message.bytes", fmt.Sprintf("at least %d", maxRecord), strconv.Itoa(maxRecord+48588), "a large event stops the relay")
+	if n, known := number("max.message.bytes"); known && n < maxRecord {
+		add(true, "max.message.bytes", fmt.Sprintf("at least %d", maxRecord), strconv.Itoa(maxRecord+48588),
+			"a large event stops the relay")
 	}
 	if config["unclean.leader.election.enable"] == "true" {
-		add(false, "unclean.leader.election.enable", "false", "false", "acknowledged events are lost where a broker that lags becomes the leader")
+		add(false, "unclean.leader.election.enable", "false", "false",
+			"acknowledged events are lost if a replica that lags becomes the leader")
 	}
 	return faults
 }

@@ -23,17 +23,27 @@ func TestSettingsOfTopics(t *testing.T) {
 			config    map[string]string
 			want      []string // settings with a fatal fault
 		}{
-			"an event topic that is compacted":       {false, map[string]string{"cleanup.policy": "compact", "retention.ms": "-1"}, []string{"cleanup.policy"}},
-			"one that is compacted and deleted":      {false, map[string]string{"cleanup.policy": "compact,delete", "retention.ms": "-1"}, []string{"cleanup.policy"}},
-			"one that keeps events for a week":       {false, map[string]string{"retention.ms": "604800000"}, []string{"retention.ms"}},
-			"one of bounded size":                    {false, map[string]string{"retention.ms": "-1", "retention.bytes": "1000000"}, []string{"retention.bytes"}},
-			"one that wants more copies than it has": {false, map[string]string{"retention.ms": "-1", "min.insync.replicas": "2"}, []string{"min.insync.replicas"}},
-			"one for small records":                  {false, map[string]string{"retention.ms": "-1", "max.message.bytes": "1000"}, []string{"max.message.bytes"}},
-			"positions that are deleted":             {true, map[string]string{"cleanup.policy": "delete"}, []string{"cleanup.policy"}},
-			"positions that are also deleted":        {true, map[string]string{"cleanup.policy": "compact,delete"}, []string{"cleanup.policy"}},
-			"an event topic as it must be":           {false, map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}, nil},
-			"made by us":                             {false, nil, nil},
-			"positions made by us":                   {true, nil, nil},
+			"an event topic that is compacted": {false,
+				map[string]string{"cleanup.policy": "compact", "retention.ms": "-1"}, []string{"cleanup.policy"}},
+			"one that is compacted and deleted": {false,
+				map[string]string{"cleanup.policy": "compact,delete", "retention.ms": "-1"},
+				[]string{"cleanup.policy"}},
+			"one that keeps events for a week": {false, map[string]string{"retention.ms": "604800000"},
+				[]string{"retention.ms"}},
+			"one of bounded size": {false,
+				map[string]string{"retention.ms": "-1", "retention.bytes": "1000000"}, []string{"retention.bytes"}},
+			"one that wants more copies than it has": {false,
+				map[string]string{"retention.ms": "-1", "min.insync.replicas": "2"}, []string{"min.insync.replicas"}},
+			"one for small records": {false,
+				map[string]string{"retention.ms": "-1", "max.message.bytes": "1000"}, []string{"max.message.bytes"}},
+			"positions that are deleted": {true, map[string]string{"cleanup.policy": "delete"},
+				[]string{"cleanup.policy"}},
+			"positions that are also deleted": {true, map[string]string{"cleanup.policy": "compact,delete"},
+				[]string{"cleanup.policy"}},
+			"an event topic as it must be": {false,
+				map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}, nil},
+			"made by us":           {false, nil, nil},
+			"positions made by us": {true, nil, nil},
 		} {
 			t.Run(name, func(t *testing.T) {
 				b := newBroker(b.Config)
@@ -73,7 +83,8 @@ func (b broker) create(t *testing.T, config map[string]string) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	made, err := other.CreateTopics(t.Context(), []confluent.TopicSpecification{{Topic: b.topic, NumPartitions: 1, ReplicationFactor: 1, Config: config}})
+	made, err := other.CreateTopics(t.Context(),
+		[]confluent.TopicSpecification{{Topic: b.topic, NumPartitions: 1, ReplicationFactor: 1, Config: config}})
 	if err != nil || made[0].Error.Code() != confluent.ErrNoError {
 		t.Fatal(err, made)
 	}

@@ -38,7 +38,8 @@ func TestSilentBroker(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = listener.Close() })
 	log := &lines{text: "still waiting", seen: make(chan struct{})}
-	cfg := kafka.Config{Brokers: listener.Addr().String(), ClientID: "test", Logger: slog.New(slog.NewTextHandler(log, nil)), Stall: 300 * time.Millisecond}
+	cfg := kafka.Config{Brokers: listener.Addr().String(), ClientID: "test",
+		Logger: slog.New(slog.NewTextHandler(log, nil)), Stall: 300 * time.Millisecond}
 	a, err := kafka.NewAdmin(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +83,8 @@ func TestFrozenBroker(t *testing.T) {
 	if _, err := a.EndOffsets(context.Background(), b.topic); err == nil {
 		t.Error("a frozen broker answers")
 	}
-	if err := kafka.ReadAll(context.Background(), b.Config, b.topic, nil, map[int32]int64{0: 1}, func(kafka.Message) error { return nil }); !errors.Is(err, kafka.ErrStalled) {
+	if err := kafka.ReadAll(context.Background(), b.Config, b.topic, nil, map[int32]int64{0: 1},
+		func(kafka.Message) error { return nil }); !errors.Is(err, kafka.ErrStalled) {
 		t.Errorf("ReadAll: error %v", err)
 	}
 	if err := own.ResumeNode(0); err != nil {

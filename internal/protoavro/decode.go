@@ -21,7 +21,7 @@ func (p *Plan) Decode(dst, in []byte) ([]byte, error) {
 	s := source{avro.Reader{Rest: in}}
 	dst = p.root.decode(dst, &s, 0)
 	// If the message had anything unknown, the last field has all of it.
-	if p.root.whole && s.Present(nullFirst) {
+	if p.root.hasUnknown && s.Present(nullFirst) {
 		if message := s.Bytes(); s.Err == nil {
 			dst = append(dst[:begin], message...)
 		}
@@ -35,7 +35,7 @@ func (p *Plan) Decode(dst, in []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// source is the encoded value being read.
+// source is the encoded value being read. Its first error ends decoding; see avro.Reader.
 type source struct{ avro.Reader }
 
 // block reads the number of items in the next block of an array or a map. 0 ends it.
@@ -48,10 +48,12 @@ func (s *source) block() int64 {
 	return n
 }
 
-// decode appends the fields of a message. depth is the number of enclosing messages.
+// decode appends the fields of a message. depth is the number of enclosing messages. The order of
+// the fields in the schema is that in which Go's Protobuf writes them, so the result has the same
+// bytes as the message that was encoded.
 func (r *record) decode(dst []byte, s *source, depth int) []byte {
 	if depth > maxDepth {
-		s.Fail(fmt.Errorf("records in records, more than %d deep", maxDepth))
+		s.Fail(fmt.Errorf("records are nested more than %d deep", maxDepth))
 		return dst
 	}
 	var taken uint64 // bits of oneofs with a member so far
@@ -68,14 +70,14 @@ func (r *record) decode(dst []byte, s *source, depth int) []byte {
 			}
 		case optional:
 			if !s.Present(nullFirst) {
-				break
+				break // the message does not have the field
 			}
 			if f.oneof != 0 {
 				bit := uint64(1) << (f.oneof % 64)
 				// Avro has no oneofs: a value with two members set is valid Avro, but not our
 				// message.
 				if taken&bit != 0 {
-					s.Fail(fmt.Errorf("%s and another part of its oneof are set", f.name))
+					s.Fail(fmt.Errorf("%s and another member of its oneof are set", f.name))
 				}
 				taken |= bit
 			}
@@ -91,8 +93,8 @@ func (r *record) decode(dst []byte, s *source, depth int) []byte {
 		}
 	}
 	// The root's type may also occur inside of itself, where the field must be null.
-	if r.whole && depth > 0 && s.Present(nullFirst) {
-		s.Fail(fmt.Errorf("field %s is set, but not of the root", unknownField))
+	if r.hasUnknown && depth > 0 && s.Present(nullFirst) {
+		s.Fail(fmt.Errorf("field %s is set in a nested record", unknownField))
 	}
 	return dst
 }
@@ -105,6 +107,7 @@ func (f *field) decodeItems(dst []byte, s *source, depth int) []byte {
 		dst = protowire.AppendTag(dst, f.number, protowire.BytesType)
 		content = len(dst)
 	}
+	// Encode writes one block, but other programs may write several.
 	for n := s.block(); n > 0; n = s.block() {
 		for ; n > 0 && s.Err == nil; n-- {
 			if !f.packed {
@@ -142,8 +145,8 @@ func (f *field) decodeEntries(dst []byte, s *source, depth int) []byte {
 func insertLength(dst []byte, content int) []byte {
 	length := len(dst) - content
 	n := protowire.SizeVarint(uint64(length))
-	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)[:len(dst)+n]
-	// The length's size depends on the content, so the content is moved to make room.
+	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)[:len(dst)+n] // a varint has at most 10 bytes
+	// The size of the length depends on the content, so the content is moved to make room.
 	copy(dst[content+n:], dst[content:content+length])
 	protowire.AppendVarint(dst[content:content], uint64(length))
 	return dst
@@ -183,7 +186,7 @@ func (e element) decode(dst []byte, s *source, depth int) (_ []byte, zero bool) 
 	case enumKind:
 		i := s.Long()
 		if i < 0 || i >= int64(len(e.symbols)) {
-			s.Fail(fmt.Errorf("symbol %d of an enum of %d", i, len(e.symbols)))
+			s.Fail(fmt.Errorf("symbol %d of an enum of %d symbols", i, len(e.symbols)))
 			return dst, false
 		}
 		return protowire.AppendVarint(dst, uint64(int64(e.symbols[i]))), e.symbols[i] == 0
@@ -194,6 +197,7 @@ func (e element) decode(dst []byte, s *source, depth int) (_ []byte, zero bool) 
 		b := s.Bytes()
 		return protowire.AppendBytes(dst, b), len(b) == 0
 	}
+	// Messages have a length, which is known only after their content.
 	content := len(dst)
 	switch e.kind {
 	case timeKind:
@@ -212,15 +216,16 @@ func (s *source) number(k kind) int64 {
 	case int32Kind, sint32Kind, sfixed32Kind:
 		return int64(s.Int())
 	}
+	// All others are longs in Avro, which has no unsigned types.
 	v := s.Long()
 	switch k {
 	case uint32Kind, fixed32Kind:
 		if v < 0 || v > math.MaxUint32 {
-			s.Fail(fmt.Errorf("%d is no %s", v, k))
+			s.Fail(fmt.Errorf("%d is not a %s", v, k))
 		}
 	case uint64Kind, fixed64Kind:
 		if v < 0 {
-			s.Fail(fmt.Errorf("%d is no %s", v, k))
+			s.Fail(fmt.Errorf("%d is not a %s", v, k))
 		}
 	}
 	return v
@@ -266,9 +271,10 @@ func decodeMoney(dst []byte, s *source) []byte {
 		return dst
 	}
 	if len(amount) > 16 {
-		s.Fail(fmt.Errorf("an amount of %d bytes", len(amount)))
+		s.Fail(fmt.Errorf("amount of %d bytes, more than 16", len(amount)))
 		return dst
 	}
+	// Extend the sign to 16 bytes.
 	negative := len(amount) > 0 && amount[0] >= 0x80
 	var number [16]byte
 	if negative {
@@ -292,9 +298,10 @@ func decodeMoney(dst []byte, s *source) []byte {
 		units, nanos = bits.Div64(hi, lo, nanosPerUnit)
 	}
 	if hi >= nanosPerUnit || units > limit {
-		s.Fail(errors.New("an amount beyond 2^63 units"))
+		s.Fail(errors.New("amount does not fit 64 bits of units"))
 		return dst
 	}
+	// Units and nanos have the same sign.
 	u, n := int64(units), int64(nanos)
 	if negative {
 		u, n = -u, -n

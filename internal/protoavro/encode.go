@@ -16,29 +16,32 @@ import (
 )
 
 // Encode appends a Protobuf message as an Avro value. It fails if decoding the value would not
-// return the same bytes.
+// return the same bytes. The result is appended to dst, which may be nil.
 func (p *Plan) Encode(dst, message []byte) ([]byte, error) {
 	begin := len(dst)
-	out, whole, err := p.root.encode(dst, message, 0)
+	out, lossy, err := p.root.encode(dst, message, 0)
+	// The last field of the root contains the whole message if the other fields cannot.
 	switch {
 	case err != nil:
 		return nil, err
-	case whole && !p.root.whole:
-		return nil, fmt.Errorf("%s has what its schema does not know, and the schema has no field %s to keep it in", p.root.name, unknownField)
-	case whole:
+	case lossy && !p.root.hasUnknown:
+		return nil, fmt.Errorf("%s has parts that are not in the schema, and the schema has no field %s for them",
+			p.root.name, unknownField)
+	case lossy:
 		out = avro.AppendBytes(append(out, inUnion), message)
-	case p.root.whole:
+	case p.root.hasUnknown:
 		out = append(out, isNull)
 	}
 	// Protobuf's wire format has several encodings of the same message, and Decode only produces
 	// one of them. Only this check detects the others, such as an explicit zero or two members of a
-	// oneof, which programs in other languages may write. TestLossIsRefused has such messages.
+	// oneof, which programs in other languages may write. TestLossIsRejected has such messages.
 	back, err := p.Decode(make([]byte, 0, len(message)), out[begin:])
 	if err != nil {
-		return nil, fmt.Errorf("%s does not read back: %w", p.root.name, err)
+		return nil, fmt.Errorf("%s cannot be decoded again: %w", p.root.name, err)
 	}
 	if !bytes.Equal(back, message) {
-		return nil, fmt.Errorf("%s would not read back byte for byte: its wire format is not that of Go's Protobuf", p.root.name)
+		return nil, fmt.Errorf("%s would not be decoded byte for byte: its wire format differs from that of Go's Protobuf",
+			p.root.name)
 	}
 	return out, nil
 }
@@ -49,20 +52,21 @@ const (
 	inUnion = 2
 )
 
-// slot is the position of a field's values in a message.
+// slot is the position of a field's values in a message. Values are not copied: the second pass
+// over the fields reads them from the message.
 type slot struct {
 	count    int // number of values
 	from, to int // extent of a single value, or from the first tag to the end of the last value
 }
 
-// encode appends a message as a record. whole reports that it has something that the record cannot
+// encode appends a message as a record. lossy reports that it has something that the record cannot
 // represent.
-func (r *record) encode(dst, message []byte, depth int) (_ []byte, whole bool, err error) {
+func (r *record) encode(dst, message []byte, depth int) (_ []byte, lossy bool, err error) {
 	if depth > maxDepth {
-		return nil, false, fmt.Errorf("%s: messages in messages, more than %d deep", r.name, maxDepth)
+		return nil, false, fmt.Errorf("%s: messages are nested more than %d deep", r.name, maxDepth)
 	}
 	// Avro records have their fields in schema order, so first find all fields in the message.
-	var few [16]slot
+	var few [16]slot // on the stack, for most messages
 	slots := few[:]
 	if len(r.fields) > len(few) {
 		slots = make([]slot, len(r.fields))
@@ -77,9 +81,10 @@ func (r *record) encode(dst, message []byte, depth int) (_ []byte, whole bool, e
 		if n < 0 {
 			return nil, false, fmt.Errorf("%s, field %d: %w", r.name, number, protowire.ParseError(n))
 		}
+		// The schema does not have this field.
 		i := r.at(number)
 		if i < 0 {
-			whole = true
+			lossy = true
 			at = value + n
 			continue
 		}
@@ -101,24 +106,25 @@ func (r *record) encode(dst, message []byte, depth int) (_ []byte, whole bool, e
 				s.from = at
 			}
 			s.count++
-		default:
+		default: // of several values, the last one counts
 			s.count, s.from = 1, value
 		}
 		s.to = value + n
 		at = value + n
 	}
+	// Then append them in schema order. A field without a value has an empty slot.
 	for i := range r.fields {
 		f, s := &r.fields[i], slots[i]
 		var more bool
 		if dst, more, err = f.encode(dst, message[s.from:s.to], s.count, depth); err != nil {
 			return nil, false, fmt.Errorf("%s.%s: %w", r.name, f.name, err)
 		}
-		whole = whole || more
+		lossy = lossy || more
 	}
-	if r.whole && depth > 0 { // only the root has a message in this field
+	if r.hasUnknown && depth > 0 { // only the root has a message in this field
 		dst = append(dst, isNull)
 	}
-	return dst, whole, nil
+	return dst, lossy, nil
 }
 
 // wire returns the wire type of the whole field.
@@ -139,6 +145,7 @@ func countPacked(k kind, value []byte) int {
 	case protowire.Fixed64Type:
 		return len(value) / 8
 	}
+	// The last byte of a varint has its highest bit unset.
 	count := 0
 	for _, b := range value {
 		if b < 0x80 {
@@ -150,9 +157,9 @@ func countPacked(k kind, value []byte) int {
 
 // encode appends a field's values. value is a single value, or the range from the first tag to the
 // last value.
-func (f *field) encode(dst, value []byte, count, depth int) (_ []byte, whole bool, err error) {
+func (f *field) encode(dst, value []byte, count, depth int) (_ []byte, lossy bool, err error) {
 	switch f.presence {
-	case implicit:
+	case implicit: // Avro has no absent fields
 		if count == 0 {
 			return f.appendZero(dst), false, nil
 		}
@@ -164,7 +171,7 @@ func (f *field) encode(dst, value []byte, count, depth int) (_ []byte, whole boo
 		return f.element.encode(append(dst, inUnion), value, depth)
 	}
 	if count == 0 {
-		return append(dst, 0), false, nil
+		return append(dst, 0), false, nil // an empty array or map
 	}
 	// All values are written as one block, followed by an empty one.
 	dst = avro.AppendLong(dst, int64(count))
@@ -192,13 +199,14 @@ func (f *field) encode(dst, value []byte, count, depth int) (_ []byte, whole boo
 		if err != nil {
 			return nil, false, err
 		}
-		whole = whole || more
+		lossy = lossy || more
 	}
-	return append(dst, 0), whole, nil
+	return append(dst, 0), lossy, nil
 }
 
-// encodePacked appends the elements of a packed field.
-func (f *field) encodePacked(dst, value []byte, depth int) (_ []byte, whole bool, err error) {
+// encodePacked appends the elements of a packed field. value is their length and then the elements,
+// without tags.
+func (f *field) encodePacked(dst, value []byte, depth int) (_ []byte, lossy bool, err error) {
 	packed, _ := protowire.ConsumeBytes(value)
 	for len(packed) > 0 {
 		n := protowire.ConsumeFieldValue(f.number, f.kind.wire(), packed)
@@ -209,10 +217,10 @@ func (f *field) encodePacked(dst, value []byte, depth int) (_ []byte, whole bool
 		if dst, more, err = f.element.encode(dst, packed[:n], depth); err != nil {
 			return nil, false, err
 		}
-		whole = whole || more
+		lossy = lossy || more
 		packed = packed[n:]
 	}
-	return dst, whole, nil
+	return dst, lossy, nil
 }
 
 // Field numbers of a map entry.
@@ -221,8 +229,8 @@ const (
 	valueNumber = 2
 )
 
-// encodeEntry appends an entry of a map.
-func (f *field) encodeEntry(dst, value []byte, depth int) (_ []byte, whole bool, err error) {
+// encodeEntry appends an entry of a map. In Protobuf, it is a message of key and value.
+func (f *field) encodeEntry(dst, value []byte, depth int) (_ []byte, lossy bool, err error) {
 	entry, _ := protowire.ConsumeBytes(value)
 	var key, item []byte
 	for len(entry) > 0 {
@@ -239,20 +247,20 @@ func (f *field) encodeEntry(dst, value []byte, depth int) (_ []byte, whole bool,
 			key = entry[:n]
 		case number == valueNumber && typ == f.kind.wire():
 			item = entry[:n]
-		default:
-			whole = true
+		default: // an unknown field of the entry
+			lossy = true
 		}
 		entry = entry[n:]
 	}
 	// Protobuf allows omitting either, but Go never does, so the entry would not be restored.
 	if key == nil || item == nil {
-		return nil, false, errors.New("an entry of a map without key or value")
+		return nil, false, errors.New("map entry without key or value")
 	}
 	if dst, _, err = (element{kind: stringKind}).encode(dst, key, depth); err != nil {
 		return nil, false, err
 	}
 	dst, more, err := f.element.encode(dst, item, depth)
-	return dst, whole || more, err
+	return dst, lossy || more, err
 }
 
 // appendZero appends the value of a field that is not in the message.
@@ -268,7 +276,8 @@ func (e element) appendZero(dst []byte) []byte {
 }
 
 // encode appends one value. value is its wire format, which is known to be complete.
-func (e element) encode(dst, value []byte, depth int) (_ []byte, whole bool, err error) {
+func (e element) encode(dst, value []byte, depth int) (_ []byte, lossy bool, err error) {
+	// Integers of all wire types become zigzag varints, as all of Avro's integers are.
 	switch e.kind.wire() {
 	case protowire.VarintType:
 		v, _ := protowire.ConsumeVarint(value)
@@ -276,7 +285,7 @@ func (e element) encode(dst, value []byte, depth int) (_ []byte, whole bool, err
 	case protowire.Fixed32Type:
 		v, _ := protowire.ConsumeFixed32(value)
 		switch e.kind {
-		case floatKind:
+		case floatKind: // the same bytes in both formats
 			return binary.LittleEndian.AppendUint32(dst, v), false, nil
 		case fixed32Kind:
 			return avro.AppendLong(dst, int64(v)), false, nil
@@ -293,6 +302,7 @@ func (e element) encode(dst, value []byte, depth int) (_ []byte, whole bool, err
 		}
 		return avro.AppendLong(dst, int64(v)), false, nil
 	}
+	// All other kinds are a length and that many bytes.
 	content, _ := protowire.ConsumeBytes(value)
 	switch e.kind {
 	case stringKind:
@@ -311,11 +321,12 @@ func (e element) encode(dst, value []byte, depth int) (_ []byte, whole bool, err
 	}
 }
 
-func errTooLarge(v uint64) error { return fmt.Errorf("%d is beyond Avro's long", v) }
+// errTooLarge returns the error for an unsigned number above 2^63-1.
+func errTooLarge(v uint64) error { return fmt.Errorf("%d does not fit Avro's long", v) }
 
 // encodeVarint appends a value that is a varint on the wire. 32-bit kinds are truncated, as
 // Protobuf does.
-func (e element) encodeVarint(dst []byte, v uint64) (_ []byte, whole bool, err error) {
+func (e element) encodeVarint(dst []byte, v uint64) (_ []byte, lossy bool, err error) {
 	switch e.kind {
 	case boolKind:
 		return append(dst, byte(min(v, 1))), false, nil
@@ -324,7 +335,7 @@ func (e element) encodeVarint(dst []byte, v uint64) (_ []byte, whole bool, err e
 			return avro.AppendLong(dst, int64(i)), false, nil
 		}
 		return append(dst, 0), true, nil // the default, which old readers of Avro would also use
-	case int32Kind:
+	case int32Kind: // a negative number has ten bytes on the wire
 		return avro.AppendLong(dst, int64(int32(v))), false, nil
 	case uint32Kind:
 		return avro.AppendLong(dst, int64(uint32(v))), false, nil
@@ -341,7 +352,7 @@ func (e element) encodeVarint(dst []byte, v uint64) (_ []byte, whole bool, err e
 }
 
 // pair reads fields 1 and 2 of a message, which are the numbers of a Timestamp.
-func pair(content []byte) (first, second uint64, whole bool, err error) {
+func pair(content []byte) (first, second uint64, lossy bool, err error) {
 	for len(content) > 0 {
 		number, typ, n := protowire.ConsumeTag(content)
 		if n < 0 {
@@ -357,29 +368,29 @@ func pair(content []byte) (first, second uint64, whole bool, err error) {
 		case typ == protowire.VarintType && number == 2:
 			second = v
 		default:
-			whole = true
+			lossy = true
 		}
 		content = content[n:]
 	}
-	return first, second, whole, nil
+	return first, second, lossy, nil
 }
 
 // encodeTime appends a Timestamp in microseconds. It fails for fractions of a microsecond, which
 // would be lost.
-func encodeTime(dst, content []byte) (_ []byte, whole bool, err error) {
-	seconds, nanos, whole, err := pair(content)
+func encodeTime(dst, content []byte) (_ []byte, lossy bool, err error) {
+	seconds, nanos, lossy, err := pair(content)
 	if err != nil {
 		return nil, false, err
 	}
 	s, n := int64(seconds), int64(nanos)
-	// Losing precision silently is not an option.
+	// Precision must not be lost silently.
 	if n%1000 != 0 {
-		return nil, false, fmt.Errorf("time %d s %d ns is not of whole microseconds", s, n)
+		return nil, false, fmt.Errorf("time %d s %d ns has fractions of a microsecond", s, n)
 	}
 	if n < 0 || n >= 1e9 || s < math.MinInt64/microsPerSec || s >= math.MaxInt64/microsPerSec {
 		return nil, false, fmt.Errorf("time %d s %d ns is out of range", s, n)
 	}
-	return avro.AppendLong(dst, s*microsPerSec+n/1000), whole, nil
+	return avro.AppendLong(dst, s*microsPerSec+n/1000), lossy, nil
 }
 
 // Field numbers of Money.
@@ -392,7 +403,8 @@ const (
 
 // encodeMoney appends a Money: its currency, and its amount as a big-endian two's complement number
 // of nanos of a unit, as short as possible.
-func encodeMoney(dst, content []byte) (_ []byte, whole bool, err error) {
+func encodeMoney(dst, content []byte) (_ []byte, lossy bool, err error) {
+	// Missing fields are zero.
 	var currency []byte
 	var units, nanos int64
 	for len(content) > 0 {
@@ -414,7 +426,7 @@ func encodeMoney(dst, content []byte) (_ []byte, whole bool, err error) {
 			v, _ := protowire.ConsumeVarint(content)
 			nanos = int64(v)
 		default:
-			whole = true
+			lossy = true
 		}
 		content = content[n:]
 	}
@@ -422,7 +434,7 @@ func encodeMoney(dst, content []byte) (_ []byte, whole bool, err error) {
 	case !utf8.Valid(currency):
 		return nil, false, avro.ErrNotText
 	case nanos <= -nanosPerUnit || nanos >= nanosPerUnit || units > 0 && nanos < 0 || units < 0 && nanos > 0:
-		return nil, false, fmt.Errorf("%d units and %d nanos are no amount of money", units, nanos)
+		return nil, false, fmt.Errorf("%d units and %d nanos are not an amount of money", units, nanos)
 	}
 	dst = avro.AppendBytes(dst, currency)
 	// The amount may exceed 64 bits, so compute with 128.
@@ -442,7 +454,7 @@ func encodeMoney(dst, content []byte) (_ []byte, whole bool, err error) {
 	for len(shortest) > 1 && (shortest[0] == 0 && shortest[1] < 0x80 || shortest[0] == 0xff && shortest[1] >= 0x80) {
 		shortest = shortest[1:]
 	}
-	return avro.AppendBytes(dst, shortest), whole, nil
+	return avro.AppendBytes(dst, shortest), lossy, nil
 }
 
 // magnitude returns |n|, which for -2^63 does not fit an int64.

@@ -55,7 +55,7 @@ func newPlan(tb testing.TB, of protoreflect.MessageDescriptor) (schema string, _
 
 // Any event, encoded as Avro, can be read by Avro's own rules, and decodes to the same bytes, also
 // if a newer program wrote it.
-func TestEveryMessageComesBackByteForByte(t *testing.T) {
+func TestRoundTrip(t *testing.T) {
 	t.Parallel()
 	messages := map[string]protoreflect.MessageDescriptor{
 		"everything": protoavrotest.Compile(t, protoavrotest.Everything).Messages().ByName("Everything"),
@@ -94,13 +94,15 @@ func TestEveryMessageComesBackByteForByte(t *testing.T) {
 }
 
 // The content that readers of Avro find in an event.
-func TestWhatAvroReadersSee(t *testing.T) {
+func TestAvroReaders(t *testing.T) {
 	t.Parallel()
 	schema, plan := newPlan(t, message(t, event.Order))
 	written, err := proto.Marshal(&orderv1.OrderEvent{Event: &orderv1.OrderEvent_Placed{Placed: &orderv1.OrderPlaced{
 		OrderId: "o1", CustomerId: proto.String(""), Currency: "EUR",
-		Lines: []*orderv1.OrderLine{{Number: math.MaxUint32, Sku: "S", Quantity: -2, UnitPrice: &money.Money{CurrencyCode: "EUR", Units: -1, Nanos: -500_000_000}}},
-		Total: &money.Money{CurrencyCode: "EUR", Units: math.MinInt64, Nanos: -999_999_999}, OrderedAt: &timestamppb.Timestamp{Seconds: -1, Nanos: 999_999_000},
+		Lines: []*orderv1.OrderLine{{Number: math.MaxUint32, Sku: "S", Quantity: -2,
+			UnitPrice: &money.Money{CurrencyCode: "EUR", Units: -1, Nanos: -500_000_000}}},
+		Total:     &money.Money{CurrencyCode: "EUR", Units: math.MinInt64, Nanos: -999_999_999},
+		OrderedAt: &timestamppb.Timestamp{Seconds: -1, Nanos: 999_999_000},
 	}}})
 	if err != nil {
 		t.Fatal(err)
@@ -119,20 +121,22 @@ func TestWhatAvroReadersSee(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		`"placed":{`, `"order_id":"o1"`, `"customer_id":""`, `"number":4294967295`, `"quantity":-2`, `"ordered_at":-1`, `"lines_added":null`, `"_unknown":null`,
+		`"placed":{`, `"order_id":"o1"`, `"customer_id":""`, `"number":4294967295`, `"quantity":-2`,
+		`"ordered_at":-1`, `"lines_added":null`, `"_unknown":null`,
 	} {
 		if !strings.Contains(string(got), want) {
 			t.Errorf("no %s in %s", want, got)
 		}
 	}
 	placed := generic.(map[string]any)["placed"].(map[string]any)
-	if got, want := fmt.Sprint(placed["total"].(map[string]any)["amount"]), "-9223372036854775808999999999/1000000000"; got != want {
+	if got, want := fmt.Sprint(placed["total"].(map[string]any)["amount"]),
+		"-9223372036854775808999999999/1000000000"; got != want {
 		t.Errorf("the total is %s, want %s", got, want)
 	}
 }
 
 // What Avro cannot represent is refused with a reason.
-func TestLossIsRefused(t *testing.T) {
+func TestLossIsRejected(t *testing.T) {
 	t.Parallel()
 	_, plan := newPlan(t, message(t, event.Product))
 	price := func(m *money.Money, at *timestamppb.Timestamp) []byte {
@@ -146,22 +150,24 @@ func TestLossIsRefused(t *testing.T) {
 		message []byte
 		want    string
 	}{
-		"nanoseconds":            {price(nil, &timestamppb.Timestamp{Nanos: 1}), "PriceSet.valid_from: time 0 s 1 ns is not of whole microseconds"},
-		"beyond a long":          {price(nil, &timestamppb.Timestamp{Seconds: math.MaxInt64}), "out of range"},
-		"negative nanoseconds":   {price(nil, &timestamppb.Timestamp{Seconds: 1, Nanos: -1000}), "out of range"},
-		"two signs":              {price(&money.Money{Units: 1, Nanos: -1}, nil), "PriceSet.price: 1 units and -1 nanos are no amount of money"},
-		"more nanos than a unit": {price(&money.Money{Nanos: 1_000_000_000}, nil), "no amount of money"},
-		"not UTF-8":              {[]byte("\x1a\x03\x0a\x01\xff"), "not UTF-8"},
-		"an explicit zero":       {[]byte("\x1a\x02\x0a\x00"), "would not read back byte for byte"},
-		"a part of oneof twice":  {[]byte("\x1a\x00\x1a\x00"), "would not read back byte for byte"},
-		"two parts of a oneof":   {[]byte("\x0a\x00\x1a\x00"), "another part of its oneof"},
-		"cut off":                {[]byte("\x1a\x03\x0a"), "unexpected EOF"},
-		"of another wire type":   {[]byte("\x18\x03"), "wire type 0, want 2"},
+		"nanoseconds": {price(nil, &timestamppb.Timestamp{Nanos: 1}),
+			"PriceSet.valid_from: time 0 s 1 ns has fractions of a microsecond"},
+		"beyond a long":        {price(nil, &timestamppb.Timestamp{Seconds: math.MaxInt64}), "out of range"},
+		"negative nanoseconds": {price(nil, &timestamppb.Timestamp{Seconds: 1, Nanos: -1000}), "out of range"},
+		"two signs": {price(&money.Money{Units: 1, Nanos: -1}, nil),
+			"PriceSet.price: 1 units and -1 nanos are not an amount of money"},
+		"more nanos than a unit":    {price(&money.Money{Nanos: 1_000_000_000}, nil), "not an amount of money"},
+		"not UTF-8":                 {[]byte("\x1a\x03\x0a\x01\xff"), "not UTF-8"},
+		"an explicit zero":          {[]byte("\x1a\x02\x0a\x00"), "would not be decoded byte for byte"},
+		"a member of a oneof twice": {[]byte("\x1a\x00\x1a\x00"), "would not be decoded byte for byte"},
+		"two members of a oneof":    {[]byte("\x0a\x00\x1a\x00"), "another member of its oneof"},
+		"cut off":                   {[]byte("\x1a\x03\x0a"), "unexpected EOF"},
+		"of another wire type":      {[]byte("\x18\x03"), "wire type 0, want 2"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			if value, err := plan.Encode(c.message); err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("got %x and error %v, want one that says %q", value, err, c.want)
+				t.Errorf("got %x and error %v, want one that contains %q", value, err, c.want)
 			}
 		})
 	}
@@ -169,7 +175,7 @@ func TestLossIsRefused(t *testing.T) {
 
 // What a newer program added is in the field _unknown for readers of Avro, and is restored for
 // ours.
-func TestUnknownIsCarried(t *testing.T) {
+func TestUnknownFieldsAreKept(t *testing.T) {
 	t.Parallel()
 	schema, plan := newPlan(t, message(t, event.Product))
 	written := []byte("\x1a\x04\x0a\x02ab\xfa\x01\x03new") // price_set, and field 31
@@ -181,7 +187,8 @@ func TestUnknownIsCarried(t *testing.T) {
 	if _, err := avro.MustParse(schema).Decode(value, &seen); err != nil {
 		t.Fatal(err)
 	}
-	if whole, _ := seen["_unknown"].([]byte); !bytes.Equal(whole, written) || seen["price_set"].(map[string]any)["sku"] != "ab" {
+	if whole, _ := seen["_unknown"].([]byte); !bytes.Equal(whole, written) ||
+		seen["price_set"].(map[string]any)["sku"] != "ab" {
 		t.Errorf("readers of Avro see %v", seen)
 	}
 	if back, err := plan.Decode(value); err != nil || !bytes.Equal(back, written) {
@@ -191,7 +198,7 @@ func TestUnknownIsCarried(t *testing.T) {
 
 // A reader needs only the writer's schema: an older program gets a newer one's events whole, and
 // vice versa.
-func TestOldAndNewReadEachOther(t *testing.T) {
+func TestOldAndNewReadersAreCompatible(t *testing.T) {
 	t.Parallel()
 	const before = `syntax = "proto3"; package test.v1;
 message E { oneof event { A a = 1; } } message A { string id = 1; K kind = 3; } enum K { K_NONE = 0; K_ONE = 1; }`
@@ -228,44 +235,45 @@ message B { string id = 1; }`
 }
 
 // Messages that Avro cannot represent are refused when their schema is derived.
-func TestWhatHasNoSchema(t *testing.T) {
+func TestUnsupportedMessages(t *testing.T) {
 	t.Parallel()
 	for want, text := range map[string]string{
-		"keys of Avro's maps are strings": `syntax = "proto3"; message M { map<int32, string> m = 1; }`,
-		"not packed":                      `syntax = "proto3"; message M { repeated int32 n = 1 [packed = false]; }`,
-		"messages without fields":         `syntax = "proto3"; message M { repeated N n = 1; } message N {}`,
-		"first number of enum E is not 0": `syntax = "proto2"; message M { optional E e = 1; } enum E { A = 1; }`,
-		"group":                           `syntax = "proto2"; message M { optional group G = 1 { optional int32 n = 1; } }`,
-		"extensions":                      `syntax = "proto2"; message M { extensions 1 to 9; }`,
-		"want a number from 1 to 4096":    `syntax = "proto3"; message M { int32 n = 5000; }`,
+		"map keys must be strings in Avro": `syntax = "proto3"; message M { map<int32, string> m = 1; }`,
+		"not packed":                       `syntax = "proto3"; message M { repeated int32 n = 1 [packed = false]; }`,
+		"messages without fields":          `syntax = "proto3"; message M { repeated N n = 1; } message N {}`,
+		"first number of enum E is not 0":  `syntax = "proto2"; message M { optional E e = 1; } enum E { A = 1; }`,
+		"group":                            `syntax = "proto2"; message M { optional group G = 1 { optional int32 n = 1; } }`,
+		"extensions":                       `syntax = "proto2"; message M { extensions 1 to 9; }`,
+		"want a number from 1 to 4096":     `syntax = "proto3"; message M { int32 n = 5000; }`,
 	} {
 		t.Run(want, func(t *testing.T) {
 			t.Parallel()
-			if _, err := protoavro.Schema(protoavrotest.Compile(t, text).Messages().ByName("M")); err == nil || !strings.Contains(err.Error(), want) {
-				t.Errorf("error %v, want one that says %q", err, want)
+			if _, err := protoavro.Schema(protoavrotest.Compile(t, text).Messages().ByName("M")); err == nil ||
+				!strings.Contains(err.Error(), want) {
+				t.Errorf("error %v, want one that contains %q", err, want)
 			}
 		})
 	}
 }
 
 // Schemas that are not ours are refused rather than guessed at.
-func TestForeignSchemas(t *testing.T) {
+func TestUnsupportedSchemas(t *testing.T) {
 	t.Parallel()
 	for want, schema := range map[string]string{
-		"not an Avro schema":              `{"type": "nonsense"}`,
-		"it is of no record":              `"string"`,
-		"protobuf.number is <nil>":        `{"type":"record","name":"R","fields":[{"name":"f","type":"string"}]}`,
-		"field number 1 stands twice":     `{"type":"record","name":"R","fields":[{"name":"f","type":"string","protobuf.number":1},{"name":"g","type":"string","protobuf.number":1}]}`,
-		"a union other than of null":      `{"type":"record","name":"R","fields":[{"name":"f","type":["string","null"],"protobuf.number":1}]}`,
-		`logical type "date"`:             `{"type":"record","name":"R","fields":[{"name":"f","type":{"type":"int","logicalType":"date"},"protobuf.number":1}]}`,
-		"must have a number for each":     `{"type":"record","name":"R","fields":[{"name":"f","type":{"type":"enum","name":"E","symbols":["A"]},"protobuf.number":1}]}`,
-		"must be the last":                `{"type":"record","name":"R","fields":[{"name":"_unknown","type":"bytes"}]}`,
-		"a message, or a part of a oneof": `{"type":"record","name":"R","fields":[{"name":"f","type":"string","protobuf.number":1,"protobuf.oneof":"o"}]}`,
+		"not an Avro schema":                `{"type": "nonsense"}`,
+		"its root is not a record":          `"string"`,
+		"protobuf.number is <nil>":          `{"type":"record","name":"R","fields":[{"name":"f","type":"string"}]}`,
+		"duplicate field number 1":          `{"type":"record","name":"R","fields":[{"name":"f","type":"string","protobuf.number":1},{"name":"g","type":"string","protobuf.number":1}]}`,
+		"unsupported union":                 `{"type":"record","name":"R","fields":[{"name":"f","type":["string","null"],"protobuf.number":1}]}`,
+		`logical type "date"`:               `{"type":"record","name":"R","fields":[{"name":"f","type":{"type":"int","logicalType":"date"},"protobuf.number":1}]}`,
+		"must have a number for each":       `{"type":"record","name":"R","fields":[{"name":"f","type":{"type":"enum","name":"E","symbols":["A"]},"protobuf.number":1}]}`,
+		"must be the last":                  `{"type":"record","name":"R","fields":[{"name":"_unknown","type":"bytes"}]}`,
+		"a message, or a member of a oneof": `{"type":"record","name":"R","fields":[{"name":"f","type":"string","protobuf.number":1,"protobuf.oneof":"o"}]}`,
 	} {
 		t.Run(want, func(t *testing.T) {
 			t.Parallel()
 			if _, err := protoavro.Compile(schema); err == nil || !strings.Contains(err.Error(), want) {
-				t.Errorf("error %v, want one that says %q", err, want)
+				t.Errorf("error %v, want one that contains %q", err, want)
 			}
 		})
 	}

@@ -66,7 +66,7 @@ func Indented(of protoreflect.MessageDescriptor) (string, error) {
 	return indented.String(), nil
 }
 
-// Avro's JSON objects, with members in the order in which people expect them.
+// Avro's JSON objects, with members in the conventional order.
 type (
 	avroRecord struct {
 		Type      string      `json:"type"`
@@ -108,6 +108,8 @@ type (
 	}
 )
 
+// nullable returns the union of null and a type. null comes first, because a default must be of the
+// first type.
 func nullable(t any) []any { return []any{"null", t} }
 
 // deriver is the state of Schema.
@@ -115,13 +117,15 @@ type deriver struct {
 	named map[protoreflect.FullName]bool // already defined, so a reference by name suffices
 }
 
-// record returns the record of a message.
+// record returns the record of a message. It marks the message as defined before its fields, which
+// may contain the message itself.
 func (d *deriver) record(m protoreflect.MessageDescriptor) (avroRecord, error) {
 	d.named[m.FullName()] = true
-	r := avroRecord{Type: "record", Name: string(m.Name()), Namespace: string(m.FullName().Parent()), Fields: []avroField{}}
+	r := avroRecord{Type: "record", Name: string(m.Name()), Namespace: string(m.FullName().Parent()),
+		Fields: []avroField{}}
 	// Extensions are not known when the schema is derived.
 	if m.ExtensionRanges().Len() > 0 {
-		return r, fmt.Errorf("%s: extensions have no place in Avro", m.FullName())
+		return r, fmt.Errorf("%s: Avro cannot represent extensions", m.FullName())
 	}
 	for _, f := range inWireOrder(m) {
 		field, err := d.field(f)
@@ -136,7 +140,7 @@ func (d *deriver) record(m protoreflect.MessageDescriptor) (avroRecord, error) {
 // inWireOrder returns the fields in the order in which Go's Protobuf writes them: by number, with
 // all members of a oneof at the position of the first.
 func inWireOrder(m protoreflect.MessageDescriptor) []protoreflect.FieldDescriptor {
-	place := func(f protoreflect.FieldDescriptor) protoreflect.FieldNumber {
+	sortKey := func(f protoreflect.FieldDescriptor) protoreflect.FieldNumber {
 		if o := f.ContainingOneof(); o != nil && !o.IsSynthetic() {
 			return o.Fields().Get(0).Number()
 		}
@@ -147,7 +151,7 @@ func inWireOrder(m protoreflect.MessageDescriptor) []protoreflect.FieldDescripto
 		fields = append(fields, m.Fields().Get(i))
 	}
 	slices.SortFunc(fields, func(a, b protoreflect.FieldDescriptor) int {
-		return cmp.Or(cmp.Compare(place(a), place(b)), cmp.Compare(a.Number(), b.Number()))
+		return cmp.Or(cmp.Compare(sortKey(a), sortKey(b)), cmp.Compare(a.Number(), b.Number()))
 	})
 	return fields
 }
@@ -161,11 +165,12 @@ func (d *deriver) field(f protoreflect.FieldDescriptor) (avroField, error) {
 	if o := f.ContainingOneof(); o != nil && !o.IsSynthetic() {
 		field.Oneof = string(o.Name())
 	}
+	// The type of a single value: of a map's value, a list's item, or the field itself.
 	value := f
 	if f.IsMap() {
 		value = f.MapValue()
 		if f.MapKey().Kind() != protoreflect.StringKind {
-			return field, errors.New("keys of Avro's maps are strings: use a repeated message instead")
+			return field, errors.New("map keys must be strings in Avro: use a repeated message instead")
 		}
 	}
 	of, zero, kind, err := d.value(value)
@@ -173,13 +178,14 @@ func (d *deriver) field(f protoreflect.FieldDescriptor) (avroField, error) {
 		return field, err
 	}
 	field.Kind = kind
+	// Every field has a default, so that readers can add and remove fields.
 	switch {
 	case f.IsMap():
 		field.Type, field.Default = avroMap{"map", of}, json.RawMessage("{}")
 	case f.IsList():
 		// Compile assumes that repeated scalars are packed.
 		if !f.IsPacked() && kindOf(f).wire() != protowire.BytesType {
-			return field, errors.New("a list of numbers that is not packed could not be told from one that is")
+			return field, errors.New("unsupported repeated field that is not packed")
 		}
 		field.Type, field.Default = avroArray{"array", of}, json.RawMessage("[]")
 	case f.HasPresence():
@@ -203,7 +209,8 @@ func (d *deriver) value(f protoreflect.FieldDescriptor) (of any, zero, declared 
 		d.named[moneyName] = true
 		return avroRecord{Type: "record", Name: "Money", Namespace: "google.type", Fields: []avroField{
 			{Name: "currency_code", Type: "string", Default: json.RawMessage(`""`), Doc: "ISO 4217"},
-			{Name: "amount", Type: avroLogical{"bytes", "decimal", moneyDigits, moneyScale}, Default: json.RawMessage(`"\u0000"`)},
+			{Name: "amount", Type: avroLogical{"bytes", "decimal", moneyDigits, moneyScale},
+				Default: json.RawMessage(`"\u0000"`)},
 		}}, "", "", nil
 	case messageKind:
 		// Avro allows only one definition of a type. Later uses refer to it by name.
@@ -223,10 +230,12 @@ func (d *deriver) value(f protoreflect.FieldDescriptor) (of any, zero, declared 
 			return string(e.FullName()), zero, "", nil
 		}
 		d.named[e.FullName()] = true
-		a := avroEnum{Type: "enum", Name: string(e.Name()), Namespace: string(e.FullName().Parent()), Default: string(first.Name())}
+		a := avroEnum{Type: "enum", Name: string(e.Name()), Namespace: string(e.FullName().Parent()),
+			Default: string(first.Name())}
 		for i := range e.Values().Len() {
 			v := e.Values().Get(i)
-			if slices.Contains(a.Numbers, int32(v.Number())) { // an alias
+			// An alias has the same number. The first symbol of a number represents it.
+			if slices.Contains(a.Numbers, int32(v.Number())) {
 				continue
 			}
 			a.Symbols, a.Numbers = append(a.Symbols, string(v.Name())), append(a.Numbers, int32(v.Number()))
@@ -237,12 +246,13 @@ func (d *deriver) value(f protoreflect.FieldDescriptor) (of any, zero, declared 
 			if t.kind != k {
 				continue
 			}
+			// The attribute is only needed if the Avro type does not imply the kind.
 			if k != suggested(t.avro) {
 				declared = string(k)
 			}
 			return t.avro, zeros[t.avro], declared, nil
 		}
-		return nil, "", "", fmt.Errorf("%s has no place in Avro", k)
+		return nil, "", "", fmt.Errorf("Avro cannot represent %s", k)
 	}
 }
 
@@ -264,7 +274,8 @@ func suggested(avroType string) kind {
 // kindOf returns the kind of a field's values.
 func kindOf(f protoreflect.FieldDescriptor) kind {
 	switch {
-	case f.Kind() == protoreflect.MessageKind && (f.Message().FullName() == moneyName || f.Message().FullName() == protoreflect.FullName(timeKind)):
+	case f.Kind() == protoreflect.MessageKind &&
+		(f.Message().FullName() == moneyName || f.Message().FullName() == protoreflect.FullName(timeKind)):
 		return kind(f.Message().FullName())
 	default:
 		return kind(f.Kind().String()) // kinds are named like Protobuf's; groups are not supported

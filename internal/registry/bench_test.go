@@ -16,7 +16,8 @@ func BenchmarkCodecs(b *testing.B) {
 	client := newClient(b, &shared)
 	d, written := registry.NewDecoder(client), placed(b)
 	for _, codec := range []registry.Codec{registry.Plain, registry.Protobuf, registry.Avro} {
-		e := newEncoder(b, registry.EncoderConfig{Client: client, Topic: topicOf(b) + string(codec), Message: message(b, event.Order), Codec: codec})
+		e := newEncoder(b, registry.EncoderConfig{Client: client, Topic: topicOf(b) + string(codec),
+			Message: message(b, event.Order), Codec: codec})
 		value, _, err := e.Encode(b.Context(), written)
 		if err != nil {
 			b.Fatal(err)

@@ -17,12 +17,14 @@ import (
 
 // Config has the address of a registry and the credentials for it.
 type Config struct {
-	URL      string // base of its Confluent API: http(s)://host:port/path; several, separated by commas, are tried in turn
+	// URL is the base of its Confluent API: http(s)://host:port/path. Several URLs, separated by
+	// commas, are tried in turn.
+	URL      string
 	User     string // for basic authentication; may be empty
 	Password string
-	TLS      *tls.Config   // for https; nil: the system's authorities
-	Timeout  time.Duration // of one request; 0: 5 seconds
-	Logger   *slog.Logger  // nil: slog.Default()
+	TLS      *tls.Config   // for https; nil means the system's authorities
+	Timeout  time.Duration // of one request; 0 means 5 seconds
+	Logger   *slog.Logger  // nil means slog.Default()
 }
 
 // Client is a client of one registry. The encoders and the decoder of a process should share one.
@@ -38,8 +40,8 @@ type Client struct {
 	degraded bool
 }
 
-// watchEvery is the interval at which Watch checks the registry.
-const watchEvery = 10 * time.Second
+// watchInterval is the interval at which Watch checks the registry.
+const watchInterval = 10 * time.Second
 
 // NewClient validates the configuration. It does not connect.
 func NewClient(cfg Config) (*Client, error) {
@@ -52,8 +54,9 @@ func NewClient(cfg Config) (*Client, error) {
 	urls := strings.Split(cfg.URL, ",")
 	for i, u := range urls {
 		urls[i] = strings.TrimSpace(u)
-		if parsed, err := url.Parse(urls[i]); err != nil || parsed.Host == "" || parsed.Scheme != "http" && parsed.Scheme != "https" {
-			return nil, fmt.Errorf("schema registry: URL %q: want http(s)://host:port", urls[i])
+		parsed, err := url.Parse(urls[i])
+		if err != nil || parsed.Host == "" || parsed.Scheme != "http" && parsed.Scheme != "https" {
+			return nil, fmt.Errorf("schema registry: URL %q is not of the form http(s)://host:port", urls[i])
 		}
 	}
 	// A transport of its own, because of the TLS settings.
@@ -75,8 +78,8 @@ func NewClient(cfg Config) (*Client, error) {
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Degraded reports whether the last request could not reach the registry. Encoders and decoders
-// that have their schemas keep working. A producer that starts, or a consumer that meets a new
-// schema, has to wait.
+// that have their schemas keep working. A producer that starts, and a consumer that meets a new
+// schema, have to wait.
 func (c *Client) Degraded() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -86,7 +89,7 @@ func (c *Client) Degraded() bool {
 // Watch checks the registry regularly, to keep Degraded up to date, until ctx is done. Then it
 // returns nil.
 func (c *Client) Watch(ctx context.Context) error {
-	tick := time.NewTicker(watchEvery)
+	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	for {
 		_ = c.Ping(ctx) // it records the result
@@ -101,63 +104,65 @@ func (c *Client) Watch(ctx context.Context) error {
 // Ping checks whether the registry can be reached.
 func (c *Client) Ping(ctx context.Context) error {
 	var level struct{}
-	return c.outcome(ctx, c.api.Do(ctx, http.MethodGet, "/config", nil, &level))
+	return c.recordOutcome(ctx, c.api.Do(ctx, http.MethodGet, "/config", nil, &level))
 }
 
-// outcome records the result of a request for Degraded, and wraps temporary errors with
+// recordOutcome records the result of a request for Degraded, and wraps temporary errors with
 // ErrUnavailable.
-func (c *Client) outcome(ctx context.Context, err error) error {
-	if ctx.Err() != nil { // not the registry's fault
+func (c *Client) recordOutcome(ctx context.Context, err error) error {
+	// The caller has given up. That says nothing about the registry.
+	if ctx.Err() != nil {
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 		return nil
 	}
-	passing := err != nil && !isAnswer(err)
+	temporary := err != nil && !isPermanent(err)
 	c.mu.Lock()
-	changed := c.degraded != passing
-	c.degraded = passing
+	changed := c.degraded != temporary
+	c.degraded = temporary
 	c.mu.Unlock()
 	switch {
 	// Log changes only, not every failure.
-	case changed && passing:
-		c.log.Warn("schema registry: out of reach; who has its schemas goes on, all others wait", "url", c.url, "error", err)
+	case changed && temporary:
+		c.log.Warn("schema registry: unreachable; encoders and decoders that have their schemas continue, others wait",
+			"url", c.url, "error", err)
 	case changed:
-		c.log.Info("schema registry: within reach again", "url", c.url)
+		c.log.Info("schema registry: reachable again", "url", c.url)
 	}
-	if passing {
+	if temporary {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return err
 }
 
-// isAnswer reports whether an error is the registry's answer to the request. A wrong password or
-// path, an overload or an internal error is not: it says nothing about the schema and can be fixed
-// while we wait.
-func isAnswer(err error) bool {
-	var refused *sr.ResponseError
-	if !errors.As(err, &refused) {
+// isPermanent reports whether an error is the registry's answer about the schema. A wrong password
+// or path, an overload or an internal error is not: it can be fixed meanwhile, and then a retry
+// succeeds.
+func isPermanent(err error) bool {
+	var response *sr.ResponseError
+	if !errors.As(err, &response) {
 		return false
 	}
-	switch refused.StatusCode {
+	switch response.StatusCode {
 	case http.StatusConflict, http.StatusUnprocessableEntity:
 		return true
 	case http.StatusNotFound: // a proxy's 404 has no error code of the registry
-		return refused.ErrorCode/100 == http.StatusNotFound
+		return response.ErrorCode/100 == http.StatusNotFound
 	}
 	return false
 }
 
 // isNotFound reports whether the registry has no such subject, version or schema.
 func isNotFound(err error) bool {
-	var refused *sr.ResponseError
-	return isAnswer(err) && errors.As(err, &refused) && refused.StatusCode == http.StatusNotFound
+	var response *sr.ResponseError
+	return isPermanent(err) && errors.As(err, &response) && response.StatusCode == http.StatusNotFound
 }
 
 // schema fetches a schema by id.
 func (c *Client) schema(ctx context.Context, id int) (sr.Schema, error) {
 	s, err := c.api.SchemaByID(ctx, id)
-	if err = c.outcome(ctx, err); err != nil {
+	if err = c.recordOutcome(ctx, err); err != nil {
 		return sr.Schema{}, fmt.Errorf("schema %d: %w", id, err)
 	}
 	return s, nil
@@ -166,14 +171,14 @@ func (c *Client) schema(ctx context.Context, id int) (sr.Schema, error) {
 // ensureCompatibility sets a subject's compatibility level, unless it is already set.
 func (c *Client) ensureCompatibility(ctx context.Context, subject string, want sr.CompatibilityLevel) error {
 	have := c.api.Compatibility(ctx, subject)[0]
-	switch err := c.outcome(ctx, have.Err); {
+	switch err := c.recordOutcome(ctx, have.Err); {
 	case err == nil && have.Level == want:
 		return nil
 	case err != nil && !isNotFound(err):
 		return fmt.Errorf("compatibility of subject %s: %w", subject, err)
 	}
 	set := c.api.SetCompatibility(ctx, sr.SetCompatibility{Level: want}, subject)[0]
-	if err := c.outcome(ctx, set.Err); err != nil {
+	if err := c.recordOutcome(ctx, set.Err); err != nil {
 		return fmt.Errorf("set the compatibility of subject %s to %s: %w", subject, want, err)
 	}
 	return nil
@@ -183,28 +188,30 @@ func (c *Client) ensureCompatibility(ctx context.Context, subject string, want s
 func (c *Client) ensureSchema(ctx context.Context, subject string, s sr.Schema) (sr.SubjectSchema, error) {
 	// Look up first: then a producer of a registered schema needs no write permission.
 	found, err := c.api.LookupSchema(ctx, subject, s)
-	if err = c.outcome(ctx, err); err == nil {
+	if err = c.recordOutcome(ctx, err); err == nil {
 		return found, nil
 	}
 	if isNotFound(err) {
 		_, err = c.api.RegisterSchema(ctx, subject, s, -1, -1)
-		if err = c.outcome(ctx, err); err == nil {
+		if err = c.recordOutcome(ctx, err); err == nil {
 			found, err = c.api.LookupSchema(ctx, subject, s) // for the version
-			err = c.outcome(ctx, err)
+			err = c.recordOutcome(ctx, err)
 		}
 	}
-	var refused *sr.ResponseError
+	var response *sr.ResponseError
 	switch {
 	case err == nil:
 		return found, nil
-	case errors.As(err, &refused) && refused.StatusCode == http.StatusConflict:
-		return sr.SubjectSchema{}, fmt.Errorf("%w: subject %s: %s", ErrIncompatible, subject, refused.Message)
+	case errors.As(err, &response) && response.StatusCode == http.StatusConflict:
+		return sr.SubjectSchema{}, fmt.Errorf("%w: subject %s: %s", ErrIncompatible, subject, response.Message)
 	case !errors.Is(err, ErrUnavailable):
 		// Registries that bind a subject to its first type report another type only as a parse
 		// error.
 		if latest, e := c.api.SchemaByVersion(ctx, subject, -1); e == nil && latest.Type != s.Type {
-			return sr.SubjectSchema{}, fmt.Errorf("%w: subject %s has schemas of type %s, and this one is of type %s (%s): keep the topic's codec, or "+
-				"write plain, which every reader knows, too", ErrIncompatible, subject, latest.Type, s.Type, refused.Message)
+			return sr.SubjectSchema{},
+				fmt.Errorf("%w: subject %s has schemas of type %s, and this one is of type %s (%s): "+
+					"keep the topic's codec, or use plain, which every reader decodes", ErrIncompatible, subject,
+					latest.Type, s.Type, response.Message)
 		}
 		fallthrough
 	default:

@@ -20,7 +20,7 @@ type Decoder struct {
 	seals    Seals             // may be nil
 	messages map[string]string // expected full name by topic, for topics of aggregates
 
-	mu      sync.RWMutex
+	mu      sync.RWMutex // protects schemas
 	schemas map[int]*writerSchema
 }
 
@@ -30,7 +30,7 @@ type writerSchema struct {
 	file *descriptorpb.FileDescriptorProto // for Protobuf
 	// For Protobuf: name of the file's first message, the type of nearly all values.
 	first string
-	bad   error // permanent reason why its values cannot be decoded
+	err   error // permanent reason why its values cannot be decoded
 }
 
 // NewDecoder returns a Decoder. It fetches each schema once, when it first meets its id. client may
@@ -98,7 +98,8 @@ func (d *Decoder) Sealed(ctx context.Context, r Record) (e event.Event, sealed b
 
 // Complete is Sealed for a record whose envelope has already been read with event.FromRecord.
 // Callers that need the envelope before a schema may have to be fetched read it only once that way.
-func (d *Decoder) Complete(ctx context.Context, r Record, envelope event.Event) (e event.Event, sealed bool, err error) {
+func (d *Decoder) Complete(ctx context.Context, r Record, envelope event.Event) (e event.Event, sealed bool,
+	err error) {
 	e = envelope
 	if IsFramed(r.Value) {
 		if e.Data, err = d.Decode(ctx, r.Topic, r.Value); err != nil {
@@ -130,16 +131,16 @@ func (d *Decoder) decode(ctx context.Context, topic string, value []byte) ([]byt
 		return nil, err
 	}
 	if d == nil || d.client == nil {
-		return nil, fmt.Errorf("it is written with schema %d of a schema registry, and none is configured: set registry.url", id)
+		return nil, fmt.Errorf("encoded with schema %d of a schema registry, but none is configured: set registry.url", id)
 	}
 	s, err := d.schema(ctx, id)
 	if err == nil {
-		err = s.bad
+		err = s.err
 	}
 	if err != nil {
 		return nil, err
 	}
-	var of string
+	var of string // full name of the value's message
 	var message []byte
 	if s.plan != nil {
 		of = s.plan.Message()
@@ -155,7 +156,7 @@ func (d *Decoder) decode(ctx context.Context, topic string, value []byte) ([]byt
 	}
 	// A topic of an aggregate has only that aggregate's messages.
 	if want := d.messages[topic]; err == nil && want != "" && of != want {
-		err = fmt.Errorf("it is of %s, want %s", of, want)
+		err = fmt.Errorf("the message is %s, want %s", of, want)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("schema %d: %w", id, err)
@@ -176,8 +177,8 @@ func (d *Decoder) schema(ctx context.Context, id int) (*writerSchema, error) {
 		return nil, err
 	}
 	s = readSchema(registered)
-	if s.bad != nil {
-		s.bad = fmt.Errorf("schema %d: %w", id, s.bad)
+	if s.err != nil {
+		s.err = fmt.Errorf("schema %d: %w", id, s.err)
 	}
 	d.mu.Lock()
 	d.schemas[id] = s
@@ -185,18 +186,18 @@ func (d *Decoder) schema(ctx context.Context, id int) (*writerSchema, error) {
 	return s, nil
 }
 
-// readSchema prepares a schema. Failures are stored in bad, so they are cached as well.
+// readSchema prepares a schema. Failures are stored in err, so they are cached as well.
 func readSchema(registered sr.Schema) *writerSchema {
 	s := &writerSchema{}
 	switch registered.Type {
 	case sr.TypeAvro:
-		s.plan, s.bad = protoavro.Compile(registered.Schema)
+		s.plan, s.err = protoavro.Compile(registered.Schema)
 	case sr.TypeProtobuf:
-		if s.file, s.bad = parseProto(registered.Schema); s.bad == nil {
-			s.first, s.bad = messageAt(s.file, []int{0})
+		if s.file, s.err = parseProto(registered.Schema); s.err == nil {
+			s.first, s.err = messageAt(s.file, []int{0})
 		}
 	default:
-		s.bad = fmt.Errorf("type %s is not one that Millrace reads", registered.Type)
+		s.err = fmt.Errorf("unsupported schema type %s", registered.Type)
 	}
 	return s
 }

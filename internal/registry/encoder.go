@@ -29,18 +29,18 @@ type EncoderConfig struct {
 // Encoder encodes the values of one topic. A nil Encoder writes plain values. It is safe for
 // concurrent use.
 type Encoder struct {
-	client  *Client
-	subject string
-	level   sr.CompatibilityLevel
-	setting bool // level must be set
+	client   *Client
+	subject  string
+	level    sr.CompatibilityLevel // of the subject
+	setLevel bool                  // level must be set
 
 	file protoreflect.FileDescriptor // for Protobuf
 	path []int                       // for Protobuf: indices of the message within the file
 	text string                      // for Avro: the schema
 	plan *protoavro.Plan             // for Avro
 
-	starting sync.Mutex
-	frame    atomic.Pointer[[]byte] // prefix of every value; nil until the schema's id is known
+	startMu sync.Mutex             // held while the schema is registered
+	frame   atomic.Pointer[[]byte] // prefix of every value; nil until the schema's id is known
 }
 
 // Content types in the headers of events. The frame does not change them, since readers that use a
@@ -58,12 +58,13 @@ func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
 	}
 	switch {
 	case cfg.Topic == "" || cfg.Message == nil:
-		return nil, errors.New("registry: an encoder needs a topic and a message")
+		return nil, errors.New("registry: an encoder requires a topic and a message")
 	case cfg.Client == nil:
-		return nil, fmt.Errorf("registry: topic %s: codec %s needs a schema registry: set registry.url", cfg.Topic, cfg.Codec)
+		return nil, fmt.Errorf("registry: topic %s: codec %s requires a schema registry: set registry.url", cfg.Topic,
+			cfg.Codec)
 	}
-	e := &Encoder{client: cfg.Client, subject: subject(cfg.Topic), setting: cfg.Compatibility != ""}
-	if e.setting {
+	e := &Encoder{client: cfg.Client, subject: subject(cfg.Topic), setLevel: cfg.Compatibility != ""}
+	if e.setLevel {
 		if err := e.level.UnmarshalText([]byte(cfg.Compatibility)); err != nil {
 			return nil, fmt.Errorf("registry: compatibility %q: %w", cfg.Compatibility, err)
 		}
@@ -94,12 +95,12 @@ func (e *Encoder) Start(ctx context.Context) error {
 		return nil
 	}
 	// Several partitions may start at once: only one of them registers the schema.
-	e.starting.Lock()
-	defer e.starting.Unlock()
+	e.startMu.Lock()
+	defer e.startMu.Unlock()
 	if e.frame.Load() != nil {
 		return nil
 	}
-	if e.setting {
+	if e.setLevel {
 		if err := e.client.ensureCompatibility(ctx, e.subject, e.level); err != nil {
 			return err
 		}
@@ -126,7 +127,8 @@ func (e *Encoder) Start(ctx context.Context) error {
 
 // protoSchema returns the schema of a file. Imported files are registered first, each under its own
 // path, as Confluent's serializers do. So topics share them.
-func (c *Client) protoSchema(ctx context.Context, f protoreflect.FileDescriptor, done map[string]sr.SchemaReference) (sr.Schema, error) {
+func (c *Client) protoSchema(ctx context.Context, f protoreflect.FileDescriptor,
+	done map[string]sr.SchemaReference) (sr.Schema, error) {
 	text, err := protoText(f)
 	if err != nil {
 		return sr.Schema{}, err
@@ -154,8 +156,8 @@ func (c *Client) protoSchema(ctx context.Context, f protoreflect.FileDescriptor,
 
 // Encode converts an event's message to the value of a record, and returns the content type for its
 // header. It calls Start if necessary. The error wraps ErrUnavailable if the caller should retry,
-// which only happens before Start has succeeded. Any other error means that the message cannot be
-// encoded without loss.
+// which only happens before Start has succeeded. Any other error is permanent: it means that the
+// message cannot be encoded without loss.
 func (e *Encoder) Encode(ctx context.Context, message []byte) (value []byte, contentType string, err error) {
 	if e == nil {
 		return message, contentProtobuf, nil
@@ -173,7 +175,7 @@ func (e *Encoder) Encode(ctx context.Context, message []byte) (value []byte, con
 		return append(value, message...), contentProtobuf, nil
 	}
 	if value, err = e.plan.Encode(value, message); err != nil {
-		return nil, "", fmt.Errorf("write as Avro for subject %s: %w", e.subject, err)
+		return nil, "", fmt.Errorf("encode as Avro for subject %s: %w", e.subject, err)
 	}
 	return value, contentAvro, nil
 }

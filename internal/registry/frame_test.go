@@ -39,7 +39,8 @@ func TestPathToMessage(t *testing.T) {
 		if want := path + "\x0a\x01x"; string(value[5:]) != want {
 			t.Errorf("%s: the value is %x, want %x behind its id", m.FullName(), value, want)
 		}
-		if back, err := registry.NewDecoder(client).Decode(t.Context(), topic, value); err != nil || string(back) != "\x0a\x01x" {
+		if back, err := registry.NewDecoder(client).Decode(t.Context(), topic, value); err != nil ||
+			string(back) != "\x0a\x01x" {
 			t.Errorf("%s: came back as %x, error %v", m.FullName(), back, err)
 		}
 	}
@@ -62,7 +63,7 @@ func FuzzDecode(f *testing.F) {
 		f.Fatal(err)
 	}
 	text, err := registry.ProtoText(of.ParentFile())
-	if err := errors.Join(err, d.Know(1, sr.TypeAvro, schema), d.Know(2, sr.TypeProtobuf, text)); err != nil {
+	if err := errors.Join(err, d.AddSchema(1, sr.TypeAvro, schema), d.AddSchema(2, sr.TypeProtobuf, text)); err != nil {
 		f.Fatal(err)
 	}
 	known := [][]byte{{0, 0, 0, 0, 1}, {0, 0, 0, 0, 2}}
@@ -76,7 +77,8 @@ func FuzzDecode(f *testing.F) {
 		for _, frame := range known {
 			message, err := d.Decode(t.Context(), event.Order.Topic, append(bytes.Clone(frame), rest...))
 			if err == nil {
-				_ = proto.Unmarshal(message, &orderv1.OrderEvent{}) // what is behind a frame of Protobuf is the sink's to judge
+				// What is behind a frame of Protobuf is the sink's to judge.
+				_ = proto.Unmarshal(message, &orderv1.OrderEvent{})
 			}
 		}
 		if registry.IsFramed(rest) {

@@ -17,7 +17,7 @@ func protoText(f protoreflect.FileDescriptor) (string, error) {
 	p := protoprint.Printer{OmitComments: protoprint.CommentsAll, SortElements: false, Indent: "  "}
 	text, err := p.PrintProtoToString(f)
 	if err != nil {
-		return "", fmt.Errorf("text of %s: %w", f.Path(), err)
+		return "", fmt.Errorf("print %s as .proto file: %w", f.Path(), err)
 	}
 	return text, nil
 }
@@ -41,21 +41,22 @@ func parseProto(text string) (*descriptorpb.FileDescriptorProto, error) {
 	handler := reporter.NewHandler(nil) // fails with the first error
 	file, err := parser.Parse("schema.proto", strings.NewReader(text), handler)
 	if err != nil {
-		return nil, fmt.Errorf("not a .proto file: %w", err)
+		return nil, fmt.Errorf("parse .proto file: %w", err)
 	}
 	parsed, err := parser.ResultFromAST(file, false, handler)
 	if err != nil {
-		return nil, fmt.Errorf("not a .proto file: %w", err)
+		return nil, fmt.Errorf("parse .proto file: %w", err)
 	}
 	return parsed.FileDescriptorProto(), nil
 }
 
 // messageAt returns the full name of the message at an index path within a file.
 func messageAt(f *descriptorpb.FileDescriptorProto, path []int) (string, error) {
+	// Each index selects a message within the previous one, first within the file.
 	name, messages := f.GetPackage(), f.GetMessageType()
 	for _, i := range path {
 		if i >= len(messages) {
-			return "", fmt.Errorf("its schema has no message at %v", path)
+			return "", fmt.Errorf("the schema has no message at %v", path)
 		}
 		if name != "" {
 			name += "."

@@ -12,10 +12,10 @@
 // (protobuf.go), or an Avro schema with attributes for what Avro lacks (internal/protoavro).
 //
 // Decoder.Event is the one definition of an event for all readers of the log. For topics of other
-// systems, foreign.go returns whole schemas with their references.
+// systems, external.go returns complete schemas with their references.
 //
-// The registry is asked when a producer starts and when a consumer meets a new schema, and the
-// answers are kept. So an outage does not affect running producers and consumers; see
+// The registry is queried when a producer starts and when a consumer meets a new schema, and the
+// results are cached. So an outage does not affect running producers and consumers; see
 // Client.Degraded.
 package registry
 
@@ -45,7 +45,7 @@ func ParseCodec(name string) (Codec, error) {
 	case Plain, Protobuf, Avro:
 		return c, nil
 	}
-	return "", fmt.Errorf("codec %q: want %s, %s or %s", name, Plain, Protobuf, Avro)
+	return "", fmt.Errorf("codec %q is not %s, %s or %s", name, Plain, Protobuf, Avro)
 }
 
 var (
@@ -64,11 +64,11 @@ var (
 func Message(of event.Aggregate) (protoreflect.MessageDescriptor, error) {
 	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(of.Message))
 	if err != nil {
-		return nil, fmt.Errorf("events of %s: %s is not linked in: %w", of.Name, of.Message, err)
+		return nil, fmt.Errorf("events of %s: %s is not linked into the program: %w", of.Name, of.Message, err)
 	}
 	m, ok := d.(protoreflect.MessageDescriptor)
 	if !ok {
-		return nil, fmt.Errorf("events of %s: %s is no message", of.Name, of.Message)
+		return nil, fmt.Errorf("events of %s: %s is not a message", of.Name, of.Message)
 	}
 	return m, nil
 }

@@ -24,10 +24,13 @@ import (
 func placed(tb testing.TB) []byte {
 	tb.Helper()
 	amount := &money.Money{CurrencyCode: "EUR", Units: 12, Nanos: 500_000_000}
-	line := &orderv1.OrderLine{Number: 1, Sku: "85123A", Description: "WHITE HANGING HEART T-LIGHT HOLDER", Quantity: 6, UnitPrice: amount}
+	line := &orderv1.OrderLine{Number: 1, Sku: "85123A", Description: "WHITE HANGING HEART T-LIGHT HOLDER",
+		Quantity: 6, UnitPrice: amount}
 	b, err := proto.Marshal(&orderv1.OrderEvent{Event: &orderv1.OrderEvent_Placed{Placed: &orderv1.OrderPlaced{
-		OrderId: "01980000-0000-7000-8000-000000000001", CustomerId: proto.String("01980000-0000-7000-8000-000000000002"), Reference: "536365",
-		Currency: "GBP", Country: "United Kingdom", Lines: []*orderv1.OrderLine{line, line, line}, Total: amount, OrderedAt: &timestamppb.Timestamp{Seconds: 1_291_191_960},
+		OrderId:    "01980000-0000-7000-8000-000000000001",
+		CustomerId: proto.String("01980000-0000-7000-8000-000000000002"), Reference: "536365",
+		Currency: "GBP", Country: "United Kingdom", Lines: []*orderv1.OrderLine{line, line, line}, Total: amount,
+		OrderedAt: &timestamppb.Timestamp{Seconds: 1_291_191_960},
 	}}})
 	if err != nil {
 		tb.Fatal(err)
@@ -37,17 +40,19 @@ func placed(tb testing.TB) []byte {
 
 // Every codec restores every event of every aggregate byte for byte, through a real registry with a
 // compatibility level.
-func TestEventsComeBack(t *testing.T) {
+func TestRoundTrip(t *testing.T) {
 	t.Parallel()
 	client := newClient(t, &shared)
 	for _, a := range event.Aggregates() {
 		for codec, contentType := range map[registry.Codec]string{
-			registry.Plain: "application/protobuf", registry.Protobuf: "application/protobuf", registry.Avro: "application/avro",
+			registry.Plain: "application/protobuf", registry.Protobuf: "application/protobuf",
+			registry.Avro: "application/avro",
 		} {
 			t.Run(a.Name+"/"+string(codec), func(t *testing.T) {
 				t.Parallel()
 				topic := topicOf(t)
-				cfg := registry.EncoderConfig{Client: client, Topic: topic, Message: message(t, a), Codec: codec, Compatibility: "BACKWARD_TRANSITIVE"}
+				cfg := registry.EncoderConfig{Client: client, Topic: topic, Message: message(t, a), Codec: codec,
+					Compatibility: "BACKWARD_TRANSITIVE"}
 				e, d := newEncoder(t, cfg), registry.NewDecoder(client)
 				var written, value []byte
 				rapid.Check(t, func(rt *rapid.T) {
@@ -66,7 +71,8 @@ func TestEventsComeBack(t *testing.T) {
 				if codec == registry.Plain {
 					return
 				}
-				if got := ask(t, "GET", "/config/"+topic+"-value", ""); got != `{"compatibilityLevel":"BACKWARD_TRANSITIVE"}` {
+				if got := query(t, "GET", "/config/"+topic+"-value",
+					""); got != `{"compatibilityLevel":"BACKWARD_TRANSITIVE"}` {
 					t.Errorf("the subject asks for %s", got)
 				}
 				// Another producer finds the registered schema.
@@ -74,7 +80,7 @@ func TestEventsComeBack(t *testing.T) {
 				if err != nil || !bytes.Equal(again, value) {
 					t.Errorf("another encoder wrote %x instead of %x, error %v", again, value, err)
 				}
-				if got := ask(t, "GET", "/subjects/"+topic+"-value/versions", ""); got != "[1]" {
+				if got := query(t, "GET", "/subjects/"+topic+"-value/versions", ""); got != "[1]" {
 					t.Errorf("the subject has versions %s", got)
 				}
 			})
@@ -89,9 +95,11 @@ func TestMixedTopic(t *testing.T) {
 	client := newClient(t, &shared)
 	d, written := registry.NewDecoder(client), placed(t)
 	encoder := func(topic string, codec registry.Codec) *registry.Encoder {
-		return newEncoder(t, registry.EncoderConfig{Client: client, Topic: topic, Message: message(t, event.Order), Codec: codec, Compatibility: "NONE"})
+		return newEncoder(t, registry.EncoderConfig{Client: client, Topic: topic, Message: message(t, event.Order),
+			Codec: codec, Compatibility: "NONE"})
 	}
-	for _, codec := range []registry.Codec{registry.Plain, registry.Protobuf, registry.Avro, registry.Plain, registry.Protobuf} {
+	for _, codec := range []registry.Codec{registry.Plain, registry.Protobuf, registry.Avro, registry.Plain,
+		registry.Protobuf} {
 		value, _, err := encoder(topicOf(t)+string(codec), codec).Encode(t.Context(), written)
 		if err != nil {
 			t.Fatal(err)
@@ -108,7 +116,7 @@ func TestMixedTopic(t *testing.T) {
 
 // A compatible change becomes a new version. An incompatible one is refused with the subject's name
 // and the registry's reason, and nothing is written with it.
-func TestCompatibilityIsAsked(t *testing.T) {
+func TestCompatibilityIsSet(t *testing.T) {
 	t.Parallel()
 	client := newClient(t, &shared)
 	const (
@@ -122,7 +130,8 @@ message E { oneof event { A a = 1; B b = 2; } } message A { string id = 1; int64
 			t.Parallel()
 			start := func(text string) error {
 				return newEncoder(t, registry.EncoderConfig{
-					Client: client, Topic: topicOf(t), Message: protoavrotest.Compile(t, text).Messages().ByName("E"), Codec: codec, Compatibility: "BACKWARD_TRANSITIVE",
+					Client: client, Topic: topicOf(t), Message: protoavrotest.Compile(t, text).Messages().ByName("E"),
+					Codec: codec, Compatibility: "BACKWARD_TRANSITIVE",
 				}).Start(t.Context())
 			}
 			for _, good := range []string{before, after} {
@@ -131,11 +140,12 @@ message E { oneof event { A a = 1; B b = 2; } } message A { string id = 1; int64
 				}
 			}
 			err := start(strings.Replace(after, "int64 n", "string n", 1))
-			if !errors.Is(err, registry.ErrIncompatible) || errors.Is(err, registry.ErrUnavailable) || !strings.Contains(err.Error(), topicOf(t)+"-value") {
+			if !errors.Is(err, registry.ErrIncompatible) || errors.Is(err, registry.ErrUnavailable) ||
+				!strings.Contains(err.Error(), topicOf(t)+"-value") {
 				t.Errorf("got error %v", err)
 			}
 			t.Log(err)
-			if got := ask(t, "GET", "/subjects/"+topicOf(t)+"-value/versions", ""); got != "[1,2]" {
+			if got := query(t, "GET", "/subjects/"+topicOf(t)+"-value/versions", ""); got != "[1,2]" {
 				t.Errorf("the subject has versions %s", got)
 			}
 		})
@@ -147,7 +157,8 @@ func TestUnreadableValues(t *testing.T) {
 	t.Parallel()
 	client := newClient(t, &shared)
 	encode := func(codec registry.Codec, of event.Aggregate) []byte {
-		e := newEncoder(t, registry.EncoderConfig{Client: client, Topic: topicOf(t) + of.Name + string(codec), Message: message(t, of), Codec: codec})
+		e := newEncoder(t, registry.EncoderConfig{Client: client, Topic: topicOf(t) + of.Name + string(codec),
+			Message: message(t, of), Codec: codec})
 		message := placed(t)
 		if of != event.Order {
 			message = nil
@@ -160,7 +171,8 @@ func TestUnreadableValues(t *testing.T) {
 	}
 	avro, protobuf := encode(registry.Avro, event.Order), encode(registry.Protobuf, event.Order)
 	var id struct{ ID int }
-	askInto(t, &id, "POST", "/subjects/"+topicOf(t)+"-json/versions", `{"schemaType":"JSON","schema":"{\"$schema\":\"http://json-schema.org/draft-07/schema#\",\"type\":\"object\"}"}`)
+	queryInto(t, &id, "POST", "/subjects/"+topicOf(t)+"-json/versions",
+		`{"schemaType":"JSON","schema":"{\"$schema\":\"http://json-schema.org/draft-07/schema#\",\"type\":\"object\"}"}`)
 	json := binary.BigEndian.AppendUint32([]byte{0}, uint32(id.ID))
 
 	d := registry.NewDecoder(client)
@@ -169,16 +181,20 @@ func TestUnreadableValues(t *testing.T) {
 		value   []byte
 		want    string
 	}{
-		"a frame cut off":                {d, avro[:4], "ends before that is complete"},
-		"an id that nobody gave":         {d, []byte("\x00\x7f\xff\xff\xff..."), "schema 2147483647"},
-		"Avro cut off":                   {d, avro[:len(avro)-1], "ends too early"},
-		"Avro with more behind":          {d, append(bytes.Clone(avro), 0), "1 bytes follow its end"},
-		"Avro of another aggregate":      {d, encode(registry.Avro, event.Stock), "it is of millrace.inventory.v1.StockEvent, want millrace.order.v1.OrderEvent"},
-		"Protobuf of another aggregate":  {d, encode(registry.Protobuf, event.Stock), "it is of millrace.inventory.v1.StockEvent, want millrace.order.v1.OrderEvent"},
-		"Protobuf, the wrong message":    {d, append(append(bytes.Clone(protobuf[:5]), 2, 2), protobuf[6:]...), "it is of millrace.order.v1.OrderPlaced"},
-		"Protobuf, no such message":      {d, append(append(bytes.Clone(protobuf[:5]), 2, 200, 1), protobuf[6:]...), "no message at [100]"},
-		"Protobuf, a path without end":   {d, append(bytes.Clone(protobuf[:5]), 200), "too early"},
-		"a JSON schema":                  {d, json, "type JSON is not one that Millrace reads"},
+		"a frame cut off":       {d, avro[:4], "incomplete frame"},
+		"an unassigned id":      {d, []byte("\x00\x7f\xff\xff\xff..."), "schema 2147483647"},
+		"Avro cut off":          {d, avro[:len(avro)-1], "unexpected end of the value"},
+		"Avro with more behind": {d, append(bytes.Clone(avro), 0), "1 bytes follow its end"},
+		"Avro of another aggregate": {d, encode(registry.Avro, event.Stock),
+			"the message is millrace.inventory.v1.StockEvent, want millrace.order.v1.OrderEvent"},
+		"Protobuf of another aggregate": {d, encode(registry.Protobuf, event.Stock),
+			"the message is millrace.inventory.v1.StockEvent, want millrace.order.v1.OrderEvent"},
+		"Protobuf, the wrong message": {d, append(append(bytes.Clone(protobuf[:5]), 2, 2), protobuf[6:]...),
+			"the message is millrace.order.v1.OrderPlaced"},
+		"Protobuf, no such message": {d, append(append(bytes.Clone(protobuf[:5]), 2, 200, 1), protobuf[6:]...),
+			"no message at [100]"},
+		"Protobuf, a path without end":   {d, append(bytes.Clone(protobuf[:5]), 200), "unexpected end of the value"},
+		"a JSON schema":                  {d, json, "unsupported schema type JSON"},
 		"framed, and no registry is set": {registry.NewDecoder(nil), avro, "set registry.url"},
 		"framed, and no decoder is set":  {nil, avro, "set registry.url"},
 	} {
@@ -186,24 +202,25 @@ func TestUnreadableValues(t *testing.T) {
 			t.Parallel()
 			message, err := c.decoder.Decode(t.Context(), event.Order.Topic, c.value)
 			if err == nil || !strings.Contains(err.Error(), c.want) || errors.Is(err, registry.ErrUnavailable) {
-				t.Errorf("got %x and error %v, want one that says %q", message, err, c.want)
+				t.Errorf("got %x and error %v, want one that contains %q", message, err, c.want)
 			}
 		})
 	}
 	for _, plain := range [][]byte{nil, {}, placed(t)} {
-		if got, err := (*registry.Decoder)(nil).Decode(t.Context(), event.Order.Topic, plain); err != nil || !bytes.Equal(got, plain) {
+		if got, err := (*registry.Decoder)(nil).Decode(t.Context(), event.Order.Topic, plain); err != nil ||
+			!bytes.Equal(got, plain) {
 			t.Errorf("plain %x came back as %x, error %v", plain, got, err)
 		}
 	}
 }
 
-// A registry that cannot be reached, refuses the password, or is something else says nothing about
-// a value: it is to be read later.
-func TestUnavailableIsToldFromUnreadable(t *testing.T) {
+// If the registry cannot be reached, refuses the password, or is another server, the error is
+// temporary: the value may be readable later.
+func TestUnavailableIsNotPermanent(t *testing.T) {
 	t.Parallel()
 	base := shared.URL(t)
 	for name, url := range map[string]string{
-		"nobody listens":    "http://127.0.0.1:1",
+		"no server":         "http://127.0.0.1:1",
 		"another path":      strings.TrimSuffix(base, "/ccompat/v7"),
 		"no registry there": strings.TrimSuffix(base, "/apis/ccompat/v7") + "/nothing",
 	} {
@@ -214,15 +231,17 @@ func TestUnavailableIsToldFromUnreadable(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(client.Close)
-			if _, err := registry.NewDecoder(client).Decode(t.Context(), "t", []byte("\x00\x00\x00\x00\x01.")); !errors.Is(err, registry.ErrUnavailable) {
+			if _, err := registry.NewDecoder(client).Decode(t.Context(), "t",
+				[]byte("\x00\x00\x00\x00\x01.")); !errors.Is(err, registry.ErrUnavailable) {
 				t.Errorf("reading failed with %v", err)
 			}
-			e := newEncoder(t, registry.EncoderConfig{Client: client, Topic: topicOf(t), Message: message(t, event.Order), Codec: registry.Avro})
+			e := newEncoder(t, registry.EncoderConfig{Client: client, Topic: topicOf(t),
+				Message: message(t, event.Order), Codec: registry.Avro})
 			if _, _, err := e.Encode(t.Context(), placed(t)); !errors.Is(err, registry.ErrUnavailable) {
 				t.Errorf("writing failed with %v", err)
 			}
 			if !client.Degraded() {
-				t.Error("it does not say that it is degraded")
+				t.Error("Degraded returns false")
 			}
 		})
 	}
@@ -240,7 +259,8 @@ func TestOutage(t *testing.T) {
 	t.Cleanup(client.Close)
 	written := placed(t)
 	encoder := func() *registry.Encoder {
-		return newEncoder(t, registry.EncoderConfig{Client: client, Topic: topicOf(t), Message: message(t, event.Order), Codec: registry.Avro, Compatibility: "FULL"})
+		return newEncoder(t, registry.EncoderConfig{Client: client, Topic: topicOf(t),
+			Message: message(t, event.Order), Codec: registry.Avro, Compatibility: "FULL"})
 	}
 	e, d := encoder(), registry.NewDecoder(client)
 	produce := func(e *registry.Encoder) ([]byte, error) {
@@ -289,7 +309,8 @@ func TestOutage(t *testing.T) {
 		}
 	}
 	back := func() {
-		patiently("a consumer that starts reads", func() error { return consume(t.Context(), registry.NewDecoder(client), value) })
+		patiently("a consumer that starts reads",
+			func() error { return consume(t.Context(), registry.NewDecoder(client), value) })
 		var again []byte
 		patiently("a producer that starts writes", func() (err error) { again, err = produce(encoder()); return err })
 		if !bytes.Equal(again, value) {
@@ -322,7 +343,7 @@ func TestConfiguration(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{"", "localhost:8081", "ftp://a", "http://"} {
 		if _, err := registry.NewClient(registry.Config{URL: url}); err == nil {
-			t.Errorf("URL %q is taken", url)
+			t.Errorf("URL %q is accepted", url)
 		}
 	}
 	client, err := registry.NewClient(registry.Config{URL: "http://127.0.0.1:1, http://127.0.0.1:2", Logger: quiet})
@@ -333,19 +354,20 @@ func TestConfiguration(t *testing.T) {
 		"set registry.url":      {Topic: "t", Message: message(t, event.Order), Codec: registry.Avro},
 		"a topic and a message": {Client: client, Codec: registry.Avro},
 		"unknown codec":         {Client: client, Topic: "t", Message: message(t, event.Order), Codec: "xml"},
-		`compatibility "SOME"`:  {Client: client, Topic: "t", Message: message(t, event.Order), Codec: registry.Avro, Compatibility: "SOME"},
+		`compatibility "SOME"`: {Client: client, Topic: "t", Message: message(t, event.Order), Codec: registry.Avro,
+			Compatibility: "SOME"},
 	} {
 		if _, err := registry.NewEncoder(cfg); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("got %v, want an error that says %q", err, want)
+			t.Errorf("got %v, want an error that contains %q", err, want)
 		}
 	}
 	if _, err := registry.ParseCodec("xml"); err == nil {
-		t.Error("codec xml is taken")
+		t.Error("codec xml is accepted")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	watched := make(chan error, 1)
 	go func() { watched <- client.Watch(ctx) }()
-	polltest.Until(t, "Watch notices that the registry is away", client.Degraded)
+	polltest.Until(t, "Watch detects that the registry is unreachable", client.Degraded)
 	cancel()
 	if err := <-watched; err != nil {
 		t.Error(err)

@@ -23,7 +23,7 @@ const schemas = "../../schemas"
 func schemaFile(a event.Aggregate) string { return a.Topic + ".avsc" }
 
 // The committed schemas are those derived from the contracts.
-func TestSchemasAreFresh(t *testing.T) {
+func TestPublishedSchemasAreUpToDate(t *testing.T) {
 	t.Parallel()
 	var want []string
 	for _, a := range event.Aggregates() {
@@ -55,7 +55,7 @@ func TestSchemasAreFresh(t *testing.T) {
 
 // A real registry confirms that the schemas can read everything written with those published by
 // main.
-func TestSchemasAreCompatibleWithThePublished(t *testing.T) {
+func TestSchemasAreCompatibleWithPublished(t *testing.T) {
 	t.Parallel()
 	base, err := published(t)
 	if err != nil {
@@ -72,10 +72,12 @@ func TestSchemasAreCompatibleWithThePublished(t *testing.T) {
 			continue
 		}
 		topic := topicOf(t) + "." + a.Topic
-		if answer := ask(t, "POST", "/subjects/"+topic+"-value/versions", fmt.Sprintf(`{"schema":%q}`, before)); !strings.Contains(answer, `"id"`) {
+		if answer := query(t, "POST", "/subjects/"+topic+"-value/versions",
+			fmt.Sprintf(`{"schema":%q}`, before)); !strings.Contains(answer, `"id"`) {
 			t.Fatalf("the published schema of %s: %s", a.Topic, answer)
 		}
-		e := newEncoder(t, registry.EncoderConfig{Client: client, Topic: topic, Message: message(t, a), Codec: registry.Avro, Compatibility: "BACKWARD_TRANSITIVE"})
+		e := newEncoder(t, registry.EncoderConfig{Client: client, Topic: topic, Message: message(t, a),
+			Codec: registry.Avro, Compatibility: "BACKWARD_TRANSITIVE"})
 		if err := e.Start(t.Context()); err != nil {
 			t.Errorf("the schema of %s breaks what %s published: %v", a.Topic, base, err)
 		}

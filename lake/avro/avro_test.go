@@ -210,7 +210,7 @@ func TestRefused(t *testing.T) {
 		id + "\x02\x64": "in.d: decimal of more than 2 digits",
 		id + "\x00\x02": "in.e: symbol 1 of an enum of 1",
 		id + "\x00\x00" + "\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01": "in.t: 9223372036854775807 milliseconds",
-		"\x01":                  "in.id: it ends too early",
+		"\x01":                  "in.id: unexpected end of the value",
 		id + "\x00\x00\x00\x00": "1 bytes follow its end",
 	} {
 		if err := d.Append([]byte(value)); err == nil || !strings.Contains(err.Error(), want) {

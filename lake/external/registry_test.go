@@ -144,7 +144,7 @@ func TestAvroLands(t *testing.T) {
 		}})
 		reasons := w.reasons()
 		for _, want := range []string{
-			"is incompatible with the table: column n: the table has long and these rows have string", "it is not framed for a schema registry",
+			"is incompatible with the table: column n: the table has long and these rows have string", "not framed for a schema registry",
 			"schema 1073741824: ", "1 bytes follow its end",
 		} {
 			if !strings.Contains(reasons, want) {

@@ -213,7 +213,7 @@ func TestTopicMismatch(t *testing.T) {
 			if err := s.producer.DeleteTopic(t.Context(), event.Order.Topic); err != nil {
 				t.Fatal(err)
 			}
-		}, want: "no such topic"},
+		}, want: "unknown topic"},
 		"deleted before it was landed": {happens: func(t *testing.T, s *shop) {
 			s.mustTrade(t, 200)
 			for p := range int32(partitions) {
@@ -225,7 +225,7 @@ func TestTopicMismatch(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-		}, want: "is not in the log, which holds"},
+		}, want: "is not in the log, which has offsets"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

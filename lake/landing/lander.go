@@ -199,7 +199,7 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 	}
 	reader, err := fetch.Join(l.source(), fetch.Group{
 		// The group's name includes the table's UUID, so a recreated table has a new group.
-		Refresh: l.config.refresh, Patience: l.config.rebalanceTimeout, Instance: l.instance(),
+		Refresh: l.config.refresh, RebalanceTimeout: l.config.rebalanceTimeout, Instance: l.instance(),
 		Name: "millrace.lake." + l.table.Name + "." + have.Metadata().TableUUID().String()[:8],
 		Position: func(ctx context.Context, partitions []int32) (map[int32]int64, error) {
 			return l.position(ctx, topics, s.at, partitions)
@@ -250,7 +250,7 @@ func (s *session) run(ctx context.Context) error {
 		}
 		// Continue to collect unless the batch is due, another member wants partitions, or a
 		// partition has to wait.
-		if waits == nil && (!s.batch.moved() || s.batch.wait(s.config) > 0 && !s.reader.Wanted()) {
+		if waits == nil && (!s.batch.moved() || s.batch.wait(s.config) > 0 && !s.reader.RebalancePending()) {
 			if len(fetched) == 0 && !s.batch.moved() && len(s.reader.Assigned()) > 0 {
 				s.clearFaults(ctx)
 				s.logDeadLetters(false)

@@ -7,12 +7,12 @@
 // and compaction, but was written for tests. This package adds what a permanent log needs:
 //
 //   - One owner per directory, and no retention unless a topic requests it.
-//   - Damage is found before kfake reads the log: segments.go checks records, settings.go and
-//     topics.go the JSON files, stop.go what changed while no broker ran. What cannot be replaced
-//     is a DamageError, which stops the start.
+//   - Damage is found before kfake reads the log. segments.go checks records, settings.go and
+//     topics.go the JSON files, and stop.go detects changes that were made while no broker ran. If
+//     damaged data cannot be restored, Start fails with a DamageError that names the remedy.
 //   - repair.go removes what a kill leaves behind, compact.go makes compaction safe against kills,
 //     and stamp.go notices a folder that was restored from a backup.
-//   - frames.go bounds the size of requests.
+//   - frames.go bounds the size of requests, and diskspace.go waits for space on the disk.
 package kafka
 
 import (
@@ -55,12 +55,12 @@ type Broker struct {
 	addr    string
 	boot    string // see Boot
 	cluster *kfake.Cluster
-	lock    *flock.Flock
+	lock    *flock.Flock // of the directory
 	dir     string
 	log     *slog.Logger
-	topics  *topicsKeeper
+	topics  *topicsCopier
 	close   sync.Once
-	err     error
+	err     error // result of Close
 }
 
 // brokerConfigs are the settings that differ from kfake's defaults. Retention is off, because views
@@ -80,7 +80,7 @@ func Start(ctx context.Context, cfg Config) (*Broker, error) {
 		cfg.Logger = slog.Default()
 	}
 	if cfg.DataDir == "" {
-		return nil, errors.New("embedded kafka: no data directory given")
+		return nil, errors.New("embedded kafka: DataDir is missing: set a directory for the log")
 	}
 	if err := os.MkdirAll(cfg.DataDir, 0o750); err != nil {
 		return nil, fmt.Errorf("embedded kafka: create the data directory: %w", err)
@@ -99,8 +99,8 @@ func Start(ctx context.Context, cfg Config) (*Broker, error) {
 
 // start does the work of Start. The caller holds the lock of the directory.
 func start(ctx context.Context, cfg Config) (*Broker, error) {
-	// The order is important: room to write, then checks, then repairs, and only then kfake.
-	if err := awaitRoom(ctx, cfg.DataDir, cfg.Logger); err != nil {
+	// The order is important: space to write, then checks, then repairs, and only then kfake.
+	if err := awaitDiskSpace(ctx, cfg.DataDir, cfg.Logger); err != nil {
 		return nil, err
 	}
 	if err := check(cfg.DataDir, cfg.Logger); err != nil {
@@ -113,10 +113,12 @@ func start(ctx context.Context, cfg Config) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	topics := &topicsKeeper{dir: cfg.DataDir, log: cfg.Logger}
-	// kfake accepts connections as soon as it is created. The gate holds them back until the log is
-	// prepared.
-	ln := &gate{Listener: tcp, log: cfg.Logger, topics: topics, open: make(chan struct{}), closed: make(chan struct{})}
+	topics := &topicsCopier{dir: cfg.DataDir, log: cfg.Logger}
+	// kfake accepts connections as soon as it is created. The listener holds them back until the
+	// log is prepared.
+	ln := &pausedListener{
+		Listener: tcp, log: cfg.Logger, topics: topics, open: make(chan struct{}), closed: make(chan struct{}),
+	}
 	opts := []kfake.Opt{
 		kfake.NumBrokers(1),
 		kfake.ClusterID("millrace"),
@@ -128,6 +130,7 @@ func start(ctx context.Context, cfg Config) (*Broker, error) {
 	if cfg.SyncWrites {
 		opts = append(opts, kfake.SyncWrites())
 	}
+	// This loads the log. Partitions without a snapshot are replayed.
 	cluster, err := kfake.NewCluster(opts...)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the log in %s: %w", cfg.DataDir, err), ignoreClosed(ln.Close()))
@@ -136,11 +139,14 @@ func start(ctx context.Context, cfg Config) (*Broker, error) {
 		cluster.Close()
 		return nil, fmt.Errorf("prepare the log in %s: %w", cfg.DataDir, err)
 	}
-	topics.keep()
+	topics.update()
 	debug.FreeOSMemory() // loading the log needed as much memory as the log is large
 	// Only now may clients connect.
 	close(ln.open)
-	return &Broker{addr: ln.Addr().String(), boot: uuid.NewString(), cluster: cluster, dir: cfg.DataDir, log: cfg.Logger, topics: topics}, nil
+	return &Broker{
+		addr: ln.Addr().String(), boot: uuid.NewString(), cluster: cluster, dir: cfg.DataDir, log: cfg.Logger,
+		topics: topics,
+	}, nil
 }
 
 // check looks for damage in a log that no broker has open, and repairs what can be repaired. It
@@ -158,7 +164,8 @@ func check(dir string, log *slog.Logger) error {
 	if err := checkSettings(dir, last, log); err != nil {
 		return err
 	}
-	if err := errors.Join(last.checkLeft(dir), last.checkLogs(dir, log), checkSegments(dir, last != nil, log)); err != nil {
+	err = errors.Join(last.checkFiles(dir), last.checkLogs(dir, log), checkSegments(dir, last != nil, log))
+	if err != nil {
 		return err
 	}
 	if err := checkStamp(dir, log); err != nil {
@@ -183,9 +190,11 @@ func (b *Broker) Boot() string { return b.boot }
 func (b *Broker) Close() error {
 	b.close.Do(func() {
 		b.cluster.Close()
-		b.topics.keep()
+		// kfake has written its last files, so their description for the next start is complete.
+		b.topics.update()
 		if err := errors.Join(renewStamp(b.dir), writeStop(b.dir)); err != nil {
-			b.log.Warn("kafka: the next start checks the log as after a kill", "error", err)
+			b.log.Warn("embedded kafka: clean stop not recorded; the next start checks the log as after a kill",
+				"error", err)
 		}
 		b.err = b.lock.Unlock()
 	})
@@ -196,12 +205,13 @@ func (b *Broker) Close() error {
 // it is killed.
 func lockDir(dir string) (*flock.Flock, error) {
 	lock := flock.New(filepath.Join(dir, "lock"))
+	// Do not wait: a second process would seem to hang.
 	ok, err := lock.TryLock()
 	if err != nil {
 		return nil, fmt.Errorf("lock the data directory %s: %w", dir, err)
 	}
 	if !ok {
-		return nil, fmt.Errorf("the data directory %s %w: stop that one, or give this one another directory", dir, ErrInUse)
+		return nil, fmt.Errorf("the data directory %s %w: stop that process, or set another directory", dir, ErrInUse)
 	}
 	return lock, nil
 }
@@ -216,38 +226,42 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 		return nil, fmt.Errorf("listen on %s: %w", addr, err)
 	}
 	if host, ok := ln.Addr().(*net.TCPAddr); !ok || !host.IP.IsLoopback() {
-		return nil, errors.Join(fmt.Errorf("listen on %s: not a loopback address, and the embedded broker has no access control", addr), ln.Close())
+		return nil, errors.Join(fmt.Errorf("listen on %s: not a loopback address, which is required because "+
+			"the embedded broker has no access control", addr), ln.Close())
 	}
 	return ln, nil
 }
 
-// gate blocks clients until it is opened, and inspects their requests.
-type gate struct {
+// pausedListener blocks clients until open is closed, and then inspects their requests.
+type pausedListener struct {
 	net.Listener
 	log          *slog.Logger
-	topics       *topicsKeeper
+	topics       *topicsCopier
 	open, closed chan struct{}
 	once         sync.Once
 }
 
-func (g *gate) Accept() (net.Conn, error) {
+// Accept implements net.Listener.
+func (l *pausedListener) Accept() (net.Conn, error) {
 	select {
-	case <-g.open:
-		conn, err := g.Listener.Accept()
+	case <-l.open:
+		conn, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		return &frames{Conn: conn, log: g.log, changed: g.topics.keep}, nil
-	case <-g.closed:
+		return &frames{Conn: conn, log: l.log, changed: l.topics.update}, nil
+	case <-l.closed:
 		return nil, net.ErrClosed
 	}
 }
 
-func (g *gate) Close() error {
-	g.once.Do(func() { close(g.closed) })
-	return g.Listener.Close()
+// Close implements net.Listener. It also ends an Accept that is blocked.
+func (l *pausedListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
 }
 
+// ignoreClosed returns err, unless a listener was closed already.
 func ignoreClosed(err error) error {
 	if errors.Is(err, net.ErrClosed) {
 		return nil

@@ -107,7 +107,8 @@ func produce(t *testing.T, addr string, p *kafka.TransactionalProducer, topic st
 		t.Fatal(err)
 	}
 	for i := 0; i < len(keyValues); i += 2 {
-		if err := p.Produce(t.Context(), kafka.Record{Topic: topic, Key: []byte(keyValues[i]), Value: []byte(keyValues[i+1])}); err != nil {
+		if err := p.Produce(t.Context(),
+			kafka.Record{Topic: topic, Key: []byte(keyValues[i]), Value: []byte(keyValues[i+1])}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -151,10 +152,11 @@ func readAll(t *testing.T, addr, topic string) []string {
 	a := admin(t, addr)
 	defer a.Close()
 	var got []string
-	err := kafka.ReadAll(ctx, config(addr), topic, nil, map[int32]int64{0: high(t, a, topic)}, func(m kafka.Message) error {
-		got = append(got, string(m.Key)+"="+string(m.Value))
-		return nil
-	})
+	err := kafka.ReadAll(ctx, config(addr), topic, nil, map[int32]int64{0: high(t, a, topic)},
+		func(m kafka.Message) error {
+			got = append(got, string(m.Key)+"="+string(m.Value))
+			return nil
+		})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +172,7 @@ func createTopic(t *testing.T, addr string, topic kafka.Topic) {
 }
 
 // A clean stop keeps every record, and each run has its own boot id.
-func TestCloseAndStartAgainKeepsTheLog(t *testing.T) {
+func TestRestartKeepsLog(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	boots := map[string]bool{}
@@ -184,7 +186,8 @@ func TestCloseAndStartAgainKeepsTheLog(t *testing.T) {
 			t.Fatalf("boot %s came twice", b.Boot())
 		}
 		boots[b.Boot()] = true
-		if left, err := filepath.Glob(filepath.Join(dir, "partitions", "*", "snapshot.json")); err != nil || len(left) > 0 {
+		if left, err := filepath.Glob(filepath.Join(dir, "partitions", "*", "snapshot.json")); err != nil ||
+			len(left) > 0 {
 			t.Fatalf("snapshots that the next writes make wrong: %v, %v", left, err)
 		}
 		createTopic(t, b.Addr(), events)
@@ -237,7 +240,7 @@ func TestListensOnLoopbackOnly(t *testing.T) {
 
 // After a kill, all committed records are readable, also behind a transaction that was open. That
 // transaction counts as aborted.
-func TestKillKeepsWhatWasCommittedAndHidesTheRest(t *testing.T) {
+func TestKillKeepsCommittedRecordsOnly(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	var want []string
@@ -292,7 +295,7 @@ func shorten(t *testing.T, name string, by int64) {
 
 // A kill between a batch and its line in the index, or within either, must not make uncommitted
 // records visible, nor affect later ones.
-func TestKillWithinAWrite(t *testing.T) {
+func TestKillDuringWrite(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		index, segment int64 // bytes that were not written
@@ -327,7 +330,7 @@ func TestKillWithinAWrite(t *testing.T) {
 	}
 }
 
-func TestCloseWithAnOpenTransactionLetsReadersGoOn(t *testing.T) {
+func TestCloseWithOpenTransactionUnblocksReaders(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	b := start(t, dir)
@@ -345,7 +348,7 @@ func TestCloseWithAnOpenTransactionLetsReadersGoOn(t *testing.T) {
 	}
 }
 
-func TestCompactsAtTheStart(t *testing.T) {
+func TestCompactsAtStart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	b := start(t, dir)

@@ -14,8 +14,9 @@ import (
 )
 
 // kfake compacts a partition by removing its segments and writing new ones, and ignores open
-// transactions. So compaction runs at start only, before there are clients. Links to the old
-// segments are kept until the new ones are complete.
+// transactions. So compaction runs at start only, before there are clients. Hard links to the old
+// segments are kept until the new ones are complete. If a kill interrupts it, the next start
+// restores the old segments from the links.
 
 const (
 	// Complete: links to the segments as they were before a compaction that has not ended.

@@ -118,16 +118,17 @@ func mustHold(t *testing.T, dir string, records []string, ids map[string]kafka.T
 // ownFiles are the files that the broker can recreate. The list of topics and its copy are
 // recreated from each other.
 var ownFiles = []string{
-	"meta.json", "broker_configs.json", "acls.json", "sasl.json", "quotas.json", "seq_windows.json", "groups.log", "pids.log", "stopped.json",
+	"meta.json", "broker_configs.json", "acls.json", "sasl.json", "quotas.json", "seq_windows.json", "groups.log",
+	"pids.log", "stopped.json",
 	"stamp", "../kafka.stamp",
 	"partitions/events-0/snapshot.json", "partitions/events-0/0.idx",
 }
 
 // The broker's own files may be lost or damaged while it runs and while it does not. The next start
 // repairs them. Topics, their ids, settings and records are as before.
-func TestDamagedSettingsAreMended(t *testing.T) {
+func TestDamagedSettingsAreRepaired(t *testing.T) {
 	t.Parallel()
-	mended := func(t *testing.T, when string, running bool, change func([]byte) []byte, files ...string) {
+	repaired := func(t *testing.T, when string, running bool, change func([]byte) []byte, files ...string) {
 		t.Parallel()
 		dir := filepath.Join(t.TempDir(), "kafka")
 		addr, end := runs[when](t, dir)
@@ -152,20 +153,21 @@ func TestDamagedSettingsAreMended(t *testing.T) {
 			for when := range runs {
 				for moment, running := range map[string]bool{"while it runs": true, "while it does not": false} {
 					t.Run(strings.Join([]string{list, "and others", how, when, moment}, " "), func(t *testing.T) {
-						mended(t, when, running, change, append([]string{list}, ownFiles...)...)
+						repaired(t, when, running, change, append([]string{list}, ownFiles...)...)
 					})
 				}
 			}
 		}
 	}
 	for _, file := range append([]string{"topics.json", "topics.copy"}, ownFiles...) { // one at a time
-		t.Run(strings.ReplaceAll(file, "/", " "), func(t *testing.T) { mended(t, "after a clean stop", false, nil, file) })
+		t.Run(strings.ReplaceAll(file, "/", " "),
+			func(t *testing.T) { repaired(t, "after a clean stop", false, nil, file) })
 	}
 }
 
 // If the list of topics and its copy are both damaged, it cannot be restored. The start fails and
 // names a remedy.
-func TestTopicsWithoutACopyStopTheStart(t *testing.T) {
+func TestLostTopicsPreventStart(t *testing.T) {
 	t.Parallel()
 	for how, change := range damages {
 		for when, begin := range runs {
@@ -180,29 +182,30 @@ func TestTopicsWithoutACopyStopTheStart(t *testing.T) {
 				end()
 				damage(t, filepath.Join(dir, "topics.json"), change)
 				damage(t, filepath.Join(dir, "topics.copy"), change)
-				mustRefuse(t, dir, "topics.json", "millrace rebuild")
-				mustRefuse(t, dir, "topics.json", "millrace rebuild") // the same on the next start
+				mustNotStart(t, dir, "topics.json", "millrace rebuild")
+				mustNotStart(t, dir, "topics.json", "millrace rebuild") // the same on the next start
 			})
 		}
 	}
 }
 
-func mustRefuse(t *testing.T, dir, file, remedy string) {
+func mustNotStart(t *testing.T, dir, file, remedy string) {
 	t.Helper()
 	b, err := embedded.Start(t.Context(), embedded.Config{DataDir: dir})
 	if err == nil {
 		_ = b.Close()
-		t.Fatalf("it starts with %s damaged", file)
+		t.Fatalf("it started although %s is damaged", file)
 	}
 	var damaged *embedded.DamageError
-	if !errors.As(err, &damaged) || !strings.HasSuffix(damaged.File, filepath.FromSlash(file)) || !strings.Contains(err.Error(), remedy) {
-		t.Fatalf("the start fails with %q, which does not name %s and %q", err, file, remedy)
+	if !errors.As(err, &damaged) || !strings.HasSuffix(damaged.File, filepath.FromSlash(file)) ||
+		!strings.Contains(err.Error(), remedy) {
+		t.Fatalf("the start failed with %q, which does not name %s and %q", err, file, remedy)
 	}
 }
 
 // Records have no copy. A segment that is damaged before its end, or that changed while no broker
 // ran, stops every start, and no start loses more.
-func TestDamagedRecordsStopTheStart(t *testing.T) {
+func TestDamagedRecordsPreventStart(t *testing.T) {
 	t.Parallel()
 	segment := filepath.Join("partitions", "events-0", "0.dat")
 	at := func(i int) func([]byte) []byte { return func(raw []byte) []byte { return flip(raw, i) } }
@@ -210,20 +213,25 @@ func TestDamagedRecordsStopTheStart(t *testing.T) {
 		when   string
 		change func([]byte) []byte
 	}{
-		"a bit flipped in the first batch, clean stop":   {"after a clean stop", at(65)},
-		"a bit flipped in the first batch, kill":         {"after a kill", at(65)},
-		"a length flipped in the first batch, kill":      {"after a kill", at(9)},
-		"an offset flipped in the first batch, kill":     {"after a kill", at(0)},
-		"an offset flipped in the second batch, kill":    {"after a kill", at(70)},
-		"the beginning zeroed, kill":                     {"after a kill", func(raw []byte) []byte { clear(raw[:100]); return raw }},
-		"the middle zeroed, kill":                        {"after a kill", func(raw []byte) []byte { clear(raw[len(raw)/3 : len(raw)/2]); return raw }},
-		"a part taken out, kill":                         {"after a kill", func(raw []byte) []byte { return slices.Delete(raw, 100, 150) }},
-		"truncated, clean stop":                          {"after a clean stop", damages["truncated"]},
-		"emptied, clean stop":                            {"after a clean stop", damages["emptied"]},
-		"zeroed, clean stop":                             {"after a clean stop", damages["zeroed"]},
-		"deleted, clean stop":                            {"after a clean stop", nil},
-		"the last byte missing, clean stop":              {"after a clean stop", func(raw []byte) []byte { return raw[:len(raw)-1] }},
-		"a bit flipped at the very end, then more, kill": {"after a kill", func(raw []byte) []byte { return append(flip(raw, 80), raw...) }},
+		"a bit flipped in the first batch, clean stop": {"after a clean stop", at(65)},
+		"a bit flipped in the first batch, kill":       {"after a kill", at(65)},
+		"a length flipped in the first batch, kill":    {"after a kill", at(9)},
+		"an offset flipped in the first batch, kill":   {"after a kill", at(0)},
+		"an offset flipped in the second batch, kill":  {"after a kill", at(70)},
+		"the beginning zeroed, kill": {"after a kill",
+			func(raw []byte) []byte { clear(raw[:100]); return raw }},
+		"the middle zeroed, kill": {"after a kill",
+			func(raw []byte) []byte { clear(raw[len(raw)/3 : len(raw)/2]); return raw }},
+		"a part taken out, kill": {"after a kill",
+			func(raw []byte) []byte { return slices.Delete(raw, 100, 150) }},
+		"truncated, clean stop": {"after a clean stop", damages["truncated"]},
+		"emptied, clean stop":   {"after a clean stop", damages["emptied"]},
+		"zeroed, clean stop":    {"after a clean stop", damages["zeroed"]},
+		"deleted, clean stop":   {"after a clean stop", nil},
+		"the last byte missing, clean stop": {"after a clean stop",
+			func(raw []byte) []byte { return raw[:len(raw)-1] }},
+		"a bit flipped at the very end, then more, kill": {"after a kill",
+			func(raw []byte) []byte { return append(flip(raw, 80), raw...) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -237,8 +245,8 @@ func TestDamagedRecordsStopTheStart(t *testing.T) {
 				t.Fatal(err)
 			}
 			damage(t, path, c.change)
-			mustRefuse(t, dir, "0.dat", "millrace rebuild")
-			mustRefuse(t, dir, "0.dat", "backup")
+			mustNotStart(t, dir, "0.dat", "millrace rebuild")
+			mustNotStart(t, dir, "0.dat", "backup")
 			if err := os.WriteFile(path, whole, 0o600); err != nil { // the remedy: a backup
 				t.Fatal(err)
 			}
@@ -249,7 +257,7 @@ func TestDamagedRecordsStopTheStart(t *testing.T) {
 
 // The remedy in the error works: without the partition's folder the log starts and has everything
 // else.
-func TestLogStartsWithoutADamagedPartition(t *testing.T) {
+func TestLogStartsWithoutDamagedPartition(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	addr, end := runs["after a clean stop"](t, dir)
@@ -257,8 +265,9 @@ func TestLogStartsWithoutADamagedPartition(t *testing.T) {
 	end()
 	partition := filepath.Join(dir, "partitions", "events-0")
 	damage(t, filepath.Join(partition, "0.dat"), damages["zeroed"])
-	mustRefuse(t, dir, "0.dat", filepath.Join(dir, "stopped.json"))
-	if err := errors.Join(os.Rename(partition, filepath.Join(t.TempDir(), "away")), os.Remove(filepath.Join(dir, "stopped.json"))); err != nil {
+	mustNotStart(t, dir, "0.dat", filepath.Join(dir, "stopped.json"))
+	if err := errors.Join(os.Rename(partition, filepath.Join(t.TempDir(), "away")),
+		os.Remove(filepath.Join(dir, "stopped.json"))); err != nil {
 		t.Fatal(err)
 	}
 	mustHold(t, dir, nil, ids)
@@ -276,14 +285,14 @@ func TestUnreadableEndIsSetAside(t *testing.T) {
 	damage(t, segment, func(raw []byte) []byte { return append(raw, make([]byte, 500)...) })
 	mustHold(t, dir, records, ids)
 	if kept, err := os.ReadFile(segment + ".damaged"); err != nil || len(kept) != 500 {
-		t.Errorf("%d bytes are kept, %v; want 500", len(kept), err)
+		t.Errorf("%d bytes were set aside (%v), want 500", len(kept), err)
 	}
 }
 
 // A folder that was restored from a backup has other records at the offsets that readers know. Its
 // topics get new ids, once, so that readers see another log. The folder that was used last keeps
 // its ids.
-func TestLogFromABackupIsAnotherLog(t *testing.T) {
+func TestLogFromBackupGetsNewIDs(t *testing.T) {
 	t.Parallel()
 	for when, begin := range runs {
 		t.Run(when, func(t *testing.T) {
@@ -297,7 +306,7 @@ func TestLogFromABackupIsAnotherLog(t *testing.T) {
 			}
 			addr, end = begin(t, dir)
 			if now := identities(t, addr); fmt.Sprint(now) != fmt.Sprint(ids) {
-				t.Errorf("the same folder has topics %v, and had %v", now, ids)
+				t.Errorf("the same folder has topics %v, want %v", now, ids)
 			}
 			p := producer(t, addr, "q")
 			produce(t, addr, p, "events", "k", "later")

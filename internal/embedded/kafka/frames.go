@@ -12,18 +12,18 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// largestFrame is the size of the largest accepted request, in bytes. Kafka's own limit is 100 MiB.
+// maxFrame is the size of the largest accepted request, in bytes. Kafka's own limit is 100 MiB.
 // Clients here send less than a hundredth of that.
-const largestFrame = 32 << 20
+const maxFrame = 32 << 20
 
-// largeFrame is the size from which a request is buffered here. kfake sees its length only after
+// bufferFrame is the size from which a request is buffered here. kfake sees its length only after
 // the whole request has arrived. So a connection that announces a large request and sends nothing
 // takes no memory.
-const largeFrame = 1 << 20
+const bufferFrame = 1 << 20
 
 // frames inspects the length at the beginning of each request. kfake allocates that much before it
 // reads on, up to 4 GiB, and bytes that are not Kafka requests can have any value there. A
-// connection that announces more than largestFrame is closed.
+// connection that announces more than maxFrame is closed.
 type frames struct {
 	net.Conn
 	log *slog.Logger
@@ -49,7 +49,7 @@ func (f *frames) Write(p []byte) (int, error) {
 	return f.Conn.Write(p)
 }
 
-// kind notes the kind of a request from its first bytes, and whether it can change topics.
+// kind records the kind of a request from its first bytes, and whether it can change topics.
 func (f *frames) kind(p []byte) {
 	if f.keyed == len(f.key) {
 		return
@@ -67,6 +67,7 @@ func (f *frames) kind(p []byte) {
 // Read returns the bytes of requests unchanged. It has three states: in a buffered large request,
 // in a request, and in the length before one.
 func (f *frames) Read(p []byte) (int, error) {
+	// In a large request that was read completely before.
 	if len(f.body) > 0 {
 		n := copy(p, f.body)
 		if f.body = f.body[n:]; len(f.body) == 0 {
@@ -74,26 +75,29 @@ func (f *frames) Read(p []byte) (int, error) {
 		}
 		return n, nil
 	}
+	// In a request that is passed on as it arrives.
 	if f.left > 0 {
 		n, err := f.Conn.Read(p[:min(int64(len(p)), f.left)])
 		f.left -= int64(n)
 		f.kind(p[:n])
 		return n, err
 	}
+	// The length may arrive in pieces.
 	n, err := f.Conn.Read(p[:min(len(p), len(f.head)-f.have)])
 	f.have += copy(f.head[f.have:], p[:n])
 	if f.have < len(f.head) {
 		return n, err
 	}
+	// A new request begins.
 	f.keyed = 0
 	f.have, f.left = 0, int64(binary.BigEndian.Uint32(f.head[:]))
-	if f.left > largestFrame {
-		f.log.Warn("kafka: a connection is closed that announces too large a request, or does not speak Kafka's protocol",
-			"bytes", f.left, "most", largestFrame, "from", f.RemoteAddr())
-		return 0, fmt.Errorf("a request of %d bytes: the most is %d", f.left, largestFrame)
+	if f.left > maxFrame {
+		f.log.Warn("embedded kafka: closing a connection whose request is too large or is not Kafka's protocol",
+			"bytes", f.left, "max", maxFrame, "from", f.RemoteAddr())
+		return 0, fmt.Errorf("request of %d bytes exceeds the maximum of %d", f.left, maxFrame)
 	}
 	// Read a large request completely before kfake sees its length.
-	if f.left > largeFrame && err == nil {
+	if f.left > bufferFrame && err == nil {
 		var body bytes.Buffer // grows as bytes arrive
 		if _, err := io.CopyN(&body, f.Conn, f.left); err != nil {
 			return 0, err

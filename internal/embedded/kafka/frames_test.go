@@ -25,11 +25,12 @@ func (c readerConn) Read(p []byte) (int, error) { return c.Reader.Read(p) }
 func (readerConn) RemoteAddr() net.Addr         { return &net.TCPAddr{} }
 
 // Requests pass unchanged, however their bytes arrive and are read.
-func TestFramesComeThrough(t *testing.T) {
+func TestFramesPassUnchanged(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		var sent []byte
-		for _, size := range rapid.SliceOf(rapid.OneOf(rapid.IntRange(0, 300), rapid.IntRange(largeFrame-1, largeFrame+300))).Draw(t, "sizes") {
+		for _, size := range rapid.SliceOf(rapid.OneOf(rapid.IntRange(0, 300),
+			rapid.IntRange(bufferFrame-1, bufferFrame+300))).Draw(t, "sizes") {
 			sent = binary.BigEndian.AppendUint32(sent, uint32(size))
 			sent = append(sent, bytes.Repeat([]byte{byte(size)}, size)...)
 		}
@@ -51,10 +52,10 @@ func FuzzFrames(f *testing.F) {
 		return append(binary.BigEndian.AppendUint32(nil, announced), make([]byte, sent)...)
 	}
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"), 3)
-	f.Add(frame(largestFrame+1, 100), 1)
-	f.Add(frame(largestFrame, 100), 100)
-	f.Add(frame(largeFrame+1, 100), 7)
-	f.Add(frame(largeFrame+1, largeFrame+1), 4096)
+	f.Add(frame(maxFrame+1, 100), 1)
+	f.Add(frame(maxFrame, 100), 100)
+	f.Add(frame(bufferFrame+1, 100), 7)
+	f.Add(frame(bufferFrame+1, bufferFrame+1), 4096)
 	f.Add(append(frame(5, 5), frame(0xffffffff, 3)...), 2)
 	f.Fuzz(func(t *testing.T, sent []byte, piece int) {
 		conn := &frames{Conn: readerConn{Reader: &pieces{sent, max(1, piece)}}, log: slog.New(slog.DiscardHandler)}
@@ -69,8 +70,8 @@ func FuzzFrames(f *testing.F) {
 			}
 			at += len(head)
 			size := int64(binary.BigEndian.Uint32(head))
-			if size > largestFrame || size > largeFrame && size > int64(len(sent)-at) {
-				t.Fatalf("a request of %d bytes is told of, of which %d are there", size, len(sent)-at)
+			if size > maxFrame || size > bufferFrame && size > int64(len(sent)-at) {
+				t.Fatalf("a request of %d bytes is announced, but only %d arrive", size, len(sent)-at)
 			}
 			body := make([]byte, size)
 			n, err = io.ReadFull(conn, body)
@@ -101,7 +102,7 @@ func (p *pieces) Read(to []byte) (int, error) {
 }
 
 // Connections that announce the largest request and send nothing of it take no memory.
-func TestAnnouncedIsNotAllocated(t *testing.T) {
+func TestAnnouncedLengthIsNotAllocated(t *testing.T) {
 	b, err := Start(t.Context(), Config{DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +121,7 @@ func TestAnnouncedIsNotAllocated(t *testing.T) {
 		}
 		// A response to this request shows that the broker reads what follows it.
 		versions := []byte{0, 0, 0, 10, 0, 18, 0, 0, 0, 0, 0, 1, 0xff, 0xff}
-		if _, err := conn.Write(append(versions, binary.BigEndian.AppendUint32(nil, largestFrame)...)); err != nil {
+		if _, err := conn.Write(append(versions, binary.BigEndian.AppendUint32(nil, maxFrame)...)); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := io.ReadFull(conn, make([]byte, 8)); err != nil {
@@ -154,7 +155,7 @@ func TestOversizedFrameIsRefused(t *testing.T) {
 	for name, head := range map[string][]byte{
 		"the largest":      {0xff, 0xff, 0xff, 0xff},
 		"negative":         {0x80, 0, 0, 0},
-		"one too many":     binary.BigEndian.AppendUint32(nil, largestFrame+1),
+		"one too many":     binary.BigEndian.AppendUint32(nil, maxFrame+1),
 		"HTTP":             []byte("GET / HTTP/1.1\r\n\r\n"),
 		"TLS":              {0x16, 0x03, 0x01, 0x02, 0x00, 0x01},
 		"SSH":              []byte("SSH-2.0-OpenSSH_9.2\r\n"),

@@ -22,7 +22,8 @@ import (
 // as committed, and all later lines would be shifted. kfake also has two logs of small entries
 // (groups and producers). It would append to an incomplete entry and never read past it.
 
-// repair makes the directory consistent, as kfake expects it. No broker may be running.
+// repair makes the directory consistent, as kfake expects it, after a kill or a clean stop. No
+// broker may be running.
 func repair(dir string, log *slog.Logger) error {
 	// These files contain clients with their open transactions and group memberships. After a clean
 	// stop, kfake would restore them, and others would wait until they time out.
@@ -40,8 +41,9 @@ func repair(dir string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	// The index of a partition with a snapshot is not read, so it needs no repair.
 	for _, partition := range partitions {
-		ok, err := settled(partition)
+		ok, err := hasSettledSnapshot(partition)
 		if err != nil {
 			return err
 		}
@@ -61,11 +63,11 @@ func repair(dir string, log *slog.Logger) error {
 	return nil
 }
 
-// settled reports whether kfake left a snapshot of the partition in a clean stop, with no open
-// transaction. Then a start does not replay the whole partition, which takes as much memory as the
-// partition is large. settled removes a snapshot with an open transaction: its client is gone, and
-// only a replay counts it as aborted.
-func settled(partition string) (bool, error) {
+// hasSettledSnapshot reports whether kfake left a snapshot of the partition in a clean stop, with
+// no open transaction. Then a start does not replay the whole partition, which takes as much memory
+// as the partition is large. hasSettledSnapshot removes a snapshot with an open transaction: its
+// client is gone, and only a replay counts it as aborted.
+func hasSettledSnapshot(partition string) (bool, error) {
 	name := filepath.Join(partition, snapshotFile)
 	raw, err := os.ReadFile(name) //nolint:gosec // our own directory
 	if errors.Is(err, fs.ErrNotExist) {
@@ -84,6 +86,7 @@ func settled(partition string) (bool, error) {
 	return false, remove(name)
 }
 
+// snapshotFile is kfake's snapshot of a partition, which it writes in a clean stop.
 const snapshotFile = "snapshot.json"
 
 // dropSnapshots removes the snapshots after they have been loaded. kfake trusts a snapshot if the
@@ -151,7 +154,7 @@ func repairIndex(segment string, log *slog.Logger) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	// The segment is the truth. The index is derived from it.
+	// The segment is authoritative, and the index is derived from it.
 	want, err := indexOf(f)
 	if err != nil {
 		return err
@@ -171,7 +174,8 @@ func repairIndex(segment string, log *slog.Logger) error {
 	if good == len(have) && good == len(want) {
 		return nil
 	}
-	log.Info("kafka: repairing the index of a segment after a kill", "segment", segment, "batches", len(want)/indexLine, "indexed", good/indexLine)
+	log.Info("embedded kafka: repairing the index of a segment after a kill",
+		"segment", segment, "batches", len(want)/indexLine, "indexed", good/indexLine)
 	x, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600) //nolint:gosec // our own directory
 	if err != nil {
 		return err
@@ -205,6 +209,7 @@ func indexOf(segment io.Reader) ([]byte, error) {
 	}
 }
 
+// ignoreEOF returns err, or nil at the end of a file.
 func ignoreEOF(err error) error {
 	if errors.Is(err, io.EOF) {
 		return nil
@@ -235,6 +240,7 @@ func repairEntries(name string, log *slog.Logger) error {
 			at += n
 			continue
 		}
+		// Search for the next entry byte by byte: a damaged length does not lead to it.
 		at++
 		tail++
 	}
@@ -242,11 +248,11 @@ func repairEntries(name string, log *slog.Logger) error {
 	case len(good) == len(raw):
 		return nil
 	case len(good)+tail == len(raw):
-		log.Info("kafka: cutting off a torn entry after a kill", "file", name, "bytes", strconv.Itoa(tail))
+		log.Info("embedded kafka: removing an incomplete entry after a kill", "file", name, "bytes", strconv.Itoa(tail))
 		return os.Truncate(name, int64(len(good)))
 	}
-	log.Warn("kafka: a log of entries is damaged; what is whole of it is kept", "file", name, "set_aside", name+asideSuffix,
-		"bytes", len(raw)-len(good))
+	log.Warn("embedded kafka: a log of entries is damaged; its intact entries are kept",
+		"file", name, "set_aside", name+asideSuffix, "bytes", len(raw)-len(good))
 	return errors.Join(writeFile(name+asideSuffix, raw), writeFile(name, good))
 }
 

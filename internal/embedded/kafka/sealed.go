@@ -23,9 +23,8 @@ func (e *DamageError) Error() string {
 	return fmt.Sprintf("%s is damaged: %s; %s", e.File, e.Damage, e.Remedy)
 }
 
-// The first line of a sealed file is the checksum of the rest.
-
-var errSeal = errors.New("the checksum does not match")
+// errChecksum means that a sealed file is damaged. Its first line is the checksum of the rest.
+var errChecksum = errors.New("the checksum does not match")
 
 // writeSealed replaces a sealed file atomically and durably.
 func writeSealed(name string, content []byte) error {
@@ -33,7 +32,7 @@ func writeSealed(name string, content []byte) error {
 	return writeFile(name, append(append([]byte(hex.EncodeToString(sum[:])), '\n'), content...))
 }
 
-// readSealed returns the content of a sealed file. It returns errSeal if the checksum does not
+// readSealed returns the content of a sealed file. It returns errChecksum if the checksum does not
 // match.
 func readSealed(name string) ([]byte, error) {
 	raw, err := os.ReadFile(name) //nolint:gosec // our own directory
@@ -43,14 +42,14 @@ func readSealed(name string) ([]byte, error) {
 	seal, content, ok := bytes.Cut(raw, []byte("\n"))
 	sum := sha256.Sum256(content)
 	if !ok || string(seal) != hex.EncodeToString(sum[:]) {
-		return nil, errSeal
+		return nil, errChecksum
 	}
 	return content, nil
 }
 
 // writeFile replaces a file atomically and durably.
 func writeFile(name string, content []byte) error {
-	temporary := name + ".new"
+	temporary := name + ".new"                                                  // in the same folder, so that the rename is atomic
 	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:gosec // our own directory
 	if err != nil {
 		return err
@@ -70,12 +69,14 @@ func writeFile(name string, content []byte) error {
 	return errors.Join(folder.Sync(), folder.Close())
 }
 
+// asideSuffix is appended to the names of files that are set aside.
 const asideSuffix = ".damaged"
 
-// setAside renames a damaged file and logs that. Only the most recent one is kept.
+// setAside renames a damaged file and logs that. Only the most recent one is kept. instead
+// describes the replacement.
 func setAside(name string, log *slog.Logger, damage error, instead string) error {
 	aside := name + asideSuffix
-	log.Warn("kafka: a damaged file of the log was set aside", "file", name, "set_aside", aside,
+	log.Warn("embedded kafka: a damaged file of the log was set aside", "file", name, "set_aside", aside,
 		"damage", damage, "instead", instead)
 	err := errors.Join(os.RemoveAll(aside), os.Rename(name, aside))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -30,8 +30,8 @@ const (
 	batchHeader   = 61
 	beforeLength  = 12
 	beforeChecked = 21
-	largestBatch  = 1 << 30 // as in kfake
-	largestGap    = 1 << 40 // maximum gap in offsets that compaction may leave
+	maxBatchBytes = 1 << 30 // as in kfake
+	maxOffsetGap  = 1 << 40 // maximum gap in offsets that compaction may leave
 )
 
 // batchAt parses a header. ok reports whether it is plausible.
@@ -39,7 +39,7 @@ func batchAt(header []byte) (base int64, size int, last int64, ok bool) {
 	base = int64(binary.BigEndian.Uint64(header))
 	length := int64(int32(binary.BigEndian.Uint32(header[8:])))
 	delta := int64(int32(binary.BigEndian.Uint32(header[23:])))
-	ok = base >= 0 && length >= batchHeader-beforeLength && length <= largestBatch && header[16] == 2 && delta >= 0
+	ok = base >= 0 && length >= batchHeader-beforeLength && length <= maxBatchBytes && header[16] == 2 && delta >= 0
 	return base, beforeLength + int(length), base + delta, ok
 }
 
@@ -75,6 +75,7 @@ func checkPartition(partition string, compacted, clean bool, log *slog.Logger) e
 		name string
 	}
 	var segments []segment
+	// A segment's name is its first offset.
 	for _, name := range names {
 		base, err := strconv.ParseInt(strings.TrimSuffix(filepath.Base(name), ".dat"), 10, 64)
 		if err == nil { // otherwise the file is not kfake's
@@ -87,34 +88,36 @@ func checkPartition(partition string, compacted, clean bool, log *slog.Logger) e
 	for i, s := range segments {
 		// A gap between segments means that one is missing. Only compaction may leave gaps.
 		if s.base < next || s.base > next && i > 0 && !compacted {
-			return lostRecords(s.name, fmt.Sprintf("the segment before it ends at offset %d", next))
+			return lostRecords(s.name, fmt.Sprintf("the previous segment ends at offset %d", next))
 		}
-		end, rest, err := scanSegment(s.name, s.base, compacted)
+		end, tail, err := scanSegment(s.name, s.base, compacted)
 		if err != nil {
 			return err
 		}
 		next = end
-		if rest == nil {
+		if tail == nil {
 			continue
 		}
 		switch {
-		case i < len(segments)-1 || clean:
-			return lostRecords(s.name, fmt.Sprintf("the batch at byte %d cannot be read", rest.at))
-		case rest.more:
-			return lostRecords(s.name, fmt.Sprintf("the batch at byte %d cannot be read, and the one at byte %d can", rest.at, rest.moreAt))
+		case i < len(segments)-1 || clean: // not interrupted by a kill
+			return lostRecords(s.name, fmt.Sprintf("the batch at byte %d is unreadable", tail.at))
+		case tail.more:
+			return lostRecords(s.name,
+				fmt.Sprintf("the batch at byte %d is unreadable, but the one at byte %d is not", tail.at, tail.moreAt))
 		}
-		if rest.torn {
+		// It is as a kill leaves it, and kfake truncates it.
+		if tail.torn {
 			continue
 		}
-		if err := rest.save(s.name, log); err != nil {
+		if err := tail.save(s.name, log); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// rest is the unreadable end of a segment.
-type rest struct {
+// unreadableTail is the unreadable end of a segment.
+type unreadableTail struct {
 	at, size int64
 	torn     bool  // it is an incomplete batch, as a kill leaves it
 	more     bool  // it contains a readable batch, so it is damage and not an interrupted write
@@ -122,19 +125,21 @@ type rest struct {
 }
 
 // save copies what kfake is about to truncate. A power cut may cause it, and so may damage.
-func (r *rest) save(segment string, log *slog.Logger) (err error) {
+func (t *unreadableTail) save(segment string, log *slog.Logger) (err error) {
 	from, err := os.Open(segment) //nolint:gosec // our own directory
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, from.Close()) }()
-	to, err := os.OpenFile(segment+asideSuffix, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:gosec // our own directory
+	aside := segment + asideSuffix
+	to, err := os.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:gosec // our own directory
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(to, io.NewSectionReader(from, r.at, r.size))
-	log.Warn("kafka: the end of a segment cannot be read and is cut off, after a power cut or damage. "+
-		"What Millrace's own topics lack is noticed by their relay", "segment", segment, "bytes", r.size, "set_aside", segment+asideSuffix)
+	_, err = io.Copy(to, io.NewSectionReader(from, t.at, t.size))
+	log.Warn("embedded kafka: truncating the unreadable end of a segment, after a power cut or damage. "+
+		"If events of Millrace's own topics are missing, their relay notices it",
+		"segment", segment, "bytes", t.size, "set_aside", aside)
 	return errors.Join(err, to.Close())
 }
 
@@ -142,7 +147,7 @@ func (r *rest) save(segment string, log *slog.Logger) (err error) {
 // after the last one, and the unreadable rest. Each batch must begin where the previous one ends,
 // unless compaction removed some. This matters because a batch's checksum does not cover its
 // offset.
-func scanSegment(name string, next int64, compacted bool) (int64, *rest, error) {
+func scanSegment(name string, next int64, compacted bool) (int64, *unreadableTail, error) {
 	f, err := os.Open(name) //nolint:gosec // our own directory
 	if err != nil {
 		return 0, nil, err
@@ -155,12 +160,13 @@ func scanSegment(name string, next int64, compacted bool) (int64, *rest, error) 
 	r := bufio.NewReaderSize(f, 1<<20)
 	at, gap := int64(0), int64(0)
 	for at < info.Size() {
+		// A base offset below next would repeat records, and one above next+gap would skip some.
 		size, end, err := readBatch(r, next, next+gap, info.Size()-at)
 		if err != nil {
 			return 0, nil, err
 		}
 		if size == 0 {
-			left := &rest{at: at, size: info.Size() - at}
+			left := &unreadableTail{at: at, size: info.Size() - at}
 			if left.torn, err = torn(f, at, left.size, next); err != nil {
 				return 0, nil, err
 			}
@@ -169,7 +175,7 @@ func scanSegment(name string, next int64, compacted bool) (int64, *rest, error) 
 		}
 		at, next = at+size, end
 		if compacted {
-			gap = largestGap
+			gap = maxOffsetGap
 		}
 	}
 	return next, nil, nil

@@ -33,17 +33,18 @@ func FuzzScanSegment(f *testing.F) {
 		if err := os.WriteFile(name, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		next, rest, err := scanSegment(name, 0, compacted)
+		next, tail, err := scanSegment(name, 0, compacted)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if rest == nil {
+		if tail == nil {
 			return
 		}
-		if next < 0 || rest.at < 0 || rest.at+rest.size != int64(len(content)) || rest.more && rest.moreAt <= rest.at {
-			t.Fatalf("next %d, rest %+v of %d bytes", next, *rest, len(content))
+		if next < 0 || tail.at < 0 || tail.at+tail.size != int64(len(content)) ||
+			tail.more && tail.moreAt <= tail.at {
+			t.Fatalf("next %d, tail %+v of %d bytes", next, *tail, len(content))
 		}
-		if err := os.WriteFile(name, content[:rest.at], 0o600); err != nil {
+		if err := os.WriteFile(name, content[:tail.at], 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if again, none, err := scanSegment(name, 0, compacted); err != nil || none != nil || again != next {

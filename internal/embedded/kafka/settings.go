@@ -22,13 +22,14 @@ const (
 	formatVersion = 1
 )
 
-// settingsFiles are the files that the broker can do without. It has no access control and no
-// quotas, even if clients have configured some, and brokerConfigs override broker_configs.json.
+// settingsFiles are the files that the broker can do without, each with the check that kfake can
+// parse it. The broker has no access control and no quotas, even if clients have configured some,
+// and brokerConfigs override broker_configs.json.
 var settingsFiles = map[string]func([]byte) error{
-	"broker_configs.json": fits[struct {
+	"broker_configs.json": parsesAs[struct {
 		Configs map[string]string `json:"configs"`
 	}],
-	"acls.json": fits[struct {
+	"acls.json": parsesAs[struct {
 		ACLs []struct {
 			Principal    string `json:"principal"`
 			Host         string `json:"host"`
@@ -39,12 +40,12 @@ var settingsFiles = map[string]func([]byte) error{
 			Permission   int8   `json:"permission"`
 		} `json:"acls"`
 	}],
-	"sasl.json": fits[struct {
+	"sasl.json": parsesAs[struct {
 		Plain    map[string]string `json:"plain"`
 		Scram256 map[string]scram  `json:"scram256"`
 		Scram512 map[string]scram  `json:"scram512"`
 	}],
-	"quotas.json": fits[struct {
+	"quotas.json": parsesAs[struct {
 		Quotas []struct {
 			Entity []struct {
 				Type string  `json:"type"`
@@ -55,6 +56,7 @@ var settingsFiles = map[string]func([]byte) error{
 	}],
 }
 
+// scram is the credential of one user in sasl.json.
 type scram struct {
 	Mechanism  string `json:"mechanism"`
 	Salt       []byte `json:"salt"`
@@ -63,7 +65,7 @@ type scram struct {
 }
 
 // fits returns an error if kfake could not parse the JSON.
-func fits[T any](raw []byte) error {
+func parsesAs[T any](raw []byte) error {
 	var file struct {
 		Version int `json:"version"`
 	}
@@ -71,9 +73,10 @@ func fits[T any](raw []byte) error {
 }
 
 // checkSettings checks all settings files and sets damaged ones aside. No broker may be running.
-func checkSettings(dir string, last *stop, log *slog.Logger) error {
+// last is nil after a kill.
+func checkSettings(dir string, last *cleanStop, log *slog.Logger) error {
 	// A nil last accepts any content that parses.
-	for name, fits := range settingsFiles {
+	for name, parsesAs := range settingsFiles {
 		raw, err := os.ReadFile(filepath.Join(dir, name)) //nolint:gosec // our own directory
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -81,8 +84,8 @@ func checkSettings(dir string, last *stop, log *slog.Logger) error {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(fits(raw), last.changed(name, raw)); err != nil {
-			if err := setAside(filepath.Join(dir, name), log, err, "the broker's own settings"); err != nil {
+		if err := errors.Join(parsesAs(raw), last.changed(name, raw)); err != nil {
+			if err := setAside(filepath.Join(dir, name), log, err, "the defaults"); err != nil {
 				return err
 			}
 		}
@@ -107,15 +110,16 @@ func checkMeta(dir string, log *slog.Logger) error {
 		if _, err := os.Stat(filepath.Join(dir, topicsFile)); errors.Is(err, fs.ErrNotExist) {
 			return nil // an empty log
 		}
-		log.Warn("kafka: a file of the log is missing, and is made again", "file", name)
+		log.Warn("embedded kafka: a file of the log is missing; recreating it", "file", name)
 	case err != nil:
 		return err
 	default:
 		err = json.Unmarshal(raw, &meta)
 		if err == nil && meta.Version > formatVersion {
 			return &DamageError{
-				name, fmt.Sprintf("its version is %d and this version of Millrace knows %d", meta.Version, formatVersion),
-				"start the newer version of Millrace that wrote it; if there was none, remove the file, which is then made again",
+				name, fmt.Sprintf("its format version is %d, but this version of Millrace supports %d", meta.Version,
+					formatVersion),
+				"start the newer version of Millrace that wrote it, or remove the file if there was none",
 			}
 		}
 		if err == nil && meta.Version == formatVersion && meta.ClusterID == clusterID {

@@ -36,7 +36,7 @@ func besideFolder(dir string) string { return filepath.Clean(dir) + stampSuffix 
 // checkStamp gives the topics new ids if the folder is not the one that was used last.
 func checkStamp(dir string, log *slog.Logger) error {
 	beside, err := readSealed(besideFolder(dir))
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errSeal) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errChecksum) {
 		return nil // from an earlier version, or lost: nothing is known
 	}
 	if err != nil {
@@ -50,9 +50,10 @@ func checkStamp(dir string, log *slog.Logger) error {
 		return err
 	}
 	s, err := readStamp(dir)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errSeal) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errChecksum) {
 		return nil // as above
 	}
+	// Previous matches if a kill came between the two files of renewStamp.
 	if err != nil || string(beside) == s.Current || string(beside) == s.Previous {
 		return err
 	}
@@ -60,9 +61,10 @@ func checkStamp(dir string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	log.Error("kafka: the folder of the log is not the one that was here last: it was brought back from a backup, or is another "+
-		"system's. Its topics get new ids, so that readers start over with it. Where a part says that the log has changed, "+
-		"do what it advises, or stop Millrace and bring the newest folder back", "folder", dir)
+	log.Error("embedded kafka: the log's folder is not the one that was used last: it was restored from a backup, "+
+		"or is another system's. Its topics get new ids, so that readers start over. If a component reports that "+
+		"the log has changed, follow its advice, or stop Millrace and restore the newest folder", "folder", dir)
+	// An id is 16 random bytes.
 	for i := range list.Topics {
 		id := make([]byte, 16)
 		_, _ = rand.Read(id) // never fails
@@ -76,14 +78,14 @@ func checkStamp(dir string, log *slog.Logger) error {
 	return errors.Join(writeSealed(filepath.Join(dir, topicsCopy), raw), writeFile(filepath.Join(dir, topicsFile), raw))
 }
 
-// readStamp returns the stamp in the folder. It returns errSeal if the file is damaged.
+// readStamp returns the stamp in the folder. It returns errChecksum if the file is damaged.
 func readStamp(dir string) (s stamp, err error) {
 	raw, err := readSealed(filepath.Join(dir, stampFile))
 	if err != nil {
 		return stamp{}, err
 	}
 	if json.Unmarshal(raw, &s) != nil {
-		return stamp{}, errSeal
+		return stamp{}, errChecksum
 	}
 	return s, nil
 }
@@ -91,7 +93,7 @@ func readStamp(dir string) (s stamp, err error) {
 // renewStamp changes both stamps, first the one in the folder.
 func renewStamp(dir string) error {
 	was, err := readStamp(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errSeal) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errChecksum) {
 		return err
 	}
 	raw, err := json.Marshal(stamp{Current: rand.Text(), Previous: was.Current})

@@ -19,8 +19,8 @@ import (
 // their own checksums, and topics.json has a copy.
 const stopFile = "stopped.json"
 
-// stop is the content of stopFile. A nil stop means that the last owner was killed.
-type stop struct {
+// cleanStop is the content of stopFile. A nil *cleanStop means that the last owner was killed.
+type cleanStop struct {
 	// Sizes, by path below the folder; batches have checksums.
 	Segments map[string]int64  `json:"segments"`
 	Files    map[string]string `json:"files"` // SHA-256 checksums, by path below the folder
@@ -28,7 +28,7 @@ type stop struct {
 
 // writeStop writes stopFile. The broker must have stopped.
 func writeStop(dir string) error {
-	s := stop{Segments: map[string]int64{}, Files: map[string]string{}}
+	s := cleanStop{Segments: map[string]int64{}, Files: map[string]string{}}
 	segments, err := find(dir, "partitions/*/*.dat")
 	if err != nil {
 		return err
@@ -38,8 +38,9 @@ func writeStop(dir string) error {
 		if err != nil {
 			return err
 		}
-		s.Segments[below(dir, name)] = info.Size()
+		s.Segments[relativePath(dir, name)] = info.Size()
 	}
+	// All other files are small, so their content is described.
 	for _, pattern := range []string{"*.json", "*.log", "partitions/*/" + snapshotFile} {
 		names, err := find(dir, pattern)
 		if err != nil {
@@ -50,7 +51,7 @@ func writeStop(dir string) error {
 			if err != nil {
 				return err
 			}
-			s.Files[below(dir, name)] = hash(raw)
+			s.Files[relativePath(dir, name)] = hash(raw)
 		}
 	}
 	raw, err := json.Marshal(s)
@@ -60,44 +61,45 @@ func writeStop(dir string) error {
 	return writeSealed(filepath.Join(dir, stopFile), raw)
 }
 
-// below returns the path of a file below dir, with slashes.
-func below(dir, name string) string {
+// relativePath returns the path of a file below dir, with slashes.
+func relativePath(dir, name string) string {
 	return filepath.ToSlash(strings.TrimPrefix(name, dir+string(filepath.Separator)))
 }
 
+// hash returns the checksum for Files.
 func hash(raw []byte) string {
 	sum := sha256.Sum256(raw)
 	return hex.EncodeToString(sum[:])
 }
 
 // readStop returns the description of the last clean stop, or nil after a kill.
-func readStop(dir string, log *slog.Logger) (*stop, error) {
+func readStop(dir string, log *slog.Logger) (*cleanStop, error) {
 	name := filepath.Join(dir, stopFile)
 	raw, err := readSealed(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // nothing is known
 	}
-	s := &stop{}
+	s := &cleanStop{}
 	if err == nil {
 		err = json.Unmarshal(raw, s)
 	}
 	if err != nil {
-		return nil, setAside(name, log, err, "a check of every file as after a kill")
+		return nil, setAside(name, log, err, "a check of all files, as after a kill")
 	}
 	return s, nil
 }
 
 // changed returns an error if a file is not as the last clean stop left it.
-func (s *stop) changed(name string, raw []byte) error {
+func (s *cleanStop) changed(name string, raw []byte) error {
 	if s != nil && s.Files[name] != hash(raw) {
 		return errors.New("it has changed since the log was closed")
 	}
 	return nil
 }
 
-// checkLeft returns an error if a segment is missing or has another size. It removes snapshots that
-// have changed, so that the segments are replayed instead.
-func (s *stop) checkLeft(dir string) error {
+// checkFiles returns an error if a segment is missing or has another size. It removes snapshots
+// that have changed, so that the segments are replayed instead.
+func (s *cleanStop) checkFiles(dir string) error {
 	snapshots, err := find(dir, "partitions/*/"+snapshotFile)
 	if err != nil {
 		return err
@@ -108,7 +110,7 @@ func (s *stop) checkLeft(dir string) error {
 			return err
 		}
 		// A snapshot from before a kill may be older than the segments.
-		if s == nil || s.changed(below(dir, name), raw) != nil {
+		if s == nil || s.changed(relativePath(dir, name), raw) != nil {
 			if err := remove(name); err != nil {
 				return err
 			}
@@ -117,6 +119,7 @@ func (s *stop) checkLeft(dir string) error {
 	if s == nil {
 		return nil
 	}
+	// Segments only grow while a broker runs, and none did since the stop.
 	for name, size := range s.Segments {
 		path := filepath.Join(dir, filepath.FromSlash(name))
 		info, err := os.Stat(path)
@@ -126,7 +129,8 @@ func (s *stop) checkLeft(dir string) error {
 		case err != nil:
 			return err
 		case info.Size() != size:
-			return lostRecords(path, fmt.Sprintf("it had %d bytes when the log was closed, and has %d", size, info.Size()))
+			return lostRecords(path, fmt.Sprintf("it had %d bytes when the log was closed, and has %d now", size,
+				info.Size()))
 		}
 	}
 	return nil
@@ -134,7 +138,7 @@ func (s *stop) checkLeft(dir string) error {
 
 // checkLogs logs which logs of entries are missing or have changed. Their remaining entries are
 // used.
-func (s *stop) checkLogs(dir string, log *slog.Logger) error {
+func (s *cleanStop) checkLogs(dir string, log *slog.Logger) error {
 	if s == nil {
 		return nil
 	}
@@ -144,8 +148,8 @@ func (s *stop) checkLogs(dir string, log *slog.Logger) error {
 			return err
 		}
 		if s.changed(name, raw) != nil && s.Files[name] != "" {
-			log.Warn("kafka: a file of the log has changed since the log was closed; what is left of it is used. "+
-				"Consumer groups whose offsets are gone start where their client's auto.offset.reset says",
+			log.Warn("embedded kafka: a file has changed since the log was closed; its intact entries are used. "+
+				"Consumer groups without offsets start at the position of their client's auto.offset.reset",
 				"file", filepath.Join(dir, name))
 		}
 	}
@@ -157,9 +161,11 @@ func lostRecords(segment, damage string) error {
 	partition := filepath.Dir(segment)
 	return &DamageError{
 		File: segment, Damage: damage,
-		Remedy: "bring the folder " + partition + " back from a backup and remove " +
-			filepath.Join(filepath.Dir(filepath.Dir(partition)), stopFile) + ", if it is there. If you have no backup, move both " +
-			"away. If the topic is one of Millrace's services, then run `millrace rebuild --service SERVICE --yes`, which makes it " +
-			"again from the event store; records of other topics are lost then",
+		Remedy: "restore the folder " + partition + " from a backup, and remove " +
+			filepath.Join(filepath.Dir(filepath.Dir(partition)),
+				stopFile) + " if it exists. Without a backup, move both away. " +
+			"If the topic belongs to one of Millrace's services, then run " +
+			"`millrace rebuild --service SERVICE --yes`, which republishes it from the event store; " +
+			"records of other topics are lost",
 	}
 }

@@ -29,6 +29,7 @@ type topics struct {
 	Topics  []topic `json:"topics"`
 }
 
+// topic is an entry of topics.json.
 type topic struct {
 	Name       string            `json:"name"`
 	ID         string            `json:"id"`
@@ -37,9 +38,11 @@ type topic struct {
 	Configs    map[string]string `json:"configs,omitempty"`
 }
 
+// encodeID encodes a topic's id as kfake does.
 func encodeID(id []byte) string { return base64.StdEncoding.EncodeToString(id) }
 
-const mostPartitions = 100_000
+// maxPartitions bounds the partitions of a topic. A higher number is damage.
+const maxPartitions = 100_000
 
 // parseTopics parses topics.json strictly, because damage may leave valid JSON.
 func parseTopics(raw []byte) (topics, error) {
@@ -50,19 +53,21 @@ func parseTopics(raw []byte) (topics, error) {
 		return topics{}, err
 	}
 	if strict.More() {
-		return topics{}, errors.New("more than one list")
+		return topics{}, errors.New("more than one JSON value")
 	}
 	if t.Version != formatVersion {
-		return topics{}, fmt.Errorf("version %d", t.Version)
+		return topics{}, fmt.Errorf("unsupported format version %d", t.Version)
 	}
+	// Names and ids are unique, and an id has 16 bytes.
 	names, ids := map[string]bool{}, map[string]bool{}
 	for _, one := range t.Topics {
 		id, err := base64.StdEncoding.DecodeString(one.ID)
-		if err != nil || len(id) != 16 || one.Name == "" || one.Partitions < 1 || one.Partitions > mostPartitions {
-			return topics{}, fmt.Errorf("topic %q with id %q and %d partitions", one.Name, one.ID, one.Partitions)
+		if err != nil || len(id) != 16 || one.Name == "" || one.Partitions < 1 || one.Partitions > maxPartitions {
+			return topics{}, fmt.Errorf("invalid topic %q with id %q and %d partitions", one.Name, one.ID,
+				one.Partitions)
 		}
 		if names[one.Name] || ids[one.ID] {
-			return topics{}, fmt.Errorf("topic %q twice", one.Name)
+			return topics{}, fmt.Errorf("duplicate topic %q", one.Name)
 		}
 		names[one.Name], ids[one.ID] = true, true
 	}
@@ -71,9 +76,9 @@ func parseTopics(raw []byte) (topics, error) {
 
 // checkTopics restores topics.json to what kfake last acknowledged. It uses the file, its copy, and
 // the folders of partitions with records.
-func checkTopics(dir string, last *stop, log *slog.Logger) error {
+func checkTopics(dir string, last *cleanStop, log *slog.Logger) error {
 	name := filepath.Join(dir, topicsFile)
-	data, err := partitionFolders(dir)
+	data, err := findRecordedPartitions(dir)
 	if err != nil {
 		return err
 	}
@@ -82,6 +87,7 @@ func checkTopics(dir string, last *stop, log *slog.Logger) error {
 	if err != nil && !missing {
 		return err
 	}
+	// have is the list in the file, and damage why it cannot be used as it is.
 	var have topics
 	damage := errors.New("it is missing")
 	if !missing {
@@ -94,7 +100,7 @@ func checkTopics(dir string, last *stop, log *slog.Logger) error {
 	case copyErr == nil && damage == nil:
 		merged := merge(kept, have, data)
 		if damage = data.missingFrom(merged); damage == nil {
-			if same(merged, have) {
+			if equalTopics(merged, have) {
 				return nil
 			}
 			damage, have = errors.New("it differs from its copy"), merged
@@ -114,6 +120,7 @@ func checkTopics(dir string, last *stop, log *slog.Logger) error {
 	default:
 		return lostTopics(name, errors.Join(damage, data.missingFrom(have)))
 	}
+	// have is the list to restore, and damage the reason.
 	if raw, err = json.Marshal(have); err != nil {
 		return err
 	}
@@ -127,9 +134,9 @@ func checkTopics(dir string, last *stop, log *slog.Logger) error {
 func lostTopics(name string, damage error) error {
 	return &DamageError{
 		File: name, Damage: damage.Error(),
-		Remedy: "bring it back from a backup of its folder. If you have none, move the folder " + filepath.Dir(name) +
-			" away and run `millrace rebuild --service SERVICE --yes` for each service (order, inventory, catalog, customer), " +
-			"which makes the log again from the event stores; records that other producers wrote are lost then",
+		Remedy: "restore it from a backup of its folder. Without a backup, move the folder " + filepath.Dir(name) +
+			" away and run `millrace rebuild --service SERVICE --yes` for each service (order, inventory, catalog, " +
+			"customer), which republishes the log from the event stores; records of other producers are lost",
 	}
 }
 
@@ -145,7 +152,8 @@ func readCopy(dir string) (topics, error) {
 // merge combines an intact copy with a file that may be damaged, or newer by one change. That
 // change was not acknowledged, so it may be undone, unless records were already written to a new
 // topic or deleted with an old one.
-func merge(kept, have topics, data folders) topics {
+func merge(kept, have topics, data recordedPartitions) topics {
+	// Start with the copy, and apply the change that the file may be newer by.
 	byName, ids := map[string]topic{}, map[string]bool{}
 	for _, t := range have.Topics {
 		byName[t.Name] = t
@@ -154,7 +162,7 @@ func merge(kept, have topics, data folders) topics {
 	out := topics{Version: formatVersion}
 	known := map[string]bool{}
 	for _, t := range kept.Topics {
-		now, stays := byName[t.Name]
+		now, stays := byName[t.Name] // the file's entry
 		known[t.Name], known[t.ID] = true, true
 		// A topic without records that the file does not list was deleted.
 		if !stays && !ids[t.ID] && data[t.Name] == 0 {
@@ -165,6 +173,7 @@ func merge(kept, have topics, data folders) topics {
 		}
 		out.Topics = append(out.Topics, t)
 	}
+	// A topic that only the file lists is new. Its creation was interrupted, and is completed.
 	for _, t := range have.Topics {
 		if !known[t.Name] && !known[t.ID] {
 			out.Topics = append(out.Topics, t) // new
@@ -173,26 +182,28 @@ func merge(kept, have topics, data folders) topics {
 	return out
 }
 
-// same reports whether two lists are equal, ignoring order.
-func same(a, b topics) bool {
+// equalTopics reports whether two lists are equal, ignoring order.
+func equalTopics(a, b topics) bool {
 	text := func(t topics) []byte {
-		sorted := slices.SortedFunc(slices.Values(t.Topics), func(a, b topic) int { return cmp.Compare(a.Name, b.Name) })
+		sorted := slices.SortedFunc(slices.Values(t.Topics),
+			func(a, b topic) int { return cmp.Compare(a.Name, b.Name) })
 		raw, _ := json.Marshal(sorted) //nolint:errchkjson // of strings and numbers
 		return raw
 	}
 	return bytes.Equal(text(a), text(b))
 }
 
-// folders maps each topic that has records on disk to the lowest possible number of its partitions.
-type folders map[string]int
+// recordedPartitions maps each topic that has records on disk to the lowest possible number of its
+// partitions.
+type recordedPartitions map[string]int
 
-// partitionFolders returns the folders of dir.
-func partitionFolders(dir string) (folders, error) {
+// findRecordedPartitions returns the folders of dir.
+func findRecordedPartitions(dir string) (recordedPartitions, error) {
 	segments, err := find(dir, "partitions/*/*.dat")
 	if err != nil {
 		return nil, err
 	}
-	found := folders{}
+	found := recordedPartitions{}
 	for _, segment := range segments {
 		// A folder's name is the escaped topic, a hyphen and the partition.
 		escaped, number, ok := cutLast(filepath.Base(filepath.Dir(segment)), "-")
@@ -206,6 +217,7 @@ func partitionFolders(dir string) (folders, error) {
 	return found, nil
 }
 
+// cutLast is like strings.Cut, at the last separator.
 func cutLast(s, sep string) (before, after string, ok bool) {
 	i := strings.LastIndex(s, sep)
 	if i < 0 {
@@ -214,8 +226,9 @@ func cutLast(s, sep string) (before, after string, ok bool) {
 	return s[:i], s[i+len(sep):], true
 }
 
-// missingFrom returns an error if there are records on disk whose partition is not in the list.
-func (f folders) missingFrom(t topics) error {
+// missingFrom returns an error if there are records on disk whose partition is not in the list:
+// kfake would ignore them.
+func (f recordedPartitions) missingFrom(t topics) error {
 	listed := map[string]int{}
 	for _, one := range t.Topics {
 		listed[one.Name] = one.Partitions
@@ -228,38 +241,38 @@ func (f folders) missingFrom(t topics) error {
 	return nil
 }
 
-// topicsKeeper maintains the copy of topics.json.
-type topicsKeeper struct {
+// topicsCopier maintains the copy of topics.json.
+type topicsCopier struct {
 	dir string
 	log *slog.Logger
 
 	mu   sync.Mutex
-	seen fs.FileInfo // the file that was copied last
+	seen fs.FileInfo // the file that was copied last, to recognise a new one
 }
 
-// keep copies topics.json if kfake has replaced it. kfake replaces the file, so a file that was
+// update copies topics.json if kfake has replaced it. kfake replaces the file, so a file that was
 // changed in place was changed by something else, and is not copied.
-func (k *topicsKeeper) keep() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	name := filepath.Join(k.dir, topicsFile)
+func (c *topicsCopier) update() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	name := filepath.Join(c.dir, topicsFile)
 	info, err := os.Stat(name)
-	if err == nil && k.seen != nil && os.SameFile(info, k.seen) {
+	if err == nil && c.seen != nil && os.SameFile(info, c.seen) {
 		return
 	}
 	if err == nil {
-		err = k.copy(name)
+		err = c.copy(name)
 	}
 	if err != nil {
-		k.log.Warn("kafka: the list of topics could not be copied; it cannot be mended if it is damaged",
+		c.log.Warn("embedded kafka: copy the list of topics; without a copy, it cannot be restored if it is damaged",
 			"file", name, "error", err)
 		return
 	}
-	k.seen = info
+	c.seen = info
 }
 
 // copy copies topics.json if it is intact.
-func (k *topicsKeeper) copy(name string) error {
+func (c *topicsCopier) copy(name string) error {
 	raw, err := os.ReadFile(name) //nolint:gosec // our own directory
 	if err == nil {
 		_, err = parseTopics(raw)
@@ -267,5 +280,5 @@ func (k *topicsKeeper) copy(name string) error {
 	if err != nil {
 		return err
 	}
-	return writeSealed(filepath.Join(k.dir, topicsCopy), raw)
+	return writeSealed(filepath.Join(c.dir, topicsCopy), raw)
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // After any flipped bit in the list of topics, the list is restored.
-func TestAnyFlippedBitOfTheTopicsIsMended(t *testing.T) {
+func TestFlippedBitsInTopicsAreRepaired(t *testing.T) {
 	t.Parallel()
 	const list = `{"version":1,"topics":[` +
 		`{"name":"millrace.orders","id":"7C4LwhGBpPBLFTsWMQ7YaA==","partitions":4,"replicas":1,"configs":{"retention.ms":"-1"}},` +
@@ -25,11 +25,11 @@ func TestAnyFlippedBitOfTheTopicsIsMended(t *testing.T) {
 		}
 	}
 	name := filepath.Join(dir, topicsFile)
-	k := topicsKeeper{dir: dir, log: log}
+	k := topicsCopier{dir: dir, log: log}
 	if err := os.WriteFile(name, []byte(list), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	k.keep()
+	k.update()
 	for at := range list {
 		for bit := range 8 {
 			raw := []byte(list)
@@ -44,7 +44,7 @@ func TestAnyFlippedBitOfTheTopicsIsMended(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if have, err := parseTopics(got); err != nil || !same(have, want) {
+			if have, err := parseTopics(got); err != nil || !equalTopics(have, want) {
 				t.Fatalf("bit %d of byte %d, which is %q: %s, %v", bit, at, raw[at], got, err)
 			}
 		}
@@ -60,7 +60,7 @@ func writeSegment(dir, partition string) error {
 }
 
 // A change that a kill interrupted before its response is kept if records depend on it.
-func TestInterruptedChangeOfTheTopics(t *testing.T) {
+func TestInterruptedTopicChange(t *testing.T) {
 	t.Parallel()
 	old := topic{Name: "old", ID: "7C4LwhGBpPBLFTsWMQ7YaA==", Partitions: 2}
 	created := topic{Name: "created", ID: "g21rrGe7xLR5FWtPVyTwTA==", Partitions: 1}
@@ -70,20 +70,21 @@ func TestInterruptedChangeOfTheTopics(t *testing.T) {
 	changed.Configs = map[string]string{"retention.ms": "0"}
 	for name, c := range map[string]struct {
 		have []topic
-		data folders
+		data recordedPartitions
 		want []topic
 	}{
-		"none":                          {[]topic{old}, folders{"old": 2}, []topic{old}},
-		"created":                       {[]topic{old, created}, folders{"old": 2}, []topic{old, created}},
-		"created and written to":        {[]topic{old, created}, folders{"old": 2, "created": 1}, []topic{old, created}},
+		"none":    {[]topic{old}, recordedPartitions{"old": 2}, []topic{old}},
+		"created": {[]topic{old, created}, recordedPartitions{"old": 2}, []topic{old, created}},
+		"created and written to": {[]topic{old, created}, recordedPartitions{"old": 2, "created": 1},
+			[]topic{old, created}},
 		"deleted":                       {nil, nil, nil},
-		"deleted, but the records stay": {nil, folders{"old": 2}, []topic{old}},
-		"widened":                       {[]topic{wide}, folders{"old": 2}, []topic{old}},
-		"widened and written to":        {[]topic{wide}, folders{"old": 4}, []topic{wide}},
-		"settings":                      {[]topic{changed}, folders{"old": 2}, []topic{old}},
+		"deleted, but the records stay": {nil, recordedPartitions{"old": 2}, []topic{old}},
+		"widened":                       {[]topic{wide}, recordedPartitions{"old": 2}, []topic{old}},
+		"widened and written to":        {[]topic{wide}, recordedPartitions{"old": 4}, []topic{wide}},
+		"settings":                      {[]topic{changed}, recordedPartitions{"old": 2}, []topic{old}},
 	} {
 		got := merge(topics{formatVersion, []topic{old}}, topics{formatVersion, c.have}, c.data)
-		if !same(got, topics{formatVersion, c.want}) {
+		if !equalTopics(got, topics{formatVersion, c.want}) {
 			t.Errorf("%s: %+v, want %+v", name, got.Topics, c.want)
 		}
 	}

@@ -1,13 +1,13 @@
-// Package fetch reads partitions in whole batches. Its caller stores the offsets.
+// Package fetch reads partitions in whole batches, for callers that store the offsets themselves.
 //
 // Reader reads one topic with read_committed: Open returns one for partitions that Assign names,
 // and Join one for partitions that a consumer group assigns. Poll returns batches, and Batch
 // iterates over their records.
 //
-// It exists because of its cost. All producing, and all consuming with work per event, uses
-// internal/kafka (confluent-kafka-go). Here records only become columns, so the cost of getting a
-// record out of the client matters: 0.28 µs of CPU with franz-go's fetches, and 1.65 µs with
-// librdkafka's poll. Besides tests, it is the only package that imports franz-go's client (kgo).
+// It exists for its speed. Producers, and consumers that do some work per event, use internal/kafka
+// (confluent-kafka-go). Here records only become columns, so the cost of getting a record out of
+// the client matters: 0.28 µs of CPU with franz-go's fetches, and 1.65 µs with librdkafka's poll.
+// Besides tests, it is the only package that imports franz-go's client (kgo).
 //
 // Invariants:
 //
@@ -56,14 +56,14 @@ type Reader struct {
 	client *kgo.Client
 	admin  *kadm.Client
 	next   map[int32]int64 // offset after the last record that Poll returned, by assigned partition
-	member *member         // place in a group, which then has next; nil if partitions are assigned by Assign
+	member *member         // membership in a group, which then has next; nil if Assign assigns partitions
 	stall  time.Duration   // limit of Describe
 	polled [][]*kgo.Record // records that the last Poll returned; the next one recycles them
 }
 
 // Topic describes a topic.
-type Topic struct { // changes when a topic is deleted and recreated; empty if the brokers have no ids
-	ID         string          // changes when a topic is deleted and made again; empty if the brokers have no ids
+type Topic struct {
+	ID         string          // changes when a topic is deleted and recreated; empty if the brokers have no ids
 	Partitions map[int32]Range // by partition
 }
 
@@ -71,7 +71,7 @@ type Topic struct { // changes when a topic is deleted and recreated; empty if t
 type Range struct{ Start, End int64 }
 
 // ErrNoTopic means that the topic does not exist.
-var ErrNoTopic = errors.New("no such topic")
+var ErrNoTopic = errors.New("unknown topic")
 
 // OutOfRangeError means that the log does not have the offset to read from: records were deleted,
 // or the topic was truncated or recreated.
@@ -83,18 +83,20 @@ type OutOfRangeError struct {
 }
 
 func (e *OutOfRangeError) Error() string {
-	return fmt.Sprintf("offset %d of %s/%d is not in the log, which holds %d to %d", e.Offset, e.Topic, e.Partition, e.Log.Start, e.Log.End)
+	return fmt.Sprintf("offset %d of %s/%d is not in the log, which has offsets %d to %d",
+		e.Offset, e.Topic, e.Partition, e.Log.Start, e.Log.End)
 }
 
 // Open returns a reader of the partitions that Assign adds. It connects when it is first used.
 func Open(c Config) (*Reader, error) { return open(c) }
 
+// open returns a reader with further client options.
 func open(c Config, more ...kgo.Opt) (*Reader, error) {
 	maxBytes := c.MaxBytes
 	if maxBytes == 0 {
 		maxBytes = 1 << 20
 	}
-	secure, err := secured(c.Security)
+	secure, err := securityOptions(c.Security)
 	if err != nil {
 		return nil, fmt.Errorf("kafka client for %s: %w", c.Topic, err)
 	}
@@ -112,22 +114,23 @@ func open(c Config, more ...kgo.Opt) (*Reader, error) {
 		// it, the embedded broker (kfake) omits the aborted transactions of the partition that it
 		// truncates, and their records become visible.
 		kgo.FetchMaxPartitionBytes(maxBytes),
-		kgo.FetchMaxBytes(wholeFetch),
-		kgo.BrokerMaxReadBytes(2*wholeFetch),
+		kgo.FetchMaxBytes(maxFetchBytes),
+		kgo.BrokerMaxReadBytes(2*maxFetchBytes),
 		kgo.MaxConcurrentFetches(1),
 		kgo.FetchMaxWait(500*time.Millisecond),
-		kgo.WithPools(&memory{}),
+		kgo.WithPools(&pool{}),
 	)...)
 	if err != nil {
 		return nil, fmt.Errorf("kafka client for %s: %w", c.Topic, err)
 	}
 	return &Reader{
-		topic: c.Topic, client: client, admin: kadm.NewClient(client), next: map[int32]int64{}, stall: cmp.Or(c.Stall, describeWithin),
+		topic: c.Topic, client: client, admin: kadm.NewClient(client),
+		next: map[int32]int64{}, stall: cmp.Or(c.Stall, describeTimeout),
 	}, nil
 }
 
-// secured returns the client options for a security configuration.
-func secured(s security.Config) ([]kgo.Opt, error) {
+// securityOptions returns the client options for a security configuration.
+func securityOptions(s security.Config) ([]kgo.Opt, error) {
 	if err := s.Validate(); err != nil {
 		return nil, err
 	}
@@ -151,13 +154,13 @@ func secured(s security.Config) ([]kgo.Opt, error) {
 	return opts, nil
 }
 
-// describeWithin is the default of Config.Stall.
-const describeWithin = 30 * time.Second
+// describeTimeout is the default of Config.Stall.
+const describeTimeout = 30 * time.Second
 
-// wholeFetch exceeds every fetch of up to 256 partitions with 1 MiB each.
-const wholeFetch = 256 << 20
+// maxFetchBytes exceeds every fetch of up to 256 partitions with 1 MiB each.
+const maxFetchBytes = 256 << 20
 
-// Close stops the reader and leaves its group. A Poll in progress returns.
+// Close stops the reader and leaves its group. A Poll that is blocked returns.
 func (r *Reader) Close() { r.client.CloseAllowingRebalance() }
 
 // Describe returns the topic's id and the ranges of its partitions. It returns ErrNoTopic if the
@@ -215,7 +218,7 @@ func (r *Reader) describe(ctx context.Context) (Topic, error) {
 		start, ok1 := starts.Lookup(r.topic, p)
 		end, ok2 := ends.Lookup(r.topic, p)
 		if !ok1 || !ok2 {
-			return Topic{}, fmt.Errorf("offsets of %s/%d: the brokers did not say", r.topic, p)
+			return Topic{}, fmt.Errorf("offsets of %s/%d: missing in the brokers' response", r.topic, p)
 		}
 		t.Partitions[p] = Range{start.Offset, end.Offset}
 	}
@@ -268,9 +271,10 @@ func (r *Reader) moveTo(partition int32, next int64) {
 	r.next[partition] = next
 }
 
-// Poll waits for records for at most wait. It returns none after that time, or when the group waits
-// for Yield. After an error, such as *OutOfRangeError, the reader is unusable. The batches,
-// including the bytes of their records, are valid until the next Poll, which reuses their memory.
+// Poll blocks until there are records, for at most wait. It returns none after that time, or when
+// the group waits for Yield. After an error, such as *OutOfRangeError, the reader is unusable. The
+// batches, including the bytes of their records, are valid until the next Poll, which reuses their
+// memory.
 func (r *Reader) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) {
 	timed, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -282,10 +286,11 @@ func (r *Reader) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) 
 		return nil, err
 	}
 	var batches []Batch
-	// A failure of Group.Position comes first.
-	failed := r.expelled()
+	// An error of Group.Position takes precedence.
+	failed := r.memberError()
 	fetches.EachError(func(_ string, partition int32, err error) {
 		switch {
+		// The first error counts. The end of the wait is not an error.
 		case failed != nil, timed.Err() != nil && errors.Is(err, timed.Err()):
 		case errors.Is(err, kerr.OffsetOutOfRange):
 			failed = r.outOfRange(ctx, partition, err)
@@ -305,7 +310,8 @@ func (r *Reader) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) 
 		next := p.Records[len(p.Records)-1].Offset + 1
 		millis, err := r.timestamps(ctx, p.Partition, p.Records)
 		if err != nil {
-			failed = fmt.Errorf("timestamps of %s/%d from offset %d: %w", r.topic, p.Partition, p.Records[0].Offset, err)
+			failed = fmt.Errorf("timestamps of %s/%d from offset %d: %w",
+				r.topic, p.Partition, p.Records[0].Offset, err)
 			return
 		}
 		r.moveTo(p.Partition, next)
@@ -333,7 +339,8 @@ const maxPollRecords = 10_000
 func (r *Reader) outOfRange(ctx context.Context, partition int32, cause error) error {
 	t, err := r.Describe(ctx)
 	if err != nil {
-		return fmt.Errorf("fetch %s/%d from offset %d: %w", r.topic, partition, r.at(partition), errors.Join(cause, err))
+		return fmt.Errorf("fetch %s/%d from offset %d: %w",
+			r.topic, partition, r.at(partition), errors.Join(cause, err))
 	}
 	return &OutOfRangeError{r.topic, partition, r.at(partition), t.Partitions[partition]}
 }
@@ -359,7 +366,9 @@ type Record struct {
 
 // From returns the batch without the records before an offset.
 func (b Batch) From(offset int64) Batch {
-	i, _ := slices.BinarySearchFunc(b.records, offset, func(r *kgo.Record, offset int64) int { return cmp.Compare(r.Offset, offset) })
+	i, _ := slices.BinarySearchFunc(b.records, offset, func(r *kgo.Record, offset int64) int {
+		return cmp.Compare(r.Offset, offset)
+	})
 	b.records = b.records[i:]
 	return b
 }

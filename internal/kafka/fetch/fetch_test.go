@@ -51,7 +51,8 @@ func newWorld(t *testing.T, brokers string, partitions int32) world {
 		t.Fatal(err)
 	}
 	return world{p, seeds, topic, func(from map[int32]int64) *fetch.Reader {
-		r, err := fetch.Open(fetch.Config{Brokers: seeds, Topic: topic, ClientID: "test", Logger: slog.New(slog.DiscardHandler)})
+		r, err := fetch.Open(fetch.Config{Brokers: seeds, Topic: topic, ClientID: "test",
+			Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -62,7 +63,8 @@ func newWorld(t *testing.T, brokers string, partitions int32) world {
 }
 
 func record(partition int32, value string) fetchtest.Record {
-	return fetchtest.Record{Partition: partition, Key: []byte("k"), Value: []byte(value), Headers: []event.Header{{Key: "h", Value: []byte(value)}}}
+	return fetchtest.Record{Partition: partition, Key: []byte("k"), Value: []byte(value),
+		Headers: []event.Header{{Key: "h", Value: []byte(value)}}}
 }
 
 // read polls until every partition is read to its end, and returns the values in offset order.
@@ -110,7 +112,7 @@ func must(t *testing.T, err error) {
 }
 
 // Markers of transactions move a reader to the very end, and aborted records are not visible.
-func TestReadsCommittedToTheVeryEnd(t *testing.T) {
+func TestReadsCommittedRecordsToTheEnd(t *testing.T) {
 	t.Parallel()
 	each(t, 2, func(t *testing.T, w world) {
 		must(t, w.Commit(t.Context(), w.topic, record(0, "a"), record(0, "b"), record(1, "x")))
@@ -134,7 +136,7 @@ func TestReadsCommittedToTheVeryEnd(t *testing.T) {
 }
 
 // Aborted records are not visible, however the responses to fetches are truncated.
-func TestAbortedIsUnseenInLargeTopics(t *testing.T) {
+func TestAbortedRecordsAreHiddenInLargeTopics(t *testing.T) {
 	t.Parallel()
 	const partitions = 4
 	each(t, partitions, func(t *testing.T, w world) {
@@ -210,7 +212,8 @@ func TestOffsetsOutOfRange(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if want := (fetch.OutOfRangeError{Topic: w.topic, Offset: offset, Log: fetch.Range{Start: 2, End: 4}}); *gone != want {
+			if want := (fetch.OutOfRangeError{Topic: w.topic, Offset: offset,
+				Log: fetch.Range{Start: 2, End: 4}}); *gone != want {
 				t.Fatalf("got %+v, want %+v", *gone, want)
 			}
 		}

@@ -24,7 +24,8 @@ func TestFrozenBrokers(t *testing.T) {
 	if err := p.CreateTopic(t.Context(), "topic", 2); err != nil {
 		t.Fatal(err)
 	}
-	cfg := fetch.Config{Brokers: brokers, Topic: "topic", ClientID: "test", Logger: slog.New(slog.DiscardHandler), Stall: 5 * time.Second}
+	cfg := fetch.Config{Brokers: brokers, Topic: "topic", ClientID: "test", Logger: slog.New(slog.DiscardHandler),
+		Stall: 5 * time.Second}
 	s := newSink()
 	member, err := fetch.Join(cfg, fetch.Group{Name: "g", Position: s.position})
 	if err != nil {

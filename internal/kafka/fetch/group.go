@@ -23,9 +23,9 @@ type Group struct {
 	// partitions back at once, instead of after the session timeout. No other member may have the
 	// same one at the same time. It may be empty.
 	Instance string
-	// Patience is the rebalance timeout: how long the group waits for a member that does not yield
-	// before it continues without it. 0 means 1 minute.
-	Patience time.Duration
+	// RebalanceTimeout is how long the group waits for a member that does not yield before it
+	// continues without it. 0 means 1 minute.
+	RebalanceTimeout time.Duration
 	// Refresh is how often to look for partitions that were added to the topic. 0 means 30 seconds.
 	Refresh time.Duration
 	// Position returns the offsets to read from when partitions are assigned. It is called in
@@ -37,11 +37,11 @@ type Group struct {
 type member struct {
 	group Group
 	// mu protects the fields below.
-	mu     sync.Mutex
-	next   map[int32]int64 // next offset of each assigned partition
-	failed error           // why this reader cannot remain a member
-	wanted bool            // a rebalance waits for Yield
-	wake   func()          // ends the Poll in progress; nil if there is none
+	mu      sync.Mutex
+	next    map[int32]int64 // next offset of each assigned partition
+	failed  error           // why this reader cannot remain a member
+	pending bool            // a rebalance waits for Yield
+	wake    func()          // ends the Poll in progress; nil if there is none
 }
 
 // Defaults of a member. One that sends no heartbeat loses its partitions after the session timeout.
@@ -50,34 +50,34 @@ const (
 	groupRefreshLeast = time.Second // minimum time between two refreshes
 	groupHeartbeat    = 500 * time.Millisecond
 	groupSession      = 6 * time.Second
-	groupPatience     = time.Minute // default of Group.Patience
+	groupRebalance    = time.Minute // default of Group.RebalanceTimeout
 )
 
 // Join returns a Reader of the partitions that the group assigns to it. None of them is revoked
 // between a Poll and the next Yield, so the caller can finish its work on the records. If it takes
-// longer than the group's patience, the group continues without it. Then another member may read
+// longer than the rebalance timeout, the group continues without it. Then another member may read
 // the same records, and only the sink can tell which one was first.
 func Join(c Config, g Group) (*Reader, error) {
 	refresh := cmp.Or(g.Refresh, groupRefresh)
 	m := &member{group: g, next: map[int32]int64{}}
-	var known []kgo.Opt
+	var opts []kgo.Opt
 	if g.Instance != "" {
-		known = append(known, kgo.InstanceID(g.Instance))
+		opts = append(opts, kgo.InstanceID(g.Instance))
 	}
-	r, err := open(c, append(known,
+	r, err := open(c, append(opts,
 		kgo.ConsumeTopics(c.Topic),
 		kgo.ConsumerGroup(g.Name),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.HeartbeatInterval(groupHeartbeat),
 		kgo.SessionTimeout(groupSession),
-		kgo.RebalanceTimeout(cmp.Or(g.Patience, groupPatience)),
+		kgo.RebalanceTimeout(cmp.Or(g.RebalanceTimeout, groupRebalance)),
 		kgo.MetadataMaxAge(refresh),
 		kgo.MetadataMinAge(min(refresh, groupRefreshLeast)),
 		kgo.DisableAutoCommit(),
-		kgo.BlockRebalanceOnPoll(),
+		kgo.BlockRebalanceOnPoll(), // until Yield
 		kgo.AdjustFetchOffsetsFn(m.assigned),
-		kgo.OnPartitionsRevoked(m.gone),
-		kgo.OnPartitionsLost(m.gone),
+		kgo.OnPartitionsRevoked(m.revoked),
+		kgo.OnPartitionsLost(m.revoked),
 		kgo.OnPartitionsCallbackBlocked(m.blocked),
 	)...)
 	if err != nil {
@@ -88,7 +88,8 @@ func Join(c Config, g Group) (*Reader, error) {
 }
 
 // assigned replaces the group's offsets of new partitions with those of Group.Position.
-func (m *member) assigned(ctx context.Context, offsets map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+func (m *member) assigned(ctx context.Context,
+	offsets map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
 	for topic, partitions := range offsets {
 		if len(partitions) == 0 {
 			continue
@@ -97,7 +98,7 @@ func (m *member) assigned(ctx context.Context, offsets map[string]map[int32]kgo.
 		for p := range partitions {
 			// Without an offset, the client would use the group's.
 			if _, ok := from[p]; !ok && err == nil {
-				err = fmt.Errorf("nobody knows where to read %s/%d from", topic, p)
+				err = fmt.Errorf("no offset to read %s/%d from", topic, p)
 			}
 		}
 		m.mu.Lock()
@@ -118,8 +119,8 @@ func (m *member) assigned(ctx context.Context, offsets map[string]map[int32]kgo.
 	return offsets, nil
 }
 
-// gone forgets partitions that were revoked or lost.
-func (m *member) gone(_ context.Context, _ *kgo.Client, topics map[string][]int32) {
+// revoked removes partitions that were revoked or lost.
+func (m *member) revoked(_ context.Context, _ *kgo.Client, topics map[string][]int32) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, partitions := range topics {
@@ -133,13 +134,14 @@ func (m *member) gone(_ context.Context, _ *kgo.Client, topics map[string][]int3
 func (m *member) blocked(context.Context, *kgo.Client) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.wanted = true
+	m.pending = true
 	if m.wake != nil {
 		m.wake()
 	}
 }
 
-// wake lets a waiting rebalance call end, until the returned function is called.
+// wake registers end, which cancels a Poll, to be called when a rebalance waits. It calls end at
+// once if one already does. The returned function removes it.
 func (r *Reader) wake(end func()) (done func()) {
 	m := r.member
 	if m == nil {
@@ -147,7 +149,7 @@ func (r *Reader) wake(end func()) (done func()) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.wanted {
+	if m.pending {
 		end()
 	}
 	m.wake = end
@@ -158,8 +160,8 @@ func (r *Reader) wake(end func()) (done func()) {
 	}
 }
 
-// expelled returns why the reader cannot remain a member, or nil.
-func (r *Reader) expelled() error {
+// memberError returns why the reader cannot remain a member, or nil.
+func (r *Reader) memberError() error {
 	if r.member == nil {
 		return nil
 	}
@@ -168,26 +170,26 @@ func (r *Reader) expelled() error {
 	return r.member.failed
 }
 
-// Yield says that the work on all returned batches is finished. Partitions may be assigned and
-// revoked until the next Poll. It does nothing for a Reader without a group.
+// Yield declares that the work on all returned batches is finished. Partitions may be assigned and
+// revoked until the next Poll. Yield does nothing for a Reader without a group.
 func (r *Reader) Yield() {
 	if r.member == nil {
 		return
 	}
 	r.member.mu.Lock()
-	r.member.wanted = false
+	r.member.pending = false
 	r.member.mu.Unlock()
 	r.client.AllowRebalance()
 }
 
-// Wanted reports whether the group waits for Yield. It is a hint to finish soon.
-func (r *Reader) Wanted() bool {
+// RebalancePending reports whether the group waits for Yield. It is a hint to finish soon.
+func (r *Reader) RebalancePending() bool {
 	if r.member == nil {
 		return false
 	}
 	r.member.mu.Lock()
 	defer r.member.mu.Unlock()
-	return r.member.wanted
+	return r.member.pending
 }
 
 // Commit commits offsets to the group, for tools that show lag. Nothing depends on them.
@@ -212,7 +214,7 @@ func (r *Reader) Commit(ctx context.Context, next map[int32]int64) error {
 			}
 		})
 	if failed != nil {
-		return fmt.Errorf("tell the group the offsets of %s: %w", r.topic, failed)
+		return fmt.Errorf("commit offsets of %s to the group: %w", r.topic, failed)
 	}
 	return nil
 }

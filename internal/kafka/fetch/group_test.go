@@ -64,7 +64,8 @@ func (s *sink) reached(ends map[int32]int64) bool {
 
 func (w world) join(t *testing.T, position func(context.Context, []int32) (map[int32]int64, error)) *fetch.Reader {
 	t.Helper()
-	r, err := fetch.Join(fetch.Config{Brokers: w.seeds, Topic: w.topic, ClientID: "test", Logger: slog.New(slog.DiscardHandler)},
+	r, err := fetch.Join(fetch.Config{Brokers: w.seeds, Topic: w.topic, ClientID: "test",
+		Logger: slog.New(slog.DiscardHandler)},
 		fetch.Group{Name: "g-" + w.topic, Position: position})
 	if err != nil {
 		t.Fatal(err)
@@ -163,7 +164,7 @@ func TestMembersShareATopic(t *testing.T) {
 }
 
 // A member that has not yielded keeps its partitions, and is told that others wait for them.
-func TestNothingMovesBeforeYield(t *testing.T) {
+func TestNoRebalanceBeforeYield(t *testing.T) {
 	t.Parallel()
 	each(t, 2, func(t *testing.T, w world) {
 		must(t, w.Commit(t.Context(), w.topic, record(0, "a"), record(1, "b")))
@@ -183,7 +184,7 @@ func TestNothingMovesBeforeYield(t *testing.T) {
 			}
 		}
 		second := w.join(t, s.position)
-		polltest.Until(t, "the group wants partitions back", first.Wanted)
+		polltest.Until(t, "the group wants partitions back", first.RebalancePending)
 		if got := first.Assigned(); !slices.Equal(got, []int32{0, 1}) {
 			t.Fatalf("the first has %v before it has yielded", got)
 		}
@@ -200,7 +201,7 @@ func TestNothingMovesBeforeYield(t *testing.T) {
 
 // The group's own offsets are only for display. An operator who changes them does not move a
 // reader.
-func TestOffsetsOfTheGroupMoveNothing(t *testing.T) {
+func TestGroupOffsetsAreIgnored(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, w world) {
 		must(t, w.Commit(t.Context(), w.topic, record(0, "a"), record(0, "b"), record(0, "c")))
@@ -237,7 +238,7 @@ func TestOffsetsOfTheGroupMoveNothing(t *testing.T) {
 }
 
 // Poll returns the error of Group.Position.
-func TestPositionFails(t *testing.T) {
+func TestPositionError(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, w world) {
 		broken := errors.New("the table is of another topic")

@@ -18,20 +18,20 @@ import (
 // in 2047, and 2^63-1 becomes the last millisecond of 1969. The result does not show whether it
 // overflowed. So if a timestamp may have, its batch is read again in the broker's format.
 
-// trusted bounds the milliseconds that are accepted as they are: from 1970 to the year 2100. One in
-// seventy thousand overflowed numbers falls into that range.
-const trusted = 4_102_444_800_000
+// maxTrustedMillis bounds the milliseconds that are accepted as they are: from 1970 to the year
+// 2100. One in seventy thousand overflowed numbers falls into that range.
+const maxTrustedMillis = 4_102_444_800_000
 
-// unwrapped reports whether the client's time is the record's timestamp.
-func unwrapped(r *kgo.Record) bool {
+// exactTime reports whether the client's time is the record's timestamp.
+func exactTime(r *kgo.Record) bool {
 	nanos := r.Timestamp.UnixNano()
-	return nanos > 0 && nanos < trusted*1_000_000 && nanos%1_000_000 == 0
+	return nanos > 0 && nanos < maxTrustedMillis*1_000_000 && nanos%1_000_000 == 0
 }
 
 // timestamps returns the timestamps of records as the broker has them, by offset. It returns nil if
 // the client's are right, which is nearly always the case and costs no request.
 func (r *Reader) timestamps(ctx context.Context, partition int32, records []*kgo.Record) (map[int64]int64, error) {
-	i := slices.IndexFunc(records, func(r *kgo.Record) bool { return !unwrapped(r) && !r.Attrs.IsControl() })
+	i := slices.IndexFunc(records, func(r *kgo.Record) bool { return !exactTime(r) && !r.Attrs.IsControl() })
 	if i < 0 {
 		return nil, nil
 	}
@@ -56,7 +56,7 @@ func (r *Reader) timestamps(ctx context.Context, partition int32, records []*kgo
 			return nil, err
 		}
 		if after <= next {
-			return nil, fmt.Errorf("the broker gave no batch at offset %d", next)
+			return nil, fmt.Errorf("the broker returned no batch at offset %d", next)
 		}
 		next = after
 	}
@@ -79,7 +79,7 @@ func (r *Reader) raw(ctx context.Context, topicID [16]byte, partition, leader in
 	}
 	fetched, ok := answer.(*kmsg.FetchResponse)
 	if !ok || len(fetched.Topics) != 1 || len(fetched.Topics[0].Partitions) != 1 {
-		return nil, fmt.Errorf("the broker answered %T without the partition", answer)
+		return nil, fmt.Errorf("the broker returned %T without the partition", answer)
 	}
 	got := fetched.Topics[0].Partitions[0]
 	return got.RecordBatches, errors.Join(kerr.ErrorForCode(fetched.ErrorCode), kerr.ErrorForCode(got.ErrorCode))
@@ -101,18 +101,18 @@ func batchTimes(raw []byte, millis map[int64]int64) (after int64, err error) {
 		if size < batchMagic || size > int64(len(raw)) { // the broker has truncated it
 			break
 		}
-		whole := raw[:size]
+		batch := raw[:size]
 		raw = raw[size:]
-		if whole[batchMagic] != 2 {
-			after = max(after, int64(binary.BigEndian.Uint64(whole))+1)
+		if batch[batchMagic] != 2 {
+			after = max(after, int64(binary.BigEndian.Uint64(batch))+1)
 			continue
 		}
 		var b kmsg.RecordBatch
 		if size < batchHeader {
-			return after, errors.New("a batch is shorter than its header")
+			return after, errors.New("batch is shorter than its header")
 		}
-		if err := b.ReadFrom(whole); err != nil {
-			return after, fmt.Errorf("a batch cannot be read: %w", err)
+		if err := b.ReadFrom(batch); err != nil {
+			return after, fmt.Errorf("parse batch: %w", err)
 		}
 		if err := recordTimes(b, millis); err != nil {
 			return after, err
@@ -128,21 +128,23 @@ func recordTimes(b kmsg.RecordBatch, millis map[int64]int64) error {
 	if codec := kgo.CompressionCodecType(b.Attributes & 7); codec != kgo.CodecNone {
 		var err error
 		if in, err = kgo.DefaultDecompressor().Decompress(in, codec); err != nil {
-			return fmt.Errorf("a batch cannot be decompressed: %w", err)
+			return fmt.Errorf("decompress batch: %w", err)
 		}
 	}
-	const byBroker = 1 << 3 // the timestamp is the broker's, one for the whole batch
+	const byBroker = 1 << 3 // attribute: the broker has set one timestamp for the whole batch
+	// A record is its length, and then its attributes, timestamp and offset relative to the
+	// batch's.
 	for range b.NumRecords {
 		size, used := kbin.Varint(in)
 		if used <= 0 || size < 0 || int64(used)+int64(size) > int64(len(in)) {
-			return errors.New("a batch ends too early")
+			return errors.New("batch is truncated")
 		}
 		record := kbin.Reader{Src: in[used : used+int(size)]}
 		record.Int8() // attributes
 		at := b.FirstTimestamp + record.Varlong()
 		offset := b.FirstOffset + int64(record.Varint())
 		if !record.Ok() {
-			return errors.New("a record ends too early")
+			return errors.New("record is truncated")
 		}
 		if b.Attributes&byBroker != 0 {
 			at = b.MaxTimestamp

@@ -11,7 +11,7 @@ import (
 
 // The client's arithmetic overflows for these numbers: it returns dates in 2047, 1969, 1970 and
 // others that were not written.
-func TestTimestampsAreWhatTheBrokerHas(t *testing.T) {
+func TestTimestampsMatchBroker(t *testing.T) {
 	t.Parallel()
 	stamps := []int64{
 		1_718_000_000_123,            // as they should be

@@ -1,6 +1,8 @@
-// Package security describes how to connect and to authenticate to Kafka. It is a package of its
-// own because both clients use it. Validate reports incomplete settings, and ClientTLS reads the
-// certificates. The password is never printed.
+// Package security configures how to connect to Kafka: plain text or TLS, with or without SASL. It
+// is a package of its own because both clients, packages kafka and fetch, use it.
+//
+// Config.Validate reports incomplete or contradictory settings, and Config.ClientTLS reads the
+// certificates. The password is never printed: Config formats and logs itself without it.
 package security
 
 import (
@@ -30,7 +32,7 @@ type Config struct {
 	Password  string `json:"-"` // never printed
 }
 
-// SASL mechanisms.
+// SASL mechanisms. PLAIN sends the password to the broker, so it should be used with TLS only.
 const (
 	Plain       = "PLAIN"
 	ScramSHA256 = "SCRAM-SHA-256"
@@ -41,23 +43,23 @@ const (
 func (c Config) Validate() error {
 	switch {
 	case !c.TLS && c.CAFile != "":
-		return errors.New("security: CAFile is given, but TLS is off: turn it on, or leave CAFile out")
+		return errors.New("security: CAFile is set, but TLS is off: turn it on, or remove CAFile")
 	case !c.TLS && (c.CertFile != "" || c.KeyFile != ""):
-		return errors.New("security: CertFile or KeyFile is given, but TLS is off: turn it on, or leave them out")
+		return errors.New("security: CertFile or KeyFile is set, but TLS is off: turn it on, or remove them")
 	case c.CertFile != "" && c.KeyFile == "":
-		return errors.New("security: CertFile is given without KeyFile: a client's certificate needs both")
+		return errors.New("security: CertFile is set without KeyFile: set both, or none")
 	case c.CertFile == "" && c.KeyFile != "":
-		return errors.New("security: KeyFile is given without CertFile: a client's certificate needs both")
+		return errors.New("security: KeyFile is set without CertFile: set both, or none")
 	case c.Mechanism == "" && (c.Username != "" || c.Password != ""):
-		return errors.New("security: Username or Password is given without Mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+		return errors.New("security: Username or Password is set without Mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
 	case c.Mechanism == "":
 		return nil
 	case c.Mechanism != Plain && c.Mechanism != ScramSHA256 && c.Mechanism != ScramSHA512:
 		return fmt.Errorf("security: Mechanism %q is not PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", c.Mechanism)
 	case c.Username == "":
-		return fmt.Errorf("security: Username is missing, which %s needs", c.Mechanism)
+		return fmt.Errorf("security: Username is missing: %s requires it", c.Mechanism)
 	case c.Password == "":
-		return fmt.Errorf("security: Password is missing, which %s needs", c.Mechanism)
+		return fmt.Errorf("security: Password is missing: %s requires it", c.Mechanism)
 	}
 	return nil
 }
@@ -75,7 +77,7 @@ func (c Config) ClientTLS() (*tls.Config, error) {
 		}
 		out.RootCAs = x509.NewCertPool()
 		if !out.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("security: CAFile %s holds no PEM certificate", c.CAFile)
+			return nil, fmt.Errorf("security: CAFile %s contains no PEM certificate", c.CAFile)
 		}
 	}
 	if c.CertFile != "" {
@@ -100,8 +102,8 @@ func (c Config) String() string {
 	return out
 }
 
-// GoString is like String.
+// GoString is like String, so that %#v does not print the password either.
 func (c Config) GoString() string { return c.String() }
 
-// LogValue is like String.
+// LogValue is like String, for slog.
 func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }

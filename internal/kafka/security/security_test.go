@@ -13,7 +13,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka/security"
 )
 
-func TestHalfGivenIsRefusedByName(t *testing.T) {
+func TestIncompleteSettingsAreNamed(t *testing.T) {
 	t.Parallel()
 	for names, c := range map[string]security.Config{
 		"CAFile, TLS":         {CAFile: "ca.pem"},
@@ -35,7 +35,8 @@ func TestHalfGivenIsRefusedByName(t *testing.T) {
 	}
 	for _, c := range []security.Config{
 		{}, {TLS: true}, {TLS: true, CAFile: "ca.pem", CertFile: "c.pem", KeyFile: "k.pem"},
-		{Mechanism: "PLAIN", Username: "u", Password: "p"}, {TLS: true, Mechanism: "SCRAM-SHA-256", Username: "u", Password: "p"},
+		{Mechanism: "PLAIN", Username: "u", Password: "p"},
+		{TLS: true, Mechanism: "SCRAM-SHA-256", Username: "u", Password: "p"},
 	} {
 		if err := c.Validate(); err != nil {
 			t.Errorf("%v: %v", c, err)
@@ -43,7 +44,7 @@ func TestHalfGivenIsRefusedByName(t *testing.T) {
 	}
 }
 
-func TestFilesThatCannotBeReadAreNamed(t *testing.T) {
+func TestUnreadableFilesAreNamed(t *testing.T) {
 	t.Parallel()
 	junk := filepath.Join(t.TempDir(), "junk.pem")
 	if err := os.WriteFile(junk, []byte("junk"), 0o600); err != nil {
@@ -61,16 +62,18 @@ func TestFilesThatCannotBeReadAreNamed(t *testing.T) {
 	}
 }
 
-func TestThePasswordIsNeverPrinted(t *testing.T) {
+func TestPasswordIsNeverPrinted(t *testing.T) {
 	t.Parallel()
-	within := struct{ Security security.Config }{security.Config{TLS: true, Mechanism: "PLAIN", Username: "u", Password: "geheim"}}
+	within := struct{ Security security.Config }{security.Config{TLS: true, Mechanism: "PLAIN", Username: "u",
+		Password: "geheim"}}
 	var logged bytes.Buffer
 	slog.New(slog.NewJSONHandler(&logged, nil)).Info("x", "config", within, "security", within.Security)
 	marshalled, err := json.Marshal(within)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, out := range []string{fmt.Sprintf("%v %+v %#v %s", within, within, within, within.Security), logged.String(), string(marshalled)} {
+	for _, out := range []string{fmt.Sprintf("%v %+v %#v %s", within, within, within, within.Security),
+		logged.String(), string(marshalled)} {
 		if strings.Contains(out, "geheim") {
 			t.Error(out)
 		}

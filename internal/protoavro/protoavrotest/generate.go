@@ -92,15 +92,18 @@ func value(t *rapid.T, f protoreflect.FieldDescriptor, newer bool, depth int) pr
 	}
 	switch m := newMessage(f.Message()); f.Message().FullName() {
 	case "google.protobuf.Timestamp":
-		m.Set(m.Descriptor().Fields().ByName("seconds"), protoreflect.ValueOfInt64(rapid.Int64Range(-62_135_596_800, 253_402_300_799).Draw(t, "seconds")))
-		m.Set(m.Descriptor().Fields().ByName("nanos"), protoreflect.ValueOfInt32(1000*rapid.Int32Range(0, 999_999).Draw(t, "micros")))
+		m.Set(m.Descriptor().Fields().ByName("seconds"),
+			protoreflect.ValueOfInt64(rapid.Int64Range(-62_135_596_800, 253_402_300_799).Draw(t, "seconds")))
+		m.Set(m.Descriptor().Fields().ByName("nanos"),
+			protoreflect.ValueOfInt32(1000*rapid.Int32Range(0, 999_999).Draw(t, "micros")))
 		return protoreflect.ValueOfMessage(m)
 	case "google.type.Money":
 		units, nanos := rapid.Int64().Draw(t, "units"), rapid.Int32Range(0, 999_999_999).Draw(t, "nanos")
 		if units < 0 || units == 0 && rapid.Bool().Draw(t, "negative") {
 			nanos = -nanos
 		}
-		m.Set(m.Descriptor().Fields().ByName("currency_code"), protoreflect.ValueOfString(rapid.String().Draw(t, "currency")))
+		m.Set(m.Descriptor().Fields().ByName("currency_code"),
+			protoreflect.ValueOfString(rapid.String().Draw(t, "currency")))
 		m.Set(m.Descriptor().Fields().ByName("units"), protoreflect.ValueOfInt64(units))
 		m.Set(m.Descriptor().Fields().ByName("nanos"), protoreflect.ValueOfInt32(nanos))
 		return protoreflect.ValueOfMessage(m)

@@ -42,7 +42,7 @@ func (p *Producer) Stamp(ctx context.Context, topic string, partition int32, val
 	}
 	produced, ok := answer.(*kmsg.ProduceResponse)
 	if !ok || len(produced.Topics) != 1 || len(produced.Topics[0].Partitions) != 1 {
-		return fmt.Errorf("the broker answered %T without the partition", answer)
+		return fmt.Errorf("the broker returned %T without the partition", answer)
 	}
 	return kerr.ErrorForCode(produced.Topics[0].Partitions[0].ErrorCode)
 }

@@ -12,7 +12,7 @@ import (
 	_ "google.golang.org/genproto/googleapis/type/money" // google/type/money.proto, which registries do not have
 )
 
-// Schema is a registered schema of any writer, for readers that know nothing else about its values.
+// Schema is a registered schema of any writer, with everything that is needed to read its values.
 type Schema struct {
 	ID   int
 	Type string // "AVRO", "PROTOBUF", "JSON"
@@ -41,43 +41,44 @@ func (c *Client) Schema(ctx context.Context, id int) (Schema, error) {
 	if err != nil {
 		return Schema{}, err
 	}
-	return c.whole(ctx, id, s)
+	return c.withReferences(ctx, id, s)
 }
 
 // Latest returns the newest schema of a subject. Errors are as for Schema.
 func (c *Client) Latest(ctx context.Context, subject string) (Schema, error) {
 	s, err := c.api.SchemaByVersion(ctx, subject, -1)
-	if err = c.outcome(ctx, err); err != nil {
+	if err = c.recordOutcome(ctx, err); err != nil {
 		return Schema{}, fmt.Errorf("the newest schema of subject %s: %w", subject, err)
 	}
-	return c.whole(ctx, s.ID, s.Schema)
+	return c.withReferences(ctx, s.ID, s.Schema)
 }
 
-// whole returns a schema with all of its references.
-func (c *Client) whole(ctx context.Context, id int, s sr.Schema) (Schema, error) {
+// withReferences returns a schema with all of its references.
+func (c *Client) withReferences(ctx context.Context, id int, s sr.Schema) (Schema, error) {
 	out := Schema{ID: id, Type: s.Type.String(), Text: s.Schema}
-	err := c.follow(ctx, &out, s.References, map[string]bool{})
+	err := c.fetchReferences(ctx, &out, s.References, map[string]bool{})
 	if err != nil {
 		return Schema{}, fmt.Errorf("schema %d: %w", id, err)
 	}
 	return out, nil
 }
 
-// follow fetches references recursively.
-func (c *Client) follow(ctx context.Context, into *Schema, refer []sr.SchemaReference, seen map[string]bool) error {
+// fetchReferences appends the references of a schema to into, recursively.
+func (c *Client) fetchReferences(ctx context.Context, into *Schema, refer []sr.SchemaReference,
+	seen map[string]bool) error {
 	for _, r := range refer {
 		if seen[r.Name] {
 			continue
 		}
-		// Schemas come from others: bound the work.
+		// Other systems write these schemas, so the work is bounded.
 		if seen[r.Name] = true; len(seen) > maxReferences {
-			return fmt.Errorf("it refers to more than %d others", maxReferences)
+			return fmt.Errorf("more than %d references", maxReferences)
 		}
 		s, err := c.api.SchemaByVersion(ctx, r.Subject, r.Version)
-		if err = c.outcome(ctx, err); err != nil {
-			return fmt.Errorf("what it refers to as %s, version %d of subject %s: %w", r.Name, r.Version, r.Subject, err)
+		if err = c.recordOutcome(ctx, err); err != nil {
+			return fmt.Errorf("reference %s, version %d of subject %s: %w", r.Name, r.Version, r.Subject, err)
 		}
-		if err := c.follow(ctx, into, s.References, seen); err != nil {
+		if err := c.fetchReferences(ctx, into, s.References, seen); err != nil {
 			return err
 		}
 		into.References = append(into.References, Reference{r.Name, s.Schema.Schema})
@@ -91,7 +92,7 @@ func Subject(topic string) string { return subject(topic) }
 // CutFrame removes Confluent's frame from a value. It returns the schema's id and the rest.
 func CutFrame(value []byte) (id int, rest []byte, err error) {
 	if !IsFramed(value) {
-		return 0, nil, fmt.Errorf("it is not framed for a schema registry: it begins with %.1q in place of a byte 0", value)
+		return 0, nil, fmt.Errorf("not framed for a schema registry: the value begins with %.1q, want a byte 0", value)
 	}
 	return cutFrame(value)
 }
@@ -113,6 +114,7 @@ func CompileProto(ctx context.Context, s Schema) (protoreflect.FileDescriptor, e
 	for _, r := range s.References {
 		texts[r.Name] = r.Text
 	}
+	// Google's common types are linked in, and registries do not have them.
 	known := protocompile.ResolverFunc(func(path string) (protocompile.SearchResult, error) {
 		f, err := protoregistry.GlobalFiles.FindFileByPath(path)
 		return protocompile.SearchResult{Desc: f}, err
@@ -125,7 +127,7 @@ func CompileProto(ctx context.Context, s Schema) (protoreflect.FileDescriptor, e
 	}
 	files, err := c.Compile(ctx, name)
 	if err != nil {
-		return nil, fmt.Errorf("not a .proto file: %w", err)
+		return nil, fmt.Errorf("compile .proto file: %w", err)
 	}
 	return files[0], nil
 }
@@ -136,13 +138,13 @@ func MessageAt(f protoreflect.FileDescriptor, path []int) (protoreflect.MessageD
 	messages := f.Messages()
 	for _, i := range path {
 		if i < 0 || i >= messages.Len() {
-			return nil, fmt.Errorf("its schema has no message at %v", path)
+			return nil, fmt.Errorf("the schema has no message at %v", path)
 		}
 		found = messages.Get(i)
 		messages = found.Messages()
 	}
 	if found == nil {
-		return nil, fmt.Errorf("its schema has no message at %v", path)
+		return nil, fmt.Errorf("the schema has no message at %v", path)
 	}
 	return found, nil
 }

@@ -13,13 +13,14 @@ import (
 
 // ActiveGroups returns the consumer groups that have members and whose names start with a prefix.
 func (a *Admin) ActiveGroups(ctx context.Context, prefix string) ([]string, error) {
-	answer, err := a.admin.ListConsumerGroups(ctx, kafka.SetAdminRequestTimeout(describeWithin))
+	answer, err := a.admin.ListConsumerGroups(ctx, kafka.SetAdminRequestTimeout(describeTimeout))
 	if err != nil {
 		return nil, fmt.Errorf("kafka: list the consumer groups: %w", err)
 	}
 	var active []string
 	for _, g := range answer.Valid {
-		if strings.HasPrefix(g.GroupID, prefix) && g.State != kafka.ConsumerGroupStateEmpty && g.State != kafka.ConsumerGroupStateDead {
+		if strings.HasPrefix(g.GroupID, prefix) && g.State != kafka.ConsumerGroupStateEmpty &&
+			g.State != kafka.ConsumerGroupStateDead {
 			active = append(active, g.GroupID)
 		}
 	}
@@ -27,11 +28,11 @@ func (a *Admin) ActiveGroups(ctx context.Context, prefix string) ([]string, erro
 	return active, nil
 }
 
-// RemakeTopics deletes topics with all their records, and creates them again. It returns when the
-// brokers know the new topics.
-func (a *Admin) RemakeTopics(ctx context.Context, topics ...Topic) error {
-	before := map[string]string{}
-	var names []string
+// RecreateTopics deletes topics with all their records, and creates them again. It returns when the
+// brokers know the new topics. Consumers recognise a new topic by its id.
+func (a *Admin) RecreateTopics(ctx context.Context, topics ...Topic) error {
+	before := map[string]string{} // ids of the old topics, by name
+	var existing []string
 	for _, t := range topics {
 		info, err := a.Topic(ctx, t.Name)
 		// There is nothing to delete.
@@ -42,13 +43,14 @@ func (a *Admin) RemakeTopics(ctx context.Context, topics ...Topic) error {
 			return err
 		}
 		before[t.Name] = info.ID
-		names = append(names, t.Name)
+		existing = append(existing, t.Name)
 	}
 	var answers []kafka.TopicResult
-	if len(names) > 0 {
+	if len(existing) > 0 {
 		var err error
-		if answers, err = a.admin.DeleteTopics(ctx, names, kafka.SetAdminOperationTimeout(describeWithin)); err != nil {
-			return fmt.Errorf("kafka: delete the topics %s: %w", strings.Join(names, ", "), err)
+		if answers, err = a.admin.DeleteTopics(ctx, existing,
+			kafka.SetAdminOperationTimeout(describeTimeout)); err != nil {
+			return fmt.Errorf("kafka: delete the topics %s: %w", strings.Join(existing, ", "), err)
 		}
 	}
 	for _, answer := range answers {
@@ -65,7 +67,7 @@ func (a *Admin) RemakeTopics(ctx context.Context, topics ...Topic) error {
 			}
 			var now TopicInfo
 			if now, err = a.Topic(ctx, t.Name); err == nil && now.ID != "" && now.ID == before[t.Name] {
-				err = fmt.Errorf("topic %s is still there", t.Name)
+				err = fmt.Errorf("topic %s still exists", t.Name)
 			}
 		}
 		if err == nil {

@@ -71,7 +71,8 @@ func TestStartOnAFullDisk(t *testing.T) {
 	}
 	const records = 100
 	for range records {
-		if err := p.Produce(t.Context(), kafka.Record{Topic: events.Name, Partition: 0, Value: []byte("x")}); err != nil {
+		if err := p.Produce(t.Context(),
+			kafka.Record{Topic: events.Name, Partition: 0, Value: []byte("x")}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -79,16 +80,18 @@ func TestStartOnAFullDisk(t *testing.T) {
 	free := fill(t, dir)
 	c.kill()
 
-	var said lockedBuffer
+	var logged lockedBuffer
 	started := make(chan *embedded.Broker, 1)
 	go func() {
-		b, err := embedded.Start(t.Context(), embedded.Config{DataDir: data, Logger: slog.New(slog.NewTextHandler(&said, nil))})
+		b, err := embedded.Start(t.Context(),
+			embedded.Config{DataDir: data, Logger: slog.New(slog.NewTextHandler(&logged, nil))})
 		if err != nil {
 			t.Error(err)
 		}
 		started <- b
 	}()
-	polltest.Until(t, "the broker says that it waits for room", func() bool { return bytes.Contains(said.Bytes(), []byte("disk is full")) })
+	polltest.Until(t, "the broker logs that it waits for space",
+		func() bool { return bytes.Contains(logged.Bytes(), []byte("disk is full")) })
 	free()
 	b := <-started
 	if b == nil {
@@ -96,12 +99,13 @@ func TestStartOnAFullDisk(t *testing.T) {
 	}
 	defer b.Close() //nolint:errcheck // the records are what counts
 	got := 0
-	err = kafka.ReadAll(t.Context(), kafka.Config{Brokers: b.Addr()}, events.Name, nil, map[int32]int64{0: records}, func(kafka.Message) error {
-		got++
-		return nil
-	})
+	err = kafka.ReadAll(t.Context(), kafka.Config{Brokers: b.Addr()}, events.Name, nil, map[int32]int64{0: records},
+		func(kafka.Message) error {
+			got++
+			return nil
+		})
 	if err != nil || got != records {
-		t.Errorf("%d of %d records are there, %v", got, records, err)
+		t.Errorf("read %d of %d records: %v", got, records, err)
 	}
 }
 

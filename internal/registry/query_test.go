@@ -9,7 +9,7 @@ import (
 )
 
 // ask queries the shared registry by plain HTTP, without our code.
-func ask(tb testing.TB, method, path, body string) string {
+func query(tb testing.TB, method, path, body string) string {
 	tb.Helper()
 	req, err := http.NewRequestWithContext(tb.Context(), method, shared.URL(tb)+path, strings.NewReader(body))
 	if err != nil {
@@ -28,9 +28,9 @@ func ask(tb testing.TB, method, path, body string) string {
 	return string(all)
 }
 
-func askInto(tb testing.TB, into any, method, path, body string) {
+func queryInto(tb testing.TB, into any, method, path, body string) {
 	tb.Helper()
-	answer := ask(tb, method, path, body)
+	answer := query(tb, method, path, body)
 	if err := json.Unmarshal([]byte(answer), into); err != nil {
 		tb.Fatalf("%s %s answered %s: %v", method, path, answer, err)
 	}

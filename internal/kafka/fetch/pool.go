@@ -7,9 +7,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// memory is a pool for fetched records. A record takes about 250 bytes, which the garbage collector
-// would otherwise have to reclaim.
-type memory struct {
+// pool recycles the memory of fetched records and of decompressed batches. A record takes about 250
+// bytes, which the garbage collector would otherwise have to reclaim.
+type pool struct {
 	mu      sync.Mutex
 	records stack[kgo.Record]
 	bytes   stack[byte]
@@ -23,14 +23,14 @@ const (
 )
 
 // GetRecords implements kgo.PoolRecords.
-func (m *memory) GetRecords(n int) []kgo.Record {
+func (m *pool) GetRecords(n int) []kgo.Record {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.records.take(n)
 }
 
 // PutRecords implements kgo.PoolRecords.
-func (m *memory) PutRecords(s []kgo.Record) {
+func (m *pool) PutRecords(s []kgo.Record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.records.put(s, keptRecords)
@@ -41,14 +41,14 @@ func (m *memory) PutRecords(s []kgo.Record) {
 const growth = 4
 
 // GetDecompressBytes implements kgo.PoolDecompressBytes.
-func (m *memory) GetDecompressBytes(compressed []byte, _ kgo.CompressionCodecType) []byte {
+func (m *pool) GetDecompressBytes(compressed []byte, _ kgo.CompressionCodecType) []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.bytes.take(growth * len(compressed))
 }
 
 // PutDecompressBytes implements kgo.PoolDecompressBytes.
-func (m *memory) PutDecompressBytes(s []byte) {
+func (m *pool) PutDecompressBytes(s []byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.bytes.put(s, keptBytes)

@@ -3,7 +3,7 @@ package fetch
 import "testing"
 
 // Slices are reused if they fit, and no more are kept than the limits allow.
-func TestMemoryIsUsedAgain(t *testing.T) {
+func TestPoolReusesMemory(t *testing.T) {
 	t.Parallel()
 	var s stack[byte]
 	const most = 10_000
