@@ -72,7 +72,8 @@ var commands = map[string]command{
 
 // info is the reply to INFO. Clients read from it whether keys can be evicted.
 const info = "# Server\r\nredis_version:7.2.0\r\nredis_mode:standalone\r\nexecutable:millrace\r\n" +
-	"# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n# Persistence\r\nloading:0\r\n# Cluster\r\ncluster_enabled:0\r\n"
+	"# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n" +
+	"# Persistence\r\nloading:0\r\n# Cluster\r\ncluster_enabled:0\r\n"
 
 // call runs a command for a client or a script.
 func (t *tx) call(name string, args []string) (any, error) {
@@ -135,7 +136,7 @@ func hget(t *tx, args []string) (any, error) {
 
 // hmget implements HMGET, with nil for each missing field.
 func hmget(t *tx, args []string) (any, error) {
-	values := make([]any, 0, len(args)-1)
+	values := make([]any, 0, len(args)-1) // in the order of the arguments
 	for _, field := range args[1:] {
 		value, err := hget(t, []string{args[0], field})
 		if err != nil {
@@ -179,8 +180,12 @@ func hset(t *tx, args []string) (any, error) {
 	}
 	// A key has one type. Only a new hash needs the check, because an existing one cannot be a set.
 	if _, ok := t.hash(args[0]); !ok {
-		if is, err := t.isSet(args[0]); err != nil || is {
-			return nil, errors.Join(err, errWrongType)
+		is, err := t.isSet(args[0])
+		if err != nil {
+			return nil, err
+		}
+		if is {
+			return nil, errWrongType
 		}
 	}
 	// The rest of the arguments are pairs of field and value.
@@ -214,6 +219,7 @@ func sadd(t *tx, args []string) (any, error) {
 	if _, ok := t.hash(args[0]); ok {
 		return nil, errWrongType
 	}
+	// A member that is given twice counts once, because pending writes are visible.
 	n := int64(0)
 	for _, member := range args[1:] {
 		at := entry(t.sets, setKey(args[0])+member)
@@ -242,6 +248,7 @@ func smembers(t *tx, args []string) (any, error) {
 
 // exists implements EXISTS and counts the keys that exist.
 func exists(t *tx, args []string) (any, error) {
+	// A key that is given twice counts twice, as in Redis.
 	n := int64(0)
 	for _, key := range args {
 		kind, err := typeOf(t, []string{key})
@@ -457,7 +464,7 @@ func reply(p *server.Peer, answer any, err error) {
 // writeReply writes a reply in Redis' protocol. See command for the possible types.
 func writeReply(w *server.Writer, answer any) {
 	switch a := answer.(type) {
-	case nil:
+	case nil: // a missing value
 		w.WriteNull()
 	case status:
 		w.WriteInline(string(a))

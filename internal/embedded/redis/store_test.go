@@ -464,6 +464,38 @@ func damageFile(t *testing.T, name string, damage func([]byte) []byte) {
 	}
 }
 
+// A write that finds damage while it checks the key's type sets the files aside, and is then
+// applied to the empty store.
+func TestWriteFindsDamage(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "redis")
+	h := open(t, dir)
+	for n := 1; n <= 100; n++ {
+		if err := round(h, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.Compact(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h = open(t, dir)
+	tables, err := filepath.Glob(filepath.Join(dir, "*.ldb"))
+	if err != nil || len(tables) == 0 {
+		t.Fatalf("tables %v, %v", tables, err)
+	}
+	for _, name := range tables {
+		damageFile(t, name, func(c []byte) []byte { return flipEvery(c, 1) })
+	}
+	do(t, h, "HSET", "ref:zz", "f", "v") // between the keys of the damaged table
+	expect(t, h, "1", "DBSIZE")
+	if h.Damage() == nil {
+		t.Error("the damage is not reported")
+	}
+}
+
 // A folder of another version, or of another program, is set aside unchanged.
 func TestUnknownFormatsAreSetAside(t *testing.T) {
 	t.Parallel()
