@@ -4,9 +4,9 @@
 // [Waits] of one retry loop. [Waits.Wait] sleeps before the next attempt, and [Waits.Reset] starts
 // over after a success. The waits are computed by cenkalti/backoff.
 //
-// Each wait is twice the previous one, up to [Policy.Longest]. It is then randomized to between 50
-// % and 150 %, so that callers that failed together do not retry together. There is no limit on the
-// number of attempts: the caller's context ends the loop.
+// Each wait is twice the previous one, up to [Policy.Longest]. It is then randomized between half
+// and one and a half times as much, so that callers that failed together do not retry together.
+// There is no limit on the number of attempts: the caller's context ends the loop.
 package backoff
 
 import (

@@ -137,8 +137,8 @@ func (a *Admin) EnsureTopics(ctx context.Context, topics ...Topic) error {
 			return err
 		}
 		if n < t.Partitions {
-			return fmt.Errorf("kafka: topic %s has %d partitions, but %d are configured: configure %d, or move its records",
-				t.Name, n, t.Partitions, n)
+			return fmt.Errorf("kafka: topic %s has %d partitions, but %d are configured: "+
+				"configure %d, or move its records to a new topic", t.Name, n, t.Partitions, n)
 		}
 	}
 	return nil

@@ -78,6 +78,8 @@ func (m *member) poll(t *testing.T, want int) []string {
 	return got
 }
 
+// A consumer returns committed records only, from the offsets that Assigned and Seek give it, and
+// the end after the last marker. Paused partitions return nothing.
 func TestConsumerReadsCommittedRecordsFromOffsets(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, b broker) {
@@ -187,7 +189,7 @@ func TestOffsetsOutOfRange(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				t.Fatal("there was no error")
+				t.Fatal("Poll returned no error")
 			})
 		})
 	}
@@ -207,7 +209,7 @@ func (b broker) commitAndDelete(t *testing.T, partition int32, before int64, val
 	}
 }
 
-// One member gives up a partition before another one gets it.
+// A partition is revoked from one member before another one gets it.
 func TestConsumersNeverOwnAPartitionTwice(t *testing.T) {
 	t.Parallel()
 	each(t, 4, func(t *testing.T, b broker) {
@@ -225,7 +227,7 @@ func TestConsumersNeverOwnAPartitionTwice(t *testing.T) {
 				maps.Copy(all, m.owned)
 			}
 			if owned != len(all) {
-				t.Fatalf("%d partitions are owned %d times", len(all), owned)
+				t.Fatalf("%d partitions have %d owners", len(all), owned)
 			}
 			return owned
 		}
@@ -236,7 +238,7 @@ func TestConsumersNeverOwnAPartitionTwice(t *testing.T) {
 			t.Helper()
 			for deadline := time.Now().Add(30 * time.Second); !shared(); {
 				if time.Now().After(deadline) {
-					t.Fatalf("never: %s", what)
+					t.Fatalf("timed out: %s", what)
 				}
 			}
 		}
@@ -251,7 +253,7 @@ func TestConsumersNeverOwnAPartitionTwice(t *testing.T) {
 				t.Error(err)
 			}
 			if len(m.owned) != 0 {
-				t.Errorf("closed, and still told to own %v", m.owned)
+				t.Errorf("closed, but Revoked was not called for %v", m.owned)
 			}
 			if len(members) > 0 {
 				settle("the others share")
@@ -305,7 +307,7 @@ func TestPartitionsOfKilledMemberAreReassigned(t *testing.T) {
 		t.Fatal(err)
 	}
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatalf("the victim said %q: %v", line, err)
+		t.Fatalf("the victim printed %q: %v", line, err)
 	}
 	m := b.join(t, nil)
 	defer m.leave(t)
@@ -317,16 +319,18 @@ func TestPartitionsOfKilledMemberAreReassigned(t *testing.T) {
 			return len(m.owned) == n
 		}
 	}
-	polltest.Until(t, "the two share", owned(2))
+	polltest.Until(t, "both members have partitions", owned(2))
 	from := time.Now()
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait() // killed
-	polltest.Until(t, "the other has all", owned(4))
+	polltest.Until(t, "the other member has all partitions", owned(4))
 	t.Logf("a killed member's partitions are read again after %.1f s", time.Since(from).Seconds())
 }
 
+// Reserved and unknown properties are rejected. A consumer without a broker can be polled and
+// closed.
 func TestConsumerConfig(t *testing.T) {
 	t.Parallel()
 	none := kafka.ConsumerConfig{Config: kafka.Config{Brokers: "127.0.0.1:1", Logger: quiet}, Group: "g",

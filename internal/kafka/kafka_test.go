@@ -209,7 +209,7 @@ func TestReadAllWaitsForOpenTransactions(t *testing.T) {
 		short, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if got, err := b.read(short, nil, high); !errors.Is(err, context.DeadlineExceeded) {
-			t.Fatalf("read %v, error %v below an open transaction, want it to wait", got, err)
+			t.Fatalf("read %v (error %v) despite an open transaction", got, err)
 		}
 		if err := open.Commit(t.Context()); err != nil {
 			t.Fatal(err)
@@ -268,7 +268,7 @@ func TestNewProducerFencesPrevious(t *testing.T) {
 				old := b.transactional(t, "p")
 				commit(t, old, b.record(0, "k", "1"))
 				if err := when(t, b, old); !errors.Is(err, kafka.ErrFenced) {
-					t.Fatalf("the old producer: %v, want ErrFenced", err)
+					t.Fatalf("the previous producer: %v, want ErrFenced", err)
 				}
 				b.expect(t, nil, b.ends(t, (*kafka.Admin).HighWatermarks), "1")
 			})
@@ -357,7 +357,7 @@ func TestProducerReportsDelivery(t *testing.T) {
 		}
 		b.expect(t, nil, b.ends(t, (*kafka.Admin).HighWatermarks), "1", "2")
 		if err := p.Produce(t.Context(), b.record(7, "k", "3")); err == nil {
-			t.Fatal("a record for a partition that is not there was delivered")
+			t.Fatal("a record for a missing partition was delivered")
 		}
 	})
 }
@@ -383,13 +383,13 @@ func TestEnsureTopics(t *testing.T) {
 			t.Fatalf("%d partitions, %v; want 3", n, err)
 		}
 		if _, err := a.Partitions(t.Context(), "nowhere"); !errors.Is(err, kafka.ErrUnknownTopic) {
-			t.Fatalf("partitions of a topic that is not there: %v", err)
+			t.Fatalf("partitions of a missing topic: %v, want ErrUnknownTopic", err)
 		}
 		if err := a.EnsureTopics(t.Context(), kafka.Topic{Name: b.topic, Partitions: 2}); err != nil {
-			t.Fatalf("a topic with more partitions than wanted: %v", err)
+			t.Fatalf("a topic with more partitions than needed: %v", err)
 		}
 		if err := a.EnsureTopics(t.Context(), kafka.Topic{Name: b.topic, Partitions: 4}); err == nil {
-			t.Fatal("a topic with fewer partitions than wanted is no error")
+			t.Fatal("a topic with too few partitions was accepted")
 		}
 	})
 }
@@ -400,10 +400,10 @@ func TestReservedPropertiesAreRejected(t *testing.T) {
 	cfg := kafka.Config{Brokers: "127.0.0.1:1", Logger: quiet, Extra: map[string]string{"enable.idempotence": "false"}}
 	if p, err := kafka.NewTransactionalProducer(cfg, "p"); err == nil {
 		p.Close()
-		t.Fatal("a transactional producer without idempotence")
+		t.Fatal("a transactional producer without idempotence was opened")
 	}
 	if _, err := kafka.NewAdmin(kafka.Config{Logger: quiet}); err == nil {
-		t.Fatal("a client without brokers")
+		t.Fatal("a client without brokers was opened")
 	}
 }
 
@@ -416,7 +416,7 @@ func TestReadAllStalls(t *testing.T) {
 		err := kafka.ReadAll(t.Context(), c, b.topic, nil, map[int32]int64{0: 5},
 			func(kafka.Message) error { return nil })
 		if !errors.Is(err, kafka.ErrStalled) {
-			t.Fatalf("%v, want ErrStalled", err)
+			t.Fatalf("got %v, want ErrStalled", err)
 		}
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
+// Only errors that end with the election of a leader, or with its propagation, are retried.
 func TestLeaderChangeErrors(t *testing.T) {
 	t.Parallel()
 	for code, want := range map[librdkafka.ErrorCode]bool{
@@ -29,6 +30,6 @@ func TestLeaderChangeErrors(t *testing.T) {
 		}
 	}
 	if kafka.LeaderChanges(errors.New("other")) || kafka.LeaderChanges(nil) {
-		t.Error("any error is taken for a change of the leader")
+		t.Error("another error is classified as a leader change")
 	}
 }

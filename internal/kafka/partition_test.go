@@ -24,6 +24,7 @@ func TestPartitionMatchesKafka(t *testing.T) {
 	}
 }
 
+// The producer puts each key on the partition that Partition returns.
 func TestPartitionMatchesProducer(t *testing.T) {
 	t.Parallel()
 	const partitions = 7
@@ -41,7 +42,7 @@ func TestPartitionMatchesProducer(t *testing.T) {
 			func(m kafka.Message) error {
 				seen++
 				if want := kafka.Partition(m.Value, partitions); m.Partition != want {
-					return fmt.Errorf("key %q is on partition %d, Partition says %d", m.Key, m.Partition, want)
+					return fmt.Errorf("key %q is on partition %d, Partition returns %d", m.Key, m.Partition, want)
 				}
 				return nil
 			})
@@ -54,6 +55,7 @@ func TestPartitionMatchesProducer(t *testing.T) {
 	})
 }
 
+// The header is read back, and any invalid value counts as missing.
 func TestPartitionsHeader(t *testing.T) {
 	t.Parallel()
 	h := func(key, value string) event.Header { return event.Header{Key: key, Value: []byte(value)} }

@@ -52,7 +52,7 @@ func TestRefused(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		spoil func(*security.Config)
-		says  string
+		want  string
 	}{
 		"wrong password":      {func(s *security.Config) { s.Password = "wrong" }, "uthentication"},
 		"unknown user":        {func(s *security.Config) { s.Username = "nobody" }, "uthentication"},
@@ -112,7 +112,7 @@ func TestRefused(t *testing.T) {
 				from := time.Now()
 				err := call(ctx, t)
 				took := time.Since(from)
-				if !errors.Is(err, kafka.ErrRefused) || !strings.Contains(err.Error(), c.says) {
+				if !errors.Is(err, kafka.ErrRefused) || !strings.Contains(err.Error(), c.want) {
 					t.Errorf("after %v: %v", took, err)
 				}
 				if err != nil && (strings.Contains(err.Error(), good.Password) ||
@@ -125,6 +125,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// Every kind of client rejects incomplete security settings when it is opened.
 func TestIncompleteSecurityIsRejected(t *testing.T) {
 	t.Parallel()
 	half := security.Config{TLS: true, Mechanism: security.Plain, Username: "u"}

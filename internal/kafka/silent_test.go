@@ -81,7 +81,7 @@ func TestFrozenBroker(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := a.EndOffsets(context.Background(), b.topic); err == nil {
-		t.Error("a frozen broker answers")
+		t.Error("a frozen broker responds")
 	}
 	if err := kafka.ReadAll(context.Background(), b.Config, b.topic, nil, map[int32]int64{0: 1},
 		func(kafka.Message) error { return nil }); !errors.Is(err, kafka.ErrStalled) {

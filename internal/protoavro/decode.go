@@ -18,6 +18,7 @@ const nullFirst = 0 // index of null in the unions of our schemas
 // schema, has written. The value need not be trusted.
 func (p *Plan) Decode(dst, in []byte) ([]byte, error) {
 	begin := len(dst)
+	// Errors are checked once, at the end.
 	s := source{avro.Reader{Rest: in}}
 	dst = p.root.decode(dst, &s, 0)
 	// If the message had anything unknown, the last field has all of it.
@@ -57,9 +58,10 @@ func (r *record) decode(dst []byte, s *source, depth int) []byte {
 		return dst
 	}
 	var taken uint64 // bits of oneofs with a member so far
+	// An Avro record has all of its fields, in the order of the schema and without tags.
 	for i := range r.fields {
 		f := &r.fields[i]
-		begin := len(dst)
+		begin := len(dst) // where the field is removed again if it is zero
 		switch f.presence {
 		case implicit:
 			dst = protowire.AppendTag(dst, f.number, f.kind.wire())
@@ -88,6 +90,7 @@ func (r *record) decode(dst []byte, s *source, depth int) []byte {
 		case mapped:
 			dst = f.decodeEntries(dst, s, depth)
 		}
+		// Stop early, since input that is too short could have many more fields.
 		if s.Err != nil {
 			return dst
 		}
@@ -130,7 +133,7 @@ func (f *field) decodeEntries(dst []byte, s *source, depth int) []byte {
 	for n := s.block(); n > 0; n = s.block() {
 		for ; n > 0 && s.Err == nil; n-- {
 			dst = protowire.AppendTag(dst, f.number, protowire.BytesType)
-			content := len(dst)
+			content := len(dst) // the entry's length is inserted here
 			dst = protowire.AppendTag(dst, keyNumber, protowire.BytesType)
 			dst = protowire.AppendBytes(dst, s.Text())
 			dst = protowire.AppendTag(dst, valueNumber, f.kind.wire())
@@ -176,7 +179,7 @@ func (e element) decode(dst []byte, s *source, depth int) (_ []byte, zero bool) 
 	case sfixed64Kind, fixed64Kind:
 		v := s.number(e.kind)
 		return protowire.AppendFixed64(dst, uint64(v)), v == 0
-	case floatKind, doubleKind: // the same bytes in both formats
+	case floatKind, doubleKind: // little-endian IEEE 754 in both formats
 		size := int64(8)
 		if e.kind == floatKind {
 			size = 4
@@ -266,6 +269,7 @@ func decodeMoney(dst []byte, s *source) []byte {
 	if currency := s.Text(); len(currency) > 0 {
 		dst = protowire.AppendBytes(protowire.AppendTag(dst, moneyCurrency, protowire.BytesType), currency)
 	}
+	// Of any length up to 16 bytes, also with redundant leading bytes.
 	amount := s.Bytes()
 	if s.Err != nil {
 		return dst
@@ -281,7 +285,7 @@ func decodeMoney(dst []byte, s *source) []byte {
 		copy(number[:], "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")
 	}
 	copy(number[16-len(amount):], amount)
-	// Divide the magnitude as a 128-bit number by nanos per unit.
+	// Divide the magnitude, not the signed number, as a 128-bit number by nanos per unit.
 	hi, lo := binary.BigEndian.Uint64(number[:8]), binary.BigEndian.Uint64(number[8:])
 	if negative {
 		var borrow uint64

@@ -18,7 +18,7 @@ import (
 // Encode appends a Protobuf message as an Avro value. It fails if decoding the value would not
 // return the same bytes. The result is appended to dst, which may be nil.
 func (p *Plan) Encode(dst, message []byte) ([]byte, error) {
-	begin := len(dst)
+	begin := len(dst) // of this value
 	out, lossy, err := p.root.encode(dst, message, 0)
 	// The last field of the root contains the whole message if the other fields cannot.
 	switch {
@@ -40,16 +40,16 @@ func (p *Plan) Encode(dst, message []byte) ([]byte, error) {
 		return nil, fmt.Errorf("%s cannot be decoded again: %w", p.root.name, err)
 	}
 	if !bytes.Equal(back, message) {
-		return nil, fmt.Errorf("%s would not be decoded byte for byte: its wire format differs from that of Go's Protobuf",
-			p.root.name)
+		return nil, fmt.Errorf("%s would not be decoded byte for byte: "+
+			"its wire format differs from that of Go's Protobuf", p.root.name)
 	}
 	return out, nil
 }
 
-// Bytes that select the branch of a union with null.
+// Bytes that select the branch of a union with null: zigzag varints of the branch index.
 const (
-	isNull  = 0
-	inUnion = 2
+	isNull  = 0 // index 0
+	inUnion = 2 // index 1
 )
 
 // slot is the position of a field's values in a message. Values are not copied: the second pass
@@ -175,6 +175,7 @@ func (f *field) encode(dst, value []byte, count, depth int) (_ []byte, lossy boo
 	}
 	// All values are written as one block, followed by an empty one.
 	dst = avro.AppendLong(dst, int64(count))
+	// The range contains a tag before each value, and may contain other fields.
 	for len(value) > 0 {
 		number, typ, n := protowire.ConsumeTag(value)
 		value = value[max(n, 0):]
@@ -243,6 +244,7 @@ func (f *field) encodeEntry(dst, value []byte, depth int) (_ []byte, lossy bool,
 			return nil, false, protowire.ParseError(n)
 		}
 		switch {
+		// A repeated key or value replaces the previous one.
 		case number == keyNumber && typ == protowire.BytesType:
 			key = entry[:n]
 		case number == valueNumber && typ == f.kind.wire():
@@ -263,7 +265,8 @@ func (f *field) encodeEntry(dst, value []byte, depth int) (_ []byte, lossy bool,
 	return dst, lossy || more, err
 }
 
-// appendZero appends the value of a field that is not in the message.
+// appendZero appends the value of a field that is not in the message. Protobuf omits zeros, and
+// Avro does not.
 func (e element) appendZero(dst []byte) []byte {
 	switch e.kind {
 	case floatKind:
@@ -339,7 +342,7 @@ func (e element) encodeVarint(dst []byte, v uint64) (_ []byte, lossy bool, err e
 		return avro.AppendLong(dst, int64(int32(v))), false, nil
 	case uint32Kind:
 		return avro.AppendLong(dst, int64(uint32(v))), false, nil
-	case sint32Kind:
+	case sint32Kind: // zigzag on both sides, but with 32 bits in Protobuf
 		return avro.AppendLong(dst, int64(int32(protowire.DecodeZigZag(v&math.MaxUint32)))), false, nil
 	case sint64Kind:
 		return avro.AppendLong(dst, protowire.DecodeZigZag(v)), false, nil
@@ -351,7 +354,8 @@ func (e element) encodeVarint(dst []byte, v uint64) (_ []byte, lossy bool, err e
 	return avro.AppendLong(dst, int64(v)), false, nil
 }
 
-// pair reads fields 1 and 2 of a message, which are the numbers of a Timestamp.
+// pair reads fields 1 and 2 of a message, which are the seconds and the nanoseconds of a Timestamp.
+// lossy reports that the message has other fields.
 func pair(content []byte) (first, second uint64, lossy bool, err error) {
 	for len(content) > 0 {
 		number, typ, n := protowire.ConsumeTag(content)
@@ -387,6 +391,7 @@ func encodeTime(dst, content []byte) (_ []byte, lossy bool, err error) {
 	if n%1000 != 0 {
 		return nil, false, fmt.Errorf("time %d s %d ns has fractions of a microsecond", s, n)
 	}
+	// Microseconds of these seconds must fit a long.
 	if n < 0 || n >= 1e9 || s < math.MinInt64/microsPerSec || s >= math.MaxInt64/microsPerSec {
 		return nil, false, fmt.Errorf("time %d s %d ns is out of range", s, n)
 	}
@@ -436,6 +441,7 @@ func encodeMoney(dst, content []byte) (_ []byte, lossy bool, err error) {
 	case nanos <= -nanosPerUnit || nanos >= nanosPerUnit || units > 0 && nanos < 0 || units < 0 && nanos > 0:
 		return nil, false, fmt.Errorf("%d units and %d nanos are not an amount of money", units, nanos)
 	}
+	// The amount is a single decimal: units * 10^9 + nanos.
 	dst = avro.AppendBytes(dst, currency)
 	// The amount may exceed 64 bits, so compute with 128.
 	hi, lo := bits.Mul64(magnitude(units), nanosPerUnit)
@@ -449,7 +455,7 @@ func encodeMoney(dst, content []byte) (_ []byte, lossy bool, err error) {
 	var number [16]byte
 	binary.BigEndian.PutUint64(number[:8], hi)
 	binary.BigEndian.PutUint64(number[8:], lo)
-	// Drop leading bytes that only repeat the sign.
+	// Drop leading bytes that only repeat the sign: Avro's decimals have any length.
 	shortest := number[:]
 	for len(shortest) > 1 && (shortest[0] == 0 && shortest[1] < 0x80 || shortest[0] == 0xff && shortest[1] >= 0x80) {
 		shortest = shortest[1:]

@@ -1,4 +1,5 @@
 // Package protoavro converts Protobuf messages to Avro and back, directly between the wire formats.
+// internal/registry uses it for topics with the codec avro.
 //
 // [Schema] derives the Avro schema of a message. [Compile] makes a [Plan] from such a schema, and
 // the plan encodes and decodes. Compile needs only the Avro schema, whose attributes contain what
@@ -27,18 +28,19 @@ import (
 // Plan is the mapping between an Avro schema and a Protobuf message, with everything that encoding
 // and decoding look up. It is immutable and safe for concurrent use.
 type Plan struct {
-	root *record
+	root *record // of the message that the plan converts
 }
 
 // record is a Protobuf message, and an Avro record. Its fields are in the order of the schema.
 type record struct {
-	name       string // full name, the same in both formats
-	fields     []field
+	name   string // full name, the same in both formats
+	fields []field
+	// A byte suffices: a record has at most maxFields fields.
 	index      []int8 // index in fields by field number; -1 if none
 	hasUnknown bool   // its last field is _unknown
 }
 
-// field is a field of a message.
+// field is a field of a message, and of the Avro record.
 type field struct {
 	element
 	name     string
@@ -152,7 +154,7 @@ func Compile(schema string) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A plan converts whole messages.
+	// Events are messages, so other schemas cannot be of a topic's values.
 	if root.kind != messageKind {
 		return nil, errors.New("its root is not a record")
 	}
@@ -162,7 +164,8 @@ func Compile(schema string) (*Plan, error) {
 // Message returns the full name of the Protobuf message.
 func (p *Plan) Message() string { return p.root.name }
 
-// compiler is the state of Compile.
+// compiler is the state of Compile. Avro defines a named type at its first use, and refers to it by
+// name after that.
 type compiler struct {
 	records map[string]*record // by full name
 	enums   map[string][]int32
@@ -194,7 +197,7 @@ func (c *compiler) element(n *avro.SchemaNode, declared string) (element, error)
 		return element{kind: moneyKind}, checkMoney(n)
 	case c.resolve(n.Type) == moneyName:
 		return element{kind: moneyKind}, nil
-	case n.Type == "record":
+	case n.Type == "record": // its definition
 		r, err := c.record(n)
 		return element{kind: messageKind, record: r}, err
 	case n.Type == "enum":
@@ -204,7 +207,7 @@ func (c *compiler) element(n *avro.SchemaNode, declared string) (element, error)
 	case n.Type == "long" && n.LogicalType == "timestamp-micros":
 		return element{kind: timeKind}, nil
 	// References to types that were defined earlier in the schema.
-	case c.records[c.resolve(n.Type)] != nil:
+	case c.records[c.resolve(n.Type)] != nil: // perhaps an enclosing record, which is not complete yet
 		return element{kind: messageKind, record: c.records[c.resolve(n.Type)]}, nil
 	case c.enums[c.resolve(n.Type)] != nil:
 		return element{kind: enumKind, symbols: c.enums[c.resolve(n.Type)]}, nil
@@ -228,7 +231,7 @@ func (c *compiler) record(n *avro.SchemaNode) (*record, error) {
 	// Names without a namespace, in the fields of this record, are of the record's own.
 	defer func(outer string) { c.within = outer }(c.within)
 	c.within = r.name[:max(0, strings.LastIndexByte(r.name, '.'))]
-	oneofs := map[string]int{}
+	oneofs := map[string]int{} // names of the record's oneofs
 	for i := range n.Fields {
 		f := &n.Fields[i]
 		if f.Name == unknownField {
@@ -257,6 +260,7 @@ func (c *compiler) record(n *avro.SchemaNode) (*record, error) {
 
 // add adds a field and its index.
 func (r *record) add(f field) {
+	// Field numbers are small, so a slice is faster than a map.
 	for len(r.index) <= int(f.number) {
 		r.index = append(r.index, -1)
 	}
@@ -298,7 +302,7 @@ func (c *compiler) field(n *avro.SchemaField, oneofs map[string]int) (field, err
 	declared, _ := n.Props[attrType].(string)
 	of := &n.Type
 	switch {
-	case isNullable(of, ""):
+	case isNullable(of, ""): // a message, an optional field, or a member of a oneof
 		f.presence, of = optional, &of.Branches[1]
 	case of.Type == "array" && of.Items != nil:
 		f.presence, of = repeated, of.Items
@@ -311,7 +315,7 @@ func (c *compiler) field(n *avro.SchemaField, oneofs map[string]int) (field, err
 	if f.element, err = c.element(of, declared); err != nil {
 		return f, err
 	}
-	// Our contracts use proto3, whose repeated scalars are packed.
+	// The contracts use proto3, whose repeated scalars are packed. Schema rejects all others.
 	f.packed = f.presence == repeated && f.kind.wire() != protowire.BytesType
 	switch {
 	case f.presence == implicit && (f.kind.isMessage() || f.oneof != 0):
@@ -335,6 +339,7 @@ func enumNumbers(n *avro.SchemaNode) ([]int32, error) {
 	numbers := make([]int32, len(listed))
 	for i, v := range listed {
 		number, ok := v.(int64)
+		// The library parses integers of JSON as int64.
 		if !ok || int64(int32(number)) != number {
 			return nil, fmt.Errorf("enum %s: number %v of symbol %s does not fit 32 bits", fullName(n), v, n.Symbols[i])
 		}
@@ -347,7 +352,8 @@ func enumNumbers(n *avro.SchemaNode) ([]int32, error) {
 	return numbers, nil
 }
 
-// checkMoney returns an error unless a record has the fields that encodeMoney writes.
+// checkMoney returns an error unless a record has the fields that encodeMoney writes: they are
+// encoded without looking at the schema again.
 func checkMoney(n *avro.SchemaNode) error {
 	if len(n.Fields) == 2 && n.Fields[0].Name == "currency_code" && n.Fields[0].Type.Type == "string" &&
 		n.Fields[1].Name == "amount" {

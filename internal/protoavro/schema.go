@@ -32,6 +32,7 @@ import (
 //   - The root's last field, _unknown, is null unless a message has something that the schema does
 //     not know. Then it has the whole message as Protobuf.
 func Schema(of protoreflect.MessageDescriptor) (string, error) {
+	// The root has one field more than the record of its message; see unknownField.
 	d := deriver{named: map[protoreflect.FullName]bool{}}
 	root, err := d.record(of)
 	if err != nil {
@@ -41,6 +42,7 @@ func Schema(of protoreflect.MessageDescriptor) (string, error) {
 		Name: unknownField, Type: nullable("bytes"), Default: json.RawMessage("null"),
 		Doc: "null, or the whole message in Protobuf's wire format, where it has something that this schema does not know",
 	})
+	// The text is deterministic, so that the same message always has the same schema in a registry.
 	schema, err := json.Marshal(root)
 	if err != nil {
 		return "", err
@@ -112,7 +114,7 @@ type (
 // first type.
 func nullable(t any) []any { return []any{"null", t} }
 
-// deriver is the state of Schema.
+// deriver is the state of Schema. It walks the message types depth first.
 type deriver struct {
 	named map[protoreflect.FullName]bool // already defined, so a reference by name suffices
 }
@@ -140,6 +142,7 @@ func (d *deriver) record(m protoreflect.MessageDescriptor) (avroRecord, error) {
 // inWireOrder returns the fields in the order in which Go's Protobuf writes them: by number, with
 // all members of a oneof at the position of the first.
 func inWireOrder(m protoreflect.MessageDescriptor) []protoreflect.FieldDescriptor {
+	// A synthetic oneof contains an optional field, which is written like any other.
 	sortKey := func(f protoreflect.FieldDescriptor) protoreflect.FieldNumber {
 		if o := f.ContainingOneof(); o != nil && !o.IsSynthetic() {
 			return o.Fields().Get(0).Number()
@@ -150,6 +153,7 @@ func inWireOrder(m protoreflect.MessageDescriptor) []protoreflect.FieldDescripto
 	for i := range m.Fields().Len() {
 		fields = append(fields, m.Fields().Get(i))
 	}
+	// Within a oneof, at most one member is set, so their order among each other does not matter.
 	slices.SortFunc(fields, func(a, b protoreflect.FieldDescriptor) int {
 		return cmp.Or(cmp.Compare(sortKey(a), sortKey(b)), cmp.Compare(a.Number(), b.Number()))
 	})
@@ -177,7 +181,7 @@ func (d *deriver) field(f protoreflect.FieldDescriptor) (avroField, error) {
 	if err != nil {
 		return field, err
 	}
-	field.Kind = kind
+	field.Kind = kind // empty if the Avro type implies it
 	// Every field has a default, so that readers can add and remove fields.
 	switch {
 	case f.IsMap():
@@ -200,9 +204,10 @@ func (d *deriver) field(f protoreflect.FieldDescriptor) (avroField, error) {
 // default for the Avro type.
 func (d *deriver) value(f protoreflect.FieldDescriptor) (of any, zero, declared string, err error) {
 	switch k := kindOf(f); k {
-	case timeKind:
+	case timeKind: // a message in Protobuf, so its field has presence and needs no zero
 		return avroLogical{Type: "long", LogicalType: "timestamp-micros"}, "", "", nil
 	case moneyKind:
+		// As for other messages, later uses refer to the first definition.
 		if d.named[moneyName] {
 			return moneyName, "", "", nil
 		}
@@ -222,6 +227,8 @@ func (d *deriver) value(f protoreflect.FieldDescriptor) (of any, zero, declared 
 	case enumKind:
 		e := f.Enum()
 		first := e.Values().Get(0)
+		// The first symbol is the default of the enum and of its fields, so it must be Protobuf's
+		// zero.
 		if first.Number() != 0 {
 			return nil, "", "", fmt.Errorf("the first number of enum %s is not 0", e.FullName())
 		}
@@ -256,7 +263,7 @@ func (d *deriver) value(f protoreflect.FieldDescriptor) (of any, zero, declared 
 	}
 }
 
-// zeros are the JSON defaults of Avro types.
+// zeros are the JSON defaults of Avro types: the values of absent fields in Protobuf.
 var zeros = map[string]string{
 	"boolean": "false", "int": "0", "long": "0", "float": "0", "double": "0", "string": `""`, "bytes": `""`,
 }

@@ -53,8 +53,8 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		addrs[i] = strings.TrimSpace(addr)
 		if _, _, err := net.SplitHostPort(addrs[i]); err != nil || strings.ContainsAny(addr, "/@") {
 			// The address is not part of the error, because it may be a URL with a password.
-			return nil, errors.New("redis: the address is not of the form host:port, or host:port,host:port for a cluster: " +
-				"set user and password separately")
+			return nil, errors.New("redis: the address is not of the form host:port, " +
+				"or host:port,host:port for a cluster: set user and password separately")
 		}
 	}
 	// Several addresses make it a client of a cluster, and one address a client of a single server.
@@ -81,7 +81,8 @@ func (c *Client) check(ctx context.Context, cfg Config) error {
 	case redis.HasErrorPrefix(err, "NOAUTH"):
 		return fmt.Errorf("the server requires a password, but none is set: %w", err)
 	case errors.As(err, &untrusted), errors.As(err, new(x509.UnknownAuthorityError)):
-		return fmt.Errorf("the server's certificate is not trusted: add the authority that signed it to the TLS settings: %w", err)
+		return fmt.Errorf("the server's certificate is not trusted: "+
+			"add the authority that signed it to the TLS settings: %w", err)
 	case errors.As(err, &dial) && dial.Op == "dial":
 		return err
 	case cfg.TLS != nil:

@@ -131,7 +131,8 @@ func (d *Decoder) decode(ctx context.Context, topic string, value []byte) ([]byt
 		return nil, err
 	}
 	if d == nil || d.client == nil {
-		return nil, fmt.Errorf("encoded with schema %d of a schema registry, but none is configured: set registry.url", id)
+		return nil, fmt.Errorf("encoded with schema %d of a schema registry, but none is configured: "+
+			"set registry.url", id)
 	}
 	s, err := d.schema(ctx, id)
 	if err == nil {

@@ -32,7 +32,7 @@ func queryInto(tb testing.TB, into any, method, path, body string) {
 	tb.Helper()
 	answer := query(tb, method, path, body)
 	if err := json.Unmarshal([]byte(answer), into); err != nil {
-		tb.Fatalf("%s %s answered %s: %v", method, path, answer, err)
+		tb.Fatalf("%s %s returned %s: %v", method, path, answer, err)
 	}
 }
 

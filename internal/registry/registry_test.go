@@ -73,7 +73,7 @@ func TestRoundTrip(t *testing.T) {
 				}
 				if got := query(t, "GET", "/config/"+topic+"-value",
 					""); got != `{"compatibilityLevel":"BACKWARD_TRANSITIVE"}` {
-					t.Errorf("the subject asks for %s", got)
+					t.Errorf("the subject's compatibility is %s", got)
 				}
 				// Another producer finds the registered schema.
 				again, _, err := newEncoder(t, cfg).Encode(t.Context(), written)
@@ -110,7 +110,7 @@ func TestMixedTopic(t *testing.T) {
 	}
 	err := encoder(topicOf(t)+"protobuf", registry.Avro).Start(t.Context())
 	if !errors.Is(err, registry.ErrIncompatible) || !strings.Contains(err.Error(), "keep the topic's codec") {
-		t.Errorf("a subject with Protobuf was asked for Avro: %v", err)
+		t.Errorf("an Avro schema in a subject with Protobuf: %v", err)
 	}
 }
 
@@ -291,10 +291,10 @@ func TestOutage(t *testing.T) {
 
 	during := func(away string) {
 		if value, err = produce(e); err != nil {
-			t.Errorf("%s: a producer under way stopped: %v", away, err)
+			t.Errorf("%s: a running producer failed: %v", away, err)
 		}
 		if err := consume(t.Context(), d, value); err != nil {
-			t.Errorf("%s: a consumer under way stopped: %v", away, err)
+			t.Errorf("%s: a running consumer failed: %v", away, err)
 		}
 		brief, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer cancel()
@@ -302,7 +302,7 @@ func TestOutage(t *testing.T) {
 			t.Errorf("%s: a schema that is new to the consumer: %v", away, err)
 		}
 		if err := client.Ping(t.Context()); !errors.Is(err, registry.ErrUnavailable) || !client.Degraded() {
-			t.Errorf("%s: the client says %v, degraded %v", away, err, client.Degraded())
+			t.Errorf("%s: Ping returned %v, Degraded %v", away, err, client.Degraded())
 		}
 		if _, err := produce(encoder()); !errors.Is(err, registry.ErrUnavailable) {
 			t.Errorf("%s: a producer that starts: %v", away, err)
@@ -314,10 +314,10 @@ func TestOutage(t *testing.T) {
 		var again []byte
 		patiently("a producer that starts writes", func() (err error) { again, err = produce(encoder()); return err })
 		if !bytes.Equal(again, value) {
-			t.Errorf("afterwards a producer writes %x instead of %x", again, value)
+			t.Errorf("a producer wrote %x afterwards, want %x", again, value)
 		}
 		if client.Degraded() {
-			t.Error("it says that it is degraded still")
+			t.Error("Degraded still returns true")
 		}
 	}
 	if err := shared.Pause(); err != nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 )
 
-var update = flag.Bool("update", false, "write schemas/ anew")
+var update = flag.Bool("update", false, "rewrite schemas/")
 
 // schemas is the folder of the published Avro schemas, one per topic.
 const schemas = "../../schemas"
@@ -23,7 +23,7 @@ const schemas = "../../schemas"
 func schemaFile(a event.Aggregate) string { return a.Topic + ".avsc" }
 
 // The committed schemas are those derived from the contracts.
-func TestPublishedSchemasAreUpToDate(t *testing.T) {
+func TestSchemasAreFresh(t *testing.T) {
 	t.Parallel()
 	var want []string
 	for _, a := range event.Aggregates() {
@@ -39,7 +39,8 @@ func TestPublishedSchemasAreUpToDate(t *testing.T) {
 			}
 		}
 		if committed, err := os.ReadFile(path); err != nil || string(committed) != derived {
-			t.Errorf("schemas/%s is stale (%v): run `go test ./internal/registry -run TestSchemasAreFresh -update` and commit it", schemaFile(a), err)
+			t.Errorf("schemas/%s is stale (%v): run "+
+				"`go test ./internal/registry -run TestSchemasAreFresh -update` and commit it", schemaFile(a), err)
 		}
 	}
 	found, err := os.ReadDir(schemas)
@@ -48,7 +49,7 @@ func TestPublishedSchemasAreUpToDate(t *testing.T) {
 	}
 	for _, f := range found {
 		if !strings.Contains(strings.Join(want, " "), f.Name()) {
-			t.Errorf("schemas/%s is of no topic", f.Name())
+			t.Errorf("schemas/%s belongs to no topic", f.Name())
 		}
 	}
 }
@@ -109,7 +110,7 @@ func published(t *testing.T) (string, error) {
 		}
 		if commit == head {
 			if _, err := git("diff", "--quiet", "HEAD", "--", "schemas"); err == nil {
-				continue // it is what is at hand
+				continue // it equals the working tree
 			} else if !errors.As(err, new(*exec.ExitError)) {
 				return "", err
 			}

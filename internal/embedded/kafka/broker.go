@@ -113,6 +113,7 @@ func start(ctx context.Context, cfg Config) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The copy of the list of topics is updated before clients get responses; see frames.
 	topics := &topicsCopier{dir: cfg.DataDir, log: cfg.Logger}
 	// kfake accepts connections as soon as it is created. The listener holds them back until the
 	// log is prepared.

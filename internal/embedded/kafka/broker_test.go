@@ -183,12 +183,12 @@ func TestRestartKeepsLog(t *testing.T) {
 			t.Fatal(err)
 		}
 		if boots[b.Boot()] {
-			t.Fatalf("boot %s came twice", b.Boot())
+			t.Fatalf("two starts have the boot id %s", b.Boot())
 		}
 		boots[b.Boot()] = true
 		if left, err := filepath.Glob(filepath.Join(dir, "partitions", "*", "snapshot.json")); err != nil ||
 			len(left) > 0 {
-			t.Fatalf("snapshots that the next writes make wrong: %v, %v", left, err)
+			t.Fatalf("snapshots still exist after the start: %v, %v", left, err)
 		}
 		createTopic(t, b.Addr(), events)
 		p := producer(t, b.Addr(), "relay-"+b.Boot())
@@ -234,7 +234,7 @@ func TestListensOnLoopbackOnly(t *testing.T) {
 	t.Parallel()
 	if b, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Addr: "0.0.0.0:0"}); err == nil {
 		_ = b.Close()
-		t.Fatal("it listens on every interface")
+		t.Fatal("the broker listens on all interfaces")
 	}
 }
 
@@ -348,6 +348,8 @@ func TestCloseWithOpenTransactionUnblocksReaders(t *testing.T) {
 	}
 }
 
+// A start compacts the log. If it is killed meanwhile, the next start loses nothing and compacts
+// again.
 func TestCompactsAtStart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -396,11 +398,11 @@ func TestCompactsAtStart(t *testing.T) {
 	produce(t, b.Addr(), p, "positions", "order", "20")
 	commit(t, p)
 	if got := readAll(t, b.Addr(), "positions"); strings.Join(got, " ") != want+" order=20" {
-		t.Fatalf("and a record more: %v", got)
+		t.Fatalf("after another record: %v", got)
 	}
 	for _, leftover := range []string{"compacting", "compacting.new", "compacting.old"} {
 		if _, err := os.Stat(filepath.Join(dir, leftover)); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s is left over: %v", leftover, err)
+			t.Errorf("%s still exists: %v", leftover, err)
 		}
 	}
 }

@@ -34,7 +34,7 @@ func undoCompaction(dir string) error {
 		}
 	}
 	saved, err := os.ReadDir(filepath.Join(dir, compacting))
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) { // no compaction was interrupted
 		return nil
 	}
 	if err != nil {

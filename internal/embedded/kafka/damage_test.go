@@ -104,14 +104,14 @@ func mustHold(t *testing.T, dir string, records []string, ids map[string]kafka.T
 	}
 	for name, info := range identities(t, b.Addr()) {
 		if fmt.Sprint(info) != fmt.Sprint(ids[name]) {
-			t.Errorf("topic %s is %+v, and was %+v", name, info, ids[name])
+			t.Errorf("topic %s is %+v, was %+v", name, info, ids[name])
 		}
 	}
 	p := producer(t, b.Addr(), "more-"+b.Boot())
 	produce(t, b.Addr(), p, "events", "more", "1")
 	commit(t, p)
 	if got := readAll(t, b.Addr(), "events"); !slices.Equal(got, append(slices.Clone(records), "more=1")) {
-		t.Errorf("and with one more: %v", got)
+		t.Errorf("after another record: %v", got)
 	}
 }
 

@@ -81,6 +81,7 @@ func probe(path string, bytes int64) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close(), os.Remove(path)) }()
+	// Free space as the file system reports it ignores quotas, so write the bytes.
 	block := make([]byte, 64<<10)
 	for left := bytes; left > 0; left -= int64(len(block)) {
 		if _, err := f.Write(block[:min(left, int64(len(block)))]); err != nil {

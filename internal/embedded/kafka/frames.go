@@ -43,6 +43,7 @@ type frames struct {
 
 // Write saves a change of the list of topics before the client gets the response.
 func (f *frames) Write(p []byte) (int, error) {
+	// The flag is never reset: such requests are rare, and update compares first.
 	if f.changes.Load() {
 		f.changed()
 	}

@@ -63,7 +63,7 @@ func FuzzFrames(f *testing.F) {
 			head := make([]byte, 4)
 			n, err := io.ReadFull(conn, head)
 			if !bytes.HasPrefix(sent[at:], head[:n]) {
-				t.Fatalf("at %d came %x", at, head[:n])
+				t.Fatalf("got %[2]x at %[1]d", at, head[:n])
 			}
 			if err != nil {
 				return
@@ -76,7 +76,7 @@ func FuzzFrames(f *testing.F) {
 			body := make([]byte, size)
 			n, err = io.ReadFull(conn, body)
 			if !bytes.HasPrefix(sent[at:], body[:n]) {
-				t.Fatalf("at %d came something else", at)
+				t.Fatalf("other bytes at %d", at)
 			}
 			if err != nil {
 				return
@@ -172,9 +172,9 @@ func TestOversizedFrameIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
-			t.Errorf("%s: %d bytes are answered, %v", name, n, err)
+			t.Errorf("%s: got a response of %d bytes, %v", name, n, err)
 		} else if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
-			t.Errorf("%s: the connection stays open", name)
+			t.Errorf("%s: the connection is still open", name)
 		}
 		if err := conn.Close(); err != nil {
 			t.Error(err)

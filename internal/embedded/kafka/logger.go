@@ -12,6 +12,7 @@ import (
 // five milliseconds, and logs every request as information.
 type logger struct{ to *slog.Logger }
 
+// Logf implements kfake.Logger.
 func (l *logger) Logf(level kfake.LogLevel, format string, args ...any) {
 	to := slog.LevelDebug
 	switch level {
@@ -20,6 +21,7 @@ func (l *logger) Logf(level kfake.LogLevel, format string, args ...any) {
 	case kfake.LogLevelWarn:
 		to = slog.LevelInfo
 	}
+	// Format only what is logged: kfake logs every request.
 	if ctx := context.Background(); l.to.Enabled(ctx, to) {
 		l.to.Log(ctx, to, fmt.Sprintf(format, args...))
 	}

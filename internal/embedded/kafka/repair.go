@@ -76,6 +76,7 @@ func hasSettledSnapshot(partition string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	// Only the fields that show whether a transaction is open.
 	var snapshot struct {
 		High   int64 `json:"high_watermark"`
 		Stable int64 `json:"last_stable_offset"`

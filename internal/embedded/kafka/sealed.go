@@ -49,7 +49,8 @@ func readSealed(name string) ([]byte, error) {
 
 // writeFile replaces a file atomically and durably.
 func writeFile(name string, content []byte) error {
-	temporary := name + ".new"                                                  // in the same folder, so that the rename is atomic
+	// In the same folder, so that the rename is atomic.
+	temporary := name + ".new"
 	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:gosec // our own directory
 	if err != nil {
 		return err

@@ -183,6 +183,7 @@ func scanSegment(name string, next int64, compacted bool) (int64, *unreadableTai
 
 // torn reports whether the end of a segment is an incomplete batch.
 func torn(f io.ReaderAt, at, size, least int64) (bool, error) {
+	// Even the header is incomplete.
 	if size < batchHeader {
 		return true, nil
 	}
@@ -205,7 +206,7 @@ func readBatch(r *bufio.Reader, least, most, left int64) (size, next int64, err 
 	if !ok || base < least || base > most || int64(length) > left {
 		return 0, 0, nil
 	}
-	want := binary.BigEndian.Uint32(header[17:])
+	want := binary.BigEndian.Uint32(header[17:]) // before header is overwritten by the next Peek
 	if _, err := r.Discard(beforeChecked); err != nil {
 		return 0, 0, ignoreEOF(err)
 	}
@@ -245,6 +246,7 @@ func findBatch(f io.ReaderAt, from, least, size int64) (at int64, found bool, er
 			if !ok || base < least || at+int64(length) > size {
 				continue
 			}
+			// A plausible header may be chance. The checksum decides.
 			r.Reset(io.NewSectionReader(f, at, int64(length)))
 			if got, _, err := readBatch(r, least, math.MaxInt64, int64(length)); err != nil || got > 0 {
 				return at, err == nil, err

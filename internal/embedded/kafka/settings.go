@@ -132,6 +132,7 @@ func checkMeta(dir string, log *slog.Logger) error {
 			return err
 		}
 	}
+	// The file is missing or was set aside.
 	meta.Version, meta.ClusterID = formatVersion, clusterID
 	raw, err = json.Marshal(meta)
 	if err != nil {

@@ -92,6 +92,7 @@ func readStamp(dir string) (s stamp, err error) {
 
 // renewStamp changes both stamps, first the one in the folder.
 func renewStamp(dir string) error {
+	// A missing or damaged stamp counts as none: both files are written again.
 	was, err := readStamp(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errChecksum) {
 		return err

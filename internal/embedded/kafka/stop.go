@@ -54,6 +54,7 @@ func writeStop(dir string) error {
 			s.Files[relativePath(dir, name)] = hash(raw)
 		}
 	}
+	// Sealed, so that a damaged description is not mistaken for damage of the files.
 	raw, err := json.Marshal(s)
 	if err != nil {
 		return err

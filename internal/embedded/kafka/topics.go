@@ -78,6 +78,7 @@ func parseTopics(raw []byte) (topics, error) {
 // the folders of partitions with records.
 func checkTopics(dir string, last *cleanStop, log *slog.Logger) error {
 	name := filepath.Join(dir, topicsFile)
+	// Records on disk prove which topics and partitions existed.
 	data, err := findRecordedPartitions(dir)
 	if err != nil {
 		return err
@@ -255,6 +256,7 @@ type topicsCopier struct {
 func (c *topicsCopier) update() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	// Without a copy the log works, but damage to the list could not be repaired. So log and go on.
 	name := filepath.Join(c.dir, topicsFile)
 	info, err := os.Stat(name)
 	if err == nil && c.seen != nil && os.SameFile(info, c.seen) {

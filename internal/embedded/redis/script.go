@@ -42,7 +42,7 @@ func (s *store) eval(args []string) (answer any, err error) {
 
 // compile returns a compiled script, from the cache if possible.
 func (s *store) compile(script string) (*lua.FunctionProto, error) {
-	// Views use a few scripts, so nearly every call finds its script compiled.
+	// Views use few scripts, so nearly every call finds its script compiled.
 	if known, ok := s.scripts.Get(script); ok {
 		return known, nil
 	}
@@ -164,7 +164,7 @@ func fromLua(v lua.LValue) any {
 		return string(v)
 	case lua.LNumber:
 		return int64(v)
-	case lua.LBool:
+	case lua.LBool: // false becomes nil
 		if v {
 			return int64(1)
 		}

@@ -51,6 +51,8 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if err := checkLoopback(ctx, cfg.Addr); err != nil {
 		return nil, fmt.Errorf("embedded redis: %w", err)
 	}
+	// Take the address first, so that a second process with the same one fails before it opens the
+	// files.
 	srv, err := server.NewServer(cfg.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("embedded redis: listen on %s: %w", cfg.Addr, err)

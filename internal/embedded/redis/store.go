@@ -129,6 +129,7 @@ func damaged(err error) bool {
 
 // setAside renames the folder. Only the most recent damaged folder is kept.
 func (s *store) setAside(cause error) error {
+	// The files are kept for an analysis. They are not read again.
 	aside := s.dir + ".damaged"
 	s.damage = cause
 	s.log.Warn("embedded redis: damaged files were set aside; the view will be rebuilt from the log",
@@ -223,6 +224,7 @@ func (s *store) read(db *leveldb.DB) error {
 	}
 	s.sets = binary.BigEndian.Uint64(sets)
 	s.last = s.sets
+	// There are few hashes, so their metadata fits in memory. Entries are not read.
 	each := db.NewIterator(util.BytesPrefix([]byte(hashPrefix)), nil)
 	defer each.Release()
 	for each.Next() {
@@ -310,7 +312,8 @@ func (s *store) heal(was *leveldb.DB, err error) (again bool) {
 	if s.closed {
 		return false
 	}
-	if s.db != was { // another command has reopened them
+	// Another command has met the same error and reopened the files.
+	if s.db != was {
 		return s.db != nil
 	}
 	if s.db != nil {

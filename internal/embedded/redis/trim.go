@@ -26,6 +26,7 @@ const (
 	chunkLast    = 4 // kind of the last chunk of a record
 )
 
+// manifestName matches the content of CURRENT. Anything else is damage.
 var manifestName = regexp.MustCompile(`\AMANIFEST-[0-9]+\z`)
 
 // trimAfterKill removes an incomplete record from the end of the newest journal and the manifest.
@@ -44,6 +45,7 @@ func trimAfterKill(dir string) error {
 	if err != nil {
 		return err
 	}
+	// Older journals are complete: LevelDB finishes one before it starts the next.
 	if len(journals) > 0 {
 		files = append(files, slices.Max(journals)) // their numbers have leading zeros
 	}

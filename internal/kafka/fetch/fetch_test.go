@@ -83,7 +83,7 @@ func read(t *testing.T, r *fetch.Reader, ends map[int32]int64) map[int32][]strin
 			return got
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("read to %v, and the ends are %v", next, ends)
+			t.Fatalf("read to %v, want to %v", next, ends)
 		}
 		batches, err := r.Poll(t.Context(), 50*time.Millisecond)
 		if err != nil {
@@ -118,7 +118,7 @@ func TestReadsCommittedRecordsToTheEnd(t *testing.T) {
 		must(t, w.Commit(t.Context(), w.topic, record(0, "a"), record(0, "b"), record(1, "x")))
 		must(t, w.Abort(t.Context(), w.topic, record(0, "never"), record(1, "never")))
 		var ends map[int32]int64
-		polltest.Until(t, "the ends are behind the markers, which brokers write by and by", func() bool {
+		polltest.Until(t, "the ends are behind the markers, which brokers write later", func() bool {
 			var err error
 			ends, err = w.Ends(t.Context(), w.topic)
 			must(t, err)
@@ -161,11 +161,13 @@ func TestAbortedRecordsAreHiddenInLargeTopics(t *testing.T) {
 			got += len(values)
 		}
 		if got != committed {
-			t.Fatalf("read %d records, and %d were committed", got, committed)
+			t.Fatalf("read %d records, want the %d that were committed", got, committed)
 		}
 	})
 }
 
+// Describe returns the ranges of a topic, reports a missing one, and gives a recreated one another
+// id.
 func TestDescribe(t *testing.T) {
 	t.Parallel()
 	each(t, 2, func(t *testing.T, w world) {
@@ -178,18 +180,18 @@ func TestDescribe(t *testing.T) {
 			t.Fatalf("got %+v", have)
 		}
 		must(t, w.DeleteTopic(t.Context(), w.topic))
-		polltest.Until(t, "the topic is gone", func() bool {
+		polltest.Until(t, "the topic is deleted", func() bool {
 			_, err := r.Describe(t.Context())
 			return errors.Is(err, fetch.ErrNoTopic)
 		})
 		must(t, w.CreateTopic(t.Context(), w.topic, 1))
 		var again fetch.Topic
-		polltest.Until(t, "the topic is there again", func() bool {
+		polltest.Until(t, "the topic exists again", func() bool {
 			again, err = w.open(nil).Describe(t.Context())
 			return err == nil
 		})
 		if again.ID == have.ID {
-			t.Fatal("a topic made anew has the id of the one before")
+			t.Fatal("a recreated topic has the id of the old one")
 		}
 	})
 }
@@ -220,13 +222,14 @@ func TestOffsetsOutOfRange(t *testing.T) {
 	})
 }
 
+// Poll returns after its wait, and with an error when its context ends.
 func TestPollEnds(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, w world) {
 		r := w.open(map[int32]int64{0: 0})
 		batches, err := r.Poll(t.Context(), 10*time.Millisecond)
 		if err != nil || len(batches) > 0 {
-			t.Fatalf("an empty topic gives %v, %v", batches, err)
+			t.Fatalf("an empty topic returned %v, %v", batches, err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()

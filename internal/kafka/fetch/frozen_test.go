@@ -43,11 +43,11 @@ func TestFrozenBrokers(t *testing.T) {
 	if err := poll(func() bool { return len(member.Assigned()) == 2 }); err != nil {
 		t.Fatal(err)
 	}
-	asking, err := fetch.Open(cfg)
+	reader, err := fetch.Open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := asking.Describe(context.Background()); err != nil {
+	if _, err := reader.Describe(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	if err := own.PauseNode(0); err != nil {
@@ -55,26 +55,26 @@ func TestFrozenBrokers(t *testing.T) {
 	}
 	described := make(chan error, 1)
 	go func() {
-		_, err := asking.Describe(context.Background())
+		_, err := reader.Describe(context.Background())
 		described <- err
 	}()
 	if err := poll(func() bool { return false }); err == nil {
-		t.Error("the member is told nothing")
+		t.Error("Poll of the member returned no error")
 	}
 	if err := <-described; err == nil {
-		t.Error("frozen brokers describe a topic")
+		t.Error("Describe succeeded with frozen brokers")
 	}
 	if err := own.ResumeNode(0); err != nil {
 		t.Fatal(err)
 	}
 	member.Close()
-	asking.Close()
+	reader.Close()
 	again, err := fetch.Open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer again.Close()
-	polltest.Until(t, "the brokers answer again", func() bool {
+	polltest.Until(t, "the brokers respond again", func() bool {
 		_, err := again.Describe(t.Context())
 		return err == nil
 	})

@@ -109,7 +109,7 @@ func (w world) work(ctx context.Context, t *testing.T, s *sink) {
 	}
 	for ctx.Err() == nil {
 		if err := session(); ctx.Err() == nil {
-			t.Logf("a member begins anew: %v", err)
+			t.Logf("a member joins again: %v", err)
 		}
 	}
 }
@@ -163,7 +163,7 @@ func TestMembersShareATopic(t *testing.T) {
 	})
 }
 
-// A member that has not yielded keeps its partitions, and is told that others wait for them.
+// A member that has not yielded keeps its partitions, and learns that others wait for them.
 func TestNoRebalanceBeforeYield(t *testing.T) {
 	t.Parallel()
 	each(t, 2, func(t *testing.T, w world) {
@@ -184,11 +184,11 @@ func TestNoRebalanceBeforeYield(t *testing.T) {
 			}
 		}
 		second := w.join(t, s.position)
-		polltest.Until(t, "the group wants partitions back", first.RebalancePending)
+		polltest.Until(t, "a rebalance is pending", first.RebalancePending)
 		if got := first.Assigned(); !slices.Equal(got, []int32{0, 1}) {
-			t.Fatalf("the first has %v before it has yielded", got)
+			t.Fatalf("the first member has %v before it has yielded", got)
 		}
-		polltest.Until(t, "both have one", func() bool {
+		polltest.Until(t, "both members have a partition", func() bool {
 			for _, r := range []*fetch.Reader{first, second} {
 				_, err := r.Poll(t.Context(), 10*time.Millisecond)
 				must(t, err)
@@ -220,7 +220,7 @@ func TestGroupOffsetsAreIgnored(t *testing.T) {
 		first.Close()
 		second := w.join(t, s.position)
 		var got []string
-		polltest.Until(t, "the second reads from where the sink is", func() bool {
+		polltest.Until(t, "the second member reads from the sink's offset", func() bool {
 			batches, err := second.Poll(t.Context(), 10*time.Millisecond)
 			must(t, err)
 			for _, b := range batches {

@@ -15,7 +15,7 @@ func TestPoolReusesMemory(t *testing.T) {
 		}
 	}
 	if got := s.take(900); &got[:1][0] != &large[0] || s.size != 0 {
-		t.Error("what fits is not used again")
+		t.Error("a slice that fits is not reused")
 	}
 	for range 3 * keptSlices {
 		s.put(make([]byte, 100), most)

@@ -51,7 +51,8 @@ func (c Config) Validate() error {
 	case c.CertFile == "" && c.KeyFile != "":
 		return errors.New("security: KeyFile is set without CertFile: set both, or none")
 	case c.Mechanism == "" && (c.Username != "" || c.Password != ""):
-		return errors.New("security: Username or Password is set without Mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+		return errors.New("security: Username or Password is set without Mechanism: " +
+			"set PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
 	case c.Mechanism == "":
 		return nil
 	case c.Mechanism != Plain && c.Mechanism != ScramSHA256 && c.Mechanism != ScramSHA512:

@@ -13,6 +13,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka/security"
 )
 
+// The error for incomplete settings names the field.
 func TestIncompleteSettingsAreNamed(t *testing.T) {
 	t.Parallel()
 	for names, c := range map[string]security.Config{
@@ -44,6 +45,7 @@ func TestIncompleteSettingsAreNamed(t *testing.T) {
 	}
 }
 
+// The error for an unreadable file names the field and the file.
 func TestUnreadableFilesAreNamed(t *testing.T) {
 	t.Parallel()
 	junk := filepath.Join(t.TempDir(), "junk.pem")
@@ -62,6 +64,7 @@ func TestUnreadableFilesAreNamed(t *testing.T) {
 	}
 }
 
+// No way to print or log a Config contains the password.
 func TestPasswordIsNeverPrinted(t *testing.T) {
 	t.Parallel()
 	within := struct{ Security security.Config }{security.Config{TLS: true, Mechanism: "PLAIN", Username: "u",

@@ -1,4 +1,8 @@
-// Package protoavrotest generates messages and compiles descriptors for tests of codecs.
+// Package protoavrotest helps to test codecs of Protobuf messages.
+//
+// Compile returns descriptors for the text of a .proto file, such as Everything, which has a field
+// of every kind. Generate draws random messages for a descriptor, and Marshal encodes them as the
+// services do. A codec under test must return the bytes of Marshal unchanged.
 package protoavrotest
 
 import (
@@ -22,7 +26,7 @@ func Generate(t *rapid.T, of protoreflect.MessageDescriptor, newer bool, depth i
 	m := newMessage(of)
 	for i := range of.Fields().Len() {
 		f := of.Fields().Get(i)
-		deep := depth > 2 && f.Message() != nil
+		deep := depth > 2 && f.Message() != nil // ends the recursion of types that contain themselves
 		if deep || f.HasPresence() && rapid.Bool().Draw(t, "absent") {
 			continue
 		}
@@ -40,6 +44,7 @@ func Generate(t *rapid.T, of protoreflect.MessageDescriptor, newer bool, depth i
 			m.Set(f, value(t, f, newer, depth))
 		}
 	}
+	// A field that a later version of the schema has added.
 	if newer && rapid.IntRange(0, 9).Draw(t, "unknown") == 0 {
 		unknown := protowire.AppendTag(nil, 3000, protowire.BytesType)
 		m.SetUnknown(protowire.AppendBytes(unknown, []byte("from the future")))
@@ -90,6 +95,7 @@ func value(t *rapid.T, f protoreflect.FieldDescriptor, newer bool, depth int) pr
 		}
 		return protoreflect.ValueOfEnum(known.Get(rapid.IntRange(0, known.Len()-1).Draw(t, "enum")).Number())
 	}
+	// Times and amounts must be valid. All other messages are drawn field by field.
 	switch m := newMessage(f.Message()); f.Message().FullName() {
 	case "google.protobuf.Timestamp":
 		m.Set(m.Descriptor().Fields().ByName("seconds"),

@@ -36,6 +36,7 @@ type Producer struct {
 // New returns a transactional producer that is closed at the end of the test.
 func New(t testing.TB, brokers []string, transactionalID string) *Producer {
 	t.Helper()
+	// Tests choose the partition of each record.
 	client, err := kgo.NewClient(
 		kgo.SeedBrokers(brokers...),
 		kgo.TransactionalID(transactionalID),
@@ -111,6 +112,7 @@ func (p *Producer) transact(ctx context.Context, topic string, end kgo.Transacti
 			out[i].Headers = append(out[i].Headers, kgo.RecordHeader(h))
 		}
 	}
+	// End the transaction even if a record failed.
 	err := p.client.ProduceSync(ctx, out...).FirstErr()
 	if err = errors.Join(err, p.client.EndTransaction(ctx, end)); err != nil {
 		return err
@@ -126,6 +128,7 @@ func (p *Producer) ended(ctx context.Context, topic string, records []*kgo.Recor
 		if err = errors.Join(err, stable.Error()); err != nil {
 			return err
 		}
+		// The last stable offset is above the records of a transaction that has ended.
 		open := func(r *kgo.Record) bool {
 			o, ok := stable.Lookup(topic, r.Partition)
 			return !ok || o.Offset <= r.Offset

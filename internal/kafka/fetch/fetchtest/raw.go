@@ -28,6 +28,7 @@ func (p *Producer) Stamp(ctx context.Context, topic string, partition int32, val
 	if err = errors.Join(err, topics.Error()); err != nil {
 		return err
 	}
+	// Newer brokers expect the topic's id, and older ones its name.
 	req := kmsg.NewPtrProduceRequest()
 	req.Acks, req.TimeoutMillis = -1, 10_000
 	t := kmsg.NewProduceRequestTopic()
@@ -51,6 +52,7 @@ func (p *Producer) Stamp(ctx context.Context, topic string, partition int32, val
 func batch(values []Stamped) []byte {
 	first, highest := values[0].Millis, values[0].Millis
 	var records []byte
+	// Timestamps and offsets are relative to the batch's first.
 	for i, v := range values {
 		highest = max(highest, v.Millis)
 		r := []byte{0} // attributes
@@ -70,6 +72,7 @@ func batch(values []Stamped) []byte {
 		FirstTimestamp: first, MaxTimestamp: highest, ProducerID: -1, ProducerEpoch: -1, FirstSequence: -1,
 		NumRecords: int32(len(values)), Records: records,
 	}
+	// Length and checksum cover the bytes after them, so they are filled in last.
 	const afterLength, crcAt, afterCRC = 12, 17, 21
 	raw := b.AppendTo(nil)
 	binary.BigEndian.PutUint32(raw[8:], uint32(len(raw)-afterLength))
