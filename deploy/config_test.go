@@ -51,7 +51,8 @@ func TestEachRoleHasOneProcessEverywhere(t *testing.T) {
 			}
 		}
 		slices.Sort(roles)
-		if want := []string{"admin", "commands", "iceberg", "lake", "query", "relay", "views"}; !slices.Equal(roles, want) {
+		if want := []string{"admin", "commands", "iceberg", "lake", "query", "relay",
+			"views"}; !slices.Equal(roles, want) {
 			t.Errorf("%s has the roles %v, want %v", where, roles, want)
 		}
 	}
@@ -196,7 +197,8 @@ func makeSecrets(t *testing.T, dir string) map[string][]byte {
 // through.
 func TestImageIsBuiltFromEveryPackage(t *testing.T) {
 	t.Parallel()
-	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{.ImportPath}}", "../cmd/millrace").Output()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{.ImportPath}}",
+		"../cmd/millrace").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +259,8 @@ func fromCompose(t *testing.T) []process {
 		if !strings.HasPrefix(s.Image, "millrace:") {
 			continue
 		}
-		p := process{where: "compose: " + name, command: s.Command, env: s.Environment, config: "compose/millrace.yaml", secrets: map[string]bool{}}
+		p := process{where: "compose: " + name, command: s.Command, env: s.Environment, config: "compose/millrace.yaml",
+			secrets: map[string]bool{}}
 		for _, secret := range s.Secrets {
 			p.secrets[fmt.Sprint(secret)] = true
 		}

@@ -30,7 +30,8 @@ func project(doc *eventv1.PositionToken, e event.Event) (*eventv1.PositionToken,
 }
 
 func record(stream string, version uint64, data string) streams.Record {
-	return streams.Record{Event: event.Event{Stream: stream, Version: version, Data: []byte(data)}, Offset: int64(version)}
+	return streams.Record{Event: event.Event{Stream: stream, Version: version, Data: []byte(data)},
+		Offset: int64(version)}
 }
 
 func TestFold(t *testing.T) {
@@ -79,7 +80,8 @@ func TestFoldFindsGaps(t *testing.T) {
 		r := record("a", have+2, "x")
 		_, err := readmodels.Fold(docs, []streams.Record{r}, project)
 		var gap *streams.GapError
-		if !errors.As(err, &gap) || !errors.Is(err, streams.ErrLost) || gap.Have != have || gap.Record.Offset != r.Offset {
+		if !errors.As(err, &gap) || !errors.Is(err, streams.ErrLost) || gap.Have != have ||
+			gap.Record.Offset != r.Offset {
 			t.Errorf("at version %d: %v", have, err)
 		}
 	}

@@ -81,7 +81,8 @@ func TestAwaitVersion(t *testing.T) {
 		}
 	}
 	broken := errors.New("no connection")
-	err := f.AwaitVersion(t.Context(), request, token.String(), func(context.Context, string) (uint64, error) { return 0, broken })
+	err := f.AwaitVersion(t.Context(), request, token.String(),
+		func(context.Context, string) (uint64, error) { return 0, broken })
 	if !errors.Is(err, broken) {
 		t.Errorf("a view that cannot be read: %v", err)
 	}
@@ -130,7 +131,8 @@ func TestStaleIsReturnedBeforeTheDeadline(t *testing.T) {
 					var have uint64
 					if byVersion {
 						have = 2
-						err = f.AwaitVersion(ctx, request, token.String(), func(context.Context, string) (uint64, error) { return have, nil })
+						err = f.AwaitVersion(ctx, request, token.String(),
+							func(context.Context, string) (uint64, error) { return have, nil })
 					} else {
 						err = f.AwaitPosition(ctx, request, token.String())
 					}
@@ -138,7 +140,8 @@ func TestStaleIsReturnedBeforeTheDeadline(t *testing.T) {
 						t.Errorf("answered after %v", waited)
 					}
 					stale := detail[*eventv1.Stale](t, err)
-					if connect.CodeOf(err) != connect.CodeDeadlineExceeded || stale.View != "test/v1" || stale.Stream != "o-1" ||
+					if connect.CodeOf(err) != connect.CodeDeadlineExceeded || stale.View != "test/v1" ||
+						stale.Stream != "o-1" ||
 						stale.WantVersion != 3 || stale.HaveVersion != have {
 						t.Errorf("%v, %v", err, stale)
 					}
@@ -172,7 +175,8 @@ func TestInvalidTokens(t *testing.T) {
 	t.Parallel()
 	foreign := token
 	foreign.Service = "catalog"
-	for text, why := range map[string]string{"rubbish!": "not a token", "AAAA": "not a token", foreign.String(): `service "catalog"`} {
+	for text, why := range map[string]string{"rubbish!": "not a token", "AAAA": "not a token",
+		foreign.String(): `service "catalog"`} {
 		f := freshness(false)
 		for kind, err := range map[string]error{
 			"version":  f.AwaitVersion(t.Context(), request, text, nil),

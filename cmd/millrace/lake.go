@@ -269,7 +269,7 @@ func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]lake.Name,
 			return nil, err
 		}
 		if !slices.ContainsFunc(all, func(n lake.Name) bool { return slices.Equal(n, names[i]) }) {
-			return nil, fmt.Errorf("unknown table %s: see `millrace lake tables`", arg)
+			return nil, fmt.Errorf("no table %s: see `millrace lake tables`", arg)
 		}
 	}
 	return names, nil

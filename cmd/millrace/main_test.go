@@ -71,7 +71,8 @@ func TestSingleAddressIsRefused(t *testing.T) {
 		"status --admin-addr 127.0.0.1:9 --addr 127.0.0.1:700": "127.0.0.1:9",
 	} {
 		_, err := run(t, strings.Fields(words)...)
-		if err == nil || !strings.Contains(err.Error(), "cannot connect to millrace") || !strings.Contains(err.Error(), addr) {
+		if err == nil || !strings.Contains(err.Error(), "cannot connect to millrace") ||
+			!strings.Contains(err.Error(), addr) {
 			t.Errorf("%q: %v, want that the connection to %s is refused", words, err, addr)
 		}
 	}
@@ -80,7 +81,8 @@ func TestSingleAddressIsRefused(t *testing.T) {
 // TestRemoteSystemNeedsNoListenerSettings checks that a call to another system does not need the settings of a
 // listener.
 func TestRemoteSystemNeedsNoListenerSettings(t *testing.T) {
-	for _, words := range []string{"status --admin-addr 192.0.2.1:9", "verify --admin-addr host.invalid:9", "sql --addr host.invalid:9 x"} {
+	for _, words := range []string{"status --admin-addr 192.0.2.1:9", "verify --admin-addr host.invalid:9",
+		"sql --addr host.invalid:9 x"} {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel() // before anything is sent
 		root := newRoot()
@@ -91,7 +93,8 @@ func TestRemoteSystemNeedsNoListenerSettings(t *testing.T) {
 			t.Errorf("%q: %v, want the error of the call alone", words, err)
 		}
 	}
-	if _, err := run(t, "up", "--addr", "192.0.2.1:9", "--data", t.TempDir()); err == nil || !strings.Contains(err.Error(), "auth.tokens") {
+	if _, err := run(t, "up", "--addr", "192.0.2.1:9", "--data", t.TempDir()); err == nil ||
+		!strings.Contains(err.Error(), "auth.tokens") {
 		t.Errorf("up: %v, want that a listener there needs tokens", err)
 	}
 }
@@ -118,7 +121,8 @@ func TestUnresponsiveServerIsReported(t *testing.T) {
 // table.
 func TestMistypedTables(t *testing.T) {
 	data := t.TempDir()
-	broker, err := embeddedkafka.Start(t.Context(), embeddedkafka.Config{DataDir: t.TempDir(), Addr: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})
+	broker, err := embeddedkafka.Start(t.Context(), embeddedkafka.Config{DataDir: t.TempDir(), Addr: "127.0.0.1:0",
+		Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,12 +139,14 @@ func TestMistypedTables(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), `no topic "cliks"`) {
 		t.Errorf("land: %v", err)
 	}
-	if out, err := run(t, "lake", "tables", "--data", data); err != nil || !strings.Contains(out, "foreign.clicks") || strings.Contains(out, "cliks") {
+	if out, err := run(t, "lake", "tables", "--data", data); err != nil || !strings.Contains(out, "foreign.clicks") ||
+		strings.Contains(out, "cliks") {
 		t.Errorf("the tables: %v\n%s", err, out)
 	}
 	for _, command := range []string{"maintain", "files", "snapshots"} {
 		_, err := run(t, "lake", command, "foreign.cliks", "--data", data)
-		if err == nil || !strings.Contains(err.Error(), "no table foreign.cliks") || strings.Contains(err.Error(), "lander") {
+		if err == nil || !strings.Contains(err.Error(), "no table foreign.cliks") ||
+			strings.Contains(err.Error(), "lander") {
 			t.Errorf("%s: %v", command, err)
 		}
 	}
@@ -174,17 +180,20 @@ func TestPortInUse(t *testing.T) {
 // before anything is written to it.
 func TestTopicThatDeletesEventsIsRefused(t *testing.T) {
 	data := t.TempDir()
-	broker, err := embeddedkafka.Start(t.Context(), embeddedkafka.Config{DataDir: filepath.Join(data, "kafka"), Addr: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})
+	broker, err := embeddedkafka.Start(t.Context(), embeddedkafka.Config{DataDir: filepath.Join(data, "kafka"),
+		Addr: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	// Topics of positions are compacted. The wrong declaration makes this topic one.
-	err = kafka.EnsureTopics(t.Context(), kafka.Config{Brokers: broker.Addr(), ClientID: "test"}, kafka.Topic{Name: event.Order.Topic, Partitions: 4, Compacted: true})
+	err = kafka.EnsureTopics(t.Context(), kafka.Config{Brokers: broker.Addr(), ClientID: "test"},
+		kafka.Topic{Name: event.Order.Topic, Partitions: 4, Compacted: true})
 	if err = errors.Join(err, broker.Close()); err != nil {
 		t.Fatal(err)
 	}
 	_, err = run(t, "up", "--no-demo", "--data", data, "--addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0")
-	if err == nil || !strings.Contains(err.Error(), "cleanup.policy") || !strings.Contains(err.Error(), "kafka-configs.sh --alter") {
+	if err == nil || !strings.Contains(err.Error(), "cleanup.policy") ||
+		!strings.Contains(err.Error(), "kafka-configs.sh --alter") {
 		t.Errorf("%v, want a refusal that names the setting and the remedy", err)
 	}
 }

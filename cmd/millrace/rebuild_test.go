@@ -32,7 +32,8 @@ func TestRebuild(t *testing.T) {
 	}
 	// publish adds n events to the store and runs a relay until all are on the log, or it stops.
 	publish := func(n int) (onLog int64, stopped error) {
-		broker, err := embeddedkafka.Start(t.Context(), embeddedkafka.Config{DataDir: filepath.Join(data, "kafka"), Logger: quiet})
+		broker, err := embeddedkafka.Start(t.Context(), embeddedkafka.Config{DataDir: filepath.Join(data, "kafka"),
+			Logger: quiet})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -47,9 +48,10 @@ func TestRebuild(t *testing.T) {
 		}()
 		for range n {
 			now := event.Time(time.Now())
-			_, err := s.Append(t.Context(), eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: uuid.NewString(), Events: []event.Event{{
-				ID: uuid.Must(uuid.NewV7()), Type: "millrace.order.v1.OrderPlaced", OccurredAt: now, RecordedAt: now,
-			}}}}})
+			_, err := s.Append(t.Context(),
+				eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: uuid.NewString(), Events: []event.Event{{
+					ID: uuid.Must(uuid.NewV7()), Type: "millrace.order.v1.OrderPlaced", OccurredAt: now, RecordedAt: now,
+				}}}}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -58,7 +60,8 @@ func TestRebuild(t *testing.T) {
 		if err := kafka.EnsureTopics(t.Context(), cfg, relay.Topics(event.Aggregates(), 4)...); err != nil {
 			t.Fatal(err)
 		}
-		r, err := relay.New(relay.Config{Store: s, Aggregate: event.Order, Kafka: cfg, TransactionalID: "relay-" + broker.Boot(), Logger: quiet})
+		r, err := relay.New(relay.Config{Store: s, Aggregate: event.Order, Kafka: cfg,
+			TransactionalID: "relay-" + broker.Boot(), Logger: quiet})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -134,7 +137,8 @@ func TestRebuild(t *testing.T) {
 	if n, err := publish(5); n != 35 || err != nil {
 		t.Fatalf("%d events are on the log, %v, want the 35 of the store", n, err)
 	}
-	if _, err := run(t, "rebuild", "--service", "orders", "--yes", "--data", data); err == nil || !strings.Contains(err.Error(), "inventory") {
+	if _, err := run(t, "rebuild", "--service", "orders", "--yes", "--data", data); err == nil ||
+		!strings.Contains(err.Error(), "inventory") {
 		t.Fatalf("a service that is none: %v", err)
 	}
 }

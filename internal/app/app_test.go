@@ -93,7 +93,8 @@ func TestServiceIsOneLine(t *testing.T) {
 	}
 
 	admin := adminv1connect.NewAdminServiceClient(http.DefaultClient, "http://"+p.AdminAddr())
-	stream, err := admin.Verify(t.Context(), connect.NewRequest(&adminv1.VerifyRequest{Wait: durationpb.New(time.Minute)}))
+	stream, err := admin.Verify(t.Context(),
+		connect.NewRequest(&adminv1.VerifyRequest{Wait: durationpb.New(time.Minute)}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +117,8 @@ func TestServiceIsOneLine(t *testing.T) {
 			t.Errorf("%s has %d events, want 3", s.GetSide(), s.GetCount())
 		}
 	}
-	if want := []string{"store example", "topic millrace.vouchers", "table vouchers_events"}; !slices.Equal(sides, want) {
+	if want := []string{"store example", "topic millrace.vouchers",
+		"table vouchers_events"}; !slices.Equal(sides, want) {
 		t.Errorf("%s was compared in %q, want %q", vouchers.GetAggregate(), sides, want)
 	}
 
@@ -149,7 +151,8 @@ func TestStopAndStart(t *testing.T) {
 	}
 	send(p, "ONE")
 	polltest.Until(t, "ready", func() bool { return get(t, p, "/readyz") == http.StatusOK })
-	if _, err := start(t.Context(), m, c, []Role{Commands}, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "in use by another millrace process") {
+	if _, err := start(t.Context(), m, c, []Role{Commands}, slog.New(slog.DiscardHandler)); err == nil ||
+		!strings.Contains(err.Error(), "in use by another millrace process") {
 		t.Errorf("a second process in the same folder: %v", err)
 	}
 	if err := p.Close(); err != nil {
@@ -204,8 +207,10 @@ func TestModuleThatFailsToStart(t *testing.T) {
 // it.
 func TestModuleThatFails(t *testing.T) {
 	t.Parallel()
-	for want, outcome := range map[string]error{"view vouchers/v1: disk on fire": errors.New("disk on fire"), "view vouchers/v1: it ended": nil} {
-		p, err := start(t.Context(), Modules{Services: []Service{voucherService}}, embeddedConfig(t), []Role{Commands}, slog.New(slog.DiscardHandler))
+	for want, outcome := range map[string]error{"view vouchers/v1: disk on fire": errors.New("disk on fire"),
+		"view vouchers/v1: ended unexpectedly": nil} {
+		p, err := start(t.Context(), Modules{Services: []Service{voucherService}}, embeddedConfig(t), []Role{Commands},
+			slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -72,7 +72,8 @@ func TestViews(t *testing.T) {
 	m := Shop()
 	seen := map[string]bool{}
 	for _, v := range m.Views {
-		if name, version, ok := strings.Cut(v.Name, "/"); !ok || name == "" || !strings.HasPrefix(version, "v") || seen[v.Name] {
+		if name, version, ok := strings.Cut(v.Name, "/"); !ok || name == "" || !strings.HasPrefix(version, "v") ||
+			seen[v.Name] {
 			t.Errorf("view %q: want a name of its own, with a version: name/v1", v.Name)
 		}
 		seen[v.Name] = true
@@ -98,7 +99,8 @@ func TestTheGuideShowsRealCode(t *testing.T) {
 		return string(text)
 	}
 	code := read("voucher_test.go") + read("modules.go") +
-		read("../../proto/millrace/example/v1/voucher_events.proto") + read("../../proto/millrace/example/v1/voucher_service.proto")
+		read("../../proto/millrace/example/v1/voucher_events.proto") +
+		read("../../proto/millrace/example/v1/voucher_service.proto")
 	blocks := strings.Split(read("../../docs/adding-a-service.md"), "```")
 	checked := 0
 	for i := 1; i < len(blocks); i += 2 {

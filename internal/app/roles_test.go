@@ -66,7 +66,8 @@ func TestSeparateRolesNeedServers(t *testing.T) {
 		t.Error("no role is an error")
 	}
 	err := checkRoles(c, []Role{Query})
-	for _, key := range []string{"kafka.brokers", "redis.addr", "search.elasticsearch", "lake.catalog", "lake.warehouse"} {
+	for _, key := range []string{"kafka.brokers", "redis.addr", "search.elasticsearch", "lake.catalog",
+		"lake.warehouse"} {
 		if err == nil || !strings.Contains(err.Error(), key) {
 			t.Errorf("query alone: %v, which lacks %s", err, key)
 		}

@@ -58,7 +58,8 @@ func decideVoucher(s voucherState, c voucherCommand) ([]*examplev1.VoucherEvent,
 	case issueVoucher:
 		if s.Issued {
 			return nil, &commands.RejectedError{
-				Code: commands.AlreadyExists, Rule: "voucher_already_issued", Field: "code", Reason: "the voucher exists",
+				Code: commands.AlreadyExists, Rule: "voucher_already_issued", Field: "code",
+				Reason: "the voucher exists",
 			}
 		}
 		return []*examplev1.VoucherEvent{{Event: &examplev1.VoucherEvent_Issued{Issued: &examplev1.VoucherIssued{
@@ -103,16 +104,18 @@ func (h voucherHandler) IssueVoucher(
 	ctx context.Context, req *connect.Request[examplev1.IssueVoucherRequest],
 ) (*connect.Response[examplev1.IssueVoucherResponse], error) {
 	issue := issueVoucher{Code: req.Msg.GetCode(), Uses: req.Msg.GetUses(), At: h.vouchers.Time(nil)}
-	return commands.Do(ctx, req, h.vouchers.On(issue.Code, issue), func(_ voucherState, r *eventv1.Receipt) *examplev1.IssueVoucherResponse {
-		return &examplev1.IssueVoucherResponse{Receipt: r}
-	})
+	return commands.Do(ctx, req, h.vouchers.On(issue.Code, issue),
+		func(_ voucherState, r *eventv1.Receipt) *examplev1.IssueVoucherResponse {
+			return &examplev1.IssueVoucherResponse{Receipt: r}
+		})
 }
 
 func (h voucherHandler) RedeemVoucher(
 	ctx context.Context, req *connect.Request[examplev1.RedeemVoucherRequest],
 ) (*connect.Response[examplev1.RedeemVoucherResponse], error) {
 	redeem := redeemVoucher{Code: req.Msg.GetCode(), At: h.vouchers.Time(nil)}
-	return commands.Do(ctx, req, h.vouchers.On(redeem.Code, redeem), func(_ voucherState, r *eventv1.Receipt) *examplev1.RedeemVoucherResponse {
-		return &examplev1.RedeemVoucherResponse{Receipt: r}
-	})
+	return commands.Do(ctx, req, h.vouchers.On(redeem.Code, redeem),
+		func(_ voucherState, r *eventv1.Receipt) *examplev1.RedeemVoucherResponse {
+			return &examplev1.RedeemVoucherResponse{Receipt: r}
+		})
 }

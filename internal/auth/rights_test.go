@@ -18,10 +18,13 @@ import (
 func TestRights(t *testing.T) {
 	t.Parallel()
 	all := []auth.Right{
-		"commands.order", "commands.catalog", "commands.customer", "commands.inventory", "queries.order", "queries.customer",
-		"sql.orders_events", "sql.order_lines", "sql.web.clicks", "catalog.read", "catalog.write", "catalog.admin", "operations", "profiles",
+		"commands.order", "commands.catalog", "commands.customer", "commands.inventory", "queries.order",
+		"queries.customer",
+		"sql.orders_events", "sql.order_lines", "sql.web.clicks", "catalog.read", "catalog.write", "catalog.admin",
+		"operations", "profiles",
 	}
-	tables := []auth.Right{"catalog.read.orders", "catalog.write.orders", "catalog.read.web.clicks", "catalog.write.web.clicks", "catalog.admin.web.clicks", "catalog.read"}
+	tables := []auth.Right{"catalog.read.orders", "catalog.write.orders", "catalog.read.web.clicks",
+		"catalog.write.web.clicks", "catalog.admin.web.clicks", "catalog.read"}
 	for given, want := range map[string]string{
 		"catalog.read":                              "catalog.read.orders catalog.read.web.clicks catalog.read",
 		"catalog":                                   "catalog.read.orders catalog.write.orders catalog.read.web.clicks catalog.write.web.clicks catalog.admin.web.clicks catalog.read",
@@ -83,7 +86,9 @@ func TestRights(t *testing.T) {
 			t.Errorf("%q allows %v, want %s", given, got, want)
 		}
 	}
-	for _, bad := range []string{"", "everything", "Commands", "commands.", "commands.payment", "queries.orderstatus", "sql.", "catalog.drop", "catalog.drop.a", "catalog.read.", "catalog.", "operations.verify", "profiles.heap", "*", "commands.*"} {
+	for _, bad := range []string{"", "everything", "Commands", "commands.", "commands.payment", "queries.orderstatus",
+		"sql.", "catalog.drop", "catalog.drop.a", "catalog.read.", "catalog.", "operations.verify", "profiles.heap",
+		"*", "commands.*"} {
 		if _, err := auth.ParseRights([]string{bad}); err == nil {
 			t.Errorf("%q is taken", bad)
 		}
@@ -94,11 +99,13 @@ func TestRights(t *testing.T) {
 func TestRightsOnlyAdd(t *testing.T) {
 	t.Parallel()
 	surfaces := []string{auth.Commands, auth.Queries, auth.SQL, auth.Catalog, auth.Operations, auth.Profiles}
-	given := rapid.SliceOf(rapid.SampledFrom(append(slices.Clone(surfaces), "all", "commands.order", "queries.catalog", "sql.a", "sql.a*", "catalog.read", "catalog.write", "catalog.read.a", "catalog.admin.a*")))
+	given := rapid.SliceOf(rapid.SampledFrom(append(slices.Clone(surfaces), "all", "commands.order", "queries.catalog",
+		"sql.a", "sql.a*", "catalog.read", "catalog.write", "catalog.read.a", "catalog.admin.a*")))
 	rapid.Check(t, func(t *rapid.T) {
 		few := given.Draw(t, "few")
 		more := append(slices.Clone(few), given.Draw(t, "more")...)
-		wanted := auth.Right(rapid.SampledFrom([]string{"commands.order", "queries.catalog", "sql.a", "sql.ab", "sql.b", "catalog.read", "catalog.admin", "catalog.read.a", "catalog.write.ab", "operations"}).Draw(t, "wanted"))
+		wanted := auth.Right(rapid.SampledFrom([]string{"commands.order", "queries.catalog", "sql.a", "sql.ab", "sql.b",
+			"catalog.read", "catalog.admin", "catalog.read.a", "catalog.write.ab", "operations"}).Draw(t, "wanted"))
 		a, err1 := auth.ParseRights(few)
 		b, err2 := auth.ParseRights(more)
 		if err1 != nil || err2 != nil {
@@ -129,9 +136,10 @@ func TestNeed(t *testing.T) {
 		t.Fatal(err)
 	}
 	tokens.Grant(map[string]auth.Rights{"anna": rights})
-	handler := auth.Need(func(*http.Request) auth.Right { return "commands.order" }, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.WriteString(w, auth.CallerOf(r.Context()))
-	}))
+	handler := auth.Need(func(*http.Request) auth.Right { return "commands.order" },
+		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.WriteString(w, auth.CallerOf(r.Context()))
+		}))
 	var nobody *auth.Tokens
 	for name, c := range map[string]struct {
 		handler http.Handler
@@ -146,7 +154,8 @@ func TestNeed(t *testing.T) {
 		"without a guard":       {handler, anna, http.StatusForbidden, "this caller"},
 	} {
 		for contentType, code := range map[string]string{"text/plain": "", "application/json": `"permission_denied"`} {
-			r := httptest.NewRequestWithContext(context.Background(), http.MethodPost, "/millrace.order.v1.OrderService/PlaceOrder", strings.NewReader("{}"))
+			r := httptest.NewRequestWithContext(context.Background(), http.MethodPost,
+				"/millrace.order.v1.OrderService/PlaceOrder", strings.NewReader("{}"))
 			r.Header.Set("Content-Type", contentType)
 			if c.token != "" {
 				r.Header.Set("Authorization", "Bearer "+c.token)
@@ -154,7 +163,8 @@ func TestNeed(t *testing.T) {
 			w := httptest.NewRecorder()
 			c.handler.ServeHTTP(w, r)
 			body := strings.ReplaceAll(w.Body.String(), `\"`, `"`)
-			if w.Code != c.status || !strings.Contains(body, c.says) || c.status == http.StatusForbidden && !strings.Contains(body, code) {
+			if w.Code != c.status || !strings.Contains(body, c.says) || c.status == http.StatusForbidden &&
+				!strings.Contains(body, code) {
 				t.Errorf("%s, %s: %d %s", name, contentType, w.Code, body)
 			}
 		}

@@ -36,7 +36,9 @@ type orders struct {
 	answers []error
 }
 
-func (o *orders) PlaceOrder(context.Context, *connect.Request[orderv1.PlaceOrderRequest]) (*connect.Response[orderv1.PlaceOrderResponse], error) {
+func (o *orders) PlaceOrder(
+	context.Context, *connect.Request[orderv1.PlaceOrderRequest],
+) (*connect.Response[orderv1.PlaceOrderResponse], error) {
 	n := int(o.calls.Add(1))
 	if err := o.answers[min(n, len(o.answers))-1]; err != nil {
 		return nil, err
@@ -63,7 +65,8 @@ func failure(code connect.Code) error { return connect.NewError(code, errors.New
 
 func TestTransientFailuresAreRetried(t *testing.T) {
 	t.Parallel()
-	c, o := start(t, time.Minute, failure(connect.CodeUnavailable), failure(connect.CodeAborted), failure(connect.CodeCanceled), nil)
+	c, o := start(t, time.Minute, failure(connect.CodeUnavailable), failure(connect.CodeAborted),
+		failure(connect.CodeCanceled), nil)
 	receipt, err := c.Send(t.Context(), &orderv1.PlaceOrderRequest{})
 	if err != nil || receipt.GetVersion() != 7 || o.calls.Load() != 4 {
 		t.Fatalf("%v, %v after %d calls, want the receipt after 4", receipt, err, o.calls.Load())
@@ -72,9 +75,11 @@ func TestTransientFailuresAreRetried(t *testing.T) {
 
 func TestOtherFailuresAreNot(t *testing.T) {
 	t.Parallel()
-	for _, code := range []connect.Code{connect.CodeInternal, connect.CodeUnknown, connect.CodeInvalidArgument, connect.CodePermissionDenied, connect.CodeUnimplemented} {
+	for _, code := range []connect.Code{connect.CodeInternal, connect.CodeUnknown, connect.CodeInvalidArgument,
+		connect.CodePermissionDenied, connect.CodeUnimplemented} {
 		c, o := start(t, time.Minute, failure(code))
-		if _, err := c.Send(t.Context(), &orderv1.PlaceOrderRequest{}); connect.CodeOf(err) != code || o.calls.Load() != 1 {
+		if _, err := c.Send(t.Context(), &orderv1.PlaceOrderRequest{}); connect.CodeOf(err) != code ||
+			o.calls.Load() != 1 {
 			t.Errorf("%v after %d calls, want %v after one", err, o.calls.Load(), code)
 		}
 	}
@@ -107,7 +112,8 @@ func TestContextEndsRetries(t *testing.T) {
 // is not a refusal.
 func TestRefusal(t *testing.T) {
 	t.Parallel()
-	rule := &eventv1.Rejection{Rule: "order_already_placed", Reason: "it exists", Facts: map[string]string{"lines": "17"}}
+	rule := &eventv1.Rejection{Rule: "order_already_placed", Reason: "it exists",
+		Facts: map[string]string{"lines": "17"}}
 	for name, test := range map[string]struct {
 		err  error
 		want *eventv1.Rejection
@@ -136,8 +142,10 @@ func TestSendAcceptsAllCommands(t *testing.T) {
 	cancel()
 	commands := 0
 	for _, file := range []protoreflect.FileDescriptor{
-		catalogv1.File_millrace_catalog_v1_catalog_service_proto, customerv1.File_millrace_customer_v1_customer_service_proto,
-		inventoryv1.File_millrace_inventory_v1_inventory_service_proto, orderv1.File_millrace_order_v1_order_service_proto,
+		catalogv1.File_millrace_catalog_v1_catalog_service_proto,
+		customerv1.File_millrace_customer_v1_customer_service_proto,
+		inventoryv1.File_millrace_inventory_v1_inventory_service_proto,
+		orderv1.File_millrace_order_v1_order_service_proto,
 	} {
 		methods := file.Services().Get(0).Methods()
 		for i := range methods.Len() {

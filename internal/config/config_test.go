@@ -207,7 +207,8 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 		if err := json.NewEncoder(&shown).Encode(got.Redis); err != nil {
 			t.Fatal(err)
 		}
-		slog.New(slog.NewJSONHandler(&shown, nil)).Info("configured", "password", got.Redis.Password, "redis", got.Redis)
+		slog.New(slog.NewJSONHandler(&shown, nil)).Info("configured", "password", got.Redis.Password,
+			"redis", got.Redis)
 		if strings.Contains(shown.String(), secret) {
 			t.Errorf("%s: it is printed:\n%s", name, shown.String())
 		}
@@ -234,7 +235,8 @@ func TestClientTLSErrors(t *testing.T) {
 	if none != nil || err != nil {
 		t.Errorf("where it is not enabled: %v, %v", none, err)
 	}
-	for _, c := range []config.ClientTLS{{Enabled: true, CA: "/absent"}, {Enabled: true, CA: "config_test.go"}, {Enabled: true, Cert: "/absent", Key: "/absent"}} {
+	for _, c := range []config.ClientTLS{{Enabled: true, CA: "/absent"}, {Enabled: true, CA: "config_test.go"},
+		{Enabled: true, Cert: "/absent", Key: "/absent"}} {
 		if _, err := c.Client(); err == nil {
 			t.Errorf("%+v: want an error", c)
 		}

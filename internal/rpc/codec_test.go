@@ -32,11 +32,15 @@ type (
 	}
 )
 
-func (stock) ReserveStock(context.Context, *connect.Request[inventoryv1.ReserveStockRequest]) (*connect.Response[inventoryv1.ReserveStockResponse], error) {
+func (stock) ReserveStock(
+	context.Context, *connect.Request[inventoryv1.ReserveStockRequest],
+) (*connect.Response[inventoryv1.ReserveStockResponse], error) {
 	return connect.NewResponse(&inventoryv1.ReserveStockResponse{}), nil
 }
 
-func (queries) GetOrder(context.Context, *connect.Request[orderv1.GetOrderRequest]) (*connect.Response[orderv1.GetOrderResponse], error) {
+func (queries) GetOrder(
+	context.Context, *connect.Request[orderv1.GetOrderRequest],
+) (*connect.Response[orderv1.GetOrderResponse], error) {
 	return connect.NewResponse(&orderv1.GetOrderResponse{}), nil
 }
 
@@ -58,7 +62,8 @@ func raw(t *testing.T, opts ...rpc.Option) func(procedure, contentType, body str
 	t.Cleanup(server.Close)
 	return func(procedure, contentType, body string) (int, string) {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+procedure, strings.NewReader(body))
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+procedure,
+			strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -148,7 +153,8 @@ func TestMisspelledJSONIsRefused(t *testing.T) {
 func TestQueriesIgnoreUnknownFields(t *testing.T) {
 	t.Parallel()
 	post := raw(t)
-	if status, message := post(getOrder, "application/json", `{"reference":"536365","detail":"full"}`); status != http.StatusOK {
+	if status, message := post(getOrder, "application/json",
+		`{"reference":"536365","detail":"full"}`); status != http.StatusOK {
 		t.Errorf("an unknown field: %d %s", status, message)
 	}
 	for body, want := range map[string]string{
@@ -157,7 +163,8 @@ func TestQueriesIgnoreUnknownFields(t *testing.T) {
 		`{"reference":"5","reference":"6"}`:     "reference: set twice",
 		`{"later":{"deep":[1]},"reference":[]}`: "reference: want a UTF-8 string",
 	} {
-		if status, message := post(getOrder, "application/json", body); status != http.StatusBadRequest || !strings.Contains(message, want) {
+		if status, message := post(getOrder, "application/json", body); status != http.StatusBadRequest ||
+			!strings.Contains(message, want) {
 			t.Errorf("%s: %d %q, want 400 and %q", body, status, message, want)
 		}
 	}
@@ -167,7 +174,8 @@ func TestUnreadableProtobufNamesNoGoType(t *testing.T) {
 	t.Parallel()
 	for _, body := range []string{"\xff", "\x0a\x05abc", "\x1a\x02\xff\xfe"} {
 		status, message := raw(t)(placeOrder, "application/proto", body)
-		if status != http.StatusBadRequest || !strings.Contains(message, "millrace.order.v1.PlaceOrderRequest") || strings.Contains(message, "*") {
+		if status != http.StatusBadRequest || !strings.Contains(message, "millrace.order.v1.PlaceOrderRequest") ||
+			strings.Contains(message, "*") {
 			t.Errorf("%q: %d %q", body, status, message)
 		}
 	}
@@ -192,16 +200,19 @@ func TestLeewayForClientClocks(t *testing.T) {
 	}
 	const want = "ordered_at: must not be in the future: the server's time is 2025-12-01T08:26:00Z, and a client's clock may be up to 30s ahead"
 	for _, ahead := range []time.Duration{leeway + 1, time.Hour} {
-		if status, message := post(placeOrder, "application/json", at(now.Add(ahead))); status != http.StatusBadRequest || message != want {
+		status, message := post(placeOrder, "application/json", at(now.Add(ahead)))
+		if status != http.StatusBadRequest || message != want {
 			t.Errorf("%v ahead: %d %q, want 400 and %q", ahead, status, message, want)
 		}
 	}
 	for name, early := range map[string]time.Time{"the epoch": time.Unix(0, 0), "the year 1": {}} {
-		if status, message := post(placeOrder, "application/json", at(early)); status != http.StatusBadRequest || message != "ordered_at: must be greater than 1970-01-01T00:00:00Z" {
+		if status, message := post(placeOrder, "application/json", at(early)); status != http.StatusBadRequest ||
+			message != "ordered_at: must be greater than 1970-01-01T00:00:00Z" {
 			t.Errorf("%s: %d %q", name, status, message)
 		}
 	}
-	if _, message := raw(t)(placeOrder, "application/json", at(now.Add(1))); !strings.HasSuffix(message, "the server's time is 2025-12-01T08:26:00Z") {
+	_, message := raw(t)(placeOrder, "application/json", at(now.Add(1)))
+	if !strings.HasSuffix(message, "the server's time is 2025-12-01T08:26:00Z") {
 		t.Errorf("without a leeway: %q", message)
 	}
 }

@@ -22,7 +22,8 @@ var goTexts = []string{"strconv", "json:", "proto:", "*errors", "base64.", "ille
 func TestInvalidRequests(t *testing.T) {
 	t.Parallel()
 	mux := http.NewServeMux()
-	mux.Handle(orderv1connect.NewOrderQueryServiceHandler(queries{}, rpc.HandlerOptions(slog.New(slog.DiscardHandler), time.Now)...))
+	mux.Handle(orderv1connect.NewOrderQueryServiceHandler(queries{},
+		rpc.HandlerOptions(slog.New(slog.DiscardHandler), time.Now)...))
 	s := httptest.NewUnstartedServer(rpc.Intake(mux))
 	s.EnableHTTP2 = true // gRPC requires it
 	s.StartTLS()

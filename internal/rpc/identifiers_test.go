@@ -36,17 +36,23 @@ type recorder struct {
 	got    *orderv1.GetOrderRequest
 }
 
-func (r *recorder) PlaceOrder(_ context.Context, req *connect.Request[orderv1.PlaceOrderRequest]) (*connect.Response[orderv1.PlaceOrderResponse], error) {
+func (r *recorder) PlaceOrder(
+	_ context.Context, req *connect.Request[orderv1.PlaceOrderRequest],
+) (*connect.Response[orderv1.PlaceOrderResponse], error) {
 	r.placed = req.Msg
 	return connect.NewResponse(&orderv1.PlaceOrderResponse{}), nil
 }
 
-func (r *recorder) GetOrder(_ context.Context, req *connect.Request[orderv1.GetOrderRequest]) (*connect.Response[orderv1.GetOrderResponse], error) {
+func (r *recorder) GetOrder(
+	_ context.Context, req *connect.Request[orderv1.GetOrderRequest],
+) (*connect.Response[orderv1.GetOrderResponse], error) {
 	r.got = req.Msg
 	return connect.NewResponse(&orderv1.GetOrderResponse{}), nil
 }
 
-func record(t *testing.T, opts ...rpc.Option) (*recorder, orderv1connect.OrderServiceClient, orderv1connect.OrderQueryServiceClient) {
+func record(
+	t *testing.T, opts ...rpc.Option,
+) (*recorder, orderv1connect.OrderServiceClient, orderv1connect.OrderQueryServiceClient) {
 	t.Helper()
 	r := &recorder{}
 	mux := http.NewServeMux()
@@ -55,7 +61,8 @@ func record(t *testing.T, opts ...rpc.Option) (*recorder, orderv1connect.OrderSe
 	mux.Handle(orderv1connect.NewOrderQueryServiceHandler(r, door...))
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
-	return r, orderv1connect.NewOrderServiceClient(server.Client(), server.URL), orderv1connect.NewOrderQueryServiceClient(server.Client(), server.URL)
+	return r, orderv1connect.NewOrderServiceClient(server.Client(), server.URL),
+		orderv1connect.NewOrderQueryServiceClient(server.Client(), server.URL)
 }
 
 const id = "0198c5a0-7c1e-7abc-8def-0123456789ab"
@@ -72,11 +79,13 @@ func TestIdentifiersAreNormalized(t *testing.T) {
 	if p := r.placed; p.GetOrderId() != id || p.GetCustomerId() != id || p.GetReference() != "Bestellung für Anna" {
 		t.Errorf("the command is %v", p)
 	}
-	if _, err := queries.GetOrder(t.Context(), connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_OrderId{OrderId: upper}})); err != nil || r.got.GetOrderId() != id {
+	if _, err := queries.GetOrder(t.Context(),
+		connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_OrderId{OrderId: upper}})); err != nil || r.got.GetOrderId() != id {
 		t.Errorf("the query is %v, %v", r.got, err)
 	}
 	for sent, want := range map[string]string{"fu\u0308r": "für", "older ": "older ", "a  b": "a  b"} { // stored ones are found
-		if _, err := queries.GetOrder(t.Context(), connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_Reference{Reference: sent}})); err != nil || r.got.GetReference() != want {
+		if _, err := queries.GetOrder(t.Context(),
+			connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_Reference{Reference: sent}})); err != nil || r.got.GetReference() != want {
 			t.Errorf("%q: the query is %v, %v", sent, r.got, err)
 		}
 	}
@@ -112,7 +121,8 @@ func TestIdentifiersThatAreRefused(t *testing.T) {
 		c.change(m)
 		_, err := commands.PlaceOrder(t.Context(), connect.NewRequest(m))
 		var typed *connect.Error
-		if !errors.As(err, &typed) || typed.Code() != connect.CodeInvalidArgument || !strings.Contains(typed.Message(), c.want) {
+		if !errors.As(err, &typed) || typed.Code() != connect.CodeInvalidArgument ||
+			!strings.Contains(typed.Message(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 			continue
 		}
@@ -122,7 +132,8 @@ func TestIdentifiersThatAreRefused(t *testing.T) {
 		}
 	}
 	for _, other := range []string{"{" + id + "}", "urn:uuid:" + id} {
-		_, err := queries.GetOrder(t.Context(), connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_OrderId{OrderId: other}}))
+		_, err := queries.GetOrder(t.Context(),
+			connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_OrderId{OrderId: other}}))
 		if connect.CodeOf(err) != connect.CodeInvalidArgument {
 			t.Errorf("%s: %v", other, err)
 		}
@@ -183,7 +194,8 @@ func identifiers(t *testing.T, md protoreflect.MessageDescriptor, query bool) (s
 			marked = rules.GetString().GetUuid()
 		case "sku": // ASCII by its rule; commands that end or queries that show existing ones accept older ones, too
 			marked = query || kind == eventv1.Identifier_IDENTIFIER_NAME ||
-				md.Name() == "DelistProductRequest" || md.Name() == "CommitReservationRequest" || md.Name() == "ReleaseReservationRequest"
+				md.Name() == "DelistProductRequest" || md.Name() == "CommitReservationRequest" ||
+				md.Name() == "ReleaseReservationRequest"
 		case "reference", "reservation_id", "categories", "category":
 			marked = kind == eventv1.Identifier_IDENTIFIER_NAME || kind == eventv1.Identifier_IDENTIFIER_LOOKUP
 		case "currency":

@@ -23,7 +23,8 @@ import (
 func intake(t testing.TB) *httptest.Server {
 	t.Helper()
 	mux := http.NewServeMux()
-	mux.Handle(orderv1connect.NewOrderQueryServiceHandler(queries{}, rpc.HandlerOptions(slog.New(slog.DiscardHandler), time.Now)...))
+	mux.Handle(orderv1connect.NewOrderQueryServiceHandler(queries{},
+		rpc.HandlerOptions(slog.New(slog.DiscardHandler), time.Now)...))
 	bodies := &server.Bodies{Timeout: time.Minute, MaxBytes: 16 << 20}
 	s := httptest.NewServer(bodies.Guard(rpc.Intake(mux)))
 	t.Cleanup(s.Close)
@@ -93,7 +94,8 @@ func grpcStatus(res *http.Response, body []byte) string {
 func TestBadBase64IsInvalid(t *testing.T) {
 	t.Parallel()
 	s := intake(t)
-	for message, want := range map[string]int{"!!!!": 400, "a": 400, "EgM1MzY=": 200, "EgM1MzY": 200, "+/+/": 400, "": 200} {
+	for message, want := range map[string]int{"!!!!": 400, "a": 400, "EgM1MzY=": 200, "EgM1MzY": 200,
+		"+/+/": 400, "": 200} {
 		q := url.Values{"message": {message}, "base64": {"1"}, "encoding": {"proto"}, "connect": {"v1"}}
 		res, err := s.Client().Get(s.URL + getOrder + "?" + q.Encode())
 		if err != nil {
@@ -125,11 +127,13 @@ func FuzzIntake(f *testing.F) {
 	f.Add("application/grpc-web-text", "identity", []byte("AAAAAAA="))
 	s := intake(f)
 	f.Fuzz(func(t *testing.T, contentType, encoding string, body []byte) {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+getOrder, strings.NewReader(string(body)))
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+getOrder,
+			strings.NewReader(string(body)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		for name, value := range map[string]string{"Content-Type": contentType, "Grpc-Encoding": encoding, "Content-Encoding": encoding} {
+		for name, value := range map[string]string{"Content-Type": contentType, "Grpc-Encoding": encoding,
+			"Content-Encoding": encoding} {
 			if strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r > '~' }) {
 				t.Skip("no header")
 			}
@@ -144,7 +148,8 @@ func FuzzIntake(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if status := grpcStatus(res, answer); res.StatusCode == http.StatusInternalServerError || status == "2" || status == "13" {
+		if status := grpcStatus(res, answer); res.StatusCode == http.StatusInternalServerError || status == "2" ||
+			status == "13" {
 			t.Errorf("%s, status %q: %q", res.Status, status, answer)
 		}
 	})

@@ -33,7 +33,9 @@ type service struct {
 	place func(ctx context.Context) error
 }
 
-func (s service) PlaceOrder(ctx context.Context, _ *connect.Request[orderv1.PlaceOrderRequest]) (*connect.Response[orderv1.PlaceOrderResponse], error) {
+func (s service) PlaceOrder(
+	ctx context.Context, _ *connect.Request[orderv1.PlaceOrderRequest],
+) (*connect.Response[orderv1.PlaceOrderResponse], error) {
 	if err := s.place(ctx); err != nil {
 		return nil, err
 	}
@@ -53,7 +55,8 @@ func serve(t *testing.T, log *bytes.Buffer, place func(ctx context.Context) erro
 func good(lines int) *orderv1.PlaceOrderRequest {
 	m := &orderv1.PlaceOrderRequest{Currency: "GBP", Country: "GB"}
 	for range lines {
-		m.Lines = append(m.Lines, &orderv1.NewLine{Sku: "MUG", Quantity: 1, UnitPrice: &money.Money{CurrencyCode: "GBP"}})
+		m.Lines = append(m.Lines, &orderv1.NewLine{Sku: "MUG", Quantity: 1,
+			UnitPrice: &money.Money{CurrencyCode: "GBP"}})
 	}
 	return m
 }
@@ -123,7 +126,8 @@ func TestValidation(t *testing.T) {
 		c.change(m)
 		_, err := client.PlaceOrder(t.Context(), connect.NewRequest(m))
 		var typed *connect.Error
-		if !errors.As(err, &typed) || typed.Code() != connect.CodeInvalidArgument || !strings.Contains(typed.Message(), c.text) {
+		if !errors.As(err, &typed) || typed.Code() != connect.CodeInvalidArgument ||
+			!strings.Contains(typed.Message(), c.text) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
@@ -153,7 +157,8 @@ func TestLargeRequestIsRefused(t *testing.T) {
 	client := serve(t, &log, func(context.Context) error { return errors.New("it was called") })
 	m := good(1)
 	m.Reference = strings.Repeat("x", rpc.MaxRequestBytes)
-	if _, err := client.PlaceOrder(t.Context(), connect.NewRequest(m)); connect.CodeOf(err) != connect.CodeResourceExhausted {
+	if _, err := client.PlaceOrder(t.Context(),
+		connect.NewRequest(m)); connect.CodeOf(err) != connect.CodeResourceExhausted {
 		t.Errorf("%v", err)
 	}
 }
@@ -164,11 +169,16 @@ type operations struct {
 	fail func(ctx context.Context) error
 }
 
-func (o operations) Status(ctx context.Context, _ *connect.Request[adminv1.StatusRequest]) (*connect.Response[adminv1.StatusResponse], error) {
+func (o operations) Status(
+	ctx context.Context, _ *connect.Request[adminv1.StatusRequest],
+) (*connect.Response[adminv1.StatusResponse], error) {
 	return nil, o.fail(ctx)
 }
 
-func (o operations) Verify(ctx context.Context, _ *connect.Request[adminv1.VerifyRequest], _ *connect.ServerStream[adminv1.VerifyResponse]) error {
+func (o operations) Verify(
+	ctx context.Context, _ *connect.Request[adminv1.VerifyRequest],
+	_ *connect.ServerStream[adminv1.VerifyResponse],
+) error {
 	return o.fail(ctx)
 }
 
@@ -192,7 +202,8 @@ func TestOperatorErrors(t *testing.T) {
 		}, connect.CodeDeadlineExceeded, ""},
 	} {
 		mux := http.NewServeMux()
-		mux.Handle(adminv1connect.NewAdminServiceHandler(operations{fail: c.fail}, rpc.OperationOptions(slog.New(slog.DiscardHandler))...))
+		mux.Handle(adminv1connect.NewAdminServiceHandler(operations{fail: c.fail},
+			rpc.OperationOptions(slog.New(slog.DiscardHandler))...))
 		server := httptest.NewServer(mux)
 		t.Cleanup(server.Close)
 		client := adminv1connect.NewAdminServiceClient(server.Client(), server.URL)

@@ -143,7 +143,8 @@ func TestLimiterShedsBeforeTheBody(t *testing.T) {
 		}
 		synctest.Wait()
 		var why error
-		h := limiter.Admit(server.As(server.Command), func(_ http.ResponseWriter, _ *http.Request, err error) { why = err }, nil)
+		refuse := func(_ http.ResponseWriter, _ *http.Request, err error) { why = err }
+		h := limiter.Admit(server.As(server.Command), refuse, nil)
 		h.ServeHTTP(nil, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", unread{t}))
 		if !errors.Is(why, server.ErrOverloaded) || limiter.Shed(server.Command) != 1 {
 			t.Errorf("%v, %d turned away", why, limiter.Shed(server.Command))
@@ -180,15 +181,18 @@ func TestLimiterShedsInOrder(t *testing.T) {
 		}
 		synctest.Wait()
 		start := time.Now()
-		if _, err := limiter.Acquire(t.Context(), server.SQL); !errors.Is(err, server.ErrOverloaded) || time.Since(start) != 0 {
+		if _, err := limiter.Acquire(t.Context(), server.SQL); !errors.Is(err, server.ErrOverloaded) ||
+			time.Since(start) != 0 {
 			t.Errorf("SQL: %v after %v", err, time.Since(start))
 		}
 		if limiter.Shed(server.Query) != 1 || limiter.Shed(server.SQL) != 1 || limiter.Shed(server.Command) != 0 {
-			t.Errorf("%d queries, %d of SQL, %d commands", limiter.Shed(server.Query), limiter.Shed(server.SQL), limiter.Shed(server.Command))
+			t.Errorf("%d queries, %d of SQL, %d commands", limiter.Shed(server.Query), limiter.Shed(server.SQL),
+				limiter.Shed(server.Command))
 		}
 		release()
 		all.Wait()
-		if _, err := limiter.Acquire(t.Context(), server.SQL); !errors.Is(err, server.ErrOverloaded) || limiter.Admits(server.SQL) {
+		if _, err := limiter.Acquire(t.Context(), server.SQL); !errors.Is(err, server.ErrOverloaded) ||
+			limiter.Admits(server.SQL) {
 			t.Errorf("SQL in a moment without a queue: %v", err)
 		}
 		release, err = limiter.Acquire(t.Context(), server.Command)

@@ -78,7 +78,8 @@ func status(c net.Conn) (int, error) {
 // kept open after a call.
 func TestIdleConnectionsMakeRoom(t *testing.T) {
 	t.Parallel()
-	address, s := start(t, server.Limits{Connections: 20, PerAddress: 20}, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }))
+	address, s := start(t, server.Limits{Connections: 20, PerAddress: 20},
+		http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }))
 	for i := range 300 {
 		c := dial(t, address, []string{"", "GET / HTTP/1.1\r\nHost: a\r\n", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"}[i%3])
 		if i%3 == 2 {
@@ -98,10 +99,11 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 func TestBusyConnectionsAreKept(t *testing.T) {
 	t.Parallel()
 	working, end := make(chan struct{}), make(chan struct{})
-	address, s := start(t, server.Limits{Connections: 4, PerAddress: 2}, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
-		working <- struct{}{}
-		<-end
-	}))
+	address, s := start(t, server.Limits{Connections: 4, PerAddress: 2},
+		http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			working <- struct{}{}
+			<-end
+		}))
 	var calls []net.Conn
 	for range 2 {
 		calls = append(calls, dial(t, address, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"))
@@ -154,14 +156,15 @@ func TestHandlerMayOutlastTheBodyTimeout(t *testing.T) {
 	t.Parallel()
 	const within = 20 * time.Millisecond
 	bodies := &server.Bodies{Timeout: within, MaxBytes: 10}
-	address, _ := start(t, server.Limits{Connections: 4, PerAddress: 4}, bodies.Guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body)
-		select {
-		case <-r.Context().Done():
-			w.WriteHeader(http.StatusTeapot)
-		case <-time.After(3 * within):
-		}
-	})))
+	address, _ := start(t, server.Limits{Connections: 4, PerAddress: 4},
+		bodies.Guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			select {
+			case <-r.Context().Done():
+				w.WriteHeader(http.StatusTeapot)
+			case <-time.After(3 * within):
+			}
+		})))
 	c := dial(t, address, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
 	if code, err := status(c); err != nil || code != http.StatusOK {
 		t.Errorf("%d, %v", code, err)
@@ -227,16 +230,18 @@ func TestActiveStreamsStayOpen(t *testing.T) {
 		t.Run(proto, func(t *testing.T) {
 			t.Parallel()
 			const within = 20 * time.Millisecond // much shorter than the limit for a body
-			bodies := &server.Bodies{Timeout: within, MaxBytes: 4, Silence: time.Minute, Stream: func(r *http.Request) bool { return r.URL.Path == "/stream" }}
+			bodies := &server.Bodies{Timeout: within, MaxBytes: 4, Silence: time.Minute,
+				Stream: func(r *http.Request) bool { return r.URL.Path == "/stream" }}
 			ended := make(chan error, 2)
-			address, _ := start(t, server.Limits{Connections: 4, PerAddress: 4}, bodies.Guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				control := http.NewResponseController(w)
-				_ = control.EnableFullDuplex() // HTTP/2 is
-				w.WriteHeader(http.StatusOK)
-				_ = control.Flush()
-				_, err := io.Copy(flushing{w, control}, r.Body)
-				ended <- err
-			})))
+			address, _ := start(t, server.Limits{Connections: 4, PerAddress: 4},
+				bodies.Guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					control := http.NewResponseController(w)
+					_ = control.EnableFullDuplex() // HTTP/2 is
+					w.WriteHeader(http.StatusOK)
+					_ = control.Flush()
+					_, err := io.Copy(flushing{w, control}, r.Body)
+					ended <- err
+				})))
 			protocols := new(http.Protocols)
 			protocols.SetHTTP1(proto == "HTTP/1.1")
 			protocols.SetUnencryptedHTTP2(proto == "HTTP/2")
@@ -272,12 +277,14 @@ func TestActiveStreamsStayOpen(t *testing.T) {
 			}
 		})
 	}
-	silent := &server.Bodies{Timeout: time.Minute, MaxBytes: 4, Silence: time.Millisecond, Stream: func(*http.Request) bool { return true }}
+	silent := &server.Bodies{Timeout: time.Minute, MaxBytes: 4, Silence: time.Millisecond,
+		Stream: func(*http.Request) bool { return true }}
 	ended := make(chan error, 1)
-	address, _ := start(t, server.Limits{Connections: 4, PerAddress: 4}, silent.Guard(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		_, err := io.Copy(io.Discard, r.Body)
-		ended <- err
-	})))
+	address, _ := start(t, server.Limits{Connections: 4, PerAddress: 4},
+		silent.Guard(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			_, err := io.Copy(io.Discard, r.Body)
+			ended <- err
+		})))
 	dial(t, address, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nab")
 	if err := <-ended; !errors.Is(err, server.ErrBodyLate) {
 		t.Errorf("a silent stream: %v", err)
@@ -298,7 +305,8 @@ func (f flushing) Write(p []byte) (int, error) {
 func TestSlowBodiesOccupyNoCapacity(t *testing.T) {
 	t.Parallel()
 	limiter := server.NewLimiter(1)
-	address, _ := start(t, server.Limits{Connections: 9, PerAddress: 9}, limiter.Admit(server.As(server.Command), nil, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))
+	address, _ := start(t, server.Limits{Connections: 9, PerAddress: 9},
+		limiter.Admit(server.As(server.Command), nil, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))
 	const head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n"
 	for range 3 {
 		dial(t, address, head+"a")
@@ -325,12 +333,13 @@ func TestAdmitKeepsBodies(t *testing.T) {
 		"much, end": {io.MultiReader(io.LimitReader(zeroes{}, 9<<20), errorReader{broken}), 9 << 20, broken},
 	} {
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", c.sent)
-		server.NewLimiter(1).Admit(server.As(server.SQL), nil, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-			n, err := io.Copy(io.Discard, r.Body)
-			if int(n) != c.size || !errors.Is(err, c.want) {
-				t.Errorf("%s: %d bytes, %v", name, n, err)
-			}
-		})).ServeHTTP(httptest.NewRecorder(), r)
+		server.NewLimiter(1).Admit(server.As(server.SQL), nil,
+			http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				n, err := io.Copy(io.Discard, r.Body)
+				if int(n) != c.size || !errors.Is(err, c.want) {
+					t.Errorf("%s: %d bytes, %v", name, n, err)
+				}
+			})).ServeHTTP(httptest.NewRecorder(), r)
 	}
 }
 

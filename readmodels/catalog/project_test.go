@@ -20,8 +20,9 @@ var recorded = time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)
 func TestProject(t *testing.T) {
 	t.Parallel()
 	base := &catalogv1.Product{
-		Sku: "A-1", Title: "lamp", Description: "of glass", Kind: catalogv1.ProductKind_PRODUCT_KIND_GOODS, Categories: []string{"home"},
-		Version: 1, RecordedAt: timestamppb.New(recorded),
+		Sku: "A-1", Title: "lamp", Description: "of glass", Kind: catalogv1.ProductKind_PRODUCT_KIND_GOODS,
+		Categories: []string{"home"},
+		Version:    1, RecordedAt: timestamppb.New(recorded),
 	}
 	after := func(doc *catalogv1.Product, change func(*catalogv1.Product)) *catalogv1.Product {
 		next := proto.CloneOf(doc)
@@ -63,7 +64,8 @@ func TestProject(t *testing.T) {
 			if c.doc != nil {
 				before = proto.CloneOf(c.doc)
 			}
-			got, err := catalog.Project(c.doc, event.Event{Stream: "A-1", Version: c.doc.GetVersion() + 1, Data: c.data, RecordedAt: recorded})
+			got, err := catalog.Project(c.doc, event.Event{Stream: "A-1", Version: c.doc.GetVersion() + 1, Data: c.data,
+				RecordedAt: recorded})
 			if (err != nil) != c.unreadable {
 				t.Errorf("error %v", err)
 			}

@@ -28,7 +28,8 @@ import (
 func serve(t *testing.T, v *catalog.View) catalogv1connect.CatalogQueryServiceClient {
 	t.Helper()
 	mux := http.NewServeMux()
-	mux.Handle(catalogv1connect.NewCatalogQueryServiceHandler(catalog.NewQueries(v), rpc.HandlerOptions(quiet, time.Now)...))
+	mux.Handle(catalogv1connect.NewCatalogQueryServiceHandler(catalog.NewQueries(v),
+		rpc.HandlerOptions(quiet, time.Now)...))
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
 	return catalogv1connect.NewCatalogQueryServiceClient(server.Client(), server.URL)
@@ -44,7 +45,8 @@ func TestGetProduct(t *testing.T) {
 		queries := serve(t, v)
 		l := &streamstest.Log{Versions: map[string]uint64{}}
 		events := []event.Event{
-			l.Next("product", "A-1", indextest.Marshal(t, indextest.Listed("lamp"))), l.Next("product", "A-1", indextest.Marshal(t, indextest.Delisted())),
+			l.Next("product", "A-1", indextest.Marshal(t, indextest.Listed("lamp"))),
+			l.Next("product", "A-1", indextest.Marshal(t, indextest.Delisted())),
 			l.Next("product", "b 2", indextest.Marshal(t, indextest.Listed("mug"))),
 		}
 		if err := v.Apply(t.Context(), indextest.Records(events)); err != nil {
@@ -66,7 +68,8 @@ func TestGetProduct(t *testing.T) {
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				got, err := queries.GetProduct(t.Context(), connect.NewRequest(&catalogv1.GetProductRequest{Sku: c.sku, Token: c.token}))
+				got, err := queries.GetProduct(t.Context(),
+					connect.NewRequest(&catalogv1.GetProductRequest{Sku: c.sku, Token: c.token}))
 				if c.code != 0 {
 					if connect.CodeOf(err) != c.code {
 						t.Errorf("got %v, %v, want %v", got, err, c.code)
@@ -77,7 +80,8 @@ func TestGetProduct(t *testing.T) {
 					t.Fatal(err)
 				}
 				p, f := got.Msg.Product, got.Msg.Freshness
-				if p.Sku != c.sku || p.Version != c.version || f.View != catalog.Name || f.Version != p.Version || !proto.Equal(f.AsOf, p.RecordedAt) {
+				if p.Sku != c.sku || p.Version != c.version || f.View != catalog.Name || f.Version != p.Version ||
+					!proto.Equal(f.AsOf, p.RecordedAt) {
 					t.Errorf("got %v, freshness %v", p, f)
 				}
 			})
@@ -92,7 +96,8 @@ func TestSearchProductsByPages(t *testing.T) {
 		l := &streamstest.Log{Versions: map[string]uint64{}}
 		var events []event.Event
 		for i := range 45 {
-			events = append(events, l.Next("product", fmt.Sprintf("S-%02d", i), indextest.Marshal(t, indextest.Listed("a lamp", "home"))))
+			events = append(events, l.Next("product", fmt.Sprintf("S-%02d", i),
+				indextest.Marshal(t, indextest.Listed("a lamp", "home"))))
 		}
 		events = append(events, l.Next("product", "S-07", indextest.Marshal(t, indextest.Delisted())))
 		if err := v.Apply(t.Context(), indextest.Records(events)); err != nil {
@@ -124,7 +129,8 @@ func TestSearchProductsByPages(t *testing.T) {
 			if size == 0 {
 				size = 20
 			}
-			if len(skus) != 44 || !slices.IsSorted(skus) || len(slices.Compact(skus)) != 44 || pages != (44+size-1)/size {
+			if len(skus) != 44 || !slices.IsSorted(skus) || len(slices.Compact(skus)) != 44 ||
+				pages != (44+size-1)/size {
 				t.Errorf("%v: %d pages of %v", request, pages, skus)
 			}
 		}
@@ -147,7 +153,8 @@ func TestInvalidPageTokens(t *testing.T) {
 			}
 		}
 		good.PageToken, good.PageSize = "", 101
-		if _, err := queries.SearchProducts(t.Context(), connect.NewRequest(good)); connect.CodeOf(err) != connect.CodeInvalidArgument {
+		if _, err := queries.SearchProducts(t.Context(),
+			connect.NewRequest(good)); connect.CodeOf(err) != connect.CodeInvalidArgument {
 			t.Errorf("a page too large: %v", err)
 		}
 	})
@@ -179,14 +186,16 @@ func TestQueriesWaitForTheirToken(t *testing.T) {
 		queries := serve(t, v)
 		e := l.Next("product", "A-1", indextest.Marshal(t, indextest.Listed("lamp")))
 		get := func(ctx context.Context) error {
-			got, err := queries.GetProduct(ctx, connect.NewRequest(&catalogv1.GetProductRequest{Sku: "A-1", Token: tokenOf(e)}))
+			got, err := queries.GetProduct(ctx,
+				connect.NewRequest(&catalogv1.GetProductRequest{Sku: "A-1", Token: tokenOf(e)}))
 			if err == nil && got.Msg.Product.GetTitle() != "lamp" {
 				return errors.New("another product")
 			}
 			return err
 		}
 		search := func(ctx context.Context) error {
-			got, err := queries.SearchProducts(ctx, connect.NewRequest(&catalogv1.SearchProductsRequest{Text: "lamp", Token: tokenOf(e)}))
+			got, err := queries.SearchProducts(ctx,
+				connect.NewRequest(&catalogv1.SearchProductsRequest{Text: "lamp", Token: tokenOf(e)}))
 			if err == nil && (len(got.Msg.Products) != 1 || got.Msg.Freshness.AsOf == nil) {
 				return fmt.Errorf("answered %v", got.Msg)
 			}
@@ -199,10 +208,12 @@ func TestQueriesWaitForTheirToken(t *testing.T) {
 			err := query(ctx)
 			cancel()
 			var stale *connect.Error
-			if connect.CodeOf(err) != connect.CodeDeadlineExceeded || !errors.As(err, &stale) || len(stale.Details()) != 1 {
+			if connect.CodeOf(err) != connect.CodeDeadlineExceeded || !errors.As(err, &stale) ||
+				len(stale.Details()) != 1 {
 				t.Fatalf("%s: %v, without the detail or too late", name, err)
 			}
-			if detail, err := stale.Details()[0].Value(); err != nil || !proto.Equal(detail, &eventv1.Stale{View: catalog.Name, Stream: "A-1", WantVersion: 1}) {
+			if detail, err := stale.Details()[0].Value(); err != nil ||
+				!proto.Equal(detail, &eventv1.Stale{View: catalog.Name, Stream: "A-1", WantVersion: 1}) {
 				t.Errorf("%s: detail %v, %v", name, detail, err)
 			}
 		}

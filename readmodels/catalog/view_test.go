@@ -181,7 +181,8 @@ func child(of string) int {
 	}
 	v := catalog.New(x, quiet)
 	go func() {
-		err := v.Runtime(kafka.Config{Brokers: brokers, Logger: slog.Default(), Extra: instance(name)}, nil, slog.Default()).Run(context.Background())
+		err := v.Runtime(kafka.Config{Brokers: brokers, Logger: slog.Default(), Extra: instance(name)}, nil,
+			slog.Default()).Run(context.Background())
 		fmt.Println(err)
 		os.Exit(1)
 	}()
@@ -284,7 +285,8 @@ func BenchmarkSave(b *testing.B) {
 					batch := make([]*catalogv1.Product, size)
 					for i := range batch {
 						made++
-						batch[i] = indextest.Product(fmt.Sprintf("SKU-%d", made), fmt.Sprintf("%s lamp", []string{"white", "red", "blue"}[made%3]), "of glass", "home")
+						batch[i] = indextest.Product(fmt.Sprintf("SKU-%d", made),
+							fmt.Sprintf("%s lamp", []string{"white", "red", "blue"}[made%3]), "of glass", "home")
 					}
 					if err := x.Save(b.Context(), batch); err != nil {
 						b.Fatal(err)

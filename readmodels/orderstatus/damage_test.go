@@ -125,7 +125,8 @@ func TestDamageIsRepaired(t *testing.T) {
 							switch code := connect.CodeOf(err); {
 							case err == nil:
 								return answer.Msg.Order.Version == l.Versions[id]
-							case code == connect.CodeNotFound && (strings.Contains(name, "deleted") || strings.Contains(name, "another type")):
+							case code == connect.CodeNotFound &&
+								(strings.Contains(name, "deleted") || strings.Contains(name, "another type")):
 								// nothing is left that could reveal it
 							case code == connect.CodeNotFound && moment == "before it starts": // a running process refuses such queries
 							case code != connect.CodeUnavailable:

@@ -35,7 +35,8 @@ func TestLossIsRepaired(t *testing.T) {
 		_, err2 := conn.Read(make([]byte, 10))
 		return errors.Join(err, err2, conn.Close())
 	}
-	one, secure, cluster, all := &server.Servers{}, &server.Servers{Secure: true}, &server.Servers{Nodes: 3}, &server.Servers{Nodes: 3}
+	one, secure, cluster, all := &server.Servers{}, &server.Servers{Secure: true}, &server.Servers{Nodes: 3},
+		&server.Servers{Nodes: 3}
 	flush := func(s *server.Servers, nodes ...int) func() error {
 		return func() (err error) {
 			for _, node := range nodes {
@@ -79,7 +80,8 @@ func TestLossIsRepaired(t *testing.T) {
 			streamstest.Start(t, r)
 			// Two processes feed the view. Both notice the loss, and one of them begins the view
 			// again.
-			streamstest.Start(t, orderstatus.New(openRedis(t, cfg), streamstest.Quiet).Runtime(broker, nil, streamstest.Quiet))
+			streamstest.Start(t, orderstatus.New(openRedis(t, cfg), streamstest.Quiet).Runtime(broker, nil,
+				streamstest.Quiet))
 			streamstest.CatchUp(t, r)
 			asExpected(t, v, l)
 			for i, lose := range c.losses {
@@ -101,7 +103,10 @@ func TestLossIsRepaired(t *testing.T) {
 }
 
 // waitUntilRepaired waits until the view's content is that of the events.
-func waitUntilRepaired(t *testing.T, what string, v *orderstatus.View, client *redis.Client, r *streams.Runtime, l *streamstest.Log) {
+func waitUntilRepaired(
+	t *testing.T, what string, v *orderstatus.View, client *redis.Client, r *streams.Runtime,
+	l *streamstest.Log,
+) {
 	t.Helper()
 	begun := time.Now()
 	want, err := orderstatus.ExpectedDigest(l.All())

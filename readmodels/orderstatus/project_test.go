@@ -23,18 +23,21 @@ var (
 func pounds(units int64) *money.Money { return &money.Money{CurrencyCode: "GBP", Units: units} }
 
 func line(n uint32) *orderv1.OrderLine {
-	return &orderv1.OrderLine{Number: n, Sku: "85123A", Description: "WHITE HANGING HEART T-LIGHT HOLDER", Quantity: int64(n), UnitPrice: pounds(2)}
+	return &orderv1.OrderLine{Number: n, Sku: "85123A", Description: "WHITE HANGING HEART T-LIGHT HOLDER",
+		Quantity: int64(n), UnitPrice: pounds(2)}
 }
 
 func placed(reference string, lines ...*orderv1.OrderLine) *orderv1.OrderEvent {
 	return &orderv1.OrderEvent{Event: &orderv1.OrderEvent_Placed{Placed: &orderv1.OrderPlaced{
-		CustomerId: proto.String("c-1"), Reference: reference, Currency: "GBP", Country: "France", Lines: lines, Total: pounds(9), OrderedAt: timestamppb.New(day),
+		CustomerId: proto.String("c-1"), Reference: reference, Currency: "GBP", Country: "France", Lines: lines,
+		Total: pounds(9), OrderedAt: timestamppb.New(day),
 	}}}
 }
 
 func linesAdded(lines ...*orderv1.OrderLine) *orderv1.OrderEvent {
 	return &orderv1.OrderEvent{Event: &orderv1.OrderEvent_LinesAdded{LinesAdded: &orderv1.LinesAdded{
-		Currency: "GBP", Lines: lines, Total: pounds(20), AddedAt: timestamppb.New(day), OrderedAt: timestamppb.New(day),
+		Currency: "GBP", Lines: lines, Total: pounds(20), AddedAt: timestamppb.New(day),
+		OrderedAt: timestamppb.New(day),
 	}}}
 }
 
@@ -60,7 +63,8 @@ func marshal(t testing.TB, m *orderv1.OrderEvent) []byte {
 func TestProject(t *testing.T) {
 	t.Parallel()
 	base := &orderv1.OrderStatus{
-		OrderId: "o-1", CustomerId: proto.String("c-1"), Reference: "536365", Country: "France", Stage: orderv1.OrderStage_ORDER_STAGE_PLACED,
+		OrderId: "o-1", CustomerId: proto.String("c-1"), Reference: "536365", Country: "France",
+		Stage: orderv1.OrderStage_ORDER_STAGE_PLACED,
 		Lines: []*orderv1.OrderLine{line(1), line(2)}, Total: pounds(9), OrderedAt: timestamppb.New(day),
 		Version: 1, RecordedAt: timestamppb.New(recorded),
 	}
@@ -84,7 +88,8 @@ func TestProject(t *testing.T) {
 			d.Stage, d.ConfirmedAt = orderv1.OrderStage_ORDER_STAGE_CONFIRMED, timestamppb.New(day)
 		}), false},
 		"cancelled": {base, marshal(t, cancelled()), with(func(d *orderv1.OrderStatus) {
-			d.Stage, d.CancelledAt, d.CancelReason = orderv1.OrderStage_ORDER_STAGE_CANCELLED, timestamppb.New(day), "changed her mind"
+			d.Stage, d.CancelledAt, d.CancelReason = orderv1.OrderStage_ORDER_STAGE_CANCELLED, timestamppb.New(day),
+				"changed her mind"
 		}), false},
 		"not known":        {base, unknown, with(func(*orderv1.OrderStatus) {}), false},
 		"rubbish":          {base, []byte{0xff}, nil, true},

@@ -25,18 +25,21 @@ import (
 func serve(t *testing.T, v *orderstatus.View) orderv1connect.OrderQueryServiceClient {
 	t.Helper()
 	mux := http.NewServeMux()
-	mux.Handle(orderv1connect.NewOrderQueryServiceHandler(orderstatus.NewQueries(v), rpc.HandlerOptions(streamstest.Quiet, time.Now)...))
+	mux.Handle(orderv1connect.NewOrderQueryServiceHandler(orderstatus.NewQueries(v),
+		rpc.HandlerOptions(streamstest.Quiet, time.Now)...))
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
 	return orderv1connect.NewOrderQueryServiceClient(server.Client(), server.URL)
 }
 
 func byID(id, token string) *connect.Request[orderv1.GetOrderRequest] {
-	return connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_OrderId{OrderId: id}, Token: token})
+	return connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_OrderId{OrderId: id},
+		Token: token})
 }
 
 func byReference(reference, token string) *connect.Request[orderv1.GetOrderRequest] {
-	return connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_Reference{Reference: reference}, Token: token})
+	return connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_Reference{Reference: reference},
+		Token: token})
 }
 
 func tokenOf(e event.Event) string {
@@ -126,12 +129,14 @@ func TestGetOrderWaitsForItsToken(t *testing.T) {
 	if connect.CodeOf(err) != connect.CodeDeadlineExceeded || !errors.As(err, &stale) || len(stale.Details()) != 1 {
 		t.Fatalf("got %v, without the detail or too late", err)
 	}
-	if detail, err := stale.Details()[0].Value(); err != nil || !proto.Equal(detail, &eventv1.Stale{View: orderstatus.Name, Stream: order1, WantVersion: 1}) {
+	if detail, err := stale.Details()[0].Value(); err != nil ||
+		!proto.Equal(detail, &eventv1.Stale{View: orderstatus.Name, Stream: order1, WantVersion: 1}) {
 		t.Errorf("detail %v, %v", detail, err)
 	}
 
 	answers := make(chan error, 2)
-	for _, request := range []*connect.Request[orderv1.GetOrderRequest]{byID(order1, tokenOf(e)), byReference("536365", tokenOf(e))} {
+	for _, request := range []*connect.Request[orderv1.GetOrderRequest]{byID(order1, tokenOf(e)),
+		byReference("536365", tokenOf(e))} {
 		go func() {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()

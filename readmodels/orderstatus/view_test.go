@@ -135,7 +135,8 @@ func asExpected(t testing.TB, v *orderstatus.View, l *streamstest.Log) {
 				different++
 			}
 		}
-		t.Fatalf("the view has %d documents, want %d, of which %d are missing or different", len(got.Streams), len(want.Streams), different)
+		t.Fatalf("the view has %d documents, want %d, of which %d are missing or different", len(got.Streams),
+			len(want.Streams), different)
 	}
 }
 
@@ -198,7 +199,8 @@ func TestPositionsAreSavedWithTheView(t *testing.T) {
 		client := openRedis(t, cfg)
 		v := orderstatus.New(client, streamstest.Quiet)
 		at := func(n int64) streams.Applied {
-			return streams.Applied{Next: n, Watermark: event.Position{Transaction: 3, Sequence: uint64(n)}, AsOf: time.UnixMicro(n).UTC()}
+			return streams.Applied{Next: n, Watermark: event.Position{Transaction: 3, Sequence: uint64(n)},
+				AsOf: time.UnixMicro(n).UTC()}
 		}
 		for _, m := range []struct {
 			move streams.Move
@@ -243,7 +245,8 @@ func TestLostViewIsRebuilt(t *testing.T) {
 		streamstest.CatchUp(t, r)
 		asExpected(t, v, l)
 		status, err := v.Status(t.Context())
-		if err != nil || status.Documents != uint64(len(l.Versions)) || status.Lag != 0 || !status.Known || !status.AsOf.Equal(newest(l)) {
+		if err != nil || status.Documents != uint64(len(l.Versions)) || status.Lag != 0 || !status.Known ||
+			!status.AsOf.Equal(newest(l)) {
 			t.Errorf("status %+v, %v", status, err)
 		}
 		stop()
@@ -304,7 +307,8 @@ func child(servers string) int {
 	}
 	v := orderstatus.New(client, streamstest.Quiet)
 	go func() {
-		err := v.Runtime(kafka.Config{Brokers: brokers, Logger: slog.Default(), Extra: childExtra}, nil, slog.Default()).Run(context.Background())
+		err := v.Runtime(kafka.Config{Brokers: brokers, Logger: slog.Default(), Extra: childExtra}, nil,
+			slog.Default()).Run(context.Background())
 		fmt.Println(err)
 		os.Exit(1)
 	}()
@@ -378,7 +382,8 @@ func BenchmarkFromLog(b *testing.B) {
 	b.Run("view", func(b *testing.B) {
 		for b.Loop() {
 			client := newRedis(b)
-			streamstest.RunUntilCaughtUp(b, orderstatus.New(client, streamstest.Quiet).Runtime(cfg, nil, streamstest.Quiet))
+			streamstest.RunUntilCaughtUp(b, orderstatus.New(client, streamstest.Quiet).Runtime(cfg, nil,
+				streamstest.Quiet))
 		}
 		b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "events/s")
 	})

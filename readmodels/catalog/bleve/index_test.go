@@ -118,7 +118,8 @@ func TestDamagedJournal(t *testing.T) {
 				x := open()
 				for i := range 20 { // product and positions alternate
 					indextest.Save(t, x, indextest.Product(fmt.Sprint(i), "lamp", ""))
-					move := streams.Move{First: i == 0, From: streams.Applied{Next: int64(i)}, To: streams.Applied{Next: int64(i + 1)}}
+					move := streams.Move{First: i == 0, From: streams.Applied{Next: int64(i)},
+						To: streams.Applied{Next: int64(i + 1)}}
 					if err := x.SavePositions(t.Context(), "a", []streams.Move{move}); err != nil {
 						t.Fatal(err)
 					}
@@ -240,8 +241,10 @@ func TestTextsFindThemselves(t *testing.T) {
 	x := open(t, t.TempDir())
 	defer indextest.Close(t, x)
 	rapid.Check(t, func(t *rapid.T) {
-		text := rapid.StringOfN(rapid.SampledFrom([]rune("aeßøéТЁя茶コｺสื้👍🎉1-'’_. \u0301\u00ad")), 1, 20, -1).Draw(t, "text")
-		if err := x.Save(context.Background(), []*catalogv1.Product{{Sku: "1", Title: text, Version: uint64(version.Add(1))}}); err != nil {
+		text := rapid.StringOfN(rapid.SampledFrom([]rune("aeßøéТЁя茶コｺสื้👍🎉1-'’_. \u0301\u00ad")), 1, 20,
+			-1).Draw(t, "text")
+		if err := x.Save(context.Background(),
+			[]*catalogv1.Product{{Sku: "1", Title: text, Version: uint64(version.Add(1))}}); err != nil {
 			t.Fatal(err)
 		}
 		for _, as := range []string{text, norm.NFC.String(text), norm.NFD.String(text), strings.ToUpper(text)} {
@@ -250,7 +253,8 @@ func TestTextsFindThemselves(t *testing.T) {
 				t.Fatal(err)
 			}
 			if wanted := len(analysis.Clauses(text)) > 0; wanted != (len(page.Products) == 1) {
-				t.Fatalf("%+q as %+q: found %v, its terms are %+v", text, as, wanted, analysis.Document(indextest.Product("1", text, "")))
+				t.Fatalf("%+q as %+q: found %v, its terms are %+v", text, as, wanted,
+					analysis.Document(indextest.Product("1", text, "")))
 			}
 		}
 	})

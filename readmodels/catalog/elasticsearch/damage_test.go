@@ -42,7 +42,8 @@ func TestDamage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, p.aliasURL()+"/_doc/"+id+"?refresh=true", bytes.NewReader(b))
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, p.aliasURL()+"/_doc/"+id+"?refresh=true",
+			bytes.NewReader(b))
 		if err != nil {
 			t.Fatal(err)
 		}

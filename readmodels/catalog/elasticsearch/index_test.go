@@ -298,7 +298,8 @@ func proxy(t *testing.T, password string) *httptest.Server {
 func TestBehindTLSAndPassword(t *testing.T) {
 	t.Parallel()
 	guard := proxy(t, "right")
-	trust := &tls.Config{RootCAs: guard.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, MinVersion: tls.VersionTLS12}
+	trust := &tls.Config{RootCAs: guard.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs,
+		MinVersion: tls.VersionTLS12}
 	good := Config{
 		Addresses: []string{guard.URL}, Username: "millrace", Password: "right", TLS: trust,
 		Prefix: fmt.Sprintf("test-%d-", prefixes.Add(1)), Logger: quiet,
@@ -322,7 +323,8 @@ func TestBehindTLSAndPassword(t *testing.T) {
 	}
 	writer := open(good)
 	indextest.Save(t, writer, indextest.Product("1", "lamp", ""))
-	if err := writer.SavePositions(t.Context(), "a", []streams.Move{{First: true, To: streams.Applied{Next: 1}}}); err != nil {
+	if err := writer.SavePositions(t.Context(), "a",
+		[]streams.Move{{First: true, To: streams.Applied{Next: 1}}}); err != nil {
 		t.Fatal(err)
 	}
 	for _, x := range []catalog.Index{writer, reader} {
@@ -333,13 +335,16 @@ func TestBehindTLSAndPassword(t *testing.T) {
 			t.Errorf("positions %v, %v", positions, err)
 		}
 	}
-	if err := reader.Save(t.Context(), []*catalogv1.Product{indextest.Product("2", "mug", "")}); err == nil || !strings.Contains(err.Error(), `the user "reader" lacks a privilege`) {
+	if err := reader.Save(t.Context(), []*catalogv1.Product{indextest.Product("2", "mug", "")}); err == nil ||
+		!strings.Contains(err.Error(), `the user "reader" lacks a privilege`) {
 		t.Errorf("the reader writes: %v", err)
 	}
 
 	other := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(other.Close)
-	welcoming := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") }))
+	welcoming := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, "{}")
+	}))
 	t.Cleanup(welcoming.Close)
 	for name, c := range map[string]struct {
 		change func(*Config)
@@ -413,7 +418,8 @@ func TestSettings(t *testing.T) {
 			p := newPlace(t, &server)
 			alias := p.aliasURL()[strings.LastIndex(p.aliasURL(), "/")+1:]
 			if c.body != "" {
-				req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, p.aliasURL()+"-000001", strings.NewReader(fmt.Sprintf(c.body, alias)))
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, p.aliasURL()+"-000001",
+					strings.NewReader(fmt.Sprintf(c.body, alias)))
 				if err != nil {
 					t.Fatal(err)
 				}
