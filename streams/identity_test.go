@@ -80,7 +80,7 @@ func TestWaitInWidenedTopic(t *testing.T) {
 					if restarted {
 						r.stop()
 					}
-					if err := server.Widen(t.Context(), on.Brokers, l.Topic, wide); err != nil {
+					if err := server.AddPartitions(t.Context(), on.Brokers, l.Topic, wide); err != nil {
 						t.Fatal(err)
 					}
 					if restarted {
@@ -229,7 +229,7 @@ func TestTopicTruncated(t *testing.T) {
 		r.catchUp(t)
 		r.stop()
 		l.Write(t, l.events("s", 40, 80)...)
-		if err := server.CutBeginning(t.Context(), on.Brokers, l.Topic); err != nil {
+		if err := server.DeleteRecords(t.Context(), on.Brokers, l.Topic); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)

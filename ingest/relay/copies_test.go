@@ -105,7 +105,7 @@ func TestCopiesAreNotEvents(t *testing.T) {
 				w.append(t, 30)
 				b.publish(t, s)
 				b.checkEachOnce(t, s, rejected)
-				if err := server.Widen(t.Context(), b.Brokers, b.order.Topic, 2*partitions); err != nil {
+				if err := server.AddPartitions(t.Context(), b.Brokers, b.order.Topic, 2*partitions); err != nil {
 					t.Fatal(err)
 				}
 				rejected += copied(b.log(t), 2*partitions)

@@ -171,7 +171,7 @@ func TestWidenedTopic(t *testing.T) {
 			w := newWriter(s)
 			w.append(t, 60) // in one transaction
 			b.publish(t, s)
-			if err := server.Widen(t.Context(), b.Brokers, b.order.Topic, 8); err != nil {
+			if err := server.AddPartitions(t.Context(), b.Brokers, b.order.Topic, 8); err != nil {
 				t.Fatal(err)
 			}
 			if got := b.publish(t, s).Published; got != 0 {
@@ -202,7 +202,7 @@ func TestWidenedTopic(t *testing.T) {
 				eventually(t, func() bool { return x.relay.Progress().Published >= from+n }, "the relay publishes")
 			}
 			grow(100)
-			if err := server.Widen(t.Context(), b.Brokers, b.order.Topic, 2*partitions); err != nil {
+			if err := server.AddPartitions(t.Context(), b.Brokers, b.order.Topic, 2*partitions); err != nil {
 				t.Fatal(err)
 			}
 			grow(500)
@@ -221,7 +221,7 @@ func TestWidenedTopic(t *testing.T) {
 			w := newWriter(s)
 			w.append(t, 60)
 			b.publishAsEarlier(t, s)
-			if err := server.Widen(t.Context(), b.Brokers, b.order.Topic, 2*partitions); err != nil {
+			if err := server.AddPartitions(t.Context(), b.Brokers, b.order.Topic, 2*partitions); err != nil {
 				t.Fatal(err)
 			}
 			w.append(t, 60)
@@ -358,7 +358,7 @@ func TestTruncatedTopic(t *testing.T) {
 		w := newWriter(s)
 		w.append(t, 30)
 		b.publish(t, s)
-		if err := server.CutBeginning(t.Context(), b.Brokers, b.order.Topic); err != nil {
+		if err := server.DeleteRecords(t.Context(), b.Brokers, b.order.Topic); err != nil {
 			t.Fatal(err)
 		}
 		w.append(t, 7)

@@ -72,7 +72,7 @@ func TestCheckpointsBehindOpenTransaction(t *testing.T) {
 			other := b.openTransaction(t)
 			w.append(t, 10)
 			b.publish(t, s)
-			if err := server.CutBeginning(t.Context(), b.Brokers, b.order.Topic); err != nil {
+			if err := server.DeleteRecords(t.Context(), b.Brokers, b.order.Topic); err != nil {
 				t.Fatal(err)
 			}
 			w.append(t, 7)

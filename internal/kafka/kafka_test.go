@@ -181,7 +181,7 @@ func TestEndsOfWidenedTopic(t *testing.T) {
 		}
 		defer a.Close()
 		for wide := 8; wide <= 40; wide += 8 {
-			if err := server.Widen(t.Context(), b.Brokers, b.topic, wide); err != nil {
+			if err := server.AddPartitions(t.Context(), b.Brokers, b.topic, wide); err != nil {
 				t.Fatal(err)
 			}
 			_, err1 := a.StartOffsets(t.Context(), b.topic)

@@ -53,7 +53,7 @@ func TestLogAndStorePart(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := server.Widen(t.Context(), brokers, event.Order.Topic, int(topic.Partitions)*2); err != nil {
+		if err := server.AddPartitions(t.Context(), brokers, event.Order.Topic, int(topic.Partitions)*2); err != nil {
 			t.Fatal(err)
 		}
 		restart()

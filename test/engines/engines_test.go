@@ -44,7 +44,7 @@ func everyEngine(t *testing.T) engines.Engines {
 		server.Catalogs, session.Catalogs = []catalog.Catalog{shared, s.catalog("trino")}, []catalog.Catalog{shared, s.catalog("spark")}
 	})
 	server.URL(t)
-	session.Ask(t, "SELECT 1")
+	session.MustQuery(t, "SELECT 1")
 	return engines.Engines{Trino: &server, Spark: &session, Python: process.Python(t), Script: "testdata/read.py"}
 }
 
@@ -68,12 +68,12 @@ func TestEnginesAgree(t *testing.T) {
 		from_unixtime_nanos(x * 1000001000) , CAST(CAST(x AS varchar) AS varbinary) FROM UNNEST(sequence(1, 500)) AS t(x)`)
 	query("INSERT INTO shared.lake.by_trino (id) VALUES (501)")
 	query("DELETE FROM shared.lake.by_trino WHERE id BETWEEN 100 AND 149")
-	session.Ask(t, `CREATE TABLE shared.lake.by_spark (id bigint, n int, name string, price decimal(38,9), ratio double, ok boolean, at timestamp, raw binary)
+	session.MustQuery(t, `CREATE TABLE shared.lake.by_spark (id bigint, n int, name string, price decimal(38,9), ratio double, ok boolean, at timestamp, raw binary)
 		USING iceberg`)
-	session.Ask(t, `INSERT INTO shared.lake.by_spark SELECT id, CAST(id AS int), concat('näme ', id), CAST(id / 8 AS decimal(38,9)), id / 3D, id % 2 = 0,
+	session.MustQuery(t, `INSERT INTO shared.lake.by_spark SELECT id, CAST(id AS int), concat('näme ', id), CAST(id / 8 AS decimal(38,9)), id / 3D, id % 2 = 0,
 		timestamp_micros(id * 1000001), CAST(CAST(id AS string) AS binary) FROM range(1, 501)`)
-	session.Ask(t, "INSERT INTO shared.lake.by_spark (id) VALUES (501)")
-	session.Ask(t, "DELETE FROM shared.lake.by_spark WHERE id BETWEEN 100 AND 149")
+	session.MustQuery(t, "INSERT INTO shared.lake.by_spark (id) VALUES (501)")
+	session.MustQuery(t, "DELETE FROM shared.lake.by_spark WHERE id BETWEEN 100 AND 149")
 
 	for table, want := range map[string]int{"lake.by_trino": 451, "lake.by_spark": 451} {
 		t.Run(table, func(t *testing.T) {

@@ -56,7 +56,7 @@ type system struct {
 // running starts the system if necessary.
 func (s *system) running(t *testing.T) *system {
 	t.Helper()
-	process.Heavy(t, "Trino and Spark on the system's tables")
+	process.SkipHeavy(t, "Trino and Spark on the system's tables")
 	s.once.Do(func() { s.err = s.start(context.WithoutCancel(t.Context())) })
 	if s.err != nil {
 		process.SkipOrFail(t, "the system", s.err)
@@ -133,7 +133,7 @@ func (s *system) start(ctx context.Context) error {
 	}
 	s.process, err = process.Start(ctx, process.Command{
 		Name: "millrace up", Path: s.binary, Args: []string{"up"}, Env: s.env, Dir: filepath.Join(s.dir, "system"),
-		Ready: process.Answers("http://"+s.admin+"/readyz", http.StatusOK), ReadyWithin: 5 * time.Minute,
+		Ready: process.HTTPReady("http://"+s.admin+"/readyz", http.StatusOK), StartTimeout: 5 * time.Minute,
 	})
 	return err
 }

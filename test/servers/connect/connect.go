@@ -42,7 +42,7 @@ type Worker struct {
 // the test is skipped or fails: see process.SkipOrFail.
 func (w *Worker) URL(tb testing.TB) string {
 	tb.Helper()
-	process.Heavy(tb, "Kafka Connect")
+	process.SkipHeavy(tb, "Kafka Connect")
 	url, err := w.Start()
 	if err != nil {
 		process.SkipOrFail(tb, "Kafka Connect", err)
@@ -67,7 +67,7 @@ func (w *Worker) start() error {
 	if w.java, err = exec.LookPath("java"); err != nil {
 		return fmt.Errorf("java 17: %w", process.ErrMissing)
 	}
-	if w.home, err = process.Cache("connect"); err != nil {
+	if w.home, err = process.InstallDir("connect"); err != nil {
 		return err
 	}
 	if w.HeapMB == 0 {
@@ -96,9 +96,9 @@ func (w *Worker) start() error {
 			"org.apache.kafka.connect.cli.ConnectStandalone", config,
 		},
 		Dir:   w.dir,
-		Ready: process.Answers(w.url()+"/connectors", http.StatusOK),
+		Ready: process.HTTPReady(w.url()+"/connectors", http.StatusOK),
 		// Some 10 seconds of work, most of it scanning the sink's jars.
-		ReadyWithin: 10 * time.Minute,
+		StartTimeout: 10 * time.Minute,
 	})
 }
 

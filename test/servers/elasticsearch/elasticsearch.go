@@ -57,7 +57,7 @@ func (s *Server) url() string { return fmt.Sprintf("http://127.0.0.1:%d", s.port
 
 func (s *Server) start() error {
 	var err error
-	if s.home, err = process.Cache("elasticsearch"); err != nil {
+	if s.home, err = process.InstallDir("elasticsearch"); err != nil {
 		return err
 	}
 	if s.java, err = process.Java25(); err != nil {
@@ -101,7 +101,7 @@ func (s *Server) run(ctx context.Context) error {
 		},
 		Dir: s.dir,
 		// Status yellow means that all previous data is available.
-		Ready:       process.Answers(s.url()+"/_cluster/health?wait_for_status=yellow&timeout=1s", http.StatusOK),
-		ReadyWithin: readyWithin,
+		Ready:        process.HTTPReady(s.url()+"/_cluster/health?wait_for_status=yellow&timeout=1s", http.StatusOK),
+		StartTimeout: readyWithin,
 	})
 }

@@ -141,7 +141,7 @@ func (c *Cluster) start() error {
 	if err != nil {
 		return fmt.Errorf("java 17: %w", process.ErrMissing)
 	}
-	installed, err := process.Cache("kafka")
+	installed, err := process.InstallDir("kafka")
 	if err != nil {
 		return err
 	}

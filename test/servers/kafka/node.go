@@ -79,7 +79,7 @@ func (n *node) start(ctx context.Context) error {
 	defer n.mu.Unlock()
 	p, err := process.Start(ctx, process.Command{
 		Name: fmt.Sprintf("Kafka node %d", n.id-1), Path: n.java, Args: append(n.jvm(), "kafka.Kafka", n.config()), Dir: n.dir,
-		ReadyWithin: 3 * time.Minute, // two seconds on an idle machine
+		StartTimeout: 3 * time.Minute, // two seconds on an idle machine
 		Ready: func(ctx context.Context) error {
 			// A broker answers once the controller has accepted it.
 			_, err := n.brokers(ctx)

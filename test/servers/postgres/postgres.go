@@ -232,7 +232,7 @@ func (c *Cluster) serve() (err error) {
 			set("unix_socket_directories", c.dir), set("listen_addresses", "127.0.0.1"), set("port", c.port),
 			set("ssl", "on"), set("ssl_cert_file", c.certs.Cert), set("ssl_key_file", c.certs.Key),
 			set("max_connections", 300), set("shared_buffers", "64MB")),
-		Dir: c.dir, Scratch: c.dir, Credential: c.as, ReadyWithin: readyWithin,
+		Dir: c.dir, Scratch: c.dir, Credential: c.as, StartTimeout: readyWithin,
 		Ready: func(ctx context.Context) error {
 			out, err := exec.CommandContext(ctx, filepath.Join(c.bin, "pg_isready"), "--host", c.dir, "--port", strconv.Itoa(c.port), "--username", "postgres").CombinedOutput() //nolint:gosec // no outside input
 			if err != nil {

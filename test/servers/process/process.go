@@ -38,19 +38,19 @@ func SkipOrFail(tb testing.TB, server string, err error) {
 	tb.Fatalf("start %s: %v", server, err)
 }
 
-// Heavy skips a test of an engine that needs minutes and gigabytes, unless MILLRACE_ENGINES is set.
+// SkipHeavy skips a test of an engine that needs minutes and gigabytes, unless MILLRACE_ENGINES is set.
 // `make test-engines` sets it.
-func Heavy(tb testing.TB, engine string) {
+func SkipHeavy(tb testing.TB, engine string) {
 	tb.Helper()
 	if os.Getenv("MILLRACE_ENGINES") == "" {
 		tb.Skipf("%s takes minutes and a gigabyte: make test-engines runs this", engine)
 	}
 }
 
-// Cache returns the folder, outside the repository, into which `make servers` installs a server:
+// InstallDir returns the folder, outside the repository, into which `make servers` installs a server:
 // MILLRACE_SERVERS, or millrace/servers in the user's cache folder. The error wraps ErrMissing if
 // the folder or its stamp does not exist.
-func Cache(server string) (string, error) {
+func InstallDir(server string) (string, error) {
 	root := os.Getenv("MILLRACE_SERVERS")
 	if root == "" {
 		user, err := os.UserCacheDir()
@@ -103,8 +103,8 @@ type Command struct {
 	Scratch string
 
 	// Ready checks by the server's protocol whether it is ready. It is called until it returns nil.
-	Ready       func(context.Context) error
-	ReadyWithin time.Duration // 0 means three minutes: a loaded machine starts a JVM slowly
+	Ready        func(context.Context) error
+	StartTimeout time.Duration // 0 means three minutes: a loaded machine starts a JVM slowly
 
 	Credential *syscall.Credential // the account to run as; nil means that of the test
 }
@@ -140,8 +140,8 @@ const (
 
 // Start starts a server and returns once it is ready.
 func Start(ctx context.Context, c Command) (*Process, error) {
-	if c.ReadyWithin == 0 {
-		c.ReadyWithin = 3 * time.Minute
+	if c.StartTimeout == 0 {
+		c.StartTimeout = 3 * time.Minute
 	}
 	p := &Process{command: c, ended: make(chan struct{})}
 	p.keeper = exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", append([]string{"-c", keeper, "keeper", c.Scratch, c.Path}, c.Args...)...) //nolint:gosec // a test's own servers
@@ -179,7 +179,7 @@ func Start(ctx context.Context, c Command) (*Process, error) {
 }
 
 func (p *Process) awaitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, p.command.ReadyWithin)
+	ctx, cancel := context.WithTimeout(ctx, p.command.StartTimeout)
 	defer cancel()
 	tick := time.NewTicker(readyPoll)
 	defer tick.Stop()
@@ -193,7 +193,7 @@ func (p *Process) awaitReady(ctx context.Context) error {
 		case <-p.ended:
 			return fmt.Errorf("%s ended before it was ready: %w\n%s", p.command.Name, err, p.LogTail())
 		case <-ctx.Done():
-			return fmt.Errorf("%s is not ready within %v: %w\n%s", p.command.Name, p.command.ReadyWithin, err, p.LogTail())
+			return fmt.Errorf("%s is not ready within %v: %w\n%s", p.command.Name, p.command.StartTimeout, err, p.LogTail())
 		}
 	}
 }

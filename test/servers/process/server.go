@@ -143,8 +143,8 @@ func Java25() (string, error) {
 	return javas[0], nil
 }
 
-// Answers returns a Command's Ready: a GET of the URL must have this status.
-func Answers(url string, status int) func(context.Context) error {
+// HTTPReady returns a Command's Ready: a GET of the URL must have this status.
+func HTTPReady(url string, status int) func(context.Context) error {
 	return func(ctx context.Context) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {

@@ -57,7 +57,7 @@ func (s *Server) url() string { return fmt.Sprintf("http://127.0.0.1:%d/apis/cco
 
 func (s *Server) start() error {
 	var err error
-	if s.app, err = process.Cache("registry"); err != nil {
+	if s.app, err = process.InstallDir("registry"); err != nil {
 		return err
 	}
 	if s.java, err = process.Java25(); err != nil {
@@ -93,6 +93,6 @@ func (s *Server) run(ctx context.Context) error {
 			"-jar", filepath.Join(s.app, "app", "quarkus-run.jar"),
 		},
 		Dir:   run,
-		Ready: process.Answers(s.url()+"/subjects", http.StatusOK), ReadyWithin: 3 * time.Minute, // 4 s on an idle machine, ten times as long on a busy one
+		Ready: process.HTTPReady(s.url()+"/subjects", http.StatusOK), StartTimeout: 3 * time.Minute, // 4 s on an idle machine, ten times as long on a busy one
 	})
 }

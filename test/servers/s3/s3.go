@@ -64,7 +64,7 @@ func (s *Server) Start() (Config, error) {
 const bucket = "lake"
 
 func (s *Server) start() error {
-	if _, err := process.Cache("s3"); err != nil {
+	if _, err := process.InstallDir("s3"); err != nil {
 		return err
 	}
 	ports, err := process.FreePorts(1)
@@ -98,7 +98,7 @@ func (s *Server) accounts() string { return filepath.Join(s.dir, "accounts") }
 
 // run starts the program on the existing data.
 func (s *Server) run() error {
-	bin, err := process.Cache("s3")
+	bin, err := process.InstallDir("s3")
 	if err != nil {
 		return err
 	}
@@ -111,7 +111,7 @@ func (s *Server) run() error {
 	return s.Launch(context.Background(), process.Command{
 		Name: "versitygw", Path: filepath.Join(bin, "versitygw"), Args: append(args, data), Dir: s.dir,
 		// A refusal for lack of keys shows that it is ready.
-		Ready: process.Answers(s.config.Endpoint+"/", http.StatusForbidden),
+		Ready: process.HTTPReady(s.config.Endpoint+"/", http.StatusForbidden),
 		Env:   []string{"ROOT_ACCESS_KEY=" + s.config.AccessKey, "ROOT_SECRET_KEY=" + s.config.SecretKey},
 	})
 }

@@ -50,11 +50,11 @@ type run struct {
 //go:embed session.py
 var program []byte
 
-// Ask is Query, and starts the session if necessary. It fails the test if the query fails. If Spark
+// MustQuery is Query, and starts the session if necessary. It fails the test if the query fails. If Spark
 // is not installed, the test is skipped or fails: see process.SkipOrFail.
-func (s *Session) Ask(tb testing.TB, statement string) [][]any {
+func (s *Session) MustQuery(tb testing.TB, statement string) [][]any {
 	tb.Helper()
-	process.Heavy(tb, "Spark")
+	process.SkipHeavy(tb, "Spark")
 	if err := s.Start(); err != nil {
 		process.SkipOrFail(tb, "Spark", err)
 	}
@@ -77,7 +77,7 @@ func (s *Session) Start() error {
 
 func (s *Session) start() error {
 	var err error
-	if s.home, err = process.Cache("spark"); err != nil {
+	if s.home, err = process.InstallDir("spark"); err != nil {
 		return err
 	}
 	if s.dir, err = os.MkdirTemp("", "millrace-spark-"); err != nil {

@@ -30,14 +30,14 @@ func TestKilledAndStartedAgain(t *testing.T) {
 		{Name: "bucket", JDBC: "jdbc:sqlite:" + filepath.Join(dir, "bucket.db"), Warehouse: "s3://" + store.Bucket + "/warehouse", S3: store},
 	}
 	begun := time.Now()
-	session.Ask(t, "SELECT 1")
+	session.MustQuery(t, "SELECT 1")
 	started := time.Since(begun)
 	mb, err := session.ResidentMB()
 	t.Logf("ready in %v, %d MB (%v)", started.Round(time.Millisecond), mb, err)
 	for _, c := range session.Catalogs {
-		session.Ask(t, "CREATE NAMESPACE "+c.Name+".s")
-		session.Ask(t, "CREATE TABLE "+c.Name+".s.t (id bigint, name string, price decimal(38,9), at timestamp, raw binary) USING iceberg")
-		session.Ask(t, "INSERT INTO "+c.Name+".s.t VALUES (1, 'one', 1.5, timestamp'1970-01-01 00:00:01.000002', X'0aff'), (2, NULL, -2.000000001, NULL, NULL)")
+		session.MustQuery(t, "CREATE NAMESPACE "+c.Name+".s")
+		session.MustQuery(t, "CREATE TABLE "+c.Name+".s.t (id bigint, name string, price decimal(38,9), at timestamp, raw binary) USING iceberg")
+		session.MustQuery(t, "INSERT INTO "+c.Name+".s.t VALUES (1, 'one', 1.5, timestamp'1970-01-01 00:00:01.000002', X'0aff'), (2, NULL, -2.000000001, NULL, NULL)")
 	}
 	mb, err = session.ResidentMB()
 	t.Logf("after writing %d MB (%v)", mb, err)
@@ -50,7 +50,7 @@ func TestKilledAndStartedAgain(t *testing.T) {
 	}
 	t.Logf("started again in %v", time.Since(begun).Round(time.Millisecond))
 	for _, c := range session.Catalogs {
-		rows := session.Ask(t, "SELECT id, name, price, at, raw FROM "+c.Name+".s.t ORDER BY id")
+		rows := session.MustQuery(t, "SELECT id, name, price, at, raw FROM "+c.Name+".s.t ORDER BY id")
 		want := [][]any{
 			{json.Number("1"), "one", "1.500000000", json.Number("1000002"), "0aff"},
 			{json.Number("2"), nil, "-2.000000001", nil, nil},
@@ -62,7 +62,7 @@ func TestKilledAndStartedAgain(t *testing.T) {
 	if rows, err := session.Query(t.Context(), "SELECT * FROM folder.s.nothing"); err == nil {
 		t.Errorf("a table that is not there has %v", rows)
 	}
-	if rows := session.Ask(t, "SELECT 1"); len(rows) != 1 {
+	if rows := session.MustQuery(t, "SELECT 1"); len(rows) != 1 {
 		t.Errorf("after an error it answers %v", rows)
 	}
 }

@@ -43,7 +43,7 @@ type Server struct {
 // skipped or fails: see process.SkipOrFail.
 func (s *Server) URL(tb testing.TB) string {
 	tb.Helper()
-	process.Heavy(tb, "Trino")
+	process.SkipHeavy(tb, "Trino")
 	url, err := s.Start()
 	if err != nil {
 		process.SkipOrFail(tb, "Trino", err)
@@ -104,7 +104,7 @@ func (s *Server) url() string { return fmt.Sprintf("http://127.0.0.1:%d", s.port
 
 func (s *Server) start() error {
 	var err error
-	if s.home, err = process.Cache("trino"); err != nil {
+	if s.home, err = process.InstallDir("trino"); err != nil {
 		return err
 	}
 	if s.java, err = process.Java25(); err != nil {
@@ -159,7 +159,7 @@ func (s *Server) run(ctx context.Context) error {
 		Dir: s.dir,
 		// It accepts queries some time before it has a node to run them on.
 		Ready: func(ctx context.Context) error {
-			if err := process.Answers(s.url()+"/v1/info", http.StatusOK)(ctx); err != nil {
+			if err := process.HTTPReady(s.url()+"/v1/info", http.StatusOK)(ctx); err != nil {
 				return err
 			}
 			ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -170,7 +170,7 @@ func (s *Server) run(ctx context.Context) error {
 			}
 			return err
 		},
-		ReadyWithin: readyWithin,
+		StartTimeout: readyWithin,
 	})
 }
 

@@ -12,8 +12,8 @@ import (
 // These functions change topics as an operator or an accident does. brokers are those that Each
 // passes.
 
-// Widen adds partitions to a topic.
-func Widen(ctx context.Context, brokers, topic string, partitions int) error {
+// AddPartitions adds partitions to a topic.
+func AddPartitions(ctx context.Context, brokers, topic string, partitions int) error {
 	return change(brokers, func(admin *kadm.Client) error {
 		answers, err := admin.UpdatePartitions(ctx, partitions, topic)
 		return errors.Join(err, answers.Error())
@@ -28,8 +28,8 @@ func Delete(ctx context.Context, brokers, topic string) error {
 	})
 }
 
-// CutBeginning deletes all current records of a topic.
-func CutBeginning(ctx context.Context, brokers, topic string) error {
+// DeleteRecords deletes all current records of a topic.
+func DeleteRecords(ctx context.Context, brokers, topic string) error {
 	return change(brokers, func(admin *kadm.Client) error {
 		ends, err := admin.ListEndOffsets(ctx, topic)
 		if err != nil {
