@@ -149,7 +149,7 @@ func (s system) start(ctx context.Context) (*running, error) {
 		system: s, api: fmt.Sprintf("127.0.0.1:%d", ports[0]), admin: fmt.Sprintf("127.0.0.1:%d", ports[1]),
 	}
 	// process.Start polls this URL until the system is ready.
-	ready := process.Answers("http://"+r.admin+"/readyz", http.StatusOK)
+	ready := process.HTTPReady("http://"+r.admin+"/readyz", http.StatusOK)
 	binary, err := filepath.Abs(s.binary)
 	if err != nil {
 		return nil, err
@@ -165,7 +165,7 @@ func (s system) start(ctx context.Context) (*running, error) {
 	// Listeners that the benchmark does not use take free ports, so that runs do not collide.
 	r.process, err = process.Start(ctx, process.Command{
 		Name: "millrace", Path: binary, Args: []string{"up", "--no-demo", "--data", data}, Dir: data,
-		ReadyWithin: readyTimeout,
+		StartTimeout: readyTimeout,
 		Env: []string{
 			"MILLRACE_ADDR=" + r.api, "MILLRACE_ADMIN_ADDR=" + r.admin,
 			"MILLRACE_REDIS_LISTEN=127.0.0.1:0", "MILLRACE_KAFKA_LISTEN=127.0.0.1:0",
