@@ -386,7 +386,8 @@ func metadataAt(meta table.Metadata, at *moment) ([]byte, error) {
 	// Remove what changes without the snapshot, so that the file's content and name only depend on
 	// the state.
 	for _, key := range []string{
-		"properties", "statistics", "partition-statistics", "snapshot-log", "metadata-log", "refs", "current-snapshot-id",
+		"properties", "statistics", "partition-statistics", "snapshot-log", "metadata-log", "refs",
+		"current-snapshot-id",
 	} {
 		delete(fields, key)
 	}

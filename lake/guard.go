@@ -134,8 +134,8 @@ const maxClockSkew = time.Minute
 func checkTimestamps(before, after table.Metadata, now time.Time) error {
 	for _, s := range after.Snapshots() {
 		if before.SnapshotByID(s.SnapshotID) == nil && s.TimestampMs > now.Add(maxClockSkew).UnixMilli() {
-			return fmt.Errorf("add-snapshot: snapshot %d has timestamp %d, more than %s ahead of the catalog's clock (%d): "+
-				"landers could not commit after it; send milliseconds and check your clock",
+			return fmt.Errorf("add-snapshot: snapshot %d has timestamp %d, more than %s ahead of the catalog's "+
+				"clock (%d): landers could not commit after it; send milliseconds and check your clock",
 				s.SnapshotID, s.TimestampMs, maxClockSkew, now.UnixMilli())
 		}
 	}

@@ -80,7 +80,9 @@ func (l *Lake) Summarize(ctx context.Context, name Name) (Summary, error) {
 	if err != nil {
 		return Summary{}, err
 	}
-	s := Summary{Name: strings.Join(name, "."), Doc: t.Properties()["comment"], Snapshots: len(t.Metadata().Snapshots())}
+	s := Summary{
+		Name: strings.Join(name, "."), Doc: t.Properties()["comment"], Snapshots: len(t.Metadata().Snapshots()),
+	}
 	if spec := t.Spec(); !spec.IsUnpartitioned() {
 		s.Partitioned = specText(spec, t.Schema())
 	}
@@ -94,7 +96,8 @@ func (l *Lake) Summarize(ctx context.Context, name Name) (Summary, error) {
 	}
 	if head := t.CurrentSnapshot(); head != nil && head.Summary != nil {
 		total := func(key string) int64 { return int64(head.Summary.Properties.GetInt(key, 0)) }
-		s.RowsInFiles, s.DataFiles, s.DeleteFiles = total("total-records"), total("total-data-files"), total("total-delete-files")
+		s.RowsInFiles, s.DataFiles = total("total-records"), total("total-data-files")
+		s.DeleteFiles = total("total-delete-files")
 		s.DataBytes, _ = strconv.ParseInt(head.Summary.Properties["total-files-size"], 10, 64)
 	}
 	// Landers of keyed tables count rows, because files include deleted ones.
@@ -147,7 +150,7 @@ type SnapshotState struct {
 	Rows      int64  // in the table's files, including rows that deletes remove
 	Added     int64  // rows added
 	Files     int64  // data files in the table
-	// Offsets is the "partition=offset,…" list that a lander's commit recorded: for each partition,
+	// Offsets is the "partition=offset,…" list that a lander's commit recorded: by partition,
 	// the first offset that is not in the table. Compactions copy it. It is empty in snapshots of
 	// other engines.
 	Offsets string

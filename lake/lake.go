@@ -226,7 +226,8 @@ func (l *Lake) Load(ctx context.Context, name table.Identifier) (*table.Table, e
 	if errors.Is(err, fs.ErrNotExist) { // the metadata file may have been replaced and removed between the two reads
 		t, err = l.catalog.LoadTable(ctx, name)
 	}
-	if errors.Is(err, catalog.ErrNoSuchTable) || errors.Is(err, catalog.ErrNoSuchNamespace) || postgres.UndefinedTable(err) {
+	if errors.Is(err, catalog.ErrNoSuchTable) || errors.Is(err, catalog.ErrNoSuchNamespace) ||
+		postgres.UndefinedTable(err) {
 		return nil, &noTableError{name: strings.Join(name, "."), err: err}
 	}
 	if err != nil {

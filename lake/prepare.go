@@ -93,7 +93,8 @@ func (l *Lake) checkWarehouse(t declare.Table, have *table.Table) error {
 	if l.warehouse.owns(have.Location()) {
 		return nil
 	}
-	return fmt.Errorf("table %s is at %s, but the warehouse is %s: configure the warehouse that has the catalog's tables",
+	return fmt.Errorf("table %s is at %s, but the warehouse is %s: "+
+		"configure the warehouse that has the catalog's tables",
 		t.Name, have.Location(), l.warehouse.url)
 }
 

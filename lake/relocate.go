@@ -44,8 +44,8 @@ func (l *Lake) Relocate(ctx context.Context, from string) ([]Relocated, error) {
 	}
 	// If one folder contained the other, rewritten locations could not be told from old ones.
 	if location.Inside(from, l.warehouse.url) || location.Inside(l.warehouse.url, from) || from == l.warehouse.url {
-		return nil, fmt.Errorf("cannot relocate from %s to the warehouse %s: pass the location that the tables had before; "+
-			"neither may contain the other", from, l.warehouse.url)
+		return nil, fmt.Errorf("cannot relocate from %s to the warehouse %s: pass the location that the tables "+
+			"had before; neither may contain the other", from, l.warehouse.url)
 	}
 	if err := location.Plain(strings.TrimPrefix(strings.TrimPrefix(l.warehouse.url, "file://"), s3Scheme)); err != nil {
 		return nil, fmt.Errorf("warehouse %s: %w", l.warehouse.url, err)

@@ -187,7 +187,9 @@ func icebergType(t Type) (iceberg.Type, error) {
 	case Struct:
 		return &iceberg.StructType{FieldList: inner}, nil
 	case List:
-		return &iceberg.ListType{ElementID: inner[0].ID, Element: inner[0].Type, ElementRequired: inner[0].Required}, nil
+		return &iceberg.ListType{
+			ElementID: inner[0].ID, Element: inner[0].Type, ElementRequired: inner[0].Required,
+		}, nil
 	case Map:
 		return &iceberg.MapType{
 			KeyID: inner[0].ID, KeyType: inner[0].Type, ValueID: inner[1].ID, ValueType: inner[1].Type,

@@ -135,7 +135,8 @@ func (r *batchReader) int64s(name string) func(i int) int64 {
 // the stream's name aliases rec.
 func ReadEvents(agg event.Aggregate, rec arrow.RecordBatch) (iter.Seq2[event.Event, error], error) {
 	r := batchReader{rec: rec}
-	id, stream, version, kind := r.strings("event_id"), r.strings("aggregate_id"), r.int64s("version"), r.strings("type")
+	id, stream := r.strings("event_id"), r.strings("aggregate_id")
+	version, kind := r.int64s("version"), r.strings("type")
 	occurred, recorded := r.times("occurred_at"), r.times("recorded_at")
 	correlation, causation, trace := r.strings("correlation_id"), r.strings("causation_id"), r.strings("trace_parent")
 	position := r.strings("store_position")

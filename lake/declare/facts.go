@@ -33,7 +33,9 @@ func (d Facts[T]) Table() Table {
 			return &factDecoder[T]{make: d.Rows(), write: d.Columns.write(to, 0), columns: len(d.Columns)}, nil
 		}),
 		Sums: Sums{
-			Add:    func(to *digest.Digest, rec arrow.RecordBatch) error { return addRows(to, rec, d.Columns, d.Stream) },
+			Add: func(to *digest.Digest, rec arrow.RecordBatch) error {
+				return addRows(to, rec, d.Columns, d.Stream)
+			},
 			Expect: d.expect,
 		},
 	}

@@ -91,9 +91,9 @@ func (s Schema[T]) names() []string {
 	return out
 }
 
-// write binds the schema to the columns of a table from the first one on. It returns a function that
-// writes a value as the next row of these columns. Binding resolves the type of each column once
-// instead of once per value.
+// write binds the schema to the columns of a table from the first one on. It returns a function
+// that writes a value as the next row of these columns. Binding resolves the type of each column
+// once instead of once per value.
 func (s Schema[T]) write(to *columnar.Columns, first int) func(v *T) {
 	var zero T
 	writers := make([]func(v *T), len(s))

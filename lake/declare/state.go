@@ -85,7 +85,9 @@ func (d State[S]) Table() Table {
 			Add: func(to *digest.Digest, rec arrow.RecordBatch) error {
 				return addRows(to, rec, shape, func(r *stateRow[S]) string { return r.key })
 			},
-			Expect: func(events iter.Seq2[event.Event, error]) (*digest.Digest, error) { return d.expect(shape, events) },
+			Expect: func(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
+				return d.expect(shape, events)
+			},
 		},
 	}
 }

@@ -200,7 +200,8 @@ func (c *change) merge(at string, have, want []columnar.Field) (table, columns [
 			continue
 		}
 		if taken[n] {
-			return nil, nil, &RefusedError{join(at, w.Name), fmt.Sprintf("two fields match the table's column %s", have[n].Name)}
+			return nil, nil, &RefusedError{join(at, w.Name),
+				fmt.Sprintf("two fields match the table's column %s", have[n].Name)}
 		}
 		taken[n] = true
 		if table[n], columns[i], err = c.field(at, have[n], w); err != nil {
@@ -229,7 +230,8 @@ func (c *change) merge(at string, have, want []columnar.Field) (table, columns [
 	for _, f := range table {
 		if other, twice := byName[f.Name]; twice {
 			return nil, nil, &RefusedError{join(at, f.Name), fmt.Sprintf(
-				"the table already has a column of that name, for a field that was removed (%s); rename the new field", c.identity(other))}
+				"the table already has a column of that name, for a field that was removed (%s); rename the new field",
+				c.identity(other))}
 		}
 		byName[f.Name] = f
 	}

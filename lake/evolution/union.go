@@ -30,7 +30,8 @@ func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 	for i, n := range Match(have, want) {
 		w := want[i]
 		if n >= 0 && taken[n] {
-			return nil, &RefusedError{join(at, w.Name), fmt.Sprintf("two fields match the table's column %s", have[n].Name)}
+			return nil, &RefusedError{join(at, w.Name),
+				fmt.Sprintf("two fields match the table's column %s", have[n].Name)}
 		}
 		renamed := n >= 0 && isRename(have[n], w)
 		if n >= 0 {

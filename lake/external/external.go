@@ -50,6 +50,7 @@ func Message(ctx context.Context, file, name string, folders ...string) (protore
 	var found []protoreflect.MessageDescriptor
 	var all []string
 	files.RangeFiles(func(f protoreflect.FileDescriptor) bool {
+		// Nested messages can be values, too.
 		for md := range messages(f.Messages()) {
 			full := string(md.FullName())
 			// The package may be omitted, as long as the name is unambiguous.
@@ -112,6 +113,7 @@ func describe(ctx context.Context, file string, folders []string) (*protoregistr
 	})
 	c := protocompile.Compiler{
 		SourceInfoMode: protocompile.SourceInfoStandard, // keep comments, which become the columns' descriptions
+		// Imports are searched beside the file, then in the given folders, then among linked files.
 		Resolver: protocompile.CompositeResolver{
 			&protocompile.SourceResolver{ImportPaths: append([]string{filepath.Dir(file)}, folders...)}, known,
 		},

@@ -62,6 +62,7 @@ func (j *jsonRows) Append(_ context.Context, r declare.Record) (declare.Appended
 
 // appendJSON appends an object and converts the error for missing columns.
 func appendJSON(to *infer.Decoder, value []byte) error {
+	// A value that is not an object becomes a dead letter.
 	object, err := infer.Parse(value)
 	if err != nil {
 		return err

@@ -46,6 +46,7 @@ func (l layout) columns() []columnar.Field {
 		{Name: timestampColumn, Type: p.TimestampTz, Doc: "the record's own time"},
 		{Name: rawTimeColumn, Type: p.Int64, Doc: "the record's timestamp as it is, where that is no time in milliseconds; else null"},
 	}
+	// Headers take space in every row, so they are optional.
 	if l.headers {
 		columns = append(columns, columnar.Field{
 			Name: headersColumn, Doc: "the record's headers; of several of one name the last", Type: columnar.Map{
@@ -60,6 +61,7 @@ func (l layout) columns() []columnar.Field {
 // reserved returns the names that fields of values must not have.
 func (l layout) reserved() []string {
 	var names []string
+	// The origin columns follow those of the record itself.
 	for _, c := range slices.Concat(l.columns(), declare.Table{Origin: origin}.OriginColumns()) {
 		names = append(names, c.Name)
 	}
@@ -150,6 +152,7 @@ func headersIn(col columnar.Column) *headers {
 // in Kafka's clients.
 func (h *headers) append(all []event.Header) {
 	for i, header := range all {
+		// Kafka allows any bytes in a name, but a string column only UTF-8.
 		name := utf8Name(header.Key)
 		// A later header of the same name follows.
 		// Quadratic, but records have few headers.

@@ -63,6 +63,8 @@ func Registered(
 	if first.bad != nil {
 		t.Columns, t.Unready = with.columns(), fmt.Errorf("subject %s: %w", of.Name, first.bad)
 	}
+	// The contents of JSON schemas are not used: the columns follow from the values. What has no
+	// column goes into one more.
 	if first.json {
 		t.Columns = append(t.Columns, all.json.ExtraField())
 	}
@@ -364,6 +366,7 @@ func (x *registeredRows) others(fields []columnar.Field) (cols []columnar.Column
 func (x *registeredRows) Grow(
 	ctx context.Context, have []columnar.Field, records iter.Seq[declare.Record],
 ) ([]columnar.Field, error) {
+	// Only columns of values may grow.
 	fixed, mine := x.all.with.split(have)
 	var objects []*infer.Object
 	met := map[int]bool{}

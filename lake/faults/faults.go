@@ -58,7 +58,8 @@ const (
 	remedyGone    = "restart the lander to land it from the beginning"
 	RemedyDenied  = "grant the lander write access to the table's files and to its row in the catalog"
 	RemedyCommit  = "check the catalog and the warehouse, which returned this error; commits are retried periodically"
-	RemedyOutside = "move the file into the table's folder and update the metadata, or roll the table back to a snapshot before it"
+	RemedyOutside = "move the file into the table's folder and update the metadata, " +
+		"or roll the table back to a snapshot before it"
 	RemedyFit     = "revert the change of the table's columns, partitions or properties, or land in another table"
 )
 
@@ -108,7 +109,8 @@ func denied(err error) bool {
 
 // denials are S3 error codes that persist until permissions, keys or the bucket are changed.
 var denials = []string{
-	"AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket",
+	"AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch",
+	"NoSuchBucket",
 }
 
 // IsTemporary reports whether an error is temporary: caused by the environment of a landing, not by

@@ -177,7 +177,10 @@ func decimalOf(v *value, precision, scale int) (d decimal128.Num, ok bool) {
 
 // isNumber reports whether text is a JSON number.
 func isNumber(text []byte) bool {
-	return len(text) > 0 && (text[0] == '-' || text[0] >= '0' && text[0] <= '9') && json.Valid(text) && text[len(text)-1] > ' '
+	if len(text) == 0 || text[0] != '-' && (text[0] < '0' || text[0] > '9') {
+		return false
+	}
+	return json.Valid(text) && text[len(text)-1] > ' '
 }
 
 // dayOf parses a date such as 2024-01-01 as days since 1970.

@@ -37,6 +37,7 @@ func (o Options) Bind(columns *columnar.Columns) (*Decoder, error) {
 	if d.extra == nil {
 		return nil, errors.New("column " + o.Extra + ", for content without a column, is missing or not a string")
 	}
+	// The whole row is treated like a struct.
 	d.root = bindGroup(d.fields, mine)
 	return d, nil
 }
@@ -252,6 +253,7 @@ func (t *target) appendList(col *columnar.Lists, v *value) (left []byte, ok bool
 		return nil, false
 	}
 	begin := col.Start()
+	// Elements are appended first. The list ends after the last one.
 	for i := range v.children {
 		rest, ok := t.element.append(&v.children[i])
 		if !ok {

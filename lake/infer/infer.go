@@ -289,6 +289,7 @@ func (g *grower) named(
 		f.Key = renamedKey + name
 	}
 	f.Name, f.Type = column, t
+	// Many engines ignore case, so names must differ in more than that.
 	taken := func(other string) bool { return strings.EqualFold(other, column) }
 	ok = name != "" && len(name) <= maxName && g.columns < g.o.columns() &&
 		!slices.ContainsFunc(fields, func(f columnar.Field) bool { return taken(f.Name) }) &&
@@ -305,6 +306,7 @@ func (g *grower) typeOf(v *value, depth int) columnar.Type {
 		return long
 	case kindNumber:
 		return double
+	// A time is only recognised if the option is set: other strings may look like times by chance.
 	case kindString:
 		if g.o.Times && isTime(v) {
 			return instant
@@ -349,6 +351,7 @@ func (g *grower) typeOf(v *value, depth int) columnar.Type {
 // fit reports whether a type can hold a value, and returns that type. It may have more fields than
 // before, and if it is not fixed, it may be another type.
 func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar.Type, bool) {
+	// Every column is optional.
 	if v.kind == kindNull {
 		return t, true
 	}
@@ -362,6 +365,7 @@ func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar
 		if v.kind != kindArray {
 			return t, false
 		}
+		// All elements must fit. Otherwise the whole array goes into another column.
 		element := t.Element.Type
 		for i := range v.children {
 			var ok bool

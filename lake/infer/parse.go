@@ -42,6 +42,7 @@ type value struct {
 // Parse parses an object. Duplicate names are an error, since readers would disagree about which
 // one counts.
 func Parse(b []byte) (*Object, error) {
+	// Validate first: the parser below relies on valid JSON.
 	if !utf8.Valid(b) {
 		return nil, errors.New("the value is not JSON: it is not UTF-8")
 	}
@@ -232,6 +233,7 @@ func exactly(raw []byte, bits int) (float64, bool) {
 // scientific returns a number as 0.digits × 10^exponent. digits has the sign, and neither leading
 // nor trailing zeros.
 func scientific(raw []byte) (digits []byte, exponent int) {
+	// Split off the exponent, then the sign, then the point.
 	mantissa := raw
 	if i := bytes.IndexAny(raw, "eE"); i >= 0 {
 		mantissa = raw[:i]

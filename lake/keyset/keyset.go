@@ -1,6 +1,6 @@
-// Package keyset has a Bloom filter of a table's keys, with about ten bits per key. Landers of State
-// tables use it to skip lookups of rows that certainly do not exist. A false positive only costs a
-// lookup; there are no false negatives.
+// Package keyset has a Bloom filter of a table's keys, with about ten bits per key. Landers of
+// State tables use it to skip lookups of rows that certainly do not exist. A false positive only
+// costs a lookup; there are no false negatives.
 //
 // Filter knows up to which offset of each partition it has all keys: see Covers. If another lander
 // has added keys since, the filter is outdated and is built again.

@@ -84,6 +84,7 @@ func (d *lineDecoder) lines(e event.Event, into []line) ([]line, error) {
 	default:
 		return into, nil // without lines, or a newer event type
 	}
+	// The table is sorted by ordered_at, so every row needs it.
 	if from.GetOrderedAt() == nil {
 		return into, errors.New("ordered_at: missing")
 	}

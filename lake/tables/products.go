@@ -78,6 +78,7 @@ func changeProduct(e event.Event) (func(*productState), error) {
 			if prices == nil {
 				prices = map[string]declare.Amount{}
 			}
+			// A price replaces the previous one in its currency.
 			prices[currency] = declare.Amount{Value: price, Known: true}
 			s.prices = prices
 		}, nil

@@ -58,6 +58,7 @@ func stockMoves(e event.Event, into []stockMovement) ([]stockMovement, error) {
 	var at *timestamppb.Timestamp
 	var field string
 	switch moved := message.Event.(type) {
+	// The reference is that of a delivery, and the quantity is positive.
 	case *inventoryv1.StockEvent_Received:
 		r := moved.Received
 		field, at = "received_at", r.GetReceivedAt()

@@ -26,6 +26,7 @@ func WriteDeletes(
 	if err != nil {
 		return fail(err)
 	}
+	// One row per key. A reader drops the rows of earlier commits that have any of them.
 	for _, k := range keys {
 		columns.Column(0).(*columnar.Bytes).AppendString(k)
 	}
@@ -83,6 +84,6 @@ func Unpartitioned(m table.Metadata) (iceberg.PartitionSpec, error) {
 			return spec, nil
 		}
 	}
-	return iceberg.PartitionSpec{}, errors.New("landers replace its rows, which requires a partition spec without fields in its metadata, " +
-		"but it has none: remove all its partition fields once, then add them again")
+	return iceberg.PartitionSpec{}, errors.New("landers replace its rows, which requires a partition spec without fields " +
+		"in its metadata, but it has none: remove all its partition fields once, then add them again")
 }

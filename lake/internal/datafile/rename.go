@@ -23,6 +23,7 @@ type renaming struct {
 func (r *renaming) of(name string) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// Names are numbered in the order in which files are begun.
 	if _, there := r.given[name]; !there {
 		r.given[name] = r.rename(len(r.given))
 	}

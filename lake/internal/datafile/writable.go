@@ -249,6 +249,7 @@ func Landable(ctx context.Context, m table.Metadata) error {
 
 // unwrittenRequired returns the path of a column that is required but not written, if there is one.
 func unwrittenRequired(all, written []columnar.Field) (path string, ok bool) {
+	// Written fields are a subset, with the same ids.
 	byID := map[int]columnar.Field{}
 	for _, f := range written {
 		byID[f.ID] = f

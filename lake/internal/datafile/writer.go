@@ -106,6 +106,7 @@ func (w *Writer) Append(ctx context.Context, rows declare.Rows, r declare.Record
 		w.Columns.Rollback(mark)
 		return appended, err
 	}
+	// Records without rows occupy no memory here.
 	if appended.Rows > 0 {
 		w.bytes += len(r.Value)
 	}
@@ -229,8 +230,10 @@ func (w *Writer) describe(written pages.File) (iceberg.DataFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return b.ColumnSizes(f.ColumnSizes()).ValueCounts(f.ValueCounts()).NullValueCounts(f.NullValueCounts()).NaNValueCounts(nans).
-		LowerBoundValues(f.LowerBoundValues()).UpperBoundValues(f.UpperBoundValues()).SplitOffsets(f.SplitOffsets()).Build(), nil
+	return b.ColumnSizes(f.ColumnSizes()).ValueCounts(f.ValueCounts()).
+		NullValueCounts(f.NullValueCounts()).NaNValueCounts(nans).
+		LowerBoundValues(f.LowerBoundValues()).UpperBoundValues(f.UpperBoundValues()).
+		SplitOffsets(f.SplitOffsets()).Build(), nil
 }
 
 // writePartitions writes the rows of a partitioned table. iceberg-go puts partition values into
@@ -250,13 +253,14 @@ func (w *Writer) writePartitions(ctx context.Context, name string) ([]iceberg.Da
 		return w.locations.NewDataLocation(fmt.Sprintf("%s-%d.parquet", name, n))
 	}}
 	// The same table with a file system that renames new files.
-	under := table.New(w.Table.Identifier(), w.Table.Metadata(), w.Table.MetadataLocation(), func(ctx context.Context) (io.IO, error) {
+	fs := func(ctx context.Context) (io.IO, error) {
 		files, err := w.files(ctx)
 		if err != nil {
 			return nil, err
 		}
 		return renamed{files, names}, nil
-	}, nil)
+	}
+	under := table.New(w.Table.Identifier(), w.Table.Metadata(), w.Table.MetadataLocation(), fs, nil)
 	once := func(yield func(arrow.RecordBatch, error) bool) { yield(rec, nil) }
 	var files []iceberg.DataFile
 	// Clustered: partition by partition, so that one file is open at a time.
@@ -289,6 +293,7 @@ func (w *Writer) Remove(files ...iceberg.DataFile) error {
 // withSources adds the columns that the table is partitioned by but that are not written, as nulls.
 func (w *Writer) withSources(rec arrow.RecordBatch) (arrow.RecordBatch, error) {
 	schema, spec := w.Table.Schema(), w.Table.Spec()
+	// Columns are compared by id, since they may have been renamed.
 	written := map[int]bool{}
 	for _, f := range w.Columns.Fields() {
 		written[f.ID] = true
@@ -363,8 +368,11 @@ type origin struct {
 
 // originOf returns the writer of the last three columns.
 func originOf(c *columnar.Columns) origin {
+	// Package declare puts the origin columns last.
 	n := len(c.Fields())
-	return origin{c.Column(n - 3).(*columnar.Bytes), c.Column(n - 2).(*columnar.Int32s), c.Column(n - 1).(*columnar.Int64s)}
+	return origin{
+		c.Column(n - 3).(*columnar.Bytes), c.Column(n - 2).(*columnar.Int32s), c.Column(n - 1).(*columnar.Int64s),
+	}
 }
 
 // append repeats the record's coordinates for each of its rows.

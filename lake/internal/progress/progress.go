@@ -42,7 +42,10 @@ type State struct {
 
 // Read reads the progress of a table from its properties, for one topic.
 func Read(topic string, props iceberg.Properties) (State, error) {
-	p := State{Next: map[int32]int64{}, Seen: map[int32]event.Sequence{}, Commit: props[KeyCommit], TopicID: props[KeyTopicID]}
+	p := State{
+		Next: map[int32]int64{}, Seen: map[int32]event.Sequence{},
+		Commit: props[KeyCommit], TopicID: props[KeyTopicID],
+	}
 	for k, v := range props {
 		// Topics may contain dots, so the prefix includes the whole topic name.
 		number, isNext := strings.CutPrefix(k, KeyNextPrefix+topic+".")
