@@ -235,7 +235,7 @@ func TestTopicLands(t *testing.T) {
 		}
 		for _, want := range []string{"_key", "_timestamp", "_topic", "_partition", "_offset", "_unknown"} {
 			if !slices.Contains(columns, want) {
-				t.Errorf("there is no column %s among %v", want, columns)
+				t.Errorf("column %s is missing from %v", want, columns)
 			}
 		}
 		for _, column := range []string{"page", "url", "worth", "worth_currency", "referrer", "position", "_key"} {

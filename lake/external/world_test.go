@@ -177,7 +177,7 @@ func (w *world) rows(t *testing.T) map[string]string {
 				t.Fatal(err)
 			}
 			if other, twice := all[at]; twice {
-				t.Errorf("%s is there twice: %s and %s", at, other, b)
+				t.Errorf("%s is duplicated: %s and %s", at, other, b)
 			}
 			all[at] = string(b)
 		}

@@ -60,7 +60,7 @@ const (
 	RemedyCommit  = "check the catalog and the warehouse, which returned this error; commits are retried periodically"
 	RemedyOutside = "move the file into the table's folder and update the metadata, " +
 		"or roll the table back to a snapshot before it"
-	RemedyFit     = "revert the change of the table's columns, partitions or properties, or land in another table"
+	RemedyFit = "revert the change of the table's columns, partitions or properties, or land in another table"
 )
 
 // Of returns an error as a *TableError, or nil if it is not a fault of a table.

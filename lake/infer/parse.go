@@ -47,8 +47,8 @@ func Parse(b []byte) (*Object, error) {
 		return nil, errors.New("the value is not JSON: it is not UTF-8")
 	}
 	if !json.Valid(b) {
-		var whatever json.RawMessage
-		err := json.Unmarshal(b, &whatever) // for the reason
+		var discarded json.RawMessage
+		err := json.Unmarshal(b, &discarded) // for the reason
 		return nil, fmt.Errorf("the value is not JSON: %w", err)
 	}
 	p := parser{rest: b}

@@ -24,7 +24,7 @@ import (
 
 // A process that does not land sees why another one does not land a table, and when that is
 // resolved. Waiting for the table then succeeds.
-func TestWhoeverAsksIsToldWhyATableIsNotLanded(t *testing.T) {
+func TestFaultsAreReportedByEveryProcess(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
 		values, good, _ := numbered(40)
@@ -96,12 +96,12 @@ func TestCommitsThatNeverPassStopTheirTable(t *testing.T) {
 		err    error
 		remedy string
 	}{
-		"no right to a file":         {&fs.PathError{Op: "create", Path: "/w/t", Err: syscall.EACCES}, faults.RemedyDenied},
-		"a disk that is read only":   {&fs.PathError{Op: "create", Path: "/w/t", Err: syscall.EROFS}, faults.RemedyDenied},
-		"no right to an object":      {&smithy.OperationError{ServiceID: "S3", OperationName: "PutObject", Err: &smithy.GenericAPIError{Code: "AccessDenied"}}, faults.RemedyDenied},
-		"no bucket":                  {&smithy.OperationError{ServiceID: "S3", OperationName: "PutObject", Err: &smithy.GenericAPIError{Code: "NoSuchBucket"}}, faults.RemedyDenied},
-		"no right to the catalog":    {stateError("42501"), faults.RemedyDenied},
-		"a reason that nobody knows": {errors.New("the catalog does not like the table"), faults.RemedyCommit},
+		"no right to a file":       {&fs.PathError{Op: "create", Path: "/w/t", Err: syscall.EACCES}, faults.RemedyDenied},
+		"a disk that is read only": {&fs.PathError{Op: "create", Path: "/w/t", Err: syscall.EROFS}, faults.RemedyDenied},
+		"no right to an object":    {&smithy.OperationError{ServiceID: "S3", OperationName: "PutObject", Err: &smithy.GenericAPIError{Code: "AccessDenied"}}, faults.RemedyDenied},
+		"no bucket":                {&smithy.OperationError{ServiceID: "S3", OperationName: "PutObject", Err: &smithy.GenericAPIError{Code: "NoSuchBucket"}}, faults.RemedyDenied},
+		"no right to the catalog":  {stateError("42501"), faults.RemedyDenied},
+		"an unclassified reason":   {errors.New("the catalog does not like the table"), faults.RemedyCommit},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -81,7 +81,7 @@ func TestLandersAndMaintenanceGoOnInEachFormat(t *testing.T) {
 		{what: "an order by offset", updates: sortBy("offset", iceberg.IdentityTransform{})},
 		{what: "an order by a bucket", updates: sortBy("said", iceberg.BucketTransform{NumBuckets: 5})},
 		{what: "an order by the beginning of a text", updates: sortBy("said", iceberg.TruncateTransform{Width: 3})},
-		{what: "an order by a column that nobody fills", updates: then(addColumns(newColumn("at", p.Timestamp)), sortBy("at", iceberg.HourTransform{}))},
+		{what: "an order by a column that landers do not fill", updates: then(addColumns(newColumn("at", p.Timestamp)), sortBy("at", iceberg.HourTransform{}))},
 		{what: "an order by a part of a struct", updates: then(
 			addColumns(newColumn("s", &iceberg.StructType{FieldList: []iceberg.NestedField{newColumn("at", p.Timestamp)}})), sortBy("s.at", iceberg.DayTransform{}))},
 		{what: "partitions and an order", updates: then(partitionBy("offset", "fifths", iceberg.BucketTransform{NumBuckets: 5}), sortBy("said", iceberg.IdentityTransform{}))},
@@ -134,7 +134,7 @@ func TestLandersAndMaintenanceGoOnInEachFormat(t *testing.T) {
 					t.Fatalf("maintenance: %v", err)
 				}
 				if report.Compacted.FilesBefore == 0 && len(report.Skipped) == 0 && !strings.HasPrefix(e.what, "partitions") {
-					t.Errorf("nothing was compacted, and nobody says why: %+v", report)
+					t.Errorf("nothing was compacted, without a reason: %+v", report)
 				}
 				if err := landNote(t, l); err != nil {
 					t.Fatal(err)

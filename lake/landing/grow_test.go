@@ -157,7 +157,7 @@ func checkWords(t *testing.T, broken string, l *lake.Lake, want []string) {
 			}
 			at := slices.Index(left, said.Value(i))
 			if at < 0 {
-				t.Errorf("%s: %s is there twice, or nobody said it", broken, said.Value(i))
+				t.Errorf("%s: unexpected or duplicate row %s", broken, said.Value(i))
 				continue
 			}
 			left = slices.Delete(left, at, at+1)

@@ -73,7 +73,7 @@ func TestMaintenanceMovesMisplacedFiles(t *testing.T) {
 	}
 	want := slices.Sorted(slices.Values(old))
 	if len(misplaced(t, l, "by_city")) == 0 {
-		t.Fatal("every file stands where its location says: the test is of nothing")
+		t.Fatal("every file is where its location says: this tests nothing")
 	}
 	if _, err := l.Maintain(t.Context(), declare.Identifier("by_city"), maintenance.Config{SmallFiles: 100}, nil); err != nil {
 		t.Fatal(err)
@@ -81,7 +81,7 @@ func TestMaintenanceMovesMisplacedFiles(t *testing.T) {
 	if err := cityOf(want); err != nil {
 		t.Error(err)
 	}
-	land(l, "a/b", "Oslo") // and it goes on
+	land(l, "a/b", "Oslo") // and landing continues
 	want = slices.Sorted(slices.Values(append(want, "a/b", "Oslo")))
 	if err := cityOf(want); err != nil {
 		t.Error(err)
@@ -130,11 +130,11 @@ func age(t *testing.T, l *lake.Lake, name string) {
 			city = fmt.Sprint(v)
 		}
 		folder := filepath.Dir(path)
-		stands := filepath.Join(folder, "city="+city, filepath.Base(path))
-		if err := os.MkdirAll(filepath.Dir(stands), 0o750); err != nil {
+		target := filepath.Join(folder, "city="+city, filepath.Base(path))
+		if err := os.MkdirAll(filepath.Dir(target), 0o750); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Rename(path, stands); err != nil {
+		if err := os.Rename(path, target); err != nil {
 			t.Fatal(err)
 		}
 		at := "file://" + folder + "/city=" + strings.ReplaceAll(url.QueryEscape(city), "+", "%20") + "/" + filepath.Base(path)

@@ -70,7 +70,7 @@ func TestOutsideReaders(t *testing.T) {
 				t.Run(when+"/"+have.Reader+"/"+have.Table, func(t *testing.T) {
 					state := stateOf(t, l, have.Table)
 					if have.Metadata != state.MetadataLocation {
-						t.Errorf("it read %s, and the catalog says %s", have.Metadata, state.MetadataLocation)
+						t.Errorf("it read %s, and the catalog has %s", have.Metadata, state.MetadataLocation)
 					}
 					deletes := when == "landed" && strings.HasSuffix(have.Table, "_current")
 					if refused := have.Error != ""; refused != (deletes && have.Reader == "pyiceberg") || refused && !strings.Contains(have.Error, "equality deletes") {
@@ -248,7 +248,7 @@ func (o outsideTable) checkColumns(t *testing.T) declare.Table {
 	t.Helper()
 	at := slices.IndexFunc(tables.All(), func(t declare.Table) bool { return t.Name == o.Table })
 	if at < 0 {
-		t.Fatalf("there is no table %s", o.Table)
+		t.Fatalf("table %s does not exist", o.Table)
 	}
 	decl := tables.All()[at]
 	var want []string

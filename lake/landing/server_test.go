@@ -326,7 +326,7 @@ func TestSettingsAreChecked(t *testing.T) {
 		"is not http(s)://host:port":                 whole(func(c *lake.Config) { c.S3.Endpoint = "127.0.0.1:9000" }),
 		"connect to the lake's catalog":              whole(func(c *lake.Config) { c.Catalog, c.CatalogPassword = "postgres://me@127.0.0.1:1/lake", secret }),
 		"the lake's catalog: cannot parse":           whole(func(c *lake.Config) { c.Catalog = "postgres://me:" + secret + "@127.0.0.1:no/lake" }),
-		"create table customers_events":              whole(func(*lake.Config) {}), // nobody answers
+		"create table customers_events":              whole(func(*lake.Config) {}), // no server listens
 	} {
 		_, err := lake.Open(t.Context(), c)
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), secret) {
@@ -381,9 +381,9 @@ func TestProcessesShareTables(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		trading := make(chan error, 1)
 		go func() {
-			pace := time.NewTicker(150 * time.Millisecond) // nobody compacts here what so many commits leave
-			defer pace.Stop()
-			for ; ctx.Err() == nil; <-pace.C {
+			ticker := time.NewTicker(150 * time.Millisecond) // no maintenance runs here, so limit the number of commits
+			defer ticker.Stop()
+			for ; ctx.Err() == nil; <-ticker.C {
 				if err := s.trade(context.WithoutCancel(ctx), 4); err != nil {
 					trading <- err
 					return
@@ -428,7 +428,7 @@ func TestProcessesShareTables(t *testing.T) {
 				for _, name := range names {
 					for partition, next := range stateOf(t, l, name).Offsets {
 						if next < ends[partition] {
-							return fmt.Errorf("%s, and partition %d of %s stands at %d of %d", why, partition, name, next, ends[partition])
+							return fmt.Errorf("%s, and partition %d of %s is at %d of %d", why, partition, name, next, ends[partition])
 						}
 					}
 				}

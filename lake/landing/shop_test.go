@@ -243,7 +243,7 @@ func checkOrigins(t testing.TB, l *lake.Lake, state lake.TableState) {
 				place += fmt.Sprint("#", column("line").(*array.Int32).Value(i))
 			}
 			if seen[place] {
-				t.Errorf("%s: %s is there twice", state.Name, place)
+				t.Errorf("%s: %s is duplicated", state.Name, place)
 			}
 			seen[place] = true
 			if offset >= state.Offsets[partition] {

@@ -34,7 +34,7 @@ type stateWorld struct {
 	t       testing.TB
 	lake    *lake.Lake
 	decl    declare.Table
-	topic   map[int32][]event.Event // what stands in each partition
+	topic   map[int32][]event.Event // the events of each partition
 	landers []*stateLander
 }
 
@@ -408,7 +408,7 @@ func TestOldVersionsAreIgnored(t *testing.T) {
 	w.mustLand(0, 0, 2)
 	w.check("landing")
 	if w.load().CurrentSnapshot().SnapshotID != before || w.offsets()[0] != 4 {
-		t.Errorf("the table was changed, or stands at %v", w.offsets())
+		t.Errorf("the table was changed, or is at %v", w.offsets())
 	}
 	w.restart(0)
 	w.topic[0] = append(w.topic[0], confirmed)

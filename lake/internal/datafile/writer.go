@@ -253,14 +253,14 @@ func (w *Writer) writePartitions(ctx context.Context, name string) ([]iceberg.Da
 		return w.locations.NewDataLocation(fmt.Sprintf("%s-%d.parquet", name, n))
 	}}
 	// The same table with a file system that renames new files.
-	fs := func(ctx context.Context) (io.IO, error) {
+	renamedFS := func(ctx context.Context) (io.IO, error) {
 		files, err := w.files(ctx)
 		if err != nil {
 			return nil, err
 		}
 		return renamed{files, names}, nil
 	}
-	under := table.New(w.Table.Identifier(), w.Table.Metadata(), w.Table.MetadataLocation(), fs, nil)
+	under := table.New(w.Table.Identifier(), w.Table.Metadata(), w.Table.MetadataLocation(), renamedFS, nil)
 	once := func(yield func(arrow.RecordBatch, error) bool) { yield(rec, nil) }
 	var files []iceberg.DataFile
 	// Clustered: partition by partition, so that one file is open at a time.
