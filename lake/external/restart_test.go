@@ -65,7 +65,7 @@ func TestStartIsAsStrictAsRunning(t *testing.T) {
 		"int becomes string":           {record(`{"name":"v","type":"string"}`), "which have no common type"},
 		"int becomes record":           {record(`{"name":"v","type":{"type":"record","name":"V","fields":[{"name":"x","type":"int"}]}}`), "which have no common type"},
 		"int becomes list":             {record(`{"name":"v","type":{"type":"array","items":"int"}}`), "which have no common type"},
-		"a name differs by case alone": {record(first + `,{"name":"V","type":"string"}`), "same name"},
+		"a name differs by case alone": {record(first + `,{"name":"V","type":"string"}`), "same column name"},
 		"a reserved name":              {record(`{"name":"_key","type":"string"}`), "rename the field"},
 	} {
 		t.Run(name, func(t *testing.T) {
