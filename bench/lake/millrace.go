@@ -87,7 +87,7 @@ func (m millrace) Land(ctx context.Context, topic string, n int64) (r result, er
 // events is the name of the table.
 const events = "events"
 
-// dir returns the folder of this contender.
+// dir returns the folder of this contender, which contains its data and its log.
 func (m millrace) dir() string {
 	return filepath.Join(m.bench.dir, strings.ReplaceAll(m.Name(), "/", "-"))
 }

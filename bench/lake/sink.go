@@ -47,6 +47,7 @@ func (s icebergSink) Land(ctx context.Context, topic string, n int64) (r result,
 		return r, err
 	}
 	defer func() { err = errors.Join(err, w.close()) }()
+	// Each run has a worker of its own, so CPU time and memory are those of the run.
 	worker := &connect.Worker{Brokers: s.kafka.Brokers, HeapMB: s.heapMB}
 	defer func() { err = errors.Join(err, worker.Stop()) }()
 	progress("%s: starting", s.Name())

@@ -64,7 +64,7 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	for _, s := range slices.Concat(setup, orders) {
 		p.total += len(s)
 	}
-	// Orders need the products and customers, so these come first.
+	// Orders refer to products, customers and stock, so the setup must be complete before.
 	if err := p.playAll(ctx, setup); err != nil {
 		return p.result, err
 	}

@@ -7,7 +7,7 @@ import (
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 )
 
-// product is an article of the shop, with its price in pence.
+// product is an article or a service of the shop, with its price in pence.
 type product struct {
 	sku, category, title, description string
 	pence                             int64
@@ -31,8 +31,10 @@ func (p product) line(quantity int64) *orderv1.NewLine {
 	return &orderv1.NewLine{Sku: p.sku, Description: p.title, Quantity: quantity, UnitPrice: p.price()}
 }
 
-const deliveries = "Delivery" // the category of services
+// deliveries is the category of services.
+const deliveries = "Delivery"
 
+// delivery is added to small orders.
 var delivery = product{"DEL-STD", deliveries, "Standard delivery", "Two to four working days.", 395}
 
 // products of the shop. delivery, which is a service, must be first, because orders draw from the

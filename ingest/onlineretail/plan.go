@@ -18,7 +18,8 @@ import (
 )
 
 // command is a request to a service, and the lines of the file that it represents. The lines are
-// accepted if the request is.
+// accepted if the request is. Requests that only prepare others, such as the registration of a
+// customer, represent no line.
 type command struct {
 	stream  string // commands of one stream are sent in order
 	request proto.Message
@@ -71,7 +72,8 @@ type product struct {
 	onHand int64
 }
 
-// invoice is an order that is being planned.
+// invoice is an order that is being planned. It is kept after its order is planned, because a late
+// line may follow.
 type invoice struct {
 	number   string
 	orderID  string
@@ -128,7 +130,7 @@ func (p *planner) add(r row) {
 }
 
 // end closes the window and returns it. It plans the orders whose invoice is complete, or all at
-// the end of the file.
+// the end of the file. last is the number of the last row.
 func (p *planner) end(last int64, eof bool) window {
 	p.open = slices.DeleteFunc(p.open, func(i *invoice) bool {
 		if !eof && last-i.lines[len(i.lines)-1].row < p.completeAfter {

@@ -48,7 +48,7 @@ func (s *Summary) check() error {
 	return nil
 }
 
-// String returns a report for the terminal.
+// String returns a report for the terminal. Counts are sorted from high to low.
 func (s Summary) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d lines read = %d accepted + %d rejected, in %v\n",
