@@ -103,8 +103,8 @@ func topicFaults(t Topic, config map[string]string, replicas int) []settings.Fau
 			}
 		}
 	}
-	// A write succeeds only if that many replicas have it. So more than exist fail every write, and
-	// fewer than two acknowledge records that a single broker has.
+	// A write succeeds only if that many replicas have it. So a number above the replicas that
+	// exist fails every write, and with 1, a record that only one broker has is acknowledged.
 	if least, known := number("min.insync.replicas"); known {
 		switch {
 		case int(least) > replicas:

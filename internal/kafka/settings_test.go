@@ -32,7 +32,7 @@ func TestSettingsOfTopics(t *testing.T) {
 				[]string{"retention.ms"}},
 			"one of bounded size": {false,
 				map[string]string{"retention.ms": "-1", "retention.bytes": "1000000"}, []string{"retention.bytes"}},
-			"one that wants more copies than it has": {false,
+			"one that requires more replicas than it has": {false,
 				map[string]string{"retention.ms": "-1", "min.insync.replicas": "2"}, []string{"min.insync.replicas"}},
 			"one for small records": {false,
 				map[string]string{"retention.ms": "-1", "max.message.bytes": "1000"}, []string{"max.message.bytes"}},
@@ -40,10 +40,10 @@ func TestSettingsOfTopics(t *testing.T) {
 				[]string{"cleanup.policy"}},
 			"positions that are also deleted": {true, map[string]string{"cleanup.policy": "compact,delete"},
 				[]string{"cleanup.policy"}},
-			"an event topic as it must be": {false,
+			"a valid event topic": {false,
 				map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}, nil},
-			"made by us":           {false, nil, nil},
-			"positions made by us": {true, nil, nil},
+			"created by EnsureTopics":           {false, nil, nil},
+			"positions created by EnsureTopics": {true, nil, nil},
 		} {
 			t.Run(name, func(t *testing.T) {
 				b := newBroker(b.Config)

@@ -108,7 +108,7 @@ func (f *field) decodeItems(dst []byte, s *source, depth int) []byte {
 	begin, content := len(dst), 0
 	if f.packed {
 		dst = protowire.AppendTag(dst, f.number, protowire.BytesType)
-		content = len(dst)
+		content = len(dst) // where the length is inserted
 	}
 	// Encode writes one block, but other programs may write several.
 	for n := s.block(); n > 0; n = s.block() {
@@ -292,6 +292,7 @@ func decodeMoney(dst []byte, s *source) []byte {
 		lo, borrow = bits.Sub64(0, lo, 0)
 		hi, _ = bits.Sub64(0, hi, borrow)
 	}
+	// Units must fit an int64, and their magnitude is unsigned here.
 	limit := uint64(math.MaxInt64)
 	if negative {
 		limit++ // -2^63 is valid

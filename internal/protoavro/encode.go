@@ -67,6 +67,7 @@ func (r *record) encode(dst, message []byte, depth int) (_ []byte, lossy bool, e
 	}
 	// Avro records have their fields in schema order, so first find all fields in the message.
 	var few [16]slot // on the stack, for most messages
+	// One slot for each field of the record.
 	slots := few[:]
 	if len(r.fields) > len(few) {
 		slots = make([]slot, len(r.fields))
@@ -208,7 +209,7 @@ func (f *field) encode(dst, value []byte, count, depth int) (_ []byte, lossy boo
 // encodePacked appends the elements of a packed field. value is their length and then the elements,
 // without tags.
 func (f *field) encodePacked(dst, value []byte, depth int) (_ []byte, lossy bool, err error) {
-	packed, _ := protowire.ConsumeBytes(value)
+	packed, _ := protowire.ConsumeBytes(value) // the caller has checked the length
 	for len(packed) > 0 {
 		n := protowire.ConsumeFieldValue(f.number, f.kind.wire(), packed)
 		if n < 0 {
@@ -452,6 +453,7 @@ func encodeMoney(dst, content []byte) (_ []byte, lossy bool, err error) {
 		lo, borrow = bits.Sub64(0, lo, 0)
 		hi, _ = bits.Sub64(0, hi, borrow)
 	}
+	// Avro's decimals are big-endian.
 	var number [16]byte
 	binary.BigEndian.PutUint64(number[:8], hi)
 	binary.BigEndian.PutUint64(number[8:], lo)

@@ -182,6 +182,7 @@ func (c *compiler) resolve(name string) string {
 
 // fullName returns the full name of a record or an enum that a schema defines.
 func fullName(n *avro.SchemaNode) string {
+	// A name with a dot is a full name already.
 	if n.Namespace == "" || strings.Contains(n.Name, ".") {
 		return n.Name
 	}
@@ -258,7 +259,7 @@ func (c *compiler) record(n *avro.SchemaNode) (*record, error) {
 	return r, nil
 }
 
-// add adds a field and its index.
+// add adds a field and its index. The number must not be in use.
 func (r *record) add(f field) {
 	// Field numbers are small, so a slice is faster than a map.
 	for len(r.index) <= int(f.number) {

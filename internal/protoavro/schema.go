@@ -149,6 +149,7 @@ func inWireOrder(m protoreflect.MessageDescriptor) []protoreflect.FieldDescripto
 		}
 		return f.Number()
 	}
+	// Go's Protobuf lists fields in the order of the .proto file.
 	var fields []protoreflect.FieldDescriptor
 	for i := range m.Fields().Len() {
 		fields = append(fields, m.Fields().Get(i))

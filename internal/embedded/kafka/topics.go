@@ -198,7 +198,7 @@ func equalTopics(a, b topics) bool {
 // partitions.
 type recordedPartitions map[string]int
 
-// findRecordedPartitions returns the folders of dir.
+// findRecordedPartitions returns the topics that have records in dir.
 func findRecordedPartitions(dir string) (recordedPartitions, error) {
 	segments, err := find(dir, "partitions/*/*.dat")
 	if err != nil {
@@ -256,7 +256,8 @@ type topicsCopier struct {
 func (c *topicsCopier) update() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	// Without a copy the log works, but damage to the list could not be repaired. So log and go on.
+	// Without a copy the log works, but damage to the list could not be repaired. So an error is only
+	// logged.
 	name := filepath.Join(c.dir, topicsFile)
 	info, err := os.Stat(name)
 	if err == nil && c.seen != nil && os.SameFile(info, c.seen) {
