@@ -129,6 +129,6 @@ func TestHungEngineIsReplaced(t *testing.T) {
 		t.Errorf("it answers %q", got)
 	}
 	if !strings.Contains(log.String(), "does not respond; killing it") {
-		t.Errorf("the log says nothing of it: %s", log)
+		t.Errorf("the log does not mention it: %s", log)
 	}
 }

@@ -58,13 +58,13 @@ func TestRights(t *testing.T) {
 			a := p.call(t, c.method, c.path, c.body, "Authorization", "Bearer "+tokenOf(caller.name))
 			refused := a.status == http.StatusForbidden && (c.method == http.MethodHead || strings.Contains(a.body, "auth.rights"))
 			if refused != (caller.has < c.needs) {
-				t.Errorf("%s %s by who may %s: %d %s", c.method, c.path, caller.has, a.status, a.body)
+				t.Errorf("%s %s by a caller with the right %s: %d %s", c.method, c.path, caller.has, a.status, a.body)
 			}
 			if refused && c.method != http.MethodHead && (a.kind(t) != "ForbiddenException" || !strings.Contains(a.body, caller.name)) {
 				t.Errorf("%s %s: %s", c.method, c.path, a.body)
 			}
 			if caller.has == c.needs && a.status >= 300 && !strings.Contains(c.path, "register") {
-				t.Errorf("%s %s by who may %s: %d %s", c.method, c.path, caller.has, a.status, a.body)
+				t.Errorf("%s %s by a caller with the right %s: %d %s", c.method, c.path, caller.has, a.status, a.body)
 			}
 		}
 	}

@@ -126,7 +126,7 @@ type swapper struct {
 	restcatalog.Swapper
 	before func() error                   // its error is the swap's
 	after  func(error) error              // changes the swap's error
-	saw    func(moves []restcatalog.Move) // not nil: is told
+	saw    func(moves []restcatalog.Move) // called before a swap, unless nil
 	list   func([]restcatalog.TableEntry) // not nil: changes a listing
 }
 
@@ -154,8 +154,8 @@ func (s swapper) Swap(ctx context.Context, moves []restcatalog.Move, check func(
 	return err
 }
 
-// A client is told that a commit may have landed exactly if that is the case: then it keeps the
-// commit's files, and otherwise it removes them.
+// The response says that a commit may have landed exactly if that is the case: a client then keeps
+// the commit's files, and otherwise it removes them.
 func TestCommitOutcomes(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("connection reset")

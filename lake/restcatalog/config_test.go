@@ -165,7 +165,7 @@ func TestNamespaceProperties(t *testing.T) {
 	location := p.Warehouse + "/elsewhere"
 	p.must(t, http.StatusOK, http.MethodPost, "/v1/namespaces/shop/properties", object{"updates": object{"location": location}, "removals": []string{"a"}})
 	if is := p.create(t, "a"); !strings.HasPrefix(is.Metadata.Location, location+"/a-") {
-		t.Errorf("it lies at %s", is.Metadata.Location)
+		t.Errorf("location %s", is.Metadata.Location)
 	}
 	var n struct{ Properties map[string]string }
 	p.must(t, http.StatusOK, http.MethodGet, "/v1/namespaces/shop", nil).into(t, &n)

@@ -122,7 +122,7 @@ func TestErrors(t *testing.T) {
 		}
 		for _, ours := range []string{"json:", "Go value", "Go struct", "runtime error", "strconv.", "restcatalog.", "table.", "iceberg.", "interface {}", "reflect"} {
 			if strings.Contains(strings.ReplaceAll(a.body, "shop/tables", ""), ours) {
-				t.Errorf("%s: it speaks of Go: %s", c.name, a.body)
+				t.Errorf("%s: the message is about Go: %s", c.name, a.body)
 			}
 		}
 	}

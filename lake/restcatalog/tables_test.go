@@ -345,6 +345,6 @@ func TestCreateBindsSpecAndOrder(t *testing.T) {
 		t.Errorf("%+v", m)
 	}
 	if is := p.load(t, "a"); is.Metadata.Location != p.Warehouse+"/mine/a" {
-		t.Errorf("it lies at %s", is.Metadata.Location)
+		t.Errorf("location %s", is.Metadata.Location)
 	}
 }

@@ -229,7 +229,7 @@ var pinDamages = map[string]func(t *testing.T, file string){
 	"a flipped bit": func(t *testing.T, file string) {
 		t.Helper()
 		change(t, file, func(raw []byte) []byte {
-			if len(raw) > 0 { // else it is of a moment that nobody asked for since it was emptied
+			if len(raw) > 0 { // otherwise no query has pinned that moment since the file was emptied
 				raw[len(raw)/2] ^= 1
 			}
 			return raw

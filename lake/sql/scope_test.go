@@ -159,7 +159,7 @@ func TestScopedReadersAreConfined(t *testing.T) {
 			"SELECT a FROM lake_nowhere.t", "SELECT a FROM lake_s15_their.t",
 		} {
 			if answer, err := read(query); strings.Contains(answer, other) || err != nil && strings.Contains(err.Error(), other) {
-				t.Errorf("%s tells of another database: %q, %v", query, answer, err)
+				t.Errorf("%s reveals another database: %q, %v", query, answer, err)
 			}
 		}
 	}
@@ -183,7 +183,7 @@ func TestScopedReadersAreReleased(t *testing.T) {
 			}
 		}
 	}
-	// As many as possible at a time; one more is told to try again later.
+	// As many as possible at a time; one more gets ErrBusy.
 	var open []io.Closer
 	var err error
 	for i := range clickhouse.ScopedReaders + 1 {

@@ -52,7 +52,7 @@ func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 
 // Append appends a row, or fails and appends nothing. After a failure, values of the same row that
 // the caller has appended to other columns are gone, too. Errors identify the field and the
-// problem, except for columnar.ErrFull, which says nothing about the message.
+// problem, except for columnar.ErrFull, which is independent of the message.
 //
 // Append does not retain wire.
 func (d *Decoder) Append(wire []byte) error {
