@@ -39,7 +39,9 @@ func (t Task[S, C, E]) envelopes(call call, decided []E) ([]event.Event, error) 
 }
 
 // batch returns what the command stores. The store commits all of it or nothing.
-func (t Task[S, C, E]) batch(call call, expected uint64, events []event.Event, after loaded[S], response Response) (eventstore.Batch, error) {
+func (t Task[S, C, E]) batch(
+	call call, expected uint64, events []event.Event, after loaded[S], response Response,
+) (eventstore.Batch, error) {
 	// The stored answer does not contain the position of its events: only the store knows it, at
 	// the commit. replay adds it.
 	var b eventstore.Batch
@@ -55,7 +57,9 @@ func (t Task[S, C, E]) batch(call call, expected uint64, events []event.Event, a
 		if err != nil {
 			return b, fmt.Errorf("marshal answer: %w", err)
 		}
-		b.Answer = eventstore.Answer{Key: call.key, Fingerprint: call.fingerprint, Response: kept, Stream: t.stream, Version: after.version}
+		b.Answer = eventstore.Answer{
+			Key: call.key, Fingerprint: call.fingerprint, Response: kept, Stream: t.stream, Version: after.version,
+		}
 	}
 	return b, nil
 }
@@ -78,9 +82,9 @@ func (t Task[S, C, E]) replayOr(ctx context.Context, call call, refused *Rejecte
 func (t Task[S, C, E]) replay(call call, first eventstore.Answer, refused *RejectedError) (Response, error) {
 	// The same key with another request is a bug of the client. Returning the first answer would
 	// hide it.
-	if !call.asks(first) {
+	if !call.matches(first) {
 		reused := &RejectedError{Code: Invalid, Rule: "idempotency_key_reused", Field: fieldKey,
-			Reason: "the key was used before, with another request",
+			Reason: "the key was already used with a different request",
 			Facts:  map[string]string{"stream": first.Stream, "version": strconv.FormatUint(first.Version, 10)}}
 		if refused != nil { // the facts let the caller continue from the current state
 			maps.Copy(reused.Facts, refused.Facts)
@@ -89,7 +93,7 @@ func (t Task[S, C, E]) replay(call call, first eventstore.Answer, refused *Rejec
 	}
 	response := call.blank
 	if err := proto.Unmarshal(first.Response, response); err != nil {
-		return nil, fmt.Errorf("the stored answer of an idempotency key: %w", err)
+		return nil, fmt.Errorf("unmarshal the stored answer of an idempotency key: %w", err)
 	}
 	receipt := response.GetReceipt()
 	// The answer was stored together with its events, before their position was known.

@@ -46,7 +46,7 @@ func newCall(ctx context.Context, procedure string, header http.Header, request 
 	inHeader, inField := header.Get(HeaderIdempotencyKey), request.GetIdempotencyKey()
 	if inHeader != "" && inField != "" && inHeader != inField {
 		return call{}, &RejectedError{Code: Invalid, Rule: "idempotency_key_ambiguous", Field: fieldKey,
-			Reason: "the field and the header " + HeaderIdempotencyKey + " differ"}
+			Reason: "the field and the header " + HeaderIdempotencyKey + " differ: set one of them"}
 	}
 	c := call{key: cmp.Or(inField, inHeader), correlation: header.Get(HeaderCorrelationID)}
 	// A key is private to its caller, so that no caller gets the answer to another one's command.
@@ -72,8 +72,8 @@ func newCall(ctx context.Context, procedure string, header http.Header, request 
 	return c, nil
 }
 
-// asks reports whether a is the answer to this request.
-func (c call) asks(a eventstore.Answer) bool { return bytes.Equal(c.fingerprint, a.Fingerprint) }
+// matches reports whether a is the answer to this request.
+func (c call) matches(a eventstore.Answer) bool { return bytes.Equal(c.fingerprint, a.Fingerprint) }
 
 // fieldKey is the name of the field with the idempotency key in every request.
 const fieldKey = "idempotency_key"
@@ -97,7 +97,8 @@ func isName(s string) bool {
 // badName returns the rejection of a key or correlation id that isName rejects.
 func badName(rule, field string) error {
 	return &RejectedError{Code: Invalid, Rule: rule, Field: field,
-		Reason: fmt.Sprintf("want at most %d bytes of UTF-8, without control characters and without spaces at the ends", eventstore.MaxText)}
+		Reason: fmt.Sprintf("must have at most %d bytes of UTF-8, "+
+			"no control characters and no surrounding spaces", eventstore.MaxText)}
 }
 
 // fingerprint returns the hash of the procedure and of the request without its key.

@@ -57,7 +57,7 @@ type Code int
 const (
 	Invalid       Code = iota // InvalidArgument: the command is wrong in every state
 	NotFound                  // NotFound: its subject does not exist
-	AlreadyExists             // AlreadyExists: its subject exists already
+	AlreadyExists             // AlreadyExists: its subject already exists
 	Refused                   // FailedPrecondition: the state does not allow it
 )
 
@@ -108,7 +108,8 @@ func CheckPrice(price *money.Money, currency string) *RejectedError {
 		return &RejectedError{Code: Invalid, Rule: "price_negative", Reason: "a price must be at least 0"}
 	}
 	if code := price.GetCurrencyCode(); currency != "" && code != currency {
-		return &RejectedError{Code: Invalid, Rule: "currency_differs", Reason: fmt.Sprintf("the price is in %s, but must be in %s", code, currency)}
+		return &RejectedError{Code: Invalid, Rule: "currency_differs",
+			Reason: fmt.Sprintf("the price is in %s, but must be in %s", code, currency)}
 	}
 	return nil
 }

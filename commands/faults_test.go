@@ -113,9 +113,9 @@ func TestConflictRetriesEndWithContext(t *testing.T) {
 	}
 }
 
-// TestLostAcknowledgementIsRecovered checks a lost answer: the store has committed the batch but could not
-// report it. When the command is sent again, it finds its first answer, even though the domain
-// would now reject it.
+// TestLostAcknowledgementIsRecovered checks a lost answer: the store has committed the batch but
+// could not report it. When the command is sent again, it finds its first answer, even though the
+// domain would now reject it.
 func TestLostAcknowledgementIsRecovered(t *testing.T) {
 	t.Parallel()
 	whole := newStore(t)

@@ -11,7 +11,7 @@ const maxWaiting = 1000
 
 // errTooManyWaiting is the error of lock if maxWaiting commands wait already. The caller gets
 // Aborted.
-var errTooManyWaiting = errors.New("too many commands wait for it")
+var errTooManyWaiting = errors.New("too many commands are waiting")
 
 // streamLocks serialises the commands on each stream within this process, so that only other
 // processes cause conflicts. Commands on different streams do not wait for each other. An entry
@@ -30,39 +30,39 @@ type streamLock struct {
 
 // lock blocks until the lock of a stream is free. The caller holds it until it calls done. It
 // returns errTooManyWaiting, or the error of ctx.
-func (t *streamLocks) lock(ctx context.Context, stream string) (done func(), err error) {
-	t.mu.Lock()
-	if t.streams == nil {
-		t.streams = map[string]*streamLock{}
+func (l *streamLocks) lock(ctx context.Context, stream string) (done func(), err error) {
+	l.mu.Lock()
+	if l.streams == nil {
+		l.streams = map[string]*streamLock{}
 	}
-	s := t.streams[stream]
+	s := l.streams[stream]
 	if s == nil {
 		s = &streamLock{held: make(chan struct{}, 1)}
-		t.streams[stream] = s
+		l.streams[stream] = s
 	}
 	// users counts the holder too, so maxWaiting of them wait.
 	full := s.users > maxWaiting
 	if !full {
 		s.users++
 	}
-	t.mu.Unlock()
+	l.mu.Unlock()
 	if full {
 		return nil, errTooManyWaiting
 	}
 	select {
 	case s.held <- struct{}{}:
-		return func() { <-s.held; t.release(stream, s) }, nil
+		return func() { <-s.held; l.release(stream, s) }, nil
 	case <-ctx.Done():
-		t.release(stream, s)
+		l.release(stream, s)
 		return nil, ctx.Err()
 	}
 }
 
 // release forgets a user of a lock, and the lock after its last user.
-func (t *streamLocks) release(stream string, s *streamLock) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+func (l *streamLocks) release(stream string, s *streamLock) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if s.users--; s.users == 0 {
-		delete(t.streams, stream)
+		delete(l.streams, stream)
 	}
 }

@@ -10,12 +10,12 @@ import (
 
 func TestStreamLocksAreExclusive(t *testing.T) {
 	t.Parallel()
-	var turns streamLocks
+	var locks streamLocks
 	inside, most := 0, 0 // guarded by the stream lock itself; the race detector checks that
 	var wg sync.WaitGroup
 	for range 50 {
 		wg.Go(func() {
-			done, err := turns.lock(context.Background(), "a")
+			done, err := locks.lock(context.Background(), "a")
 			if err != nil {
 				t.Error(err)
 				return
@@ -28,26 +28,26 @@ func TestStreamLocksAreExclusive(t *testing.T) {
 	}
 	wg.Wait()
 	if most != 1 {
-		t.Errorf("%d had the turn at once", most)
+		t.Errorf("%d held the lock at the same time", most)
 	}
-	if len(turns.streams) != 0 {
-		t.Errorf("%d streams are remembered after all", len(turns.streams))
+	if len(locks.streams) != 0 {
+		t.Errorf("%d locks remain after the last release", len(locks.streams))
 	}
 }
 
 func TestWaitingForALockEnds(t *testing.T) {
 	t.Parallel()
-	var turns streamLocks
-	done, err := turns.lock(t.Context(), "a")
+	var locks streamLocks
+	done, err := locks.lock(t.Context(), "a")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := turns.lock(ctx, "a"); !errors.Is(err, context.Canceled) {
-		t.Errorf("who gave up waiting got %v", err)
+	if _, err := locks.lock(ctx, "a"); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled waiter: %v, want context.Canceled", err)
 	}
-	other, err := turns.lock(t.Context(), "b")
+	other, err := locks.lock(t.Context(), "b")
 	if err != nil {
 		t.Errorf("another stream: %v", err)
 	}
@@ -57,26 +57,26 @@ func TestWaitingForALockEnds(t *testing.T) {
 	ctx, cancel = context.WithCancel(t.Context())
 	for range maxWaiting {
 		wg.Go(func() {
-			if done, err := turns.lock(ctx, "a"); err == nil {
+			if done, err := locks.lock(ctx, "a"); err == nil {
 				done()
 			}
 		})
 	}
 	full := func() bool {
-		turns.mu.Lock()
-		defer turns.mu.Unlock()
-		return turns.streams["a"].users == maxWaiting+1
+		locks.mu.Lock()
+		defer locks.mu.Unlock()
+		return locks.streams["a"].users == maxWaiting+1
 	}
 	for !full() {
 		runtime.Gosched()
 	}
-	if _, err := turns.lock(t.Context(), "a"); !errors.Is(err, errTooManyWaiting) {
-		t.Errorf("the one too many got %v", err)
+	if _, err := locks.lock(t.Context(), "a"); !errors.Is(err, errTooManyWaiting) {
+		t.Errorf("one waiter too many: %v, want errTooManyWaiting", err)
 	}
 	cancel()
 	wg.Wait()
 	done()
-	if len(turns.streams) != 0 {
-		t.Errorf("%d streams are remembered after all", len(turns.streams))
+	if len(locks.streams) != 0 {
+		t.Errorf("%d locks remain after the last release", len(locks.streams))
 	}
 }

@@ -46,10 +46,14 @@ type Runner[S, C any, E proto.Message] struct {
 }
 
 // NewRunner returns a runner. It panics if E does not meet the requirements of Decider.
-func NewRunner[S, C any, E proto.Message](store eventstore.Store, agg event.Aggregate, d Decider[S, C, E], opts ...Option) *Runner[S, C, E] {
+func NewRunner[S, C any, E proto.Message](
+	store eventstore.Store, agg event.Aggregate, d Decider[S, C, E], opts ...Option,
+) *Runner[S, C, E] {
 	var zero E
 	oneof, times := contract(zero.ProtoReflect().Descriptor())
-	return &Runner[S, C, E]{options: newOptions(opts), store: store, agg: agg, decider: d, oneof: oneof, times: times}
+	return &Runner[S, C, E]{
+		options: newOptions(opts), store: store, agg: agg, decider: d, oneof: oneof, times: times,
+	}
 }
 
 // Time returns the time of a command: the business time of the request, or now if it has none. The
@@ -122,13 +126,15 @@ func Do[S, C any, E proto.Message, Q, A any, PQ interface {
 }
 
 // run retries until the command is stored, was answered before, or is rejected.
-func (t Task[S, C, E]) run(ctx context.Context, call call, answer func(S, *eventv1.Receipt) Response) (Response, error) {
+func (t Task[S, C, E]) run(
+	ctx context.Context, call call, answer func(S, *eventv1.Receipt) Response,
+) (Response, error) {
 	// A new stream needs neither the lock nor a read. If the assumption is wrong, nothing is
 	// stored, and the command runs as any other.
 	if t.decider.Opens != nil && t.decider.Opens(t.command) {
 		response, err := t.try(ctx, call, true, answer)
 		var answered *eventstore.AnsweredError
-		if errors.As(err, &answered) && call.asks(answered.Answer) {
+		if errors.As(err, &answered) && call.matches(answered.Answer) {
 			return t.replay(call, answered.Answer, nil)
 		}
 		if !isRefusal(err) {
@@ -176,7 +182,7 @@ func isRefusal(err error) bool {
 func (t Task[S, C, E]) busy(err error) error {
 	var conflict *eventstore.ConflictError
 	if errors.As(err, &conflict) || errors.Is(err, errTooManyWaiting) {
-		return connect.NewError(connect.CodeAborted, fmt.Errorf("%s %q is busy, try again: %w", t.agg.Name, t.stream, err))
+		return connect.NewError(connect.CodeAborted, fmt.Errorf("%s %q is busy, retry: %w", t.agg.Name, t.stream, err))
 	}
 	return err
 }
@@ -184,7 +190,9 @@ func (t Task[S, C, E]) busy(err error) error {
 // try loads, decides and appends once. If unread is true, it assumes a new stream without reading
 // it, and Append detects the opposite. It returns the store's ConflictError and AnsweredError
 // unchanged.
-func (t Task[S, C, E]) try(ctx context.Context, call call, unread bool, answer func(S, *eventv1.Receipt) Response) (Response, error) {
+func (t Task[S, C, E]) try(
+	ctx context.Context, call call, unread bool, answer func(S, *eventv1.Receipt) Response,
+) (Response, error) {
 	var before loaded[S]
 	var err error
 	if !unread {
@@ -208,8 +216,7 @@ func (t Task[S, C, E]) try(ctx context.Context, call call, unread bool, answer f
 	// The receipt is a pointer in the response. The token is set below, once the position is known.
 	receipt := &eventv1.Receipt{Version: after.version}
 	response := answer(after.state, receipt)
-	// Nothing happens, so the position is known now: that of the newest event, which the answer
-	// refers to.
+	// Without events, the token is known now: it has the position of the stream's newest event.
 	if len(events) == 0 {
 		receipt.Token = t.token(t.stream, after.version, before.position)
 		if call.key == "" {
@@ -230,7 +237,7 @@ func (t Task[S, C, E]) try(ctx context.Context, call call, unread bool, answer f
 	return response, nil
 }
 
-// append returns the store's Append, with a failpoint before and after it.
+// append calls the store's Append between two failpoints.
 func (r *Runner[S, C, E]) append(ctx context.Context, b eventstore.Batch) (eventstore.Appended, error) {
 	if err := failpoint.Hit("commands.append.before"); err != nil {
 		return eventstore.Appended{}, err
@@ -244,23 +251,26 @@ func (r *Runner[S, C, E]) append(ctx context.Context, b eventstore.Batch) (event
 
 // storeError returns errors that callers handle, and internal errors, unchanged. It logs all others
 // and hides their details.
-func (r *Runner[S, C, E]) storeError(ctx context.Context, doing, stream string, err error) error {
+func (r *Runner[S, C, E]) storeError(ctx context.Context, operation, stream string, err error) error {
 	if isRefusal(err) || errors.Is(err, eventstore.ErrInvalid) {
 		return err
 	}
 	if ctx.Err() != nil {
-		return fmt.Errorf("%s of %s %q: %w", doing, r.agg.Name, stream, ctx.Err())
+		return fmt.Errorf("%s of %s %q: %w", operation, r.agg.Name, stream, ctx.Err())
 	}
 	if errors.Is(err, eventstore.ErrFull) {
-		r.logger.ErrorContext(ctx, "event store is full", "doing", doing, "aggregate", r.agg.Name, "stream", stream, "error", err)
-		return connect.NewError(connect.CodeResourceExhausted,
-			errors.New("nothing was stored: the event store's disk is full; when there is room again, send the command again, under the same idempotency key"))
+		r.logger.ErrorContext(ctx, "event store's disk is full",
+			"operation", operation, "aggregate", r.agg.Name, "stream", stream, "error", err)
+		return connect.NewError(connect.CodeResourceExhausted, errors.New("nothing was stored: "+
+			"the event store's disk is full; retry later with the same idempotency key"))
 	}
 	// The store has logged it.
 	if errors.Is(err, eventstore.ErrReplaced) {
-		return connect.NewError(connect.CodeUnavailable,
-			errors.New("nothing was stored: the event store lacks events that it had; send the command again later, under the same idempotency key"))
+		return connect.NewError(connect.CodeUnavailable, errors.New("nothing was stored: "+
+			"the event store lost events; retry later with the same idempotency key"))
 	}
-	r.logger.ErrorContext(ctx, "event store failed", "doing", doing, "aggregate", r.agg.Name, "stream", stream, "error", err)
-	return connect.NewError(connect.CodeUnavailable, errors.New("the event store failed; try again, under the same idempotency key"))
+	r.logger.ErrorContext(ctx, "event store failed",
+		"operation", operation, "aggregate", r.agg.Name, "stream", stream, "error", err)
+	return connect.NewError(connect.CodeUnavailable,
+		errors.New("the event store failed; retry with the same idempotency key"))
 }

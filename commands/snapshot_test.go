@@ -129,8 +129,8 @@ func TestDamagedSnapshots(t *testing.T) {
 	}
 }
 
-// TestSnapshotsDoNotChangeResults runs the same commands on two services, one with snapshots and one
-// without. All answers must be equal.
+// TestSnapshotsDoNotChangeResults runs the same commands on two services, one with snapshots and
+// one without. All answers must be equal.
 func TestSnapshotsDoNotChangeResults(t *testing.T) {
 	t.Parallel()
 	noon := time.Date(2025, 12, 1, 12, 0, 0, 0, time.UTC)

@@ -35,8 +35,8 @@ func (r *Runner[S, C, E]) load(ctx context.Context, stream string) (loaded[S], e
 	// Not an error of the command: the events contain everything, and the next snapshot replaces
 	// this one.
 	damaged := func(err error) {
-		r.logger.ErrorContext(ctx, "snapshot is damaged; reading all events of the stream", "aggregate", r.agg.Name, "stream", stream,
-			"version", snap.Version, "error", err)
+		r.logger.ErrorContext(ctx, "snapshot damaged; reading all events of the stream",
+			"aggregate", r.agg.Name, "stream", stream, "version", snap.Version, "error", err)
 	}
 	if ok && snap.Schema == r.decider.Schema && snap.Version > 0 {
 		var state S
@@ -88,7 +88,9 @@ func (r *Runner[S, C, E]) dueSnapshot(stream string, l loaded[S]) ([]eventstore.
 	if err != nil {
 		return nil, fmt.Errorf("snapshot of %s %q: %w", r.agg.Name, stream, err)
 	}
-	return []eventstore.Snapshot{{Stream: stream, Version: l.version, Schema: r.decider.Schema, State: seal(stream, l.version, state)}}, nil
+	return []eventstore.Snapshot{{
+		Stream: stream, Version: l.version, Schema: r.decider.Schema, State: seal(stream, l.version, state),
+	}}, nil
 }
 
 var checksums = crc32.MakeTable(crc32.Castagnoli)
@@ -129,7 +131,8 @@ func (r *Runner[S, C, E]) decode(e event.Event) (E, error) {
 		return zero, fmt.Errorf("%s %q, event %d: %w", r.agg.Name, e.Stream, e.Version, err)
 	}
 	if m.WhichOneof(r.oneof) == nil {
-		return zero, fmt.Errorf("%s %q, event %d: this version of the service does not know %s", r.agg.Name, e.Stream, e.Version, e.Type)
+		return zero, fmt.Errorf("%s %q, event %d: unknown event type %s: start a newer version of the service",
+			r.agg.Name, e.Stream, e.Version, e.Type)
 	}
 	return m.Interface().(E), nil
 }
@@ -139,7 +142,7 @@ func (r *Runner[S, C, E]) encode(message E) (event.Event, error) {
 	m := message.ProtoReflect()
 	member := m.WhichOneof(r.oneof)
 	if member == nil {
-		return event.Event{}, fmt.Errorf("%s decided an empty event", r.agg.Name)
+		return event.Event{}, fmt.Errorf("decider of %s returned an empty event", r.agg.Name)
 	}
 	inner := m.Get(member).Message()
 	at, ok := inner.Get(r.times[member.Number()]).Message().Interface().(*timestamppb.Timestamp)
@@ -152,17 +155,21 @@ func (r *Runner[S, C, E]) encode(message E) (event.Event, error) {
 	}
 	if len(data) > eventstore.MaxData {
 		return event.Event{}, &RejectedError{Code: Invalid, Rule: "event_too_large",
-			Reason: fmt.Sprintf("the event has %d bytes, but at most %d are allowed: split the command", len(data), eventstore.MaxData)}
+			Reason: fmt.Sprintf("the event has %d bytes, the limit is %d: split the command",
+				len(data), eventstore.MaxData)}
 	}
 	return event.Event{
-		Aggregate: r.agg.Name, Type: string(inner.Descriptor().FullName()), Data: data, OccurredAt: event.Time(at.AsTime()),
+		Aggregate: r.agg.Name, Type: string(inner.Descriptor().FullName()), Data: data,
+		OccurredAt: event.Time(at.AsTime()),
 	}, nil
 }
 
 // contract returns the oneof "event" of an events message and, for each member, its first
 // timestamp. It panics if the message has another form: that is a bug in the contract, and it
 // should not wait for the first command.
-func contract(d protoreflect.MessageDescriptor) (protoreflect.OneofDescriptor, map[protoreflect.FieldNumber]protoreflect.FieldDescriptor) {
+func contract(
+	d protoreflect.MessageDescriptor,
+) (protoreflect.OneofDescriptor, map[protoreflect.FieldNumber]protoreflect.FieldDescriptor) {
 	oneof := d.Oneofs().ByName("event")
 	if oneof == nil {
 		panic(fmt.Sprintf("%s has no oneof named event", d.FullName()))

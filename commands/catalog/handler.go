@@ -25,40 +25,56 @@ type handler struct {
 	products *commands.Runner[State, Command, *catalogv1.ProductEvent]
 }
 
-func (h handler) ListProduct(ctx context.Context, req *connect.Request[catalogv1.ListProductRequest]) (*connect.Response[catalogv1.ListProductResponse], error) {
+// ListProduct puts a product on sale.
+func (h handler) ListProduct(
+	ctx context.Context, req *connect.Request[catalogv1.ListProductRequest],
+) (*connect.Response[catalogv1.ListProductResponse], error) {
 	m := req.Msg
 	list := List{
-		SKU: m.GetSku(), Title: m.GetTitle(), Description: m.GetDescription(), Kind: m.GetKind(), Categories: m.GetCategories(),
-		At: h.products.Time(m.GetListedAt()),
+		SKU: m.GetSku(), Title: m.GetTitle(), Description: m.GetDescription(), Kind: m.GetKind(),
+		Categories: m.GetCategories(), At: h.products.Time(m.GetListedAt()),
 	}
-	return commands.Do(ctx, req, h.products.On(m.GetSku(), list), func(_ State, r *eventv1.Receipt) *catalogv1.ListProductResponse {
+	respond := func(_ State, r *eventv1.Receipt) *catalogv1.ListProductResponse {
 		return &catalogv1.ListProductResponse{Receipt: r}
-	})
+	}
+	return commands.Do(ctx, req, h.products.On(m.GetSku(), list), respond)
 }
 
-func (h handler) ReviseProduct(ctx context.Context, req *connect.Request[catalogv1.ReviseProductRequest]) (*connect.Response[catalogv1.ReviseProductResponse], error) {
+// ReviseProduct replaces a product's texts and categories.
+func (h handler) ReviseProduct(
+	ctx context.Context, req *connect.Request[catalogv1.ReviseProductRequest],
+) (*connect.Response[catalogv1.ReviseProductResponse], error) {
 	m := req.Msg
 	revise := Revise{
 		SKU: m.GetSku(), Title: m.GetTitle(), Description: m.GetDescription(), Categories: m.GetCategories(),
 		At: h.products.Time(m.GetRevisedAt()),
 	}
-	return commands.Do(ctx, req, h.products.On(m.GetSku(), revise), func(_ State, r *eventv1.Receipt) *catalogv1.ReviseProductResponse {
+	respond := func(_ State, r *eventv1.Receipt) *catalogv1.ReviseProductResponse {
 		return &catalogv1.ReviseProductResponse{Receipt: r}
-	})
+	}
+	return commands.Do(ctx, req, h.products.On(m.GetSku(), revise), respond)
 }
 
-func (h handler) SetPrice(ctx context.Context, req *connect.Request[catalogv1.SetPriceRequest]) (*connect.Response[catalogv1.SetPriceResponse], error) {
+// SetPrice sets the price in one currency.
+func (h handler) SetPrice(
+	ctx context.Context, req *connect.Request[catalogv1.SetPriceRequest],
+) (*connect.Response[catalogv1.SetPriceResponse], error) {
 	m := req.Msg
 	set := SetPrice{SKU: m.GetSku(), Price: m.GetPrice(), At: h.products.Time(m.GetValidFrom())}
-	return commands.Do(ctx, req, h.products.On(m.GetSku(), set), func(_ State, r *eventv1.Receipt) *catalogv1.SetPriceResponse {
+	respond := func(_ State, r *eventv1.Receipt) *catalogv1.SetPriceResponse {
 		return &catalogv1.SetPriceResponse{Receipt: r}
-	})
+	}
+	return commands.Do(ctx, req, h.products.On(m.GetSku(), set), respond)
 }
 
-func (h handler) DelistProduct(ctx context.Context, req *connect.Request[catalogv1.DelistProductRequest]) (*connect.Response[catalogv1.DelistProductResponse], error) {
+// DelistProduct takes a product off sale.
+func (h handler) DelistProduct(
+	ctx context.Context, req *connect.Request[catalogv1.DelistProductRequest],
+) (*connect.Response[catalogv1.DelistProductResponse], error) {
 	m := req.Msg
 	delist := Delist{SKU: m.GetSku(), At: h.products.Time(m.GetDelistedAt())}
-	return commands.Do(ctx, req, h.products.On(m.GetSku(), delist), func(_ State, r *eventv1.Receipt) *catalogv1.DelistProductResponse {
+	respond := func(_ State, r *eventv1.Receipt) *catalogv1.DelistProductResponse {
 		return &catalogv1.DelistProductResponse{Receipt: r}
-	})
+	}
+	return commands.Do(ctx, req, h.products.On(m.GetSku(), delist), respond)
 }

@@ -89,10 +89,12 @@ func (Delist) command()   {}
 
 // Decider returns the domain for the runner.
 func Decider() commands.Decider[State, Command, *catalogv1.ProductEvent] {
-	return commands.Decider[State, Command, *catalogv1.ProductEvent]{Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 1}
+	return commands.Decider[State, Command, *catalogv1.ProductEvent]{
+		Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 1,
+	}
 }
 
-// opens reports whether a command usually starts a new stream.
+// opens reports whether a command usually starts a new stream; see commands.Decider.
 func opens(c Command) bool {
 	_, ok := c.(List)
 	return ok
@@ -117,13 +119,15 @@ func Decide(s State, c Command) ([]*catalogv1.ProductEvent, error) {
 func (s State) list(c List) ([]*catalogv1.ProductEvent, error) {
 	if s.Status == Listed {
 		return nil, &commands.RejectedError{Code: commands.AlreadyExists, Rule: "product_already_listed", Field: "sku",
-			Reason: "the product is on sale already"}
+			Reason: "the product is already on sale"}
 	}
 	return []*catalogv1.ProductEvent{{Event: &catalogv1.ProductEvent_Listed{Listed: &catalogv1.ProductListed{
-		Sku: c.SKU, Title: c.Title, Description: c.Description, Kind: c.Kind, Categories: c.Categories, ListedAt: timestamppb.New(c.At),
+		Sku: c.SKU, Title: c.Title, Description: c.Description, Kind: c.Kind, Categories: c.Categories,
+		ListedAt: timestamppb.New(c.At),
 	}}}}, nil
 }
 
+// revise stores nothing if all texts and categories are as they were.
 func (s State) revise(c Revise) ([]*catalogv1.ProductEvent, error) {
 	if err := s.mustBeListed(); err != nil {
 		return nil, err
@@ -132,10 +136,12 @@ func (s State) revise(c Revise) ([]*catalogv1.ProductEvent, error) {
 		return nil, nil
 	}
 	return []*catalogv1.ProductEvent{{Event: &catalogv1.ProductEvent_Revised{Revised: &catalogv1.ProductRevised{
-		Sku: c.SKU, Title: c.Title, Description: c.Description, Categories: c.Categories, RevisedAt: timestamppb.New(c.At),
+		Sku: c.SKU, Title: c.Title, Description: c.Description, Categories: c.Categories,
+		RevisedAt: timestamppb.New(c.At),
 	}}}}, nil
 }
 
+// setPrice stores nothing if the price in that currency is the same. Other currencies keep theirs.
 func (s State) setPrice(c SetPrice) ([]*catalogv1.ProductEvent, error) {
 	if err := s.mustBeListed(); err != nil {
 		return nil, err
@@ -151,6 +157,7 @@ func (s State) setPrice(c SetPrice) ([]*catalogv1.ProductEvent, error) {
 	}}}}, nil
 }
 
+// delist stores nothing if the product is off sale already, so that it can be repeated.
 func (s State) delist(c Delist) ([]*catalogv1.ProductEvent, error) {
 	if s.Status == Delisted {
 		return nil, nil
@@ -168,9 +175,11 @@ func Evolve(s State, e *catalogv1.ProductEvent) State {
 	switch e := e.GetEvent().(type) {
 	case *catalogv1.ProductEvent_Listed:
 		s.Status = Listed
-		s.Title, s.Description, s.Categories = e.Listed.GetTitle(), e.Listed.GetDescription(), e.Listed.GetCategories()
+		l := e.Listed
+		s.Title, s.Description, s.Categories = l.GetTitle(), l.GetDescription(), l.GetCategories()
 	case *catalogv1.ProductEvent_Revised:
-		s.Title, s.Description, s.Categories = e.Revised.GetTitle(), e.Revised.GetDescription(), e.Revised.GetCategories()
+		r := e.Revised
+		s.Title, s.Description, s.Categories = r.GetTitle(), r.GetDescription(), r.GetCategories()
 	case *catalogv1.ProductEvent_PriceSet:
 		// Clone, because Evolve must not change a map that an earlier state shares.
 		prices := maps.Clone(s.Prices)
@@ -191,7 +200,9 @@ func (s State) mustBeListed() error {
 	case Listed:
 		return nil
 	case Delisted:
-		return &commands.RejectedError{Code: commands.Refused, Rule: "product_delisted", Field: "sku", Reason: "the product is off sale"}
+		return &commands.RejectedError{Code: commands.Refused, Rule: "product_delisted", Field: "sku",
+			Reason: "the product is off sale"}
 	}
-	return &commands.RejectedError{Code: commands.NotFound, Rule: "product_unknown", Field: "sku", Reason: "there is no such product"}
+	return &commands.RejectedError{Code: commands.NotFound, Rule: "product_unknown", Field: "sku",
+		Reason: "the product does not exist"}
 }

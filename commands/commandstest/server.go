@@ -35,13 +35,14 @@ func OpenStore(t testing.TB, agg event.Aggregate) eventstore.Store {
 // Server is a running service on loopback, for its clients.
 type Server struct {
 	URL   string
-	HTTP1 *http.Client
+	HTTP1 *http.Client // for Connect, gRPC-Web and JSON
 	HTTP2 *http.Client // HTTP/2 without TLS, for gRPC
 }
 
-// Serve serves a service on a store until the end of the test.
+// Serve serves a service on a store until the end of the test. handler is a service's NewHandler.
 func Serve(
-	t testing.TB, store eventstore.Store, handler func(eventstore.Store, ...commands.Option) (string, http.Handler), opts ...commands.Option,
+	t testing.TB, store eventstore.Store,
+	handler func(eventstore.Store, ...commands.Option) (string, http.Handler), opts ...commands.Option,
 ) Server {
 	t.Helper()
 	mux := http.NewServeMux()
@@ -49,7 +50,9 @@ func Serve(
 	server := httptest.NewUnstartedServer(mux)
 	server.Config.Protocols = protocols(true, true)
 	server.Start()
-	http1, http2 := &http.Transport{Protocols: protocols(true, false), MaxIdleConnsPerHost: 64}, &http.Transport{Protocols: protocols(false, true)}
+	// Tests make many concurrent calls, which need as many connections with HTTP/1.
+	http1 := &http.Transport{Protocols: protocols(true, false), MaxIdleConnsPerHost: 64}
+	http2 := &http.Transport{Protocols: protocols(false, true)}
 	t.Cleanup(func() {
 		http1.CloseIdleConnections()
 		http2.CloseIdleConnections()
@@ -58,7 +61,8 @@ func Serve(
 	return Server{URL: server.URL, HTTP1: &http.Client{Transport: http1}, HTTP2: &http.Client{Transport: http2}}
 }
 
-// protocols returns the protocols of a client or server: HTTP/1, and HTTP/2 without TLS.
+// protocols returns the protocols of a client or server: HTTP/1, and HTTP/2 without TLS. A client
+// with both would choose HTTP/1, so each client has one.
 func protocols(one, two bool) *http.Protocols {
 	var p http.Protocols
 	p.SetHTTP1(one)
@@ -85,7 +89,8 @@ func Rejection(t testing.TB, err error, code connect.Code) *eventv1.Rejection {
 	return nil
 }
 
-// Events returns all events of a store.
+// Events returns all events of a store, in the order of their positions. It reads in pages, because
+// Read is limited.
 func Events(t testing.TB, store eventstore.Store) []event.Event {
 	t.Helper()
 	var all []event.Event

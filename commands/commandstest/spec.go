@@ -1,6 +1,11 @@
-// Package commandstest has helpers for tests of services. A Spec makes a test read like a
-// specification: given a history, a command results in these events, or this rule rejects it. Serve
-// runs a service on loopback, so that tests call it as clients do.
+// Package commandstest contains helpers for tests of services.
+//
+// A Spec makes a test read like a specification: given a history, a command results in these
+// events, or this rule rejects it. Check runs specs against a decider, without a store. Snapshots
+// checks that a state survives its encoding.
+//
+// OpenStore and Serve run a service on loopback with a store of its own, so that tests call it as
+// clients do. Rejection and Events inspect the result.
 package commandstest
 
 import (
@@ -20,10 +25,10 @@ import (
 
 // Spec is one example of a decider's behaviour.
 type Spec[C any, E proto.Message] struct {
-	Given   []E
-	When    C
+	Given   []E                     // history of the stream
+	When    C                       // the command
 	Then    []E                     // empty if the command is accepted and changes nothing
-	Refused *commands.RejectedError // instead of Then; Reason is prose and not compared
+	Refused *commands.RejectedError // instead of Then; its Reason is prose and is not compared
 }
 
 // Check runs specs as subtests, by name.
@@ -45,10 +50,10 @@ func Check[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C, E],
 				return
 			}
 			if err != nil {
-				t.Fatalf("refused: %v", err)
+				t.Fatalf("rejected: %v", err)
 			}
 			if !slices.EqualFunc(events, spec.Then, func(a, b E) bool { return proto.Equal(a, b) }) {
-				t.Errorf("then happened\n%s\nwant\n%s", format(events), format(spec.Then))
+				t.Errorf("got the events\n%s\nwant\n%s", format(events), format(spec.Then))
 			}
 		})
 	}
@@ -59,17 +64,17 @@ func checkRefusal[E proto.Message](t *testing.T, events []E, err error, want *co
 	t.Helper()
 	var got *commands.RejectedError
 	if !errors.As(err, &got) {
-		t.Fatalf("want a refusal by %s; got error %v and events\n%s", want.Rule, err, format(events))
+		t.Fatalf("want a rejection by rule %s, got error %v and events\n%s", want.Rule, err, format(events))
 	}
 	if got.Code != want.Code || got.Rule != want.Rule || got.Field != want.Field || !maps.Equal(got.Facts, want.Facts) {
-		t.Errorf("refused by %+v\nwant       %+v", *got, *want)
+		t.Errorf("rejected by %+v\nwant        %+v", *got, *want)
 	}
 	if got.Reason == "" || len(events) > 0 {
-		t.Errorf("a refusal has a reason (%q) and no events (%d)", got.Reason, len(events))
+		t.Errorf("a rejection must have a reason (%q) and no events (%d)", got.Reason, len(events))
 	}
 }
 
-// Fold returns the state after events.
+// Fold returns the state after events, from the state of a stream that does not exist.
 func Fold[S, C any, E proto.Message](d commands.Decider[S, C, E], events []E) S {
 	var s S
 	for _, e := range events {
@@ -79,13 +84,14 @@ func Fold[S, C any, E proto.Message](d commands.Decider[S, C, E], events []E) S 
 }
 
 // Snapshots checks that a random history results in the same state with and without a snapshot in
-// between.
+// between. draw draws a command for a state. Rejected commands add nothing to the history.
 func Snapshots[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C, E], draw func(t *rapid.T, s S) C) {
 	t.Helper()
 	rapid.Check(t, func(t *rapid.T) {
 		var history []E
 		for range rapid.IntRange(1, 30).Draw(t, "commands") {
 			s := Fold(d, history)
+			// Only a rejection is expected. Any other error is a bug of the decider.
 			events, err := d.Decide(s, draw(t, s))
 			if refused := (*commands.RejectedError)(nil); err != nil && !errors.As(err, &refused) {
 				t.Fatal(err)
@@ -93,8 +99,8 @@ func Snapshots[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C,
 			history = append(history, events...)
 		}
 		at := rapid.IntRange(0, len(history)).Draw(t, "snapshot at")
+		// Restore the state through JSON, as from a snapshot, and apply the rest of the history.
 		var s S
-		// Through JSON, as a snapshot in the store.
 		if err := json.Unmarshal([]byte(marshal(t, Fold(d, history[:at]))), &s); err != nil {
 			t.Fatal(err)
 		}
@@ -102,7 +108,7 @@ func Snapshots[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C,
 			s = d.Evolve(s, e)
 		}
 		if got, want := marshal(t, s), marshal(t, Fold(d, history)); got != want {
-			t.Fatalf("through a snapshot at %d of %d: %s\nwhole: %s", at, len(history), got, want)
+			t.Fatalf("with a snapshot at %d of %d: %s\nwithout: %s", at, len(history), got, want)
 		}
 	})
 }
@@ -113,6 +119,7 @@ type fataler interface {
 	Fatal(args ...any)
 }
 
+// marshal returns a state in the encoding of snapshots.
 func marshal(t fataler, state any) string {
 	t.Helper()
 	b, err := json.Marshal(state)
@@ -122,6 +129,7 @@ func marshal(t fataler, state any) string {
 	return string(b)
 }
 
+// format returns events as JSON, one per line, for error messages.
 func format[E proto.Message](events []E) string {
 	if len(events) == 0 {
 		return "  (nothing)"

@@ -75,10 +75,12 @@ func (SetConsent) command()    {}
 
 // Decider returns the domain for the runner.
 func Decider() commands.Decider[State, Command, *customerv1.CustomerEvent] {
-	return commands.Decider[State, Command, *customerv1.CustomerEvent]{Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 1}
+	return commands.Decider[State, Command, *customerv1.CustomerEvent]{
+		Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 1,
+	}
 }
 
-// opens reports whether a command usually starts a new stream.
+// opens reports whether a command usually starts a new stream; see commands.Decider.
 func opens(c Command) bool {
 	_, ok := c.(Register)
 	return ok
@@ -99,15 +101,19 @@ func Decide(s State, c Command) ([]*customerv1.CustomerEvent, error) {
 
 func (s State) register(c Register) ([]*customerv1.CustomerEvent, error) {
 	if s.Registered {
-		return nil, &commands.RejectedError{Code: commands.AlreadyExists, Rule: "customer_already_registered", Field: "customer_id",
-			Reason: "a customer of this id is registered already"}
+		return nil, &commands.RejectedError{
+			Code: commands.AlreadyExists, Rule: "customer_already_registered", Field: "customer_id",
+			Reason: "a customer with this id is already registered",
+		}
 	}
-	return []*customerv1.CustomerEvent{{Event: &customerv1.CustomerEvent_Registered{Registered: &customerv1.CustomerRegistered{
+	registered := &customerv1.CustomerRegistered{
 		CustomerId: c.CustomerID, Reference: c.Reference, Name: c.Name, Email: c.Email, Country: c.Country,
 		RegisteredAt: timestamppb.New(c.At),
-	}}}}, nil
+	}
+	return []*customerv1.CustomerEvent{{Event: &customerv1.CustomerEvent_Registered{Registered: registered}}}, nil
 }
 
+// changeAddress stores nothing if the address is the same.
 func (s State) changeAddress(c ChangeAddress) ([]*customerv1.CustomerEvent, error) {
 	if err := s.mustBeRegistered(); err != nil {
 		return nil, err
@@ -115,11 +121,13 @@ func (s State) changeAddress(c ChangeAddress) ([]*customerv1.CustomerEvent, erro
 	if proto.Equal(s.Address, c.Address) {
 		return nil, nil
 	}
-	return []*customerv1.CustomerEvent{{Event: &customerv1.CustomerEvent_AddressChanged{AddressChanged: &customerv1.AddressChanged{
+	changed := &customerv1.AddressChanged{
 		CustomerId: c.CustomerID, Address: c.Address, ChangedAt: timestamppb.New(c.At),
-	}}}}, nil
+	}
+	return []*customerv1.CustomerEvent{{Event: &customerv1.CustomerEvent_AddressChanged{AddressChanged: changed}}}, nil
 }
 
+// setConsent stores nothing if the consent is in that state already.
 func (s State) setConsent(c SetConsent) ([]*customerv1.CustomerEvent, error) {
 	if err := s.mustBeRegistered(); err != nil {
 		return nil, err
@@ -127,9 +135,10 @@ func (s State) setConsent(c SetConsent) ([]*customerv1.CustomerEvent, error) {
 	if slices.Contains(s.Consents, c.Purpose) == c.Granted {
 		return nil, nil
 	}
-	return []*customerv1.CustomerEvent{{Event: &customerv1.CustomerEvent_ConsentChanged{ConsentChanged: &customerv1.ConsentChanged{
+	changed := &customerv1.ConsentChanged{
 		CustomerId: c.CustomerID, Purpose: c.Purpose, Granted: c.Granted, ChangedAt: timestamppb.New(c.At),
-	}}}}, nil
+	}
+	return []*customerv1.CustomerEvent{{Event: &customerv1.CustomerEvent_ConsentChanged{ConsentChanged: changed}}}, nil
 }
 
 // Evolve returns the customer after an event.
@@ -137,13 +146,17 @@ func Evolve(s State, e *customerv1.CustomerEvent) State {
 	switch e := e.GetEvent().(type) {
 	case *customerv1.CustomerEvent_Registered:
 		r := e.Registered
-		s = State{Registered: true, Reference: r.GetReference(), Name: r.GetName(), Email: r.GetEmail(), Country: r.GetCountry()}
+		s = State{
+			Registered: true, Reference: r.GetReference(), Name: r.GetName(), Email: r.GetEmail(),
+			Country: r.GetCountry(),
+		}
 	case *customerv1.CustomerEvent_AddressChanged:
 		s.Address = e.AddressChanged.GetAddress()
 	case *customerv1.CustomerEvent_ConsentChanged:
 		purpose := e.ConsentChanged.GetPurpose()
 		// Clone, because DeleteFunc would change an earlier state's slice.
-		s.Consents = slices.DeleteFunc(slices.Clone(s.Consents), func(p customerv1.ConsentPurpose) bool { return p == purpose })
+		s.Consents = slices.DeleteFunc(slices.Clone(s.Consents),
+			func(p customerv1.ConsentPurpose) bool { return p == purpose })
 		if e.ConsentChanged.GetGranted() {
 			s.Consents = append(s.Consents, purpose)
 			slices.Sort(s.Consents)
@@ -161,5 +174,6 @@ func (s State) mustBeRegistered() error {
 }
 
 func errUnknown() error {
-	return &commands.RejectedError{Code: commands.NotFound, Rule: "customer_unknown", Field: "customer_id", Reason: "there is no such customer"}
+	return &commands.RejectedError{Code: commands.NotFound, Rule: "customer_unknown", Field: "customer_id",
+		Reason: "the customer does not exist"}
 }

@@ -25,34 +25,51 @@ type handler struct {
 	customers *commands.Runner[State, Command, *customerv1.CustomerEvent]
 }
 
-func (h handler) RegisterCustomer(ctx context.Context, req *connect.Request[customerv1.RegisterCustomerRequest]) (*connect.Response[customerv1.RegisterCustomerResponse], error) {
+// RegisterCustomer registers a customer, under the id of the request or a new one.
+func (h handler) RegisterCustomer(
+	ctx context.Context, req *connect.Request[customerv1.RegisterCustomerRequest],
+) (*connect.Response[customerv1.RegisterCustomerResponse], error) {
 	m, id := req.Msg, commands.ID(req.Msg.GetCustomerId())
 	register := Register{
 		CustomerID: id, Reference: m.GetReference(), Name: m.GetName(), Email: m.GetEmail(), Country: m.GetCountry(),
 		At: h.customers.Time(m.GetRegisteredAt()),
 	}
-	return commands.Do(ctx, req, h.customers.On(id, register), func(_ State, r *eventv1.Receipt) *customerv1.RegisterCustomerResponse {
+	respond := func(_ State, r *eventv1.Receipt) *customerv1.RegisterCustomerResponse {
 		return &customerv1.RegisterCustomerResponse{CustomerId: id, Receipt: r}
-	})
+	}
+	return commands.Do(ctx, req, h.customers.On(id, register), respond)
 }
 
-func (h handler) ChangeAddress(ctx context.Context, req *connect.Request[customerv1.ChangeAddressRequest]) (*connect.Response[customerv1.ChangeAddressResponse], error) {
+// ChangeAddress replaces the delivery address.
+func (h handler) ChangeAddress(
+	ctx context.Context, req *connect.Request[customerv1.ChangeAddressRequest],
+) (*connect.Response[customerv1.ChangeAddressResponse], error) {
 	m, id := req.Msg, commands.ID(req.Msg.GetCustomerId())
 	change := ChangeAddress{CustomerID: id, Address: m.GetAddress(), At: h.customers.Time(m.GetChangedAt())}
-	return commands.Do(ctx, req, h.customers.On(id, change), func(_ State, r *eventv1.Receipt) *customerv1.ChangeAddressResponse {
+	respond := func(_ State, r *eventv1.Receipt) *customerv1.ChangeAddressResponse {
 		return &customerv1.ChangeAddressResponse{Receipt: r}
-	})
+	}
+	return commands.Do(ctx, req, h.customers.On(id, change), respond)
 }
 
-func (h handler) SetConsent(ctx context.Context, req *connect.Request[customerv1.SetConsentRequest]) (*connect.Response[customerv1.SetConsentResponse], error) {
+// SetConsent gives or withdraws consent to one purpose.
+func (h handler) SetConsent(
+	ctx context.Context, req *connect.Request[customerv1.SetConsentRequest],
+) (*connect.Response[customerv1.SetConsentResponse], error) {
 	m, id := req.Msg, commands.ID(req.Msg.GetCustomerId())
-	set := SetConsent{CustomerID: id, Purpose: m.GetPurpose(), Granted: m.GetGranted(), At: h.customers.Time(m.GetChangedAt())}
-	return commands.Do(ctx, req, h.customers.On(id, set), func(_ State, r *eventv1.Receipt) *customerv1.SetConsentResponse {
+	set := SetConsent{
+		CustomerID: id, Purpose: m.GetPurpose(), Granted: m.GetGranted(), At: h.customers.Time(m.GetChangedAt()),
+	}
+	respond := func(_ State, r *eventv1.Receipt) *customerv1.SetConsentResponse {
 		return &customerv1.SetConsentResponse{Receipt: r}
-	})
+	}
+	return commands.Do(ctx, req, h.customers.On(id, set), respond)
 }
 
-func (h handler) GetCustomer(ctx context.Context, req *connect.Request[customerv1.GetCustomerRequest]) (*connect.Response[customerv1.GetCustomerResponse], error) {
+// GetCustomer reads the customer's stream, not a view, so the answer is current.
+func (h handler) GetCustomer(
+	ctx context.Context, req *connect.Request[customerv1.GetCustomerRequest],
+) (*connect.Response[customerv1.GetCustomerResponse], error) {
 	id := commands.ID(req.Msg.GetCustomerId())
 	s, version, err := h.customers.Load(ctx, id)
 	if err != nil {

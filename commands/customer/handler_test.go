@@ -76,8 +76,8 @@ func (b broken) Append(_ context.Context, batch eventstore.Batch) (eventstore.Ap
 	return eventstore.Appended{}, errors.Join(errors.New("disk full"), batch.Validate())
 }
 
-// TestErrorsContainNoPersonalData checks that no error discloses personal data, neither to the caller,
-// who may be another person, nor in the log.
+// TestErrorsContainNoPersonalData checks that no error discloses personal data, neither to the
+// caller, who may be another person, nor in the log.
 func TestErrorsContainNoPersonalData(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer

@@ -34,57 +34,91 @@ type handler struct {
 // business time of the request: a client must not expire reservations of others.
 func (h handler) on(sku string) On { return On{SKU: sku, Now: h.stock.Time(nil)} }
 
-func (h handler) ReceiveStock(ctx context.Context, req *connect.Request[inventoryv1.ReceiveStockRequest]) (*connect.Response[inventoryv1.ReceiveStockResponse], error) {
+// ReceiveStock adds arrived goods.
+func (h handler) ReceiveStock(
+	ctx context.Context, req *connect.Request[inventoryv1.ReceiveStockRequest],
+) (*connect.Response[inventoryv1.ReceiveStockResponse], error) {
 	m := req.Msg
-	receive := Receive{On: h.on(m.GetSku()), Quantity: m.GetQuantity(), Reference: m.GetReference(), At: h.stock.Time(m.GetReceivedAt())}
-	return commands.Do(ctx, req, h.stock.On(m.GetSku(), receive), func(_ State, r *eventv1.Receipt) *inventoryv1.ReceiveStockResponse {
+	receive := Receive{
+		On: h.on(m.GetSku()), Quantity: m.GetQuantity(), Reference: m.GetReference(),
+		At: h.stock.Time(m.GetReceivedAt()),
+	}
+	respond := func(_ State, r *eventv1.Receipt) *inventoryv1.ReceiveStockResponse {
 		return &inventoryv1.ReceiveStockResponse{Receipt: r}
-	})
+	}
+	return commands.Do(ctx, req, h.stock.On(m.GetSku(), receive), respond)
 }
 
-func (h handler) AdjustStock(ctx context.Context, req *connect.Request[inventoryv1.AdjustStockRequest]) (*connect.Response[inventoryv1.AdjustStockResponse], error) {
+// AdjustStock corrects the quantity on hand.
+func (h handler) AdjustStock(
+	ctx context.Context, req *connect.Request[inventoryv1.AdjustStockRequest],
+) (*connect.Response[inventoryv1.AdjustStockResponse], error) {
 	m := req.Msg
-	adjust := Adjust{On: h.on(m.GetSku()), Delta: m.GetDelta(), Reason: m.GetReason(), At: h.stock.Time(m.GetAdjustedAt())}
-	return commands.Do(ctx, req, h.stock.On(m.GetSku(), adjust), func(_ State, r *eventv1.Receipt) *inventoryv1.AdjustStockResponse {
+	adjust := Adjust{
+		On: h.on(m.GetSku()), Delta: m.GetDelta(), Reason: m.GetReason(), At: h.stock.Time(m.GetAdjustedAt()),
+	}
+	respond := func(_ State, r *eventv1.Receipt) *inventoryv1.AdjustStockResponse {
 		return &inventoryv1.AdjustStockResponse{Receipt: r}
-	})
+	}
+	return commands.Do(ctx, req, h.stock.On(m.GetSku(), adjust), respond)
 }
 
-func (h handler) ReserveStock(ctx context.Context, req *connect.Request[inventoryv1.ReserveStockRequest]) (*connect.Response[inventoryv1.ReserveStockResponse], error) {
+// ReserveStock sets goods aside for a time. The answer says until when: a repeated request returns
+// the time of the reservation that exists.
+func (h handler) ReserveStock(
+	ctx context.Context, req *connect.Request[inventoryv1.ReserveStockRequest],
+) (*connect.Response[inventoryv1.ReserveStockResponse], error) {
 	m := req.Msg
-	reserve := Reserve{On: h.on(m.GetSku()), ReservationID: m.GetReservationId(), Quantity: m.GetQuantity(), TimeToLive: defaultTimeToLive}
+	reserve := Reserve{
+		On: h.on(m.GetSku()), ReservationID: m.GetReservationId(), Quantity: m.GetQuantity(),
+		TimeToLive: defaultTimeToLive,
+	}
 	if m.GetTimeToLive() != nil {
 		reserve.TimeToLive = m.GetTimeToLive().AsDuration()
 	}
-	return commands.Do(ctx, req, h.stock.On(m.GetSku(), reserve), func(s State, r *eventv1.Receipt) *inventoryv1.ReserveStockResponse {
-		return &inventoryv1.ReserveStockResponse{ExpiresAt: timestamppb.New(s.Reservations[m.GetReservationId()].ExpiresAt), Receipt: r}
-	})
+	respond := func(s State, r *eventv1.Receipt) *inventoryv1.ReserveStockResponse {
+		expires := s.Reservations[m.GetReservationId()].ExpiresAt
+		return &inventoryv1.ReserveStockResponse{ExpiresAt: timestamppb.New(expires), Receipt: r}
+	}
+	return commands.Do(ctx, req, h.stock.On(m.GetSku(), reserve), respond)
 }
 
-func (h handler) CommitReservation(ctx context.Context, req *connect.Request[inventoryv1.CommitReservationRequest]) (*connect.Response[inventoryv1.CommitReservationResponse], error) {
+// CommitReservation takes reserved goods out of stock.
+func (h handler) CommitReservation(
+	ctx context.Context, req *connect.Request[inventoryv1.CommitReservationRequest],
+) (*connect.Response[inventoryv1.CommitReservationResponse], error) {
 	m := req.Msg
 	commit := Commit{On: h.on(m.GetSku()), ReservationID: m.GetReservationId()}
-	return commands.Do(ctx, req, h.stock.On(m.GetSku(), commit), func(_ State, r *eventv1.Receipt) *inventoryv1.CommitReservationResponse {
+	respond := func(_ State, r *eventv1.Receipt) *inventoryv1.CommitReservationResponse {
 		return &inventoryv1.CommitReservationResponse{Receipt: r}
-	})
+	}
+	return commands.Do(ctx, req, h.stock.On(m.GetSku(), commit), respond)
 }
 
-func (h handler) ReleaseReservation(ctx context.Context, req *connect.Request[inventoryv1.ReleaseReservationRequest]) (*connect.Response[inventoryv1.ReleaseReservationResponse], error) {
+// ReleaseReservation returns reserved goods to the available stock.
+func (h handler) ReleaseReservation(
+	ctx context.Context, req *connect.Request[inventoryv1.ReleaseReservationRequest],
+) (*connect.Response[inventoryv1.ReleaseReservationResponse], error) {
 	m := req.Msg
 	release := Release{On: h.on(m.GetSku()), ReservationID: m.GetReservationId()}
-	return commands.Do(ctx, req, h.stock.On(m.GetSku(), release), func(_ State, r *eventv1.Receipt) *inventoryv1.ReleaseReservationResponse {
+	respond := func(_ State, r *eventv1.Receipt) *inventoryv1.ReleaseReservationResponse {
 		return &inventoryv1.ReleaseReservationResponse{Receipt: r}
-	})
+	}
+	return commands.Do(ctx, req, h.stock.On(m.GetSku(), release), respond)
 }
 
-func (h handler) GetStock(ctx context.Context, req *connect.Request[inventoryv1.GetStockRequest]) (*connect.Response[inventoryv1.GetStockResponse], error) {
+// GetStock reads the SKU's stream, not a view, so the answer is current.
+func (h handler) GetStock(
+	ctx context.Context, req *connect.Request[inventoryv1.GetStockRequest],
+) (*connect.Response[inventoryv1.GetStockResponse], error) {
 	on := h.on(req.Msg.GetSku())
 	s, version, err := h.stock.Load(ctx, on.SKU)
 	if err != nil {
 		return nil, err
 	}
 	if version == 0 {
-		return nil, &commands.RejectedError{Code: commands.NotFound, Rule: "stock_unknown", Field: "sku", Reason: "this SKU has never had stock"}
+		return nil, &commands.RejectedError{Code: commands.NotFound, Rule: "stock_unknown", Field: "sku",
+			Reason: "this SKU has never had stock"}
 	}
 	// Count expired reservations as available, as the next command will.
 	s = s.after(s.lapses(on))

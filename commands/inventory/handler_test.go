@@ -110,9 +110,8 @@ func TestReusedKeyWithAnotherProcedure(t *testing.T) {
 	}
 }
 
-// TestNeverOversellsConcurrently runs many clients of two processes on one store. They want
-// more than there is, and some release their reservations. Reservations must never exceed the
-// stock.
+// TestNeverOversellsConcurrently runs many clients of two processes on one store. They want more
+// than there is, and some release their reservations. Reservations must never exceed the stock.
 func TestNeverOversellsConcurrently(t *testing.T) {
 	t.Parallel()
 	const have, clients, each = 20, 12, 6

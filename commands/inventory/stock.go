@@ -146,7 +146,8 @@ func (s State) lapses(on On) []*inventoryv1.StockEvent {
 	})
 	var events []*inventoryv1.StockEvent
 	for _, id := range ids {
-		events = append(events, s.released(on.SKU, id, inventoryv1.ReleaseCause_RELEASE_CAUSE_EXPIRED, s.Reservations[id].ExpiresAt))
+		expiredAt := s.Reservations[id].ExpiresAt
+		events = append(events, s.released(on.SKU, id, inventoryv1.ReleaseCause_RELEASE_CAUSE_EXPIRED, expiredAt))
 	}
 	return events
 }
@@ -163,7 +164,8 @@ func (s State) adjust(c Adjust) (*inventoryv1.StockEvent, error) {
 		return nil, s.refuse("stock_negative", "delta", fmt.Sprintf("only %d are on hand", s.OnHand))
 	}
 	if s.OnHand+c.Delta < s.Reserved {
-		return nil, s.refuse("stock_reserved", "delta", fmt.Sprintf("of the %d on hand %d are reserved", s.OnHand, s.Reserved))
+		return nil, s.refuse("stock_reserved", "delta",
+			fmt.Sprintf("%d of the %d on hand are reserved", s.Reserved, s.OnHand))
 	}
 	return &inventoryv1.StockEvent{Event: &inventoryv1.StockEvent_Adjusted{Adjusted: &inventoryv1.StockAdjusted{
 		Sku: c.SKU, Delta: c.Delta, Reason: c.Reason, AdjustedAt: timestamppb.New(c.At),
@@ -175,7 +177,8 @@ func (s State) reserve(c Reserve) (*inventoryv1.StockEvent, error) {
 	// idempotency key.
 	if held, ok := s.Reservations[c.ReservationID]; ok {
 		if held.Quantity != c.Quantity {
-			return nil, s.refuse("reservation_differs", "quantity", fmt.Sprintf("the reservation is held already, for %d", held.Quantity))
+			return nil, s.refuse("reservation_differs", "quantity",
+				fmt.Sprintf("the reservation already exists, for %d", held.Quantity))
 		}
 		return nil, nil
 	}
@@ -198,9 +201,12 @@ func (s State) commit(c Commit, before State) (*inventoryv1.StockEvent, error) {
 		}
 		return nil, errUnknownReservation()
 	}
-	return &inventoryv1.StockEvent{Event: &inventoryv1.StockEvent_ReservationCommitted{ReservationCommitted: &inventoryv1.ReservationCommitted{
+	committed := &inventoryv1.ReservationCommitted{
 		Sku: c.SKU, ReservationId: c.ReservationID, Quantity: held.Quantity, CommittedAt: timestamppb.New(c.Now),
-	}}}, nil
+	}
+	return &inventoryv1.StockEvent{
+		Event: &inventoryv1.StockEvent_ReservationCommitted{ReservationCommitted: committed},
+	}, nil
 }
 
 // release ends a reservation. before is the state with the reservations that have just expired.
@@ -225,8 +231,9 @@ func Evolve(s State, e *inventoryv1.StockEvent) State {
 		if s.Reservations == nil {
 			s.Reservations = map[string]Reservation{}
 		}
-		s.Reservations[e.Reserved.GetReservationId()] = Reservation{e.Reserved.GetQuantity(), e.Reserved.GetExpiresAt().AsTime()}
-		s.Reserved += e.Reserved.GetQuantity()
+		r := e.Reserved
+		s.Reservations[r.GetReservationId()] = Reservation{r.GetQuantity(), r.GetExpiresAt().AsTime()}
+		s.Reserved += r.GetQuantity()
 	case *inventoryv1.StockEvent_ReservationCommitted:
 		delete(s.Reservations, e.ReservationCommitted.GetReservationId())
 		s.Reserved -= e.ReservationCommitted.GetQuantity()
@@ -252,21 +259,27 @@ func (s State) after(events []*inventoryv1.StockEvent) State {
 
 // released returns the event that ends a reservation without a sale.
 func (s State) released(sku, id string, cause inventoryv1.ReleaseCause, at time.Time) *inventoryv1.StockEvent {
-	return &inventoryv1.StockEvent{Event: &inventoryv1.StockEvent_ReservationReleased{ReservationReleased: &inventoryv1.ReservationReleased{
-		Sku: sku, ReservationId: id, Quantity: s.Reservations[id].Quantity, Cause: cause, ReleasedAt: timestamppb.New(at),
-	}}}
+	released := &inventoryv1.ReservationReleased{
+		Sku: sku, ReservationId: id, Quantity: s.Reservations[id].Quantity, Cause: cause,
+		ReleasedAt: timestamppb.New(at),
+	}
+	return &inventoryv1.StockEvent{
+		Event: &inventoryv1.StockEvent_ReservationReleased{ReservationReleased: released},
+	}
 }
 
 // refuse returns a rejection with the caller's new starting point: on_hand, reserved and available.
 func (s State) refuse(rule, field, reason string) error {
-	return &commands.RejectedError{Code: commands.Refused, Rule: rule, Field: field, Reason: reason, Facts: map[string]string{
+	facts := map[string]string{
 		"on_hand":   strconv.FormatInt(s.OnHand, 10),
 		"reserved":  strconv.FormatInt(s.Reserved, 10),
 		"available": strconv.FormatInt(s.Available(), 10),
-	}}
+	}
+	return &commands.RejectedError{Code: commands.Refused, Rule: rule, Field: field, Reason: reason, Facts: facts}
 }
 
+// errUnknownReservation is also the answer for a reservation that has ended: its id is forgotten.
 func errUnknownReservation() error {
 	return &commands.RejectedError{Code: commands.NotFound, Rule: "reservation_unknown", Field: "reservation_id",
-		Reason: "no such reservation exists, or it was committed or released"}
+		Reason: "the reservation does not exist, or was committed or released"}
 }

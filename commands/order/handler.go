@@ -25,37 +25,53 @@ type handler struct {
 	orders *commands.Runner[State, Command, *orderv1.OrderEvent]
 }
 
-func (h handler) PlaceOrder(ctx context.Context, req *connect.Request[orderv1.PlaceOrderRequest]) (*connect.Response[orderv1.PlaceOrderResponse], error) {
+// PlaceOrder opens an order, under the id of the request or a new one.
+func (h handler) PlaceOrder(
+	ctx context.Context, req *connect.Request[orderv1.PlaceOrderRequest],
+) (*connect.Response[orderv1.PlaceOrderResponse], error) {
 	m, id := req.Msg, commands.ID(req.Msg.GetOrderId())
 	place := Place{
-		OrderID: id, CustomerID: m.CustomerId, Reference: m.GetReference(), Currency: m.GetCurrency(), Country: m.GetCountry(),
-		Lines: m.GetLines(), At: h.orders.Time(m.GetOrderedAt()),
+		OrderID: id, CustomerID: m.CustomerId, Reference: m.GetReference(),
+		Currency: m.GetCurrency(), Country: m.GetCountry(), Lines: m.GetLines(), At: h.orders.Time(m.GetOrderedAt()),
 	}
-	return commands.Do(ctx, req, h.orders.On(id, place), func(_ State, r *eventv1.Receipt) *orderv1.PlaceOrderResponse {
+	respond := func(_ State, r *eventv1.Receipt) *orderv1.PlaceOrderResponse {
 		return &orderv1.PlaceOrderResponse{OrderId: id, Receipt: r}
-	})
+	}
+	return commands.Do(ctx, req, h.orders.On(id, place), respond)
 }
 
-func (h handler) AddLines(ctx context.Context, req *connect.Request[orderv1.AddLinesRequest]) (*connect.Response[orderv1.AddLinesResponse], error) {
+// AddLines appends lines to a placed order.
+func (h handler) AddLines(
+	ctx context.Context, req *connect.Request[orderv1.AddLinesRequest],
+) (*connect.Response[orderv1.AddLinesResponse], error) {
 	m, id := req.Msg, commands.ID(req.Msg.GetOrderId())
 	add := AddLines{OrderID: id, AfterLine: m.GetAfterLine(), Lines: m.GetLines(), At: h.orders.Time(m.GetAddedAt())}
-	return commands.Do(ctx, req, h.orders.On(id, add), func(_ State, r *eventv1.Receipt) *orderv1.AddLinesResponse {
+	respond := func(_ State, r *eventv1.Receipt) *orderv1.AddLinesResponse {
 		return &orderv1.AddLinesResponse{OrderId: id, Receipt: r}
-	})
+	}
+	return commands.Do(ctx, req, h.orders.On(id, add), respond)
 }
 
-func (h handler) ConfirmOrder(ctx context.Context, req *connect.Request[orderv1.ConfirmOrderRequest]) (*connect.Response[orderv1.ConfirmOrderResponse], error) {
+// ConfirmOrder accepts an order.
+func (h handler) ConfirmOrder(
+	ctx context.Context, req *connect.Request[orderv1.ConfirmOrderRequest],
+) (*connect.Response[orderv1.ConfirmOrderResponse], error) {
 	id := commands.ID(req.Msg.GetOrderId())
 	confirm := Confirm{OrderID: id, At: h.orders.Time(req.Msg.GetConfirmedAt())}
-	return commands.Do(ctx, req, h.orders.On(id, confirm), func(_ State, r *eventv1.Receipt) *orderv1.ConfirmOrderResponse {
+	respond := func(_ State, r *eventv1.Receipt) *orderv1.ConfirmOrderResponse {
 		return &orderv1.ConfirmOrderResponse{OrderId: id, Receipt: r}
-	})
+	}
+	return commands.Do(ctx, req, h.orders.On(id, confirm), respond)
 }
 
-func (h handler) CancelOrder(ctx context.Context, req *connect.Request[orderv1.CancelOrderRequest]) (*connect.Response[orderv1.CancelOrderResponse], error) {
+// CancelOrder ends an order.
+func (h handler) CancelOrder(
+	ctx context.Context, req *connect.Request[orderv1.CancelOrderRequest],
+) (*connect.Response[orderv1.CancelOrderResponse], error) {
 	id := commands.ID(req.Msg.GetOrderId())
 	cancel := Cancel{OrderID: id, Reason: req.Msg.GetReason(), At: h.orders.Time(req.Msg.GetCancelledAt())}
-	return commands.Do(ctx, req, h.orders.On(id, cancel), func(_ State, r *eventv1.Receipt) *orderv1.CancelOrderResponse {
+	respond := func(_ State, r *eventv1.Receipt) *orderv1.CancelOrderResponse {
 		return &orderv1.CancelOrderResponse{OrderId: id, Receipt: r}
-	})
+	}
+	return commands.Do(ctx, req, h.orders.On(id, cancel), respond)
 }

@@ -102,10 +102,12 @@ func (Cancel) command()   {}
 
 // Decider returns the domain for the runner.
 func Decider() commands.Decider[State, Command, *orderv1.OrderEvent] {
-	return commands.Decider[State, Command, *orderv1.OrderEvent]{Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 1}
+	return commands.Decider[State, Command, *orderv1.OrderEvent]{
+		Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 1,
+	}
 }
 
-// opens reports whether a command usually starts a new stream.
+// opens reports whether a command usually starts a new stream; see commands.Decider.
 func opens(c Command) bool {
 	_, ok := c.(Place)
 	return ok
@@ -129,8 +131,10 @@ func Decide(s State, c Command) ([]*orderv1.OrderEvent, error) {
 
 func (s State) place(c Place) ([]*orderv1.OrderEvent, error) {
 	if s.Status != "" {
-		return nil, &commands.RejectedError{Code: commands.AlreadyExists, Rule: "order_already_placed", Field: "order_id",
-			Reason: fmt.Sprintf("the order exists already, with %d lines", s.Lines), Facts: s.facts()}
+		return nil, &commands.RejectedError{
+			Code: commands.AlreadyExists, Rule: "order_already_placed", Field: "order_id",
+			Reason: fmt.Sprintf("the order already exists, with %d lines", s.Lines), Facts: s.facts(),
+		}
 	}
 	zero := &money.Money{CurrencyCode: c.Currency}
 	lines, total, err := number(c.Lines, 0, zero)
@@ -188,8 +192,10 @@ func Evolve(s State, e *orderv1.OrderEvent) State {
 	switch e := e.GetEvent().(type) {
 	case *orderv1.OrderEvent_Placed:
 		s = State{
-			Status: Placed, CustomerID: e.Placed.CustomerId, Currency: e.Placed.GetCurrency(), Country: e.Placed.GetCountry(),
-			OrderedAt: e.Placed.GetOrderedAt().AsTime(), Lines: uint32(len(e.Placed.GetLines())), Total: e.Placed.GetTotal(),
+			Status: Placed, CustomerID: e.Placed.CustomerId,
+			Currency: e.Placed.GetCurrency(), Country: e.Placed.GetCountry(),
+			OrderedAt: e.Placed.GetOrderedAt().AsTime(),
+			Lines:     uint32(len(e.Placed.GetLines())), Total: e.Placed.GetTotal(),
 		}
 	case *orderv1.OrderEvent_LinesAdded:
 		s.Lines += uint32(len(e.LinesAdded.GetLines()))
@@ -210,7 +216,8 @@ func (s State) mustBe(allowed ...Status) error {
 		}
 	}
 	if s.Status == "" {
-		return &commands.RejectedError{Code: commands.NotFound, Rule: "order_unknown", Field: "order_id", Reason: "there is no such order"}
+		return &commands.RejectedError{Code: commands.NotFound, Rule: "order_unknown", Field: "order_id",
+			Reason: "the order does not exist"}
 	}
 	return &commands.RejectedError{Code: commands.Refused, Rule: "order_" + string(s.Status), Field: "order_id",
 		Reason: fmt.Sprintf("the order is %s", s.Status), Facts: s.facts()}
@@ -234,11 +241,13 @@ func number(wanted []*orderv1.NewLine, after uint32, total *money.Money) ([]*ord
 			total, err = event.AddMoney(total, amount)
 		}
 		if err != nil {
-			return nil, nil, (&commands.RejectedError{Code: commands.Invalid, Rule: "total_too_large", Reason: err.Error()}).In("lines[%d]", i)
+			tooLarge := &commands.RejectedError{Code: commands.Invalid, Rule: "total_too_large", Reason: err.Error()}
+			return nil, nil, tooLarge.In("lines[%d]", i)
 		}
 		after++
 		lines[i] = &orderv1.OrderLine{
-			Number: after, Sku: w.GetSku(), Description: w.GetDescription(), Quantity: w.GetQuantity(), UnitPrice: w.GetUnitPrice(),
+			Number: after, Sku: w.GetSku(), Description: w.GetDescription(),
+			Quantity: w.GetQuantity(), UnitPrice: w.GetUnitPrice(),
 		}
 	}
 	return lines, total, nil

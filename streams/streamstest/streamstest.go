@@ -125,6 +125,7 @@ func describe(aggregate, stream string, data []byte) (kind string, _ []byte) {
 		if member == nil {
 			return string(m.Descriptor().ParentFile().Package()) + ".Newer", data
 		}
+		// The first field of each event is the id of its aggregate.
 		inner := m.Mutable(member).Message()
 		inner.Set(inner.Descriptor().Fields().ByNumber(1), protoreflect.ValueOfString(stream))
 		if data, err = proto.Marshal(m.Interface()); err != nil {
@@ -263,7 +264,7 @@ type noopSink struct {
 	positions map[int32]streams.Applied
 }
 
-// Apply implements streams.Sink.
+// Apply implements streams.Sink. It does nothing.
 func (*noopSink) Apply(context.Context, []streams.Record) error { return nil }
 
 // Positions implements streams.Sink.
@@ -286,7 +287,8 @@ func (n *noopSink) SavePositions(_ context.Context, _ string, moves []streams.Mo
 	return nil
 }
 
-// Eventually polls until holds returns true. It fails the test after a minute.
+// Eventually polls until holds returns true. It fails the test after a minute, which is long enough
+// for a rebalance on a busy machine.
 func Eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	deadline := time.After(time.Minute)

@@ -24,6 +24,7 @@ func answers(t *testing.T, db Database) {
 	want.Position = mustAppend(ctx, t, s, b)
 	mustAppend(ctx, t, s, one("a", 3, 1))
 
+	// The answer has the position of its own batch, not of later ones.
 	if a, ok, err := s.LoadAnswer(ctx, "key"); err != nil || !ok || !sameAnswer(a, want) {
 		t.Errorf("LoadAnswer returned %+v %v (%v), want %+v", a, ok, err, want)
 	}
@@ -61,6 +62,7 @@ func racedKey(t *testing.T, db Database) {
 	ctx, s := testContext(t), db.open(t)
 	const racers, rounds = 16, 8
 	for round := range rounds {
+		// Each racer appends to a stream of its own, so only the key can conflict.
 		answered := make([]eventstore.Answer, racers)
 		won := make([]bool, racers)
 		var g errgroup.Group
@@ -118,6 +120,7 @@ func answerAlone(t *testing.T, db Database) {
 	if p := mustAppend(ctx, t, s, eventstore.Batch{}); p != last {
 		t.Errorf("the empty batch's position is %v, want the head %v", p, last)
 	}
+	// Later events do not change the positions of stored answers.
 	mustAppend(ctx, t, s, one("a", 2, 1))
 	for key, want := range map[string]event.Position{"nothing yet": {}, "something": last} {
 		if a, ok, err := s.LoadAnswer(ctx, key); err != nil || !ok || string(a.Response) != key || a.Position != want {

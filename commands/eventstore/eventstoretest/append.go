@@ -35,6 +35,8 @@ func everyField(t *testing.T, db Database) {
 	early.OccurredAt = time.Date(1, 1, 1, 0, 0, 0, 1000, time.UTC)
 	early.RecordedAt = time.Date(2010, 12, 1, 8, 26, 0, 1000, time.FixedZone("east", 3600))
 
+	// Both ways to read return the events as they were appended, with the fields that the store
+	// sets.
 	last := mustAppend(ctx, t, s, b)
 	loaded, read := mustLoad(ctx, t, s, stream, 0), mustRead(ctx, t, s, event.Position{}, 3)
 	if len(loaded) != 3 {
@@ -56,6 +58,7 @@ func everyField(t *testing.T, db Database) {
 	if got := mustLoad(ctx, t, s, stream, 2); len(got) != 1 || got[0].Version != 3 {
 		t.Errorf("Load after version 2 returned %d events", len(got))
 	}
+	// Versions at and beyond the end, including numbers that a signed column cannot store.
 	for _, after := range []uint64{3, 4, math.MaxInt64, math.MaxUint64} {
 		if got := mustLoad(ctx, t, s, stream, after); len(got) != 0 {
 			t.Errorf("Load after version %d returned %d events", after, len(got))
@@ -84,6 +87,7 @@ func oneWinner(t *testing.T, db Database) {
 					}
 					return nil
 				}
+				// Not a conflict: this append won, or it failed, which ends the test.
 				mu.Lock()
 				defer mu.Unlock()
 				won = append(won, b.Streams[0].Events[0].ID)
@@ -114,6 +118,7 @@ func conflicts(t *testing.T, db Database) {
 			t.Errorf("append to version 3 as version %d: %v", expected, err)
 		}
 	}
+	// A stream that does not exist has version 0.
 	if _, err := s.Append(ctx, one("b", 1, 1)); err == nil {
 		t.Error("a new stream accepted version 2 as its first")
 	}
@@ -149,6 +154,8 @@ func severalStreams(t *testing.T, db Database) {
 		t.Errorf("a refused batch left its snapshot (%v)", err)
 	}
 
+	// With the right version, everything is stored, in the order of the batch and with one
+	// position.
 	b.Streams[1].ExpectedVersion = 1
 	last := mustAppend(ctx, t, s, b)
 	all := mustRead(ctx, t, s, event.Position{}, 5)
@@ -183,6 +190,8 @@ func crossing(t *testing.T, db Database) {
 			if i == 1 {
 				streams = []string{"right", "left"}
 			}
+			// Each round retries until it succeeds, so a deadlock would end the test by its
+			// timeout.
 			for range rounds {
 				if err := appendOnTop(ctx, s, streams...); err != nil {
 					return err
@@ -230,6 +239,7 @@ func limits(t *testing.T, db Database) {
 		change(&b.Streams[0].Events[0])
 		return b
 	}
+	// One byte longer than a text may be.
 	long := strings.Repeat("ü", eventstore.MaxText/2) + "."
 	for name, b := range map[string]eventstore.Batch{
 		"empty stream id":        one("", 0, 1),
@@ -263,6 +273,7 @@ func limits(t *testing.T, db Database) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	// Nothing was stored, and the longest allowed id is accepted.
 	if head, err := s.Head(ctx); err != nil || !head.IsZero() {
 		t.Errorf("after refused batches the head is %v (%v)", head, err)
 	}

@@ -15,6 +15,7 @@ func Benchmark(b *testing.B, open func(b *testing.B) eventstore.Store) {
 	for _, callers := range []int{1, 64} {
 		b.Run(fmt.Sprintf("append/callers=%d", callers), func(b *testing.B) {
 			s := open(b)
+			// The callers share b.N appends.
 			var next atomic.Int64
 			done := make(chan error, callers)
 			b.ResetTimer()

@@ -21,6 +21,8 @@ func known(t *testing.T, db Database) {
 		f(&e)
 		return e
 	}
+	// The stored events, and copies of the second one with one field changed. The ids that no
+	// database can store must be answered, too.
 	asked := append(events,
 		change(func(e *event.Event) { e.ID = uuid.New() }),
 		change(func(e *event.Event) { e.Stream = "b" }),

@@ -23,6 +23,7 @@ func closed(t *testing.T, db Database) {
 			t.Fatalf("close: %v", err)
 		}
 	}
+	// Every method that can return an error.
 	for name, call := range map[string]func() error{
 		"Append":       func() error { _, err := s.Append(ctx, one("a", 1, 1)); return err },
 		"Load":         func() error { _, err := s.Load(ctx, "a", 0); return err },
@@ -52,6 +53,7 @@ func closeDrains(t *testing.T, db Database) {
 	var g errgroup.Group
 	for i := range writers {
 		g.Go(func() error {
+			// Append until the store is closed, and count what was acknowledged.
 			for {
 				_, err := s.Append(ctx, one(fmt.Sprint("stream ", i), stored[i], 1))
 				if errors.Is(err, eventstore.ErrClosed) {
@@ -78,6 +80,7 @@ func closeDrains(t *testing.T, db Database) {
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
+	// Exactly the acknowledged events are stored: a call that returned ErrClosed stored nothing.
 	s = db.open(t)
 	for i, want := range stored {
 		if got := mustLoad(ctx, t, s, fmt.Sprint("stream ", i), 0); uint64(len(got)) != want {
@@ -103,6 +106,7 @@ func reopen(t *testing.T, db Database) {
 		if last = mustAppend(ctx, t, s, b); last.Compare(previous) <= 0 {
 			t.Fatalf("round %d: position %v came after %v", round, last, previous)
 		}
+		// Events of earlier rounds are unchanged, positions included.
 		now := mustRead(ctx, t, s, event.Position{}, int(round*2+2))
 		for i, e := range events {
 			if d := difference(now[i], e); d != "" {
@@ -129,6 +133,7 @@ func reopen(t *testing.T, db Database) {
 func twoStores(t *testing.T, db Database) {
 	ctx := testContext(t)
 	a, b := db.open(t), db.open(t)
+	// Each store sees the events, versions and answers of the other one.
 	first := one("s", 0, 1)
 	first.Answer = eventstore.Answer{Key: "k", Response: []byte("a")}
 	mustAppend(ctx, t, a, first)

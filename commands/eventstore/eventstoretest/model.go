@@ -85,6 +85,7 @@ func (m *machine) append(t *rapid.T) {
 		}}
 	}
 
+	// The model decides with the state before the append.
 	done, err := m.store.Append(m.ctx, b)
 	if !m.refuses(t, b, err) {
 		m.apply(t, b, done.Position)
@@ -127,6 +128,7 @@ func (m *machine) apply(t *rapid.T, b eventstore.Batch, last event.Position) {
 			m.events = append(m.events, e)
 		}
 	}
+	// Positions grow with each append. A batch without events has the head as its position.
 	switch {
 	case len(b.Streams) > 0 && last.Compare(m.head) <= 0:
 		t.Fatalf("Append returned position %v after %v", last, m.head)
@@ -138,6 +140,7 @@ func (m *machine) apply(t *rapid.T, b eventstore.Batch, last event.Position) {
 		b.Answer.Position = last
 		m.answers[b.Answer.Key] = b.Answer
 	}
+	// An older snapshot does not replace a newer one.
 	for _, s := range b.Snapshots {
 		if s.Version >= m.snapshots[s.Stream].Version {
 			m.snapshots[s.Stream] = s

@@ -28,6 +28,8 @@ func gapSafe(t *testing.T, db Database) {
 		s := stores[i%len(stores)]
 		g.Go(func() error {
 			for round := range rounds {
+				// A stream of this writer, and one of three that all writers append to. Some
+				// batches have one stream, so batches of both kinds race.
 				own, shared := fmt.Sprintf("own %d", i), fmt.Sprintf("shared %d", round%3)
 				streams := []string{own, shared}
 				if round%4 == 0 {
@@ -83,6 +85,7 @@ func gapSafe(t *testing.T, db Database) {
 		}
 		ids[e.ID] = true
 	}
+	// The other store returns the same events in the same order.
 	for i, e := range mustRead(ctx, t, stores[1], event.Position{}, len(seen)) {
 		if d := difference(e, seen[i]); d != "" {
 			t.Fatalf("event %d, read again: %s", i, d)
@@ -115,6 +118,7 @@ func guessedVersions(t *testing.T, db Database) {
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
+	// Each stream's versions come in order, without gaps.
 	next := map[string]uint64{}
 	for _, e := range mustRead(ctx, t, stores[0], event.Position{}, versions*streams) {
 		if next[e.Stream]++; e.Version != next[e.Stream] {
@@ -195,6 +199,7 @@ func waitEnds(t *testing.T, db Database) {
 		t.Errorf("wait with a deadline: %v", err)
 	}
 
+	// A waiter whose context does not end returns when the store is closed.
 	waiting := make(chan error, 1)
 	go func() { waiting <- s.Wait(context.Background(), last) }()
 	if err := s.Close(); err != nil {
@@ -222,6 +227,7 @@ func stats(t *testing.T, db Database) {
 			t.Fatalf("after %v: %+v, %v, want %+v", after, got, err, want)
 		}
 	}
+	// An empty store first, then every position.
 	expect(event.Position{}, nil)
 	mustAppend(ctx, t, s, one("a", 0, 3))
 	mustAppend(ctx, t, s, one("b", 0, 2))

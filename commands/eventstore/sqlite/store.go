@@ -206,7 +206,7 @@ func setIdentity(ctx context.Context, tx *sql.Tx) error {
 	return err
 }
 
-// Append implements eventstore.Store.
+// Append implements eventstore.Store. The goroutine of s.appends calls store with the batch.
 func (s *Store) Append(ctx context.Context, b eventstore.Batch) (eventstore.Appended, error) {
 	if err := s.inFlight.Enter(); err != nil {
 		return eventstore.Appended{}, err
@@ -307,7 +307,7 @@ func (s *Store) Known(ctx context.Context, events []event.Event) ([]bool, error)
 	return s.reader.known(ctx, events)
 }
 
-// Epoch implements eventstore.Store.
+// Epoch implements eventstore.Store. A copy or a backup of the file has the same epoch.
 func (s *Store) Epoch(context.Context) (string, error) {
 	if err := s.inFlight.Enter(); err != nil {
 		return "", err

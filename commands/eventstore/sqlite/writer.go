@@ -85,6 +85,7 @@ func (w *writer) store(group []*adapter.Call) (outcomes []outcome, head int64, e
 			_, _ = w.rollback.ExecContext(ctx)
 		}
 	}()
+	// The batches are appended one after the other, so each sees the events of those before it.
 	outcomes = make([]outcome, len(group))
 	for i, c := range group {
 		if outcomes[i], err = w.append(ctx, &c.Batch); err != nil {
