@@ -154,8 +154,7 @@ func severalStreams(t *testing.T, db Database) {
 		t.Errorf("a refused batch left its snapshot (%v)", err)
 	}
 
-	// With the right version, everything is stored, in the order of the batch and with one
-	// position.
+	// With the right version, everything is stored, in the order of the batch.
 	b.Streams[1].ExpectedVersion = 1
 	last := mustAppend(ctx, t, s, b)
 	all := mustRead(ctx, t, s, event.Position{}, 5)
