@@ -69,6 +69,7 @@ func (l *lines) String() string {
 	return l.buf.String()
 }
 
+// A conflict with another process is retried and does not reach the caller.
 func TestConflictIsRetried(t *testing.T) {
 	t.Parallel()
 	var calls atomic.Int32
@@ -84,6 +85,7 @@ func TestConflictIsRetried(t *testing.T) {
 	}
 }
 
+// If the conflicts do not end, the caller gets Aborted.
 func TestPersistentConflictIsAborted(t *testing.T) {
 	t.Parallel()
 	var calls atomic.Int32
@@ -97,6 +99,7 @@ func TestPersistentConflictIsAborted(t *testing.T) {
 	}
 }
 
+// Retries end with the caller's context.
 func TestConflictRetriesEndWithContext(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -145,6 +148,7 @@ func TestLostAcknowledgementIsRecovered(t *testing.T) {
 	}
 }
 
+// Callers get a code, but no details of an internal error. The log has the details.
 func TestStoreErrorsAreHidden(t *testing.T) {
 	t.Parallel()
 	const secret = "password=hunter2"
@@ -165,7 +169,7 @@ func TestStoreErrorsAreHidden(t *testing.T) {
 				return []event.Event{{Stream: stream, Version: 1, Data: []byte{0xff}}}, nil
 			}
 		}, connect.CodeInternal},
-		"an event is of the future": {func(f *faulty) {
+		"an event has an unknown type": {func(f *faulty) {
 			f.load = func(stream string, _ uint64) ([]event.Event, error) {
 				return []event.Event{{Stream: stream, Version: 1, Type: "millrace.order.v9.OrderSung"}}, nil
 			}
@@ -193,10 +197,10 @@ func TestStoreErrorsAreHidden(t *testing.T) {
 				_, err = client.PlaceOrder(t.Context(), connect.NewRequest(m))
 			}
 			if connect.CodeOf(err) != c.code || strings.Contains(err.Error(), secret) {
-				t.Errorf("the caller is told %v, want code %v", err, c.code)
+				t.Errorf("the caller got %v, want code %v", err, c.code)
 			}
 			if !strings.Contains(log.String(), "level=ERROR") {
-				t.Errorf("the log says %q", log.String())
+				t.Errorf("no error in the log: %q", log.String())
 			}
 
 			store.append, store.load, store.loadAnswer = nil, nil, nil
@@ -205,6 +209,7 @@ func TestStoreErrorsAreHidden(t *testing.T) {
 	}
 }
 
+// A caller whose deadline passes during the append gets DeadlineExceeded, not an internal error.
 func TestDeadlineIsReported(t *testing.T) {
 	t.Parallel()
 	store := &faulty{Store: newStore(t)}
@@ -219,6 +224,8 @@ func TestDeadlineIsReported(t *testing.T) {
 	}
 }
 
+// An event that no store accepts and a request beyond the limit are rejected before anything is
+// stored.
 func TestOversizedCommandIsRejected(t *testing.T) {
 	t.Parallel()
 	store := newStore(t)

@@ -50,7 +50,9 @@ func newStore(t testing.TB) eventstore.Store { return commandstest.OpenStore(t, 
 func placing(n int, key string) *orderv1.PlaceOrderRequest {
 	m := &orderv1.PlaceOrderRequest{Currency: "GBP", Country: "United Kingdom", IdempotencyKey: key}
 	for range n {
-		m.Lines = append(m.Lines, &orderv1.NewLine{Sku: "85123A", Quantity: 6, UnitPrice: &money.Money{CurrencyCode: "GBP", Units: 2, Nanos: 550_000_000}})
+		m.Lines = append(m.Lines, &orderv1.NewLine{
+			Sku: "85123A", Quantity: 6, UnitPrice: &money.Money{CurrencyCode: "GBP", Units: 2, Nanos: 550_000_000},
+		})
 	}
 	return m
 }
@@ -64,6 +66,7 @@ func place(t testing.TB, c orderv1connect.OrderServiceClient, m *orderv1.PlaceOr
 	return res.Msg
 }
 
+// Every field of an event's envelope comes from the request, the clock or the store.
 func TestEventEnvelope(t *testing.T) {
 	t.Parallel()
 	store := newStore(t)
@@ -91,36 +94,43 @@ func TestEventEnvelope(t *testing.T) {
 		CorrelationID: "conversation", CausationID: "key 1", TraceParent: trace, Position: e.Position,
 	}
 	if !equalEvents(e, want) {
-		t.Errorf("stored is\n%+v, want\n%+v", e, want)
+		t.Errorf("stored\n%+v, want\n%+v", e, want)
 	}
 	if e.ID.Version() != 7 {
-		t.Errorf("event id %v is no UUIDv7", e.ID)
+		t.Errorf("event id %v is not a UUIDv7", e.ID)
 	}
 	if id, err := uuid.Parse(res.Msg.GetOrderId()); err != nil || id.Version() != 7 {
-		t.Errorf("order id %q is no UUIDv7: %v", res.Msg.GetOrderId(), err)
+		t.Errorf("order id %q is not a UUIDv7: %v", res.Msg.GetOrderId(), err)
 	}
 	var message orderv1.OrderEvent
 	if err := proto.Unmarshal(e.Data, &message); err != nil {
 		t.Fatal(err)
 	}
 	if at := message.GetPlaced().GetOrderedAt().AsTime(); !at.Equal(want.OccurredAt) {
-		t.Errorf("the message says %v, the envelope %v", at, want.OccurredAt)
+		t.Errorf("the message has the time %v, the envelope %v", at, want.OccurredAt)
 	}
 	token, err := event.ParseToken(res.Msg.GetReceipt().GetToken())
-	if wantToken := (event.Token{Service: "order", Stream: e.Stream, Version: 1, Position: e.Position}); err != nil || token != wantToken {
-		t.Errorf("the token says %+v (%v), want %+v", token, err, wantToken)
+	if wantToken := (event.Token{
+		Service: "order", Stream: e.Stream, Version: 1, Position: e.Position,
+	}); err != nil || token != wantToken {
+		t.Errorf("the token is %+v (%v), want %+v", token, err, wantToken)
 	}
 	if r := res.Msg.GetReceipt(); r.GetVersion() != 1 || r.GetReplayed() {
 		t.Errorf("receipt %v", r)
 	}
 }
 
+// equalEvents compares events. Times are equal if they are the same instant.
 func equalEvents(a, b event.Event) bool {
 	same := a.OccurredAt.Equal(b.OccurredAt) && a.RecordedAt.Equal(b.RecordedAt) && string(a.Data) == string(b.Data)
-	return same && a.ID == b.ID && a.Aggregate == b.Aggregate && a.Stream == b.Stream && a.Version == b.Version && a.Type == b.Type &&
-		a.CorrelationID == b.CorrelationID && a.CausationID == b.CausationID && a.TraceParent == b.TraceParent && a.Position == b.Position
+	return same && a.ID == b.ID && a.Aggregate == b.Aggregate && a.Stream == b.Stream && a.Version == b.Version &&
+		a.Type == b.Type &&
+		a.CorrelationID == b.CorrelationID && a.CausationID == b.CausationID && a.TraceParent == b.TraceParent &&
+		a.Position == b.Position
 }
 
+// Without a correlation id, the events are correlated by the id of the first one. A malformed trace
+// is dropped.
 func TestCommandWithoutCorrelationID(t *testing.T) {
 	t.Parallel()
 	store := newStore(t)
@@ -133,13 +143,15 @@ func TestCommandWithoutCorrelationID(t *testing.T) {
 	}
 	e := commandstest.Events(t, store)[0]
 	if e.CorrelationID != e.ID.String() || e.CausationID != "" || e.TraceParent != "" {
-		t.Errorf("correlation %q of event %v, causation %q, trace %q", e.CorrelationID, e.ID, e.CausationID, e.TraceParent)
+		t.Errorf("correlation %q of event %v, causation %q, trace %q",
+			e.CorrelationID, e.ID, e.CausationID, e.TraceParent)
 	}
 	if e.OccurredAt.Before(before) || !e.OccurredAt.Equal(e.OccurredAt.Truncate(time.Microsecond)) {
 		t.Errorf("a command without a time occurred at %v, given at %v", e.OccurredAt, before)
 	}
 }
 
+// A repeated request returns the first answer, wherever the key is.
 func TestRepeatedKeyReturnsFirstAnswer(t *testing.T) {
 	t.Parallel()
 	store := newStore(t)
@@ -152,18 +164,18 @@ func TestRepeatedKeyReturnsFirstAnswer(t *testing.T) {
 
 	again := place(t, client, placing(3, "key"))
 	if !again.GetReceipt().GetReplayed() {
-		t.Error("it is not said to be a replay")
+		t.Error("the receipt of a repeated request is not marked as replayed")
 	}
 	again.Receipt.Replayed = false
 	if !proto.Equal(again, first) {
-		t.Errorf("the same key gave %v, then %v", first, again)
+		t.Errorf("the same key returned %v, then %v", first, again)
 	}
 
 	inHeader := connect.NewRequest(placing(3, ""))
 	inHeader.Header().Set(commands.HeaderIdempotencyKey, "key")
 	res, err := client.PlaceOrder(t.Context(), inHeader)
 	if err != nil || res.Msg.GetOrderId() != first.GetOrderId() || !res.Msg.GetReceipt().GetReplayed() {
-		t.Errorf("the key in the header gave %v, %v", res, err)
+		t.Errorf("the key in the header returned %v, %v", res, err)
 	}
 	if n := len(commandstest.Events(t, store)); n != 2 {
 		t.Errorf("%d events, want 2", n)
@@ -204,13 +216,14 @@ func TestKeysAreScopedToTheCaller(t *testing.T) {
 	}
 	first := placed("anna")
 	if again := placed("anna"); again != first {
-		t.Errorf("anna's key gave %s and then %s", first, again)
+		t.Errorf("anna's key returned %s and then %s", first, again)
 	}
 	if other := placed("bert"); other == first {
-		t.Errorf("bert was given anna's order %s", other)
+		t.Errorf("bert got anna's order %s", other)
 	}
 }
 
+// The same key with another request or another procedure is rejected, with facts to continue from.
 func TestReusedKeyWithAnotherRequest(t *testing.T) {
 	t.Parallel()
 	client := orders(t, newStore(t))
@@ -229,16 +242,19 @@ func TestReusedKeyWithAnotherRequest(t *testing.T) {
 		change(m)
 		_, err := client.PlaceOrder(t.Context(), connect.NewRequest(m))
 		r := commandstest.Rejection(t, err, connect.CodeInvalidArgument)
-		if r.GetRule() != "idempotency_key_reused" || r.GetField() != "idempotency_key" || r.GetFacts()["stream"] != first.GetOrderId() || r.GetFacts()["version"] != "1" {
+		if r.GetRule() != "idempotency_key_reused" || r.GetField() != "idempotency_key" ||
+			r.GetFacts()["stream"] != first.GetOrderId() || r.GetFacts()["version"] != "1" {
 			t.Errorf("%s: %v", name, r)
 		}
 		if want := map[bool]string{true: "3"}[m.GetOrderId() != ""]; r.GetFacts()["lines"] != want {
-			t.Errorf("%s: the order is said to have %q lines, want %q", name, r.GetFacts()["lines"], want)
+			t.Errorf("%s: the facts have %q lines, want %q", name, r.GetFacts()["lines"], want)
 		}
 	}
 
 	// The same message to another procedure is a different request.
-	_, err := client.ConfirmOrder(t.Context(), connect.NewRequest(&orderv1.ConfirmOrderRequest{OrderId: first.GetOrderId(), IdempotencyKey: "key"}))
+	_, err := client.ConfirmOrder(t.Context(), connect.NewRequest(&orderv1.ConfirmOrderRequest{
+		OrderId: first.GetOrderId(), IdempotencyKey: "key",
+	}))
 	if r := commandstest.Rejection(t, err, connect.CodeInvalidArgument); r.GetRule() != "idempotency_key_reused" {
 		t.Errorf("another procedure: %v", r)
 	}
@@ -246,11 +262,13 @@ func TestReusedKeyWithAnotherRequest(t *testing.T) {
 	// Without a key, the state of the order decides.
 	named.IdempotencyKey = ""
 	_, err = client.PlaceOrder(t.Context(), connect.NewRequest(named))
-	if r := commandstest.Rejection(t, err, connect.CodeAlreadyExists); r.GetRule() != "order_already_placed" || r.GetFacts()["lines"] != "3" {
+	if r := commandstest.Rejection(t, err, connect.CodeAlreadyExists); r.GetRule() != "order_already_placed" ||
+		r.GetFacts()["lines"] != "3" {
 		t.Errorf("without the key: %v", r)
 	}
 }
 
+// A rejected command does not use its key up: sent again, it is decided anew.
 func TestRejectionIsNotStored(t *testing.T) {
 	t.Parallel()
 	client := orders(t, newStore(t))
@@ -269,10 +287,12 @@ func TestRejectionIsNotStored(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := add(2); err != nil {
-		t.Errorf("the key of a refused command: %v", err)
+		t.Errorf("the key of a rejected command: %v", err)
 	}
 }
 
+// A command that changes nothing stores no event. Its receipt is that of the stream's newest event,
+// and its answer is stored under its key.
 func TestCommandWithoutChange(t *testing.T) {
 	t.Parallel()
 	store := commandstest.OpenStore(t, event.Product)
@@ -300,18 +320,20 @@ func TestCommandWithoutChange(t *testing.T) {
 		t.Fatal(err) // the head of the store is now in another stream
 	}
 	for _, key := range []string{"", "key", "key"} {
-		if again := set(key); again.GetReceipt().GetVersion() != 2 || again.GetReceipt().GetToken() != first.GetReceipt().GetToken() {
+		if again := set(key); again.GetReceipt().GetVersion() != 2 ||
+			again.GetReceipt().GetToken() != first.GetReceipt().GetToken() {
 			t.Errorf("key %q: receipt %v, want that of %v", key, again.GetReceipt(), first.GetReceipt())
 		}
 	}
 	if !set("key").GetReceipt().GetReplayed() {
-		t.Error("an answer without events was not kept")
+		t.Error("an answer without events was not stored")
 	}
 	if n := len(commandstest.Events(t, store)); n != 4 {
 		t.Errorf("%d events, want 4", n)
 	}
 }
 
+// Keys and ids that a store or a header could change are rejected, with the field.
 func TestMalformedKeysAndHeaders(t *testing.T) {
 	t.Parallel()
 	store := newStore(t)
@@ -328,7 +350,8 @@ func TestMalformedKeysAndHeaders(t *testing.T) {
 		req.Header().Set(commands.HeaderIdempotencyKey, c.header)
 		req.Header().Set(commands.HeaderCorrelationID, c.correlation)
 		_, err := client.PlaceOrder(t.Context(), req)
-		if r := commandstest.Rejection(t, err, connect.CodeInvalidArgument); r.GetRule() != c.rule || r.GetField() != c.at {
+		if r := commandstest.Rejection(t, err, connect.CodeInvalidArgument); r.GetRule() != c.rule ||
+			r.GetField() != c.at {
 			t.Errorf("%s: %v", name, r)
 		}
 	}
@@ -342,6 +365,7 @@ func TestMalformedKeysAndHeaders(t *testing.T) {
 	}
 }
 
+// Of concurrent requests with one key, one is stored, and all get its answer.
 func TestConcurrentCommandsWithOneKey(t *testing.T) {
 	t.Parallel()
 	store := newStore(t)
@@ -365,7 +389,8 @@ func TestConcurrentCommandsWithOneKey(t *testing.T) {
 		if !a.GetReceipt().GetReplayed() {
 			first++
 		}
-		if a.GetOrderId() != answers[0].GetOrderId() || a.GetReceipt().GetToken() != answers[0].GetReceipt().GetToken() {
+		if a.GetOrderId() != answers[0].GetOrderId() ||
+			a.GetReceipt().GetToken() != answers[0].GetReceipt().GetToken() {
 			t.Errorf("answers %v and %v", a, answers[0])
 		}
 	}
@@ -374,6 +399,7 @@ func TestConcurrentCommandsWithOneKey(t *testing.T) {
 	}
 }
 
+// Concurrent commands on one stream all succeed, each at its own version.
 func TestCommandsOnOneStreamAreSerialized(t *testing.T) {
 	t.Parallel()
 	store := commandstest.OpenStore(t, event.Stock)
@@ -399,7 +425,7 @@ func TestCommandsOnOneStreamAreSerialized(t *testing.T) {
 	}
 	stock, err := client.GetStock(t.Context(), connect.NewRequest(&inventoryv1.GetStockRequest{Sku: "85123A"}))
 	if err != nil || stock.Msg.GetOnHand() != n || stock.Msg.GetVersion() != n || len(seen) != n {
-		t.Errorf("%d commands at %d versions gave %v, %v", n, len(seen), stock, err)
+		t.Errorf("%d commands at %d versions resulted in %v, %v", n, len(seen), stock, err)
 	}
 }
 
@@ -422,7 +448,7 @@ func TestOpeningCommandSkipsTheRead(t *testing.T) {
 	}
 	_, err := client.PlaceOrder(t.Context(), connect.NewRequest(m))
 	if r := commandstest.Rejection(t, err, connect.CodeAlreadyExists); r.GetFacts()["lines"] != "3" || loads != 1 {
-		t.Errorf("%v after %d readings", r, loads)
+		t.Errorf("%v after %d reads", r, loads)
 	}
 	m.Lines[0].UnitPrice.CurrencyCode = "EUR" // a new order would reject it as well, but for another reason
 	_, err = client.PlaceOrder(t.Context(), connect.NewRequest(m))

@@ -33,6 +33,8 @@ func receive(ctx context.Context, c inventoryv1connect.InventoryServiceClient, q
 	return err
 }
 
+// A long stream is loaded from its newest snapshot. Unreadable snapshots and those of another
+// schema are ignored and replaced.
 func TestLongStreamIsLoadedFromSnapshot(t *testing.T) {
 	t.Parallel()
 	store := &faulty{Store: commandstest.OpenStore(t, event.Stock)}
@@ -68,18 +70,19 @@ func TestLongStreamIsLoadedFromSnapshot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	unreadable, foreign := snap, snap
+	unreadable, other := snap, snap
 	unreadable.Version, unreadable.State = 31, []byte("no JSON")
-	foreign.Version, foreign.Schema, foreign.State = 32, snap.Schema+1, []byte(`{"OnHand":-7}`)
+	other.Version, other.Schema, other.State = 32, snap.Schema+1, []byte(`{"OnHand":-7}`)
 	replace(unreadable)
 	check("past an unreadable snapshot", 35)
-	replace(foreign)
+	replace(other)
 	check("past a snapshot of another schema", 35)
 	if err := receive(t.Context(), client, 1); err != nil {
 		t.Fatal(err)
 	}
-	if snap, _, err := store.LoadSnapshot(t.Context(), "85123A"); err != nil || snap.Version != 36 || snap.Schema != inventory.Decider().Schema {
-		t.Errorf("the foreign snapshot was replaced by %+v, %v", snap, err)
+	if snap, _, err := store.LoadSnapshot(t.Context(), "85123A"); err != nil || snap.Version != 36 ||
+		snap.Schema != inventory.Decider().Schema {
+		t.Errorf("the snapshot of another schema was replaced by %+v, %v", snap, err)
 	}
 }
 
@@ -91,11 +94,11 @@ func TestDamagedSnapshots(t *testing.T) {
 		"a flipped bit in a number": func(s *eventstore.Snapshot) {
 			s.State = bytes.Replace(s.State, []byte(":30"), []byte(":31"), 1)
 		},
-		"truncated":                         func(s *eventstore.Snapshot) { s.State = s.State[:len(s.State)-4] },
-		"cut in half":                       func(s *eventstore.Snapshot) { s.State = s.State[:len(s.State)/2] },
-		"zeroes":                            func(s *eventstore.Snapshot) { s.State = make([]byte, len(s.State)) },
-		"another version":                   func(s *eventstore.Snapshot) { s.Version = 33 },
-		"a version that the stream has not": func(s *eventstore.Snapshot) { s.Version, s.State = 99, []byte(`{"OnHand":7}`) },
+		"truncated":                   func(s *eventstore.Snapshot) { s.State = s.State[:len(s.State)-4] },
+		"cut in half":                 func(s *eventstore.Snapshot) { s.State = s.State[:len(s.State)/2] },
+		"zeroes":                      func(s *eventstore.Snapshot) { s.State = make([]byte, len(s.State)) },
+		"another version":             func(s *eventstore.Snapshot) { s.Version = 33 },
+		"a version beyond the stream": func(s *eventstore.Snapshot) { s.Version, s.State = 99, []byte(`{"OnHand":7}`) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -113,7 +116,7 @@ func TestDamagedSnapshots(t *testing.T) {
 			before := string(snap.State)
 			snap.Version++ // stores keep the newest one
 			if damage(&snap); string(snap.State) == before && snap.Version == 31 {
-				t.Fatal("nothing is damaged")
+				t.Fatal("the snapshot is not damaged")
 			}
 			if _, err := store.Append(t.Context(), eventstore.Batch{Snapshots: []eventstore.Snapshot{snap}}); err != nil {
 				t.Fatal(err)
@@ -149,7 +152,8 @@ func TestSnapshotsDoNotChangeResults(t *testing.T) {
 			quantity := rapid.Int64Range(1, 5).Draw(rt, "quantity")
 			id := rapid.SampledFrom([]string{"a", "b"}).Draw(rt, "reservation")
 			command := rapid.SampledFrom([]inventory.Command{
-				inventory.Receive{On: on, Quantity: quantity, At: noon}, inventory.Adjust{On: on, Delta: -quantity, Reason: "counted", At: noon},
+				inventory.Receive{On: on, Quantity: quantity, At: noon},
+				inventory.Adjust{On: on, Delta: -quantity, Reason: "counted", At: noon},
 				inventory.Reserve{On: on, ReservationID: id, Quantity: quantity, TimeToLive: 2 * time.Minute},
 				inventory.Commit{On: on, ReservationID: id}, inventory.Release{On: on, ReservationID: id},
 			}).Draw(rt, "command")
@@ -164,10 +168,11 @@ func TestSnapshotsDoNotChangeResults(t *testing.T) {
 				}
 				return s, fmt.Sprint(res != nil && res.Msg.GetReceipt().GetVersion() == version, err, version)
 			}
-			a, saidA := do(with)
-			b, saidB := do(without)
-			if saidA != saidB || a.OnHand != b.OnHand || a.Reserved != b.Reserved || !maps.EqualFunc(a.Reservations, b.Reservations, sameReservation) {
-				rt.Fatalf("with snapshots %+v, %s\nwithout %+v, %s", a, saidA, b, saidB)
+			a, resultA := do(with)
+			b, resultB := do(without)
+			if resultA != resultB || a.OnHand != b.OnHand || a.Reserved != b.Reserved ||
+				!maps.EqualFunc(a.Reservations, b.Reservations, sameReservation) {
+				rt.Fatalf("with snapshots %+v, %s\nwithout %+v, %s", a, resultA, b, resultB)
 			}
 		}
 	})

@@ -51,7 +51,8 @@ func TestDeadLettersOfEverySize(t *testing.T) {
 				t.Errorf("%s: there is no dead letter, or it is a tombstone", name)
 				continue
 			}
-			if header(m, streams.HeaderDeadLetterReason) == "" || !strings.HasPrefix(string(r.Key), header(m, streams.HeaderDeadLetterKey)) ||
+			if header(m, streams.HeaderDeadLetterReason) == "" ||
+				!strings.HasPrefix(string(r.Key), header(m, streams.HeaderDeadLetterKey)) ||
 				!bytes.HasPrefix(r.Value, m.Value) {
 				t.Errorf("%s: dead letter has %d bytes and headers %.200q", name, len(m.Value), m.Headers)
 			}

@@ -19,7 +19,8 @@ func TestFaults(t *testing.T) {
 	f.Report(quiet, "view/v1", "documents", "two are damaged")
 	f.Report(quiet, "view/v1", "documents", "another")
 	list := f.List()
-	if len(list) != 2 || list[0].Part != "documents" || list[0].Reason != "two are damaged" || list[1].Part != "positions" {
+	if len(list) != 2 || list[0].Part != "documents" || list[0].Reason != "two are damaged" ||
+		list[1].Part != "positions" {
 		t.Errorf("%v", list)
 	}
 	remaining := func(begun time.Time) int {

@@ -99,7 +99,8 @@ func TestWaitInWidenedTopic(t *testing.T) {
 								t.Fatalf("%s, stream %s: %v", who, e.Stream, err)
 							}
 							if got := sink.version(e.Stream); got < e.Version {
-								t.Fatalf("%s, stream %s: the sink has version %d after a wait for %d", who, e.Stream, got, e.Version)
+								t.Fatalf("%s, stream %s: the sink has version %d after a wait for %d",
+									who, e.Stream, got, e.Version)
 							}
 						}
 					}

@@ -32,7 +32,9 @@ func TestPositionIsConsecutive(t *testing.T) {
 			case 0, 1: // a record, perhaps after markers
 				next += rapid.Int64Range(0, 2).Draw(rt, "gap")
 				sequence++
-				e := event.Event{Position: event.Position{Sequence: sequence}, RecordedAt: time.UnixMicro(int64(sequence)).UTC()}
+				e := event.Event{
+					Position: event.Position{Sequence: sequence}, RecordedAt: time.UnixMicro(int64(sequence)).UTC(),
+				}
 				n := p.add(next, e, 0)
 				next++
 				entries = append(entries, entry{n, next, true, false, e.Position, e.RecordedAt})
@@ -57,7 +59,8 @@ func TestPositionIsConsecutive(t *testing.T) {
 				applied, isEvent := rapid.Bool().Draw(rt, "applied"), rapid.Bool().Draw(rt, "is an event")
 				p.leave(entries[i].number, applied, isEvent)
 				entries[i].done = applied
-				entries[i].record = entries[i].record && (isEvent || !applied) // a record that is not an event moves no watermark
+				entries[i].record = entries[i].record &&
+					(isEvent || !applied) // a record that is not an event moves no watermark
 			}
 			want := Applied{Next: start}
 			for _, e := range entries {
@@ -111,8 +114,10 @@ func TestAppliedString(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		want := Applied{
-			Next:       rapid.Int64().Draw(rt, "next"),
-			Watermark:  event.Position{Transaction: rapid.Uint64().Draw(rt, "transaction"), Sequence: rapid.Uint64().Draw(rt, "sequence")},
+			Next: rapid.Int64().Draw(rt, "next"),
+			Watermark: event.Position{
+				Transaction: rapid.Uint64().Draw(rt, "transaction"), Sequence: rapid.Uint64().Draw(rt, "sequence"),
+			},
 			Topic:      rapid.SampledFrom([]string{"", "AAAAAAAAAAAAAAAAAAAAAQ", "x"}).Draw(rt, "topic"),
 			Partitions: rapid.Int32().Draw(rt, "partitions"),
 		}
@@ -125,7 +130,9 @@ func TestAppliedString(t *testing.T) {
 		}
 	})
 	// Positions of an earlier version had no topic id.
-	earlier := Applied{Next: 7, Watermark: event.Position{Transaction: 3, Sequence: 2}, AsOf: time.UnixMicro(1000).UTC()}
+	earlier := Applied{
+		Next: 7, Watermark: event.Position{Transaction: 3, Sequence: 2}, AsOf: time.UnixMicro(1000).UTC(),
+	}
 	if got, err := ParseApplied("7 3.2 1000"); err != nil || got != earlier || got.String() != "7 3.2 1000" {
 		t.Errorf("position of an earlier version: %+v, %v", got, err)
 	}

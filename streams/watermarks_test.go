@@ -117,7 +117,8 @@ func TestWaitFindsPartitionOfEvent(t *testing.T) {
 			for _, p := range log {
 				got := w.topics["topic"].reached([]byte(p.key), p.at)
 				if want := applied[p.on].Watermark.Compare(p.at) >= 0; got != want {
-					rt.Fatalf("%d of %d partitions: the event of %s at %s is applied: %v, and reached says %v", spread, wide, p.key, p.at, want, got)
+					rt.Fatalf("%d of %d partitions: the event of %s at %s is applied: %v, and reached says %v",
+						spread, wide, p.key, p.at, want, got)
 				}
 			}
 		}

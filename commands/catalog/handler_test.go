@@ -15,6 +15,7 @@ import (
 	"github.com/millrace/millrace/gen/millrace/catalog/v1/catalogv1connect"
 )
 
+// All procedures, over gRPC, and the rejections of each.
 func TestProductOverTheWire(t *testing.T) {
 	t.Parallel()
 	store := commandstest.OpenStore(t, event.Product)
@@ -22,9 +23,11 @@ func TestProductOverTheWire(t *testing.T) {
 	client := catalogv1connect.NewCatalogServiceClient(s.HTTP2, s.URL, connect.WithGRPC())
 	ctx, at := t.Context(), timestamppb.New(monday)
 	listing := &catalogv1.ListProductRequest{
-		Sku: sku, Title: "LAMP", Description: "white", Kind: catalogv1.ProductKind_PRODUCT_KIND_GOODS, Categories: []string{"lights"}, ListedAt: at,
+		Sku: sku, Title: "LAMP", Description: "white", Kind: catalogv1.ProductKind_PRODUCT_KIND_GOODS,
+		Categories: []string{"lights"}, ListedAt: at,
 	}
-	if res, err := client.ListProduct(ctx, connect.NewRequest(listing)); err != nil || res.Msg.GetReceipt().GetVersion() != 1 {
+	if res, err := client.ListProduct(ctx, connect.NewRequest(listing)); err != nil ||
+		res.Msg.GetReceipt().GetVersion() != 1 {
 		t.Fatalf("list: %v, %v", res, err)
 	}
 	_, err := client.ListProduct(ctx, connect.NewRequest(listing))
@@ -36,10 +39,14 @@ func TestProductOverTheWire(t *testing.T) {
 	})); err != nil || res.Msg.GetReceipt().GetVersion() != 2 {
 		t.Fatalf("revise: %v, %v", res, err)
 	}
-	if res, err := client.SetPrice(ctx, connect.NewRequest(&catalogv1.SetPriceRequest{Sku: sku, Price: gbp(2, 550_000_000), ValidFrom: at})); err != nil || res.Msg.GetReceipt().GetVersion() != 3 {
+	if res, err := client.SetPrice(ctx, connect.NewRequest(&catalogv1.SetPriceRequest{
+		Sku: sku, Price: gbp(2, 550_000_000), ValidFrom: at,
+	})); err != nil || res.Msg.GetReceipt().GetVersion() != 3 {
 		t.Fatalf("set price: %v, %v", res, err)
 	}
-	if res, err := client.DelistProduct(ctx, connect.NewRequest(&catalogv1.DelistProductRequest{Sku: sku, DelistedAt: at})); err != nil || res.Msg.GetReceipt().GetVersion() != 4 {
+	if res, err := client.DelistProduct(ctx, connect.NewRequest(&catalogv1.DelistProductRequest{
+		Sku: sku, DelistedAt: at,
+	})); err != nil || res.Msg.GetReceipt().GetVersion() != 4 {
 		t.Fatalf("delist: %v, %v", res, err)
 	}
 	_, err = client.SetPrice(ctx, connect.NewRequest(&catalogv1.SetPriceRequest{Sku: sku, Price: gbp(2, 0)}))
@@ -51,7 +58,8 @@ func TestProductOverTheWire(t *testing.T) {
 		t.Errorf("a SKU in other letters is another product: %v", r)
 	}
 	_, err = client.SetPrice(ctx, connect.NewRequest(&catalogv1.SetPriceRequest{Sku: "-"}))
-	if connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(err.Error(), "sku: ") || !strings.Contains(err.Error(), "price: ") {
+	if connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(err.Error(), "sku: ") ||
+		!strings.Contains(err.Error(), "price: ") {
 		t.Errorf("neither SKU nor price: %v", err)
 	}
 

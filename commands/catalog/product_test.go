@@ -23,7 +23,10 @@ func gbp(units int64, nanos int32) *money.Money {
 }
 
 func list(title string) catalog.List {
-	return catalog.List{SKU: sku, Title: title, Description: "white", Kind: catalogv1.ProductKind_PRODUCT_KIND_GOODS, Categories: []string{"lights"}, At: monday}
+	return catalog.List{
+		SKU: sku, Title: title, Description: "white", Kind: catalogv1.ProductKind_PRODUCT_KIND_GOODS,
+		Categories: []string{"lights"}, At: monday,
+	}
 }
 
 func listed(title string) *catalogv1.ProductEvent {
@@ -61,6 +64,7 @@ func delisted() *catalogv1.ProductEvent {
 	}}}
 }
 
+// Each spec is a history, a command, and the events or the rejection that follow.
 func TestProductLifecycle(t *testing.T) {
 	t.Parallel()
 	type events = []*catalogv1.ProductEvent
@@ -97,6 +101,7 @@ func TestProductLifecycle(t *testing.T) {
 	})
 }
 
+// The state survives its encoding in a snapshot.
 func TestProductSnapshots(t *testing.T) {
 	t.Parallel()
 	commandstest.Snapshots(t, catalog.Decider(), func(t *rapid.T, _ catalog.State) catalog.Command {

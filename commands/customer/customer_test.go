@@ -22,7 +22,9 @@ const (
 var monday = time.Date(2010, 12, 6, 8, 26, 0, 0, time.UTC)
 
 func register(name string) customer.Register {
-	return customer.Register{CustomerID: id, Reference: "17850", Name: name, Email: "alice@example.com", Country: "United Kingdom", At: monday}
+	return customer.Register{
+		CustomerID: id, Reference: "17850", Name: name, Email: "alice@example.com", Country: "United Kingdom", At: monday,
+	}
 }
 
 func registered(name string) *customerv1.CustomerEvent {
@@ -32,7 +34,9 @@ func registered(name string) *customerv1.CustomerEvent {
 }
 
 func address(city string) *customerv1.Address {
-	return &customerv1.Address{Recipient: "Alice", Lines: []string{"1 High Street"}, PostalCode: "AB1 2CD", City: city, Country: "GB"}
+	return &customerv1.Address{
+		Recipient: "Alice", Lines: []string{"1 High Street"}, PostalCode: "AB1 2CD", City: city, Country: "GB",
+	}
 }
 
 func move(city string) customer.ChangeAddress {
@@ -55,6 +59,7 @@ func consented(p customerv1.ConsentPurpose, granted bool) *customerv1.CustomerEv
 	}}}
 }
 
+// Each spec is a history, a command, and the events or the rejection that follow.
 func TestCustomerLifecycle(t *testing.T) {
 	t.Parallel()
 	type events = []*customerv1.CustomerEvent
@@ -82,6 +87,7 @@ func TestCustomerLifecycle(t *testing.T) {
 	})
 }
 
+// The state survives its encoding in a snapshot.
 func TestCustomerSnapshots(t *testing.T) {
 	t.Parallel()
 	commandstest.Snapshots(t, customer.Decider(), func(t *rapid.T, _ customer.State) customer.Command {

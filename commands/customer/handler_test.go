@@ -24,26 +24,32 @@ import (
 
 func registration() *customerv1.RegisterCustomerRequest {
 	return &customerv1.RegisterCustomerRequest{
-		CustomerId: id, Reference: "17850", Name: "Alice Liddell", Email: "alice@example.com", Country: "United Kingdom", RegisteredAt: timestamppb.New(monday),
+		CustomerId: id, Reference: "17850", Name: "Alice Liddell", Email: "alice@example.com",
+		Country: "United Kingdom", RegisteredAt: timestamppb.New(monday),
 	}
 }
 
+// All procedures, over gRPC, with reads through a snapshot.
 func TestCustomerOverTheWire(t *testing.T) {
 	t.Parallel()
 	store := commandstest.OpenStore(t, event.Customer)
-	// So that the second read uses a snapshot.
+	// Snapshots after every second event, so that GetCustomer uses one.
 	s := commandstest.Serve(t, store, customer.NewHandler, commands.WithSnapshotEvery(2))
 	client := customerv1connect.NewCustomerServiceClient(s.HTTP2, s.URL, connect.WithGRPC())
 	ctx := t.Context()
 
 	_, err := client.GetCustomer(ctx, connect.NewRequest(&customerv1.GetCustomerRequest{CustomerId: id}))
-	if r := commandstest.Rejection(t, err, connect.CodeNotFound); r.GetRule() != "customer_unknown" || r.GetField() != "customer_id" {
+	if r := commandstest.Rejection(t, err, connect.CodeNotFound); r.GetRule() != "customer_unknown" ||
+		r.GetField() != "customer_id" {
 		t.Errorf("nobody: %v", r)
 	}
-	if res, err := client.RegisterCustomer(ctx, connect.NewRequest(registration())); err != nil || res.Msg.GetCustomerId() != id {
+	if res, err := client.RegisterCustomer(ctx, connect.NewRequest(registration())); err != nil ||
+		res.Msg.GetCustomerId() != id {
 		t.Fatalf("register: %v, %v", res, err)
 	}
-	if _, err := client.ChangeAddress(ctx, connect.NewRequest(&customerv1.ChangeAddressRequest{CustomerId: strings.ToUpper(id), Address: address("York")})); err != nil {
+	if _, err := client.ChangeAddress(ctx, connect.NewRequest(&customerv1.ChangeAddressRequest{
+		CustomerId: strings.ToUpper(id), Address: address("York"),
+	})); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []*customerv1.SetConsentRequest{
@@ -63,9 +69,9 @@ func TestCustomerOverTheWire(t *testing.T) {
 		t.Errorf("got %v, %v\nwant %v", got, err, want)
 	}
 
-	made, err := client.RegisterCustomer(ctx, connect.NewRequest(&customerv1.RegisterCustomerRequest{Country: "France"}))
-	if err != nil || made.Msg.GetCustomerId() == "" || made.Msg.GetCustomerId() == id {
-		t.Errorf("without an id: %v, %v", made, err)
+	created, err := client.RegisterCustomer(ctx, connect.NewRequest(&customerv1.RegisterCustomerRequest{Country: "France"}))
+	if err != nil || created.Msg.GetCustomerId() == "" || created.Msg.GetCustomerId() == id {
+		t.Errorf("without an id: %v, %v", created, err)
 	}
 }
 
@@ -88,25 +94,29 @@ func TestErrorsContainNoPersonalData(t *testing.T) {
 	s = commandstest.Serve(t, broken{store}, customer.NewHandler, logger)
 	failing := customerv1connect.NewCustomerServiceClient(s.HTTP1, s.URL)
 
-	var told []string
+	var messages []string
 	register := func(c customerv1connect.CustomerServiceClient, change func(*customerv1.RegisterCustomerRequest)) {
 		m := registration()
 		change(m)
 		if _, err := c.RegisterCustomer(t.Context(), connect.NewRequest(m)); err != nil {
-			told = append(told, err.Error())
+			messages = append(messages, err.Error())
 		}
 	}
 	register(whole, func(*customerv1.RegisterCustomerRequest) {})
-	register(whole, func(*customerv1.RegisterCustomerRequest) {})                                                            // registered already
-	register(whole, func(m *customerv1.RegisterCustomerRequest) { m.Email = "alice@@example.com" })                          // not an e-mail address
-	register(whole, func(m *customerv1.RegisterCustomerRequest) { m.Name = strings.Repeat("Alice Liddell", 100) })           // too long
-	register(failing, func(m *customerv1.RegisterCustomerRequest) { m.CustomerId = "0196f0c4-0000-7000-8000-000000000002" }) // the store fails
-	if len(told) != 4 || log.Len() == 0 {
-		t.Fatalf("want 4 errors and a log, got %q and %q", told, log.String())
+	// Already registered, not an e-mail address, a name that is too long, and a store that fails.
+	register(whole, func(*customerv1.RegisterCustomerRequest) {})
+	register(whole, func(m *customerv1.RegisterCustomerRequest) { m.Email = "alice@@example.com" })
+	register(whole, func(m *customerv1.RegisterCustomerRequest) { m.Name = strings.Repeat("Alice Liddell", 100) })
+	register(failing, func(m *customerv1.RegisterCustomerRequest) {
+		m.CustomerId = "0196f0c4-0000-7000-8000-000000000002"
+	})
+	if len(messages) != 4 || log.Len() == 0 {
+		t.Fatalf("want 4 errors and a log, got %q and %q", messages, log.String())
 	}
-	for _, text := range append(told, log.String()) {
-		if slices.ContainsFunc([]string{"Alice", "Liddell", "alice@"}, func(p string) bool { return strings.Contains(text, p) }) {
-			t.Errorf("it is told: %s", text)
+	for _, text := range append(messages, log.String()) {
+		personal := func(p string) bool { return strings.Contains(text, p) }
+		if slices.ContainsFunc([]string{"Alice", "Liddell", "alice@"}, personal) {
+			t.Errorf("personal data in: %s", text)
 		}
 	}
 }

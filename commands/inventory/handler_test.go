@@ -20,6 +20,7 @@ import (
 	"github.com/millrace/millrace/gen/millrace/inventory/v1/inventoryv1connect"
 )
 
+// All procedures, over gRPC, with a clock that the test moves past the end of a reservation.
 func TestStockOverTheWire(t *testing.T) {
 	t.Parallel()
 	now := noon
@@ -30,7 +31,9 @@ func TestStockOverTheWire(t *testing.T) {
 	check := func(onHand, held int64, version uint64) {
 		t.Helper()
 		res, err := client.GetStock(ctx, connect.NewRequest(&inventoryv1.GetStockRequest{Sku: sku}))
-		want := &inventoryv1.GetStockResponse{OnHand: onHand, Reserved: held, Available: onHand - held, Version: version}
+		want := &inventoryv1.GetStockResponse{
+			OnHand: onHand, Reserved: held, Available: onHand - held, Version: version,
+		}
 		if err != nil || !proto.Equal(res.Msg, want) {
 			t.Errorf("stock is %v, %v; want %v", res, err, want)
 		}
@@ -40,7 +43,9 @@ func TestStockOverTheWire(t *testing.T) {
 	if r := commandstest.Rejection(t, err, connect.CodeNotFound); r.GetRule() != "stock_unknown" {
 		t.Errorf("nothing: %v", r)
 	}
-	if _, err := client.ReceiveStock(ctx, connect.NewRequest(&inventoryv1.ReceiveStockRequest{Sku: sku, Quantity: 10, ReceivedAt: timestamppb.New(noon.AddDate(-1, 0, 0))})); err != nil {
+	if _, err := client.ReceiveStock(ctx, connect.NewRequest(&inventoryv1.ReceiveStockRequest{
+		Sku: sku, Quantity: 10, ReceivedAt: timestamppb.New(noon.AddDate(-1, 0, 0)),
+	})); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := client.AdjustStock(ctx, connect.NewRequest(&inventoryv1.AdjustStockRequest{Sku: sku, Delta: -1, Reason: "broken"})); err != nil {
@@ -48,24 +53,33 @@ func TestStockOverTheWire(t *testing.T) {
 	}
 	check(9, 0, 2)
 
-	held, err := client.ReserveStock(ctx, connect.NewRequest(&inventoryv1.ReserveStockRequest{Sku: sku, ReservationId: "a", Quantity: 4}))
+	held, err := client.ReserveStock(ctx, connect.NewRequest(&inventoryv1.ReserveStockRequest{
+		Sku: sku, ReservationId: "a", Quantity: 4,
+	}))
 	if err != nil || !held.Msg.GetExpiresAt().AsTime().Equal(noon.Add(15*time.Minute)) {
 		t.Fatalf("reserve for the default time: %v, %v", held, err)
 	}
 	now = noon.Add(time.Minute)
-	again, err := client.ReserveStock(ctx, connect.NewRequest(&inventoryv1.ReserveStockRequest{Sku: sku, ReservationId: "a", Quantity: 4, TimeToLive: durationpb.New(time.Hour)}))
+	again, err := client.ReserveStock(ctx, connect.NewRequest(&inventoryv1.ReserveStockRequest{
+		Sku: sku, ReservationId: "a", Quantity: 4, TimeToLive: durationpb.New(time.Hour),
+	}))
 	if err != nil || !proto.Equal(again.Msg, held.Msg) {
 		t.Errorf("the same reservation again: %v, %v; want %v", again, err, held)
 	}
-	_, err = client.ReserveStock(ctx, connect.NewRequest(&inventoryv1.ReserveStockRequest{Sku: sku, ReservationId: "b", Quantity: 6}))
-	if r := commandstest.Rejection(t, err, connect.CodeFailedPrecondition); r.GetRule() != "stock_insufficient" || r.GetFacts()["available"] != "5" {
-		t.Errorf("more than is left: %v", r)
+	_, err = client.ReserveStock(ctx, connect.NewRequest(&inventoryv1.ReserveStockRequest{
+		Sku: sku, ReservationId: "b", Quantity: 6,
+	}))
+	if r := commandstest.Rejection(t, err, connect.CodeFailedPrecondition); r.GetRule() != "stock_insufficient" ||
+		r.GetFacts()["available"] != "5" {
+		t.Errorf("more than is available: %v", r)
 	}
 	check(9, 4, 3)
 
 	now = noon.Add(15 * time.Minute)
 	check(9, 0, 3) // expired, though no event has happened
-	if _, err := client.ReserveStock(ctx, connect.NewRequest(&inventoryv1.ReserveStockRequest{Sku: sku, ReservationId: "b", Quantity: 9, TimeToLive: durationpb.New(time.Hour)})); err != nil {
+	if _, err := client.ReserveStock(ctx, connect.NewRequest(&inventoryv1.ReserveStockRequest{
+		Sku: sku, ReservationId: "b", Quantity: 9, TimeToLive: durationpb.New(time.Hour),
+	})); err != nil {
 		t.Fatal(err)
 	}
 	check(9, 9, 5)
@@ -75,7 +89,7 @@ func TestStockOverTheWire(t *testing.T) {
 	check(0, 0, 6)
 	_, err = client.ReleaseReservation(ctx, connect.NewRequest(&inventoryv1.ReleaseReservationRequest{Sku: sku, ReservationId: "b"}))
 	if r := commandstest.Rejection(t, err, connect.CodeNotFound); r.GetRule() != "reservation_unknown" {
-		t.Errorf("release what was sold: %v", r)
+		t.Errorf("release of sold goods: %v", r)
 	}
 
 	lapse := commandstest.Events(t, store)[3]
@@ -94,17 +108,25 @@ func TestReusedKeyWithAnotherProcedure(t *testing.T) {
 	if _, err := client.ReceiveStock(ctx, connect.NewRequest(&inventoryv1.ReceiveStockRequest{Sku: sku, Quantity: 10})); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := client.ReserveStock(ctx, connect.NewRequest(&inventoryv1.ReserveStockRequest{Sku: sku, ReservationId: "a", Quantity: 4})); err != nil {
+	if _, err := client.ReserveStock(ctx, connect.NewRequest(&inventoryv1.ReserveStockRequest{
+		Sku: sku, ReservationId: "a", Quantity: 4,
+	})); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := client.CommitReservation(ctx, connect.NewRequest(&inventoryv1.CommitReservationRequest{Sku: sku, ReservationId: "a", IdempotencyKey: "key"})); err != nil {
+	if _, err := client.CommitReservation(ctx, connect.NewRequest(&inventoryv1.CommitReservationRequest{
+		Sku: sku, ReservationId: "a", IdempotencyKey: "key",
+	})); err != nil {
 		t.Fatal(err)
 	}
-	_, err := client.ReleaseReservation(ctx, connect.NewRequest(&inventoryv1.ReleaseReservationRequest{Sku: sku, ReservationId: "a", IdempotencyKey: "key"}))
+	_, err := client.ReleaseReservation(ctx, connect.NewRequest(&inventoryv1.ReleaseReservationRequest{
+		Sku: sku, ReservationId: "a", IdempotencyKey: "key",
+	}))
 	if r := commandstest.Rejection(t, err, connect.CodeInvalidArgument); r.GetRule() != "idempotency_key_reused" {
 		t.Errorf("%v", r)
 	}
-	again, err := client.CommitReservation(ctx, connect.NewRequest(&inventoryv1.CommitReservationRequest{Sku: sku, ReservationId: "a", IdempotencyKey: "key"}))
+	again, err := client.CommitReservation(ctx, connect.NewRequest(&inventoryv1.CommitReservationRequest{
+		Sku: sku, ReservationId: "a", IdempotencyKey: "key",
+	}))
 	if err != nil || !again.Msg.GetReceipt().GetReplayed() {
 		t.Errorf("the same again: %v, %v", again, err)
 	}
@@ -140,7 +162,9 @@ func TestNeverOversellsConcurrently(t *testing.T) {
 					}
 				}
 				err := retry(func() error {
-					_, err := client.ReserveStock(t.Context(), connect.NewRequest(&inventoryv1.ReserveStockRequest{Sku: sku, ReservationId: id, Quantity: 1}))
+					_, err := client.ReserveStock(t.Context(), connect.NewRequest(&inventoryv1.ReserveStockRequest{
+						Sku: sku, ReservationId: id, Quantity: 1,
+					}))
 					return err
 				})
 				if connect.CodeOf(err) == connect.CodeFailedPrecondition {

@@ -79,6 +79,7 @@ func refused(rule, field, onHand, held, available string) *commands.RejectedErro
 		Facts: map[string]string{"on_hand": onHand, "reserved": held, "available": available}}
 }
 
+// Each spec is a history, a command, and the events or the rejection that follow.
 func TestStockLifecycle(t *testing.T) {
 	t.Parallel()
 	type events = []*inventoryv1.StockEvent
@@ -131,6 +132,7 @@ func TestStockLifecycle(t *testing.T) {
 	})
 }
 
+// The state survives its encoding in a snapshot.
 func TestStockSnapshots(t *testing.T) {
 	t.Parallel()
 	commandstest.Snapshots(t, inventory.Decider(), func(t *rapid.T, _ inventory.State) inventory.Command {
@@ -145,7 +147,7 @@ func TestNeverOversells(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		var s inventory.State
-		var books, sold int64
+		var total, sold int64      // received goods and corrections, and committed goods
 		held := map[string]int64{} // an independent, simpler account
 		now := noon
 		for range rapid.IntRange(1, 60).Draw(t, "commands") {
@@ -156,7 +158,7 @@ func TestNeverOversells(t *testing.T) {
 			}
 			for _, e := range events {
 				s = inventory.Evolve(s, e)
-				books += e.GetReceived().GetQuantity() + e.GetAdjusted().GetDelta()
+				total += e.GetReceived().GetQuantity() + e.GetAdjusted().GetDelta()
 				switch {
 				case e.GetReserved() != nil:
 					held[e.GetReserved().GetReservationId()] += e.GetReserved().GetQuantity()
@@ -178,19 +180,21 @@ func TestNeverOversells(t *testing.T) {
 				for _, q := range held {
 					sum += q
 				}
-				if s.Reserved != sum || len(s.Reservations) != len(held) || s.OnHand != books-sold || s.Reserved < 0 || s.Available() < 0 {
-					t.Fatalf("after %v: %+v; held are %v, the books say %d, sold are %d", e, s, held, books, sold)
+				if s.Reserved != sum || len(s.Reservations) != len(held) || s.OnHand != total-sold || s.Reserved < 0 ||
+					s.Available() < 0 {
+					t.Fatalf("after %v: %+v; held are %v, %d were received, sold are %d", e, s, held, total, sold)
 				}
 			}
 			for id, r := range s.Reservations {
 				if !r.ExpiresAt.After(now) {
-					t.Fatalf("reservation %s is over since %v and still held at %v", id, r.ExpiresAt, now)
+					t.Fatalf("reservation %s expired at %v and is still held at %v", id, r.ExpiresAt, now)
 				}
 			}
 		}
 	})
 }
 
+// drawCommand draws a command with few ids and small quantities, so that commands often collide.
 func drawCommand(t *rapid.T, now time.Time) inventory.Command {
 	id := rapid.SampledFrom([]string{"a", "b", "c", "d"}).Draw(t, "reservation")
 	quantity := rapid.Int64Range(1, 10).Draw(t, "quantity")

@@ -53,11 +53,13 @@ func TestEveryProtocol(t *testing.T) {
 				t.Fatalf("confirm: %v, %v", res, err)
 			}
 			cancel := &orderv1.CancelOrderRequest{OrderId: id, Reason: "changed my mind"}
-			if res, err := client.CancelOrder(ctx, connect.NewRequest(cancel)); err != nil || res.Msg.GetReceipt().GetVersion() != 4 {
+			if res, err := client.CancelOrder(ctx, connect.NewRequest(cancel)); err != nil ||
+				res.Msg.GetReceipt().GetVersion() != 4 {
 				t.Fatalf("cancel: %v, %v", res, err)
 			}
 			_, err = client.CancelOrder(ctx, connect.NewRequest(cancel))
-			if r := commandstest.Rejection(t, err, connect.CodeFailedPrecondition); r.GetRule() != "order_cancelled" || r.GetFacts()["lines"] != "2" {
+			if r := commandstest.Rejection(t, err, connect.CodeFailedPrecondition); r.GetRule() != "order_cancelled" ||
+				r.GetFacts()["lines"] != "2" {
 				t.Errorf("no second cancellation: %v", r)
 			}
 
@@ -72,7 +74,7 @@ func TestEveryProtocol(t *testing.T) {
 			want := linesAdded(gbp(8, 100_000_000), line(2, "LAMP", 3, gbp(1, 0)))
 			want.GetLinesAdded().OrderId = id
 			if !proto.Equal(&message, want) || !events[1].OccurredAt.Equal(tuesday) {
-				t.Errorf("stored is %v at %v, want %v", &message, events[1].OccurredAt, want)
+				t.Errorf("stored %v at %v, want %v", &message, events[1].OccurredAt, want)
 			}
 		})
 	}
@@ -84,7 +86,8 @@ func TestPlainJSON(t *testing.T) {
 	s := commandstest.Serve(t, commandstest.OpenStore(t, event.Order), order.NewHandler)
 	post := func(body, key string) (int, map[string]any) {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+orderv1connect.OrderServicePlaceOrderProcedure, strings.NewReader(body))
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost,
+			s.URL+orderv1connect.OrderServicePlaceOrderProcedure, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -113,7 +116,7 @@ func TestPlainJSON(t *testing.T) {
 		t.Errorf("%d %v", status, answer)
 	}
 	if _, again := post(body, "key"); again["orderId"] != answer["orderId"] {
-		t.Errorf("the same again gave %v, first %v", again, answer)
+		t.Errorf("the same request again returned %v, first %v", again, answer)
 	}
 
 	status, answer = post(strings.Replace(body, `"GBP","country"`, `"EUR","country"`, 1), "")
@@ -127,6 +130,7 @@ func TestPlainJSON(t *testing.T) {
 	}
 }
 
+// Each error of validation begins with the path of the field.
 func TestValidationNamesTheField(t *testing.T) {
 	t.Parallel()
 	store := commandstest.OpenStore(t, event.Order)
@@ -145,15 +149,20 @@ func TestValidationNamesTheField(t *testing.T) {
 		"ordered_at":          func(m *orderv1.PlaceOrderRequest) { m.OrderedAt = timestamppb.New(monday.AddDate(1000, 0, 0)) },
 		"idempotency_key":     func(m *orderv1.PlaceOrderRequest) { m.IdempotencyKey = strings.Repeat("k", 201) },
 	} {
-		m := &orderv1.PlaceOrderRequest{Currency: "GBP", Country: "GB", Lines: []*orderv1.NewLine{want("MUG", 1, gbp(1, 0)), want("LAMP", 1, gbp(1, 0))}}
+		m := &orderv1.PlaceOrderRequest{
+			Currency: "GBP", Country: "GB", Lines: []*orderv1.NewLine{want("MUG", 1, gbp(1, 0)), want("LAMP", 1, gbp(1, 0))},
+		}
 		change(m)
 		_, err := client.PlaceOrder(t.Context(), connect.NewRequest(m))
-		if connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.HasPrefix(err.Error(), "invalid_argument: "+field+": ") {
+		if connect.CodeOf(err) != connect.CodeInvalidArgument ||
+			!strings.HasPrefix(err.Error(), "invalid_argument: "+field+": ") {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
 	// A client that forgot the time sends the epoch.
-	_, err := client.ConfirmOrder(t.Context(), connect.NewRequest(&orderv1.ConfirmOrderRequest{OrderId: alice, ConfirmedAt: &timestamppb.Timestamp{}}))
+	_, err := client.ConfirmOrder(t.Context(), connect.NewRequest(&orderv1.ConfirmOrderRequest{
+		OrderId: alice, ConfirmedAt: &timestamppb.Timestamp{},
+	}))
 	if connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(err.Error(), "confirmed_at: ") {
 		t.Errorf("the epoch: %v", err)
 	}
@@ -172,7 +181,10 @@ func TestIdempotencyIgnoresCaseOfIDs(t *testing.T) {
 	const id = "0198c5a0-7c1e-7abc-8def-0123456789ab"
 	for i, spelt := range []string{id, strings.ToUpper(id)} {
 		customer := spelt
-		m := &orderv1.PlaceOrderRequest{OrderId: spelt, CustomerId: &customer, Currency: "GBP", Country: "GB", Lines: []*orderv1.NewLine{want("MUG", 1, gbp(1, 0))}, IdempotencyKey: "key"}
+		m := &orderv1.PlaceOrderRequest{
+			OrderId: spelt, CustomerId: &customer, Currency: "GBP", Country: "GB",
+			Lines: []*orderv1.NewLine{want("MUG", 1, gbp(1, 0))}, IdempotencyKey: "key",
+		}
 		res, err := client.PlaceOrder(t.Context(), connect.NewRequest(m))
 		if err != nil || res.Msg.GetOrderId() != id || res.Msg.GetReceipt().GetReplayed() != (i > 0) {
 			t.Errorf("%s: %v, %v", spelt, res, err)
@@ -180,7 +192,7 @@ func TestIdempotencyIgnoresCaseOfIDs(t *testing.T) {
 	}
 	_, err := client.ConfirmOrder(t.Context(), connect.NewRequest(&orderv1.ConfirmOrderRequest{OrderId: id, IdempotencyKey: " key"}))
 	if r := commandstest.Rejection(t, err, connect.CodeInvalidArgument); r.GetRule() != "idempotency_key_malformed" {
-		t.Errorf("a key that a header would have lost a space of: %v", r)
+		t.Errorf("a key with a leading space: %v", r)
 	}
 }
 
@@ -194,13 +206,15 @@ func TestMisspelledFieldsStoreNothing(t *testing.T) {
 		"lines[0].unit_price.nanoss": `{"currency":"GBP","country":"GB","lines":[{"sku":"MUG","quantity":1,"unitPrice":{"currencyCode":"GBP","units":9,"nanoss":990000000}}]}`,
 		"orderd_at":                  `{"orderd_at":"2024-01-01T00:00:00Z","currency":"GBP","country":"GB","lines":[{"sku":"MUG","quantity":1,"unitPrice":{"currencyCode":"GBP","units":9}}]}`,
 	} {
-		res, err := s.HTTP1.Post(s.URL+orderv1connect.OrderServicePlaceOrderProcedure, "application/json", strings.NewReader(body))
+		url := s.URL + orderv1connect.OrderServicePlaceOrderProcedure
+		res, err := s.HTTP1.Post(url, "application/json", strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
 		text, err := io.ReadAll(res.Body)
 		_ = res.Body.Close()
-		if err != nil || res.StatusCode != http.StatusBadRequest || !strings.Contains(string(text), field+": unknown field") {
+		if err != nil || res.StatusCode != http.StatusBadRequest ||
+			!strings.Contains(string(text), field+": unknown field") {
 			t.Errorf("%s: %d %s, %v", field, res.StatusCode, text, err)
 		}
 	}

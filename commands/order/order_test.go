@@ -37,7 +37,9 @@ func line(number uint32, sku string, quantity int64, price *money.Money) *orderv
 }
 
 func place(lines ...*orderv1.NewLine) order.Place {
-	return order.Place{OrderID: id, CustomerID: &alice, Reference: "536365", Currency: "GBP", Country: "United Kingdom", Lines: lines, At: monday}
+	return order.Place{
+		OrderID: id, CustomerID: &alice, Reference: "536365", Currency: "GBP", Country: "United Kingdom", Lines: lines, At: monday,
+	}
 }
 
 func placed(total *money.Money, lines ...*orderv1.OrderLine) *orderv1.OrderEvent {
@@ -77,13 +79,16 @@ func refused(code commands.Code, rule, field string, facts ...string) *commands.
 	return r
 }
 
+// Each spec is a history, a command, and the events or the rejection that follow.
 func TestOrderLifecycle(t *testing.T) {
 	t.Parallel()
 	type events = []*orderv1.OrderEvent
 	var (
-		mug     = line(1, "MUG", 2, gbp(2, 550_000_000))
-		open    = placed(gbp(5, 100_000_000), mug)
-		add     = order.AddLines{OrderID: id, AfterLine: 1, Lines: []*orderv1.NewLine{want("LAMP", 3, gbp(1, 0))}, At: tuesday}
+		mug  = line(1, "MUG", 2, gbp(2, 550_000_000))
+		open = placed(gbp(5, 100_000_000), mug)
+		add  = order.AddLines{
+			OrderID: id, AfterLine: 1, Lines: []*orderv1.NewLine{want("LAMP", 3, gbp(1, 0))}, At: tuesday,
+		}
 		confirm = order.Confirm{OrderID: id, At: tuesday}
 		cancel  = order.Cancel{OrderID: id, Reason: "changed my mind", At: tuesday}
 		again   = place(want("MUG", 1, gbp(1, 0)))
@@ -130,6 +135,7 @@ func TestOrderLifecycle(t *testing.T) {
 	})
 }
 
+// The state survives its encoding in a snapshot.
 func TestOrderSnapshots(t *testing.T) {
 	t.Parallel()
 	commandstest.Snapshots(t, order.Decider(), drawCommand)
@@ -149,7 +155,7 @@ func TestOrderInvariants(t *testing.T) {
 				continue
 			}
 			if before.Status == order.Cancelled {
-				t.Fatalf("after the cancellation happened %v", events)
+				t.Fatalf("events after the cancellation: %v", events)
 			}
 			for _, e := range events {
 				s = order.Evolve(s, e)
@@ -165,7 +171,7 @@ func TestOrderInvariants(t *testing.T) {
 					}
 				}
 				if len(added) > 0 && total.GetUnits()*100+int64(total.GetNanos())/1e7 != pence {
-					t.Fatalf("the total is %v, the lines come to %d pence", total, pence)
+					t.Fatalf("the total is %v, the sum of the lines is %d pence", total, pence)
 				}
 			}
 			if int64(s.Lines) != lines {
@@ -175,6 +181,7 @@ func TestOrderInvariants(t *testing.T) {
 	})
 }
 
+// drawCommand draws a command that the state often allows.
 func drawCommand(t *rapid.T, s order.State) order.Command {
 	var lines []*orderv1.NewLine
 	for range rapid.IntRange(1, 3).Draw(t, "lines") {
@@ -185,7 +192,9 @@ func drawCommand(t *rapid.T, s order.State) order.Command {
 	case "place":
 		return place(lines...)
 	case "add":
-		return order.AddLines{OrderID: id, AfterLine: s.Lines + rapid.SampledFrom([]uint32{0, 0, 0, 1}).Draw(t, "off by"), Lines: lines, At: tuesday}
+		return order.AddLines{
+			OrderID: id, AfterLine: s.Lines + rapid.SampledFrom([]uint32{0, 0, 0, 1}).Draw(t, "off by"), Lines: lines, At: tuesday,
+		}
 	case "confirm":
 		return order.Confirm{OrderID: id, At: tuesday}
 	}

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 	os.Exit(process.RunTests(m, shared.Stop))
 }
 
-// Functions with one name run one after the other, in any pool.
+// Functions with one name run one after the other, whichever pool they use.
 func TestWithLock(t *testing.T) {
 	t.Parallel()
 	conn := shared.ConnString(t)
@@ -56,7 +56,7 @@ func TestWithLock(t *testing.T) {
 	}
 	all.Wait()
 	if most != 1 {
-		t.Errorf("%d ran at once", most)
+		t.Errorf("%d functions ran at the same time", most)
 	}
 }
 

@@ -52,6 +52,7 @@ func TestSettings(t *testing.T) {
 	}
 }
 
+// A path may contain characters that have a meaning in a URI.
 func TestPathsAreEscaped(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"plain.db", "ä ö.db", "a?mode=memory", "50%25.db", "#1;x&y", "file:x"} {
@@ -60,16 +61,17 @@ func TestPathsAreEscaped(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if _, err := os.Stat(path); err != nil {
-			t.Errorf("%s: the file is not where it should be: %v", name, err)
+			t.Errorf("%s: the file has another path: %v", name, err)
 		}
 	}
 }
 
+// A read-only database must exist and rejects writes.
 func TestOpenReadOnly(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "a.db")
 	if db, err := sqlite.OpenReadOnly(path); err == nil {
-		t.Errorf("opened what is not there (%v)", db.Close())
+		t.Errorf("opened a missing file (%v)", db.Close())
 	}
 	w := open(t, path, sqlite.Open)
 	if _, err := w.Exec("CREATE TABLE t (x INTEGER)"); err != nil {

@@ -70,7 +70,7 @@ func TestSlowConnectionIsNotStalled(t *testing.T) {
 	t.Cleanup(tick.Stop)
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if n, err := io.Copy(io.Discard, r.Body); n != 120_000 || err != nil {
-			t.Errorf("%d bytes came, %v", n, err)
+			t.Errorf("received %d bytes, %v", n, err)
 		}
 		for range 12 {
 			<-tick.C
@@ -93,7 +93,7 @@ func TestSlowConnectionIsNotStalled(t *testing.T) {
 	}
 	n, err := io.Copy(io.Discard, res.Body)
 	if err := errors.Join(err, res.Body.Close()); err != nil || n != 120_000 {
-		t.Errorf("%d bytes came back, %v", n, err)
+		t.Errorf("received %d bytes of the answer, %v", n, err)
 	}
 }
 
@@ -120,7 +120,8 @@ func TestUserDeadlinesApply(t *testing.T) {
 		if err := set(c); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, stall.ErrStalled) {
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) ||
+			errors.Is(err, stall.ErrStalled) {
 			t.Errorf("%s: error %v", name, err)
 		}
 		_ = c.Close()

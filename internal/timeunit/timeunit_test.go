@@ -36,6 +36,7 @@ func exactly(t *rapid.T, n int64, scale int64, micros int64, ok bool) {
 	}
 }
 
+// Every conversion returns the exact time, or reports that there is none.
 func TestConversionsAreExact(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -52,6 +53,7 @@ func TestConversionsAreExact(t *testing.T) {
 	})
 }
 
+// A time.Time keeps its microseconds, and years out of range are rejected.
 func TestTimesKeepMicroseconds(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -69,6 +71,7 @@ func TestTimesKeepMicroseconds(t *testing.T) {
 	}
 }
 
+// A duration is exact, or reported as out of range.
 func TestDurations(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -79,13 +82,14 @@ func TestDurations(t *testing.T) {
 		got, ok := timeunit.Nanoseconds(seconds, nanos)
 		want := new(big.Int).Mul(big.NewInt(seconds), big.NewInt(1_000_000_000))
 		want.Add(want, big.NewInt(int64(nanos)))
-		valid := nanos > -1_000_000_000 && nanos < 1_000_000_000 && (seconds <= 0 || nanos >= 0) && (seconds >= 0 || nanos <= 0)
+		valid := nanos > -1_000_000_000 && nanos < 1_000_000_000 && (seconds <= 0 || nanos >= 0) &&
+			(seconds >= 0 || nanos <= 0)
 		if ok && (!valid || want.Cmp(big.NewInt(got)) != 0) {
 			t.Fatalf("%d s %d ns became %d ns", seconds, nanos, got)
 		}
 		// -2^63 itself is refused: it has no magnitude of 63 bits.
 		if fits := want.IsInt64() && want.Cmp(big.NewInt(math.MinInt64)) != 0; !ok && valid && fits {
-			t.Fatalf("%d s %d ns were refused", seconds, nanos)
+			t.Fatalf("%d s %d ns were rejected", seconds, nanos)
 		}
 	})
 }

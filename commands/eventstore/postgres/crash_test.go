@@ -51,7 +51,9 @@ func TestServerCrash(t *testing.T) {
 				b.Answer.Key = fmt.Sprint(stream, "/", versions[w])
 				for {
 					_, err := s.Append(ctx, b)
-					if err == nil || errors.As(err, new(*eventstore.AnsweredError)) { // an acknowledgement may have been lost
+					// AnsweredError means that an earlier attempt was stored, but its answer was
+					// lost.
+					if err == nil || errors.As(err, new(*eventstore.AnsweredError)) {
 						break
 					}
 					if ctx.Err() != nil || errors.As(err, new(*eventstore.ConflictError)) {
@@ -160,6 +162,7 @@ func TestServerCrash(t *testing.T) {
 	t.Logf("%d appends were acknowledged, %d calls failed", acknowledged.Load(), failed.Load())
 }
 
+// within returns a context that ends after d.
 func within(t *testing.T, d time.Duration) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), d)

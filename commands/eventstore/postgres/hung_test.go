@@ -34,7 +34,7 @@ func TestHungServer(t *testing.T) {
 	if err := own.Pause(); err != nil {
 		t.Fatal(err)
 	}
-	questions := map[string]func() error{
+	calls := map[string]func() error{
 		"load":     func() error { _, err := s.Load(ctx, "a", 0); return err },
 		"read":     func() error { _, err := s.Read(ctx, event.Position{}, 10); return err },
 		"head":     func() error { _, err := s.Head(ctx); return err },
@@ -48,17 +48,17 @@ func TestHungServer(t *testing.T) {
 		"settings": func() error { _, err := s.Settings(ctx); return err },
 		"append":   func() error { _, err := s.Append(ctx, batch("hung", 0)); return err },
 	}
-	errs := make(chan error, len(questions))
-	for name, ask := range questions {
+	errs := make(chan error, len(calls))
+	for name, call := range calls {
 		go func() {
-			err := ask()
+			err := call()
 			if !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("%s: error %v", name, err)
 			}
 			errs <- err
 		}()
 	}
-	for range questions {
+	for range calls {
 		<-errs
 	}
 	if err := own.Resume(); err != nil {
@@ -78,7 +78,8 @@ func TestSilentServer(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = listener.Close() })
 	conn := "postgres://postgres@" + listener.Addr().String() + "/postgres?sslmode=disable"
-	_, err = postgres.Open(context.Background(), conn, eventstoretest.Aggregate, postgres.WithQueryTimeout(100*time.Millisecond))
+	_, err = postgres.Open(context.Background(), conn, eventstoretest.Aggregate,
+		postgres.WithQueryTimeout(100*time.Millisecond))
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "open event store") {
 		t.Errorf("error %v", err)
 	}

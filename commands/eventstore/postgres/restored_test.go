@@ -42,11 +42,12 @@ func TestServerReplacedWhileOpen(t *testing.T) {
 		})
 		return s
 	}
-	// settled repeats a call until the store has a new connection.
-	settled := func(call func() error) (err error) {
+	// reconnected repeats a call until the store has a new connection.
+	reconnected := func(call func() error) (err error) {
 		polltest.Until(t, "the server answers", func() bool {
 			err = call()
-			return err == nil || errors.Is(err, eventstore.ErrReplaced) || errors.As(err, new(*eventstore.ConflictError))
+			return err == nil || errors.Is(err, eventstore.ErrReplaced) ||
+				errors.As(err, new(*eventstore.ConflictError))
 		})
 		return err
 	}
@@ -57,7 +58,7 @@ func TestServerReplacedWhileOpen(t *testing.T) {
 			"read":   func() error { _, err := s.Read(ctx, event.Position{}, 1); return err },
 			"head":   func() error { _, err := s.Head(ctx); return err },
 		} {
-			if err := settled(call); !errors.Is(err, eventstore.ErrReplaced) {
+			if err := reconnected(call); !errors.Is(err, eventstore.ErrReplaced) {
 				t.Errorf("%s, %s: %v, want ErrReplaced", who, what, err)
 			}
 		}
@@ -74,12 +75,12 @@ func TestServerReplacedWhileOpen(t *testing.T) {
 	must(err)
 	older, err := own.Backup()
 	must(err)
-	must(settled(func() error { _, err := writes.Append(ctx, batch("a", 1)); return err }))
+	must(reconnected(func() error { _, err := writes.Append(ctx, batch("a", 1)); return err }))
 	reads := open()
 	newer, err := own.Backup() // an orderly restart loses nothing
 	must(err)
-	must(settled(func() error { _, err := reads.Head(ctx); return err }))
-	must(settled(func() error { _, err := writes.Append(ctx, batch("a", 2)); return err }))
+	must(reconnected(func() error { _, err := reads.Head(ctx); return err }))
+	must(reconnected(func() error { _, err := writes.Append(ctx, batch("a", 2)); return err }))
 
 	must(older())
 	refuses("the process that stored the events", writes, 3)
@@ -91,7 +92,7 @@ func TestServerReplacedWhileOpen(t *testing.T) {
 		t.Error(err)
 	}
 	refuses("the process that stored one event more", writes, 3)
-	must(settled(func() error { _, err := reads.Head(ctx); return err })) // it has everything that this store saw
+	must(reconnected(func() error { _, err := reads.Head(ctx); return err })) // it has everything that this store saw
 }
 
 // Another store in the same place has another epoch, whatever its content.

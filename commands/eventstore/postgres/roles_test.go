@@ -32,7 +32,7 @@ type guarded struct {
 
 const template = "guarded"
 
-// newGuarded does what an operator does.
+// newGuarded sets the server up as an operator does: it creates the roles and migrates the stores.
 func newGuarded(t *testing.T) *guarded {
 	t.Helper()
 	g := &guarded{}
@@ -58,7 +58,8 @@ func newGuarded(t *testing.T) *guarded {
 	}
 	// The service's role cannot create its tables, and the error says who can.
 	_, err = postgres.Open(t.Context(), g.TLS("millrace_order", template), event.Order, postgres.WithPassword(secret))
-	if err == nil || !strings.Contains(err.Error(), "millrace migrate") || !strings.Contains(err.Error(), "millrace_order") {
+	if err == nil || !strings.Contains(err.Error(), "millrace migrate") ||
+		!strings.Contains(err.Error(), "millrace_order") {
 		t.Fatalf("opened without tables: %v", err)
 	}
 	for _, a := range event.Aggregates() {
@@ -107,14 +108,15 @@ func (g *guarded) exec(t *testing.T, c *pgx.Conn, sql string) {
 // database returns a database with empty stores.
 func (g *guarded) database(t *testing.T) string {
 	t.Helper()
-	name := fmt.Sprint("place_", g.databases.Add(1))
+	name := fmt.Sprint("test_", g.databases.Add(1))
 	g.exec(t, g.connect(t, g.ConnString(t)), "CREATE DATABASE "+name+" TEMPLATE "+template)
 	return name
 }
 
 func (g *guarded) open(t *testing.T, role, database string) *postgres.Store {
 	t.Helper()
-	s, err := postgres.Open(context.Background(), g.TLS(role, database), event.Order, postgres.WithPassword(secret), postgres.WithPoll(2*time.Millisecond))
+	s, err := postgres.Open(context.Background(), g.TLS(role, database), event.Order,
+		postgres.WithPassword(secret), postgres.WithPoll(2*time.Millisecond))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +179,7 @@ func TestLeastPrivilege(t *testing.T) {
 		c := g.connect(t, g.TLS(role, database))
 		for _, sql := range forbidden {
 			if _, err := c.Exec(t.Context(), sql); !refused(err) {
-				t.Errorf("%s: %s: %v, want that it is refused", role, sql, err)
+				t.Errorf("%s: %s: %v, want permission denied", role, sql, err)
 			}
 		}
 	}
@@ -187,16 +189,17 @@ func TestLeastPrivilege(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := reader.Epoch(t.Context()); err != nil {
-		t.Errorf("the reader reads the epoch: %v", err)
+		t.Errorf("the reader cannot read the epoch: %v", err)
 	}
 	if events, err := reader.Read(t.Context(), event.Position{}, 10); err != nil || len(events) != 1 {
-		t.Errorf("the reader reads %d events (%v)", len(events), err)
+		t.Errorf("the reader read %d events (%v), want 1", len(events), err)
 	}
 	if _, err := reader.Append(t.Context(), batch("other", 0)); !refused(err) {
-		t.Errorf("the reader appends: %v", err)
+		t.Errorf("append as the reader: %v, want permission denied", err)
 	}
 }
 
+// refused reports whether the server denied permission.
 func refused(err error) bool {
 	answer := (*pgconn.PgError)(nil)
 	return errors.As(err, &answer) && answer.Code == "42501"
@@ -223,9 +226,9 @@ func login(t *testing.T, g *guarded) {
 			case c.want == "" && err != nil:
 				t.Error(err)
 			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
-				t.Errorf("%v: does not say %q", err, c.want)
+				t.Errorf("error %v does not contain %q", err, c.want)
 			case err != nil && (strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), "wr0ng")):
-				t.Errorf("the error tells the password: %v", err)
+				t.Errorf("the error contains the password: %v", err)
 			}
 		})
 	}
@@ -259,9 +262,9 @@ func TestOpenRejectsDump(t *testing.T) {
 			}
 			_, err := postgres.Open(t.Context(), cluster.ConnString(t), eventstoretest.Aggregate, postgres.WithSchema(schema))
 			if err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Fatalf("%v: does not say %q", err, c.want)
+				t.Fatalf("error %v does not contain %q", err, c.want)
 			}
-			if _, remedy, ok := strings.Cut(err.Error(), "run as its owner: "); ok { // the remedy in the error works
+			if _, remedy, ok := strings.Cut(err.Error(), "run as the schema's owner: "); ok { // the remedy in the error works
 				if _, err := admin.Exec(t.Context(), remedy); err != nil {
 					t.Fatal(err)
 				}

@@ -43,7 +43,7 @@ func TestSettings(t *testing.T) {
 				t.Errorf("%q: found %v", options, faults)
 			}
 			if want.fatal && settings.Refuse(faults) == nil {
-				t.Errorf("%q is not refused: %v", options, faults)
+				t.Errorf("%q: Refuse accepts %v", options, faults)
 			}
 		})
 	}

@@ -146,7 +146,8 @@ func TestOpenTransaction(t *testing.T) {
 			}
 			// A command that changes nothing depends on what it loaded, so its token has that
 			// position.
-			if p, err := s.Append(ctx, eventstore.Batch{Answer: eventstore.Answer{Key: "k"}}); err != nil || p.Position != later.Position {
+			if p, err := s.Append(ctx, eventstore.Batch{Answer: eventstore.Answer{Key: "k"}}); err != nil ||
+				p.Position != later.Position {
 				t.Errorf("a batch without events has position %v (%v), want %v", p.Position, err, later.Position)
 			}
 
@@ -207,7 +208,8 @@ func TestAppendWaitsForConcurrentTransaction(t *testing.T) {
 				t.Fatal(err)
 			}
 			conflict := (*eventstore.ConflictError)(nil)
-			if err := <-done; c.wins != (err == nil) || (!c.wins && (!errors.As(err, &conflict) || conflict.Actual != 1)) {
+			if err := <-done; c.wins != (err == nil) ||
+				(!c.wins && (!errors.As(err, &conflict) || conflict.Actual != 1)) {
 				t.Errorf("append: %v", err)
 			}
 			raced, err1 := s.Load(t.Context(), "raced", 0)
@@ -237,9 +239,9 @@ func TestBrokenConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	closeStore(t, s)
-	axe := connect(t, schema)
+	killer := connect(t, schema)
 	for version := range uint64(5) {
-		if _, err := axe.Exec(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cut'"); err != nil {
+		if _, err := killer.Exec(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cut'"); err != nil {
 			t.Fatal(err)
 		}
 		b := batch("s", version)
@@ -304,11 +306,13 @@ func (l *logged) Write(p []byte) (int, error) {
 	return l.text.Write(p)
 }
 
+// An open transaction that holds events back for too long is logged.
 func TestBlockedWarning(t *testing.T) {
 	t.Parallel()
 	schema := newSchema()
 	log := &logged{first: make(chan struct{})}
-	s := open(t, schema, postgres.WithBlockedWarning(10*time.Millisecond), postgres.WithLogger(slog.New(slog.NewTextHandler(log, nil))))
+	s := open(t, schema, postgres.WithBlockedWarning(10*time.Millisecond),
+		postgres.WithLogger(slog.New(slog.NewTextHandler(log, nil))))
 	closeStore(t, s)
 	tx := hold(t, schema, "held")
 	if _, err := s.Append(t.Context(), batch("later", 0)); err != nil {
@@ -334,6 +338,8 @@ func TestBlockedWarning(t *testing.T) {
 	}
 }
 
+// Several instances of a service may open an empty schema at the same time. One of them migrates
+// it.
 func TestConcurrentOpen(t *testing.T) {
 	t.Parallel()
 	schema := newSchema()
@@ -356,6 +362,7 @@ func TestConcurrentOpen(t *testing.T) {
 	}
 }
 
+// Open rejects schemas and databases that this store cannot use, and names what to do.
 func TestOpenErrors(t *testing.T) {
 	t.Parallel()
 	mine, newer := newSchema(), newSchema()

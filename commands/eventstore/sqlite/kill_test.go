@@ -84,17 +84,18 @@ func TestKill(t *testing.T) {
 			var writer int
 			var version, position uint64
 			if _, err := fmt.Sscanf(in.Text(), "%d %d %d", &writer, &version, &position); err != nil {
-				t.Fatalf("the victim said %q: %v", in.Text(), err)
+				t.Fatalf("the victim printed %q: %v", in.Text(), err)
 			}
 			answered[writer] = version
 		}
 		if err := cmd.Wait(); !errors.As(err, new(*exec.ExitError)) || lines < 150 {
-			t.Fatalf("the victim ended after %d answers with %v", lines, err)
+			t.Fatalf("the victim ended after %d acknowledgements with %v", lines, err)
 		}
 		checkVictim(t, path, answered)
 	}
 }
 
+// checkVictim checks that the file has at least the acknowledged appends, in complete batches.
 func checkVictim(t *testing.T, path string, answered map[int]uint64) {
 	t.Helper()
 	s := open(t, path)
@@ -111,7 +112,7 @@ func checkVictim(t *testing.T, path string, answered map[int]uint64) {
 		}
 		version := uint64(len(events))
 		if version < answered[i] || version%2 != 0 {
-			t.Errorf("writer %d was answered up to version %d, %d events are there", i, answered[i], version)
+			t.Errorf("writer %d: version %d was acknowledged, %d events are stored", i, answered[i], version)
 		}
 		if version == 0 {
 			continue
@@ -120,11 +121,12 @@ func checkVictim(t *testing.T, path string, answered map[int]uint64) {
 		last := events[version-1]
 		a, ok, err := s.LoadAnswer(t.Context(), fmt.Sprintf("%d-%d", i, version))
 		if err != nil || !ok || a.Position != last.Position || last.Version != version {
-			t.Errorf("writer %d: the answer to version %d is %+v %v (%v); its event stands at %v", i, version, a, ok, err, last.Position)
+			t.Errorf("writer %d: the answer to version %d is %+v %v (%v); its event has position %v",
+				i, version, a, ok, err, last.Position)
 		}
 	}
 	all, err := s.Read(t.Context(), event.Position{}, 1<<30)
 	if err != nil || len(all) != total {
-		t.Errorf("read gave %d events (%v), the streams have %d", len(all), err, total)
+		t.Errorf("Read returned %d events (%v), the streams have %d", len(all), err, total)
 	}
 }

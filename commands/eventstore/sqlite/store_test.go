@@ -45,7 +45,7 @@ func open(tb testing.TB, path string) *sqlite.Store {
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	eventstoretest.Run(t, func(t *testing.T) eventstoretest.Database {
-		path := filepath.Join(t.TempDir(), "events?#%41.db") // a path is a path, not an URI
+		path := filepath.Join(t.TempDir(), "events?#%41.db") // the characters must not be taken for a URI
 		return func(t *testing.T) eventstore.Store { return open(t, path) }
 	})
 }
@@ -97,7 +97,9 @@ func TestCommitWakesWait(t *testing.T) {
 	waiting := make(chan error, 1)
 	go func() { waiting <- s.Wait(ctx, event.Position{}) }()
 	e := event.Event{ID: uuid.New(), Type: "t", OccurredAt: time.Now(), RecordedAt: time.Now()}
-	if _, err := s.Append(ctx, eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: "s", Events: []event.Event{e}}}}); err != nil {
+	if _, err := s.Append(ctx, eventstore.Batch{
+		Streams: []eventstore.StreamAppend{{Stream: "s", Events: []event.Event{e}}},
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-waiting; err != nil {
@@ -108,6 +110,7 @@ func TestCommitWakesWait(t *testing.T) {
 	}
 }
 
+// Several processes may open a new file at the same time. One of them creates the schema.
 func TestConcurrentOpen(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "events.db")
@@ -129,6 +132,7 @@ func TestConcurrentOpen(t *testing.T) {
 	}
 }
 
+// Open rejects files that this store cannot use, and names the file and the reason.
 func TestOpenErrors(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -207,7 +211,8 @@ func TestSchemaMigration(t *testing.T) {
 			}
 		}
 		if epochs[0] == "" || epochs[0] != epochs[1] || len(secrets[0]) < 16 || secrets[0] != secrets[1] {
-			t.Fatalf("schema %d: epochs %q, secrets of %d and %d bytes", number, epochs, len(secrets[0]), len(secrets[1]))
+			t.Fatalf("schema %d: epochs %q, secrets of %d and %d bytes",
+				number, epochs, len(secrets[0]), len(secrets[1]))
 		}
 	}
 }
@@ -220,8 +225,12 @@ func TestDamageIsDetected(t *testing.T) {
 	s := open(t, path)
 	const events = 300
 	for i := range events {
-		e := event.Event{ID: uuid.New(), Type: "t", Data: make([]byte, 200), OccurredAt: time.Now(), RecordedAt: time.Now()}
-		batch := eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: strconv.Itoa(i), Events: []event.Event{e}}}}
+		e := event.Event{
+			ID: uuid.New(), Type: "t", Data: make([]byte, 200), OccurredAt: time.Now(), RecordedAt: time.Now(),
+		}
+		batch := eventstore.Batch{
+			Streams: []eventstore.StreamAppend{{Stream: strconv.Itoa(i), Events: []event.Event{e}}},
+		}
 		if _, err := s.Append(t.Context(), batch); err != nil {
 			t.Fatal(err)
 		}
@@ -257,7 +266,7 @@ func TestDamageIsDetected(t *testing.T) {
 			s, err := sqlite.Open(t.Context(), path, event.Order)
 			if err != nil {
 				if !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "backup") || name == "whole" {
-					t.Fatalf("it does not open: %v", err)
+					t.Fatalf("open: %v", err)
 				}
 				return
 			}
