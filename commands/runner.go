@@ -97,8 +97,8 @@ func (r *Runner[S, C, E]) On(stream string, command C) Task[S, C, E] {
 // With an idempotency key (see HeaderIdempotencyKey), a repeated request returns the first answer
 // with receipt.replayed set. Another request under the same key is rejected by the rule
 // "idempotency_key_reused". A rejection is not stored: a request may be sent again under its key
-// and is then decided anew. A command that changes nothing is accepted: it stores no event, and its
-// receipt has the current version.
+// and is then decided again. A command that changes nothing is accepted: it stores no event, and
+// its receipt has the current version.
 //
 // Do returns a *RejectedError, or a Connect error. Aborted means that others kept appending to the
 // stream. Unavailable means that the store failed. The store may still have accepted the command,

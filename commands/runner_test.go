@@ -268,7 +268,7 @@ func TestReusedKeyWithAnotherRequest(t *testing.T) {
 	}
 }
 
-// A rejected command does not use its key up: sent again, it is decided anew.
+// A rejected command does not consume its key: sent again, it is decided again.
 func TestRejectionIsNotStored(t *testing.T) {
 	t.Parallel()
 	client := orders(t, newStore(t))

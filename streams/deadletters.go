@@ -30,7 +30,7 @@ const (
 	HeaderDeadLetterSHA256 = "millrace-park-value-sha256" // in hexadecimal digits
 )
 
-// What a shortened dead letter keeps, in bytes.
+// Limits of a shortened dead letter, in bytes.
 const (
 	keptValue   = 4 << 10
 	keptKey     = 4 << 10

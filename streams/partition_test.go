@@ -143,7 +143,7 @@ func TestAppliedString(t *testing.T) {
 	}
 }
 
-// Whatever ParseApplied accepts has a stable form.
+// Every position that ParseApplied accepts has a stable form.
 func FuzzParseApplied(f *testing.F) {
 	f.Add("12 3.4 1700000000000000")
 	f.Add("12 3.4 1700000000000000 4 AAAAAAAAAAAAAAAAAAAAAQ")

@@ -49,7 +49,7 @@ type Applied struct {
 	// versions saved.
 	Topic string
 	// Partitions is the number of partitions that keys were spread over at that event. It is 0 if
-	// the event does not say. A widened topic has more.
+	// the event does not contain it. A widened topic has more.
 	Partitions int32
 }
 
@@ -67,7 +67,7 @@ func (a Applied) String() string {
 	return s
 }
 
-// noTopic stands for an empty id, which would not be a word.
+// noTopic represents an empty id, which would not be a word.
 const noTopic = "-"
 
 // ParseApplied reads what String returned.
@@ -112,8 +112,8 @@ type Sink interface {
 	Positions(ctx context.Context, topic string) (map[int32]Applied, error)
 
 	// Apply applies events, which are in order per key. An event that was applied before must be a
-	// no-op. After any error the batch is delivered again. Two errors say more: *GapError and
-	// *UnreadableError.
+	// no-op. After any error the batch is delivered again. Two errors have a special meaning:
+	// *GapError and *UnreadableError.
 	Apply(ctx context.Context, records []Record) error
 
 	// SavePositions makes all moves or none. If the sink's position is not the one that a move

@@ -63,8 +63,8 @@ func (h handler) AdjustStock(
 	return commands.Do(ctx, req, h.stock.On(m.GetSku(), adjust), respond)
 }
 
-// ReserveStock sets goods aside for a time. The answer says until when: a repeated request returns
-// the time of the reservation that exists.
+// ReserveStock sets goods aside for a time. The answer contains its end. A repeated request
+// returns the end of the existing reservation.
 func (h handler) ReserveStock(
 	ctx context.Context, req *connect.Request[inventoryv1.ReserveStockRequest],
 ) (*connect.Response[inventoryv1.ReserveStockResponse], error) {
@@ -121,7 +121,7 @@ func (h handler) GetStock(
 			Reason: "this SKU has never had stock"}
 	}
 	// Count expired reservations as available, as the next command will.
-	s = s.after(s.lapses(on))
+	s = s.after(s.expirations(on))
 	return connect.NewResponse(&inventoryv1.GetStockResponse{
 		OnHand: s.OnHand, Reserved: s.Reserved, Available: s.Available(), Version: version,
 	}), nil

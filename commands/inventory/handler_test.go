@@ -92,9 +92,9 @@ func TestStockOverTheWire(t *testing.T) {
 		t.Errorf("release of sold goods: %v", r)
 	}
 
-	lapse := commandstest.Events(t, store)[3]
-	if lapse.Type != "millrace.inventory.v1.ReservationReleased" || !lapse.OccurredAt.Equal(noon.Add(15*time.Minute)) {
-		t.Errorf("the lapse is %s at %v", lapse.Type, lapse.OccurredAt)
+	expiration := commandstest.Events(t, store)[3]
+	if expiration.Type != "millrace.inventory.v1.ReservationReleased" || !expiration.OccurredAt.Equal(noon.Add(15*time.Minute)) {
+		t.Errorf("the expiration is %s at %v", expiration.Type, expiration.OccurredAt)
 	}
 }
 

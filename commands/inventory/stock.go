@@ -104,10 +104,10 @@ func Decider() commands.Decider[State, Command, *inventoryv1.StockEvent] {
 // Decide returns the events of a command, or the reason to reject it. Expired reservations are
 // released first.
 func Decide(s State, c Command) ([]*inventoryv1.StockEvent, error) {
-	// lapses are stored together with the command's own event. now is the state after them, on
+	// expirations are stored together with the command's own event. now is the state after them, on
 	// which the command is decided. s still contains expired reservations, for a better error.
-	lapses := s.lapses(c.on())
-	now := s.after(lapses)
+	expirations := s.expirations(c.on())
+	now := s.after(expirations)
 	var e *inventoryv1.StockEvent
 	var err error
 	switch c := c.(type) {
@@ -128,13 +128,13 @@ func Decide(s State, c Command) ([]*inventoryv1.StockEvent, error) {
 	case err != nil:
 		return nil, err
 	case e == nil:
-		return lapses, nil
+		return expirations, nil
 	}
-	return append(lapses, e), nil
+	return append(expirations, e), nil
 }
 
-// lapses returns the ends of expired reservations, the earliest first.
-func (s State) lapses(on On) []*inventoryv1.StockEvent {
+// expirations returns the events that end expired reservations, the earliest first.
+func (s State) expirations(on On) []*inventoryv1.StockEvent {
 	var ids []string
 	for id, r := range s.Reservations {
 		if !r.ExpiresAt.After(on.Now) {
@@ -196,7 +196,7 @@ func (s State) reserve(c Reserve) (*inventoryv1.StockEvent, error) {
 func (s State) commit(c Commit, before State) (*inventoryv1.StockEvent, error) {
 	held, ok := s.Reservations[c.ReservationID]
 	if !ok {
-		if _, lapsed := before.Reservations[c.ReservationID]; lapsed {
+		if _, expired := before.Reservations[c.ReservationID]; expired {
 			return nil, s.refuse("reservation_expired", "reservation_id", "the reservation has expired")
 		}
 		return nil, errUnknownReservation()
@@ -214,7 +214,7 @@ func (s State) release(c Release, before State) (*inventoryv1.StockEvent, error)
 	if _, ok := s.Reservations[c.ReservationID]; ok {
 		return s.released(c.SKU, c.ReservationID, inventoryv1.ReleaseCause_RELEASE_CAUSE_REQUESTED, c.Now), nil
 	}
-	if _, lapsed := before.Reservations[c.ReservationID]; lapsed {
+	if _, expired := before.Reservations[c.ReservationID]; expired {
 		return nil, nil // the reservation has expired, which has the same effect
 	}
 	return nil, errUnknownReservation()

@@ -84,12 +84,12 @@ func TestStockLifecycle(t *testing.T) {
 	t.Parallel()
 	type events = []*inventoryv1.StockEvent
 	var (
-		ten     = received(10)
-		later   = noon.Add(time.Minute)
-		over    = noon.Add(quarter) // when a reservation made at noon expires
-		held    = events{ten, reserved(noon, "a", 4)}
-		unknown = &commands.RejectedError{Code: commands.NotFound, Rule: "reservation_unknown", Field: "reservation_id"}
-		lapse   = func(id string, quantity int64) *inventoryv1.StockEvent { return released(over, id, quantity, expired) }
+		ten        = received(10)
+		later      = noon.Add(time.Minute)
+		over       = noon.Add(quarter) // when a reservation made at noon expires
+		held       = events{ten, reserved(noon, "a", 4)}
+		unknown    = &commands.RejectedError{Code: commands.NotFound, Rule: "reservation_unknown", Field: "reservation_id"}
+		expiration = func(id string, quantity int64) *inventoryv1.StockEvent { return released(over, id, quantity, expired) }
 	)
 	commandstest.Check(t, inventory.Decider(), map[string]commandstest.Spec[inventory.Command, *inventoryv1.StockEvent]{
 		"goods are received":                      {When: receive(10), Then: events{ten}},
@@ -116,11 +116,11 @@ func TestStockLifecycle(t *testing.T) {
 
 		"an instant before its time a reservation holds": {Given: held, When: commit(over.Add(-time.Microsecond), "a"), Then: events{committed(over.Add(-time.Microsecond), "a", 4)}},
 		"no commit once its time is over":                {Given: held, When: commit(over, "a"), Refused: refused("reservation_expired", "reservation_id", "10", "0", "10")},
-		"lapsed goods can be reserved":                   {Given: held, When: reserve(over, "b", 10), Then: events{lapse("a", 4), reserved(over, "b", 10)}},
-		"a lapsed reservation can be had again":          {Given: held, When: reserve(over, "a", 4), Then: events{lapse("a", 4), reserved(over, "a", 4)}},
-		"lapsed goods can be written off":                {Given: held, When: adjust(over, -10), Then: events{lapse("a", 4), adjusted(over, -10)}},
-		"what lapsed is not released once more":          {Given: held, When: release(over, "a"), Then: events{lapse("a", 4)}},
-		"lapses come in the order of their time": {
+		"expired goods can be reserved":                  {Given: held, When: reserve(over, "b", 10), Then: events{expiration("a", 4), reserved(over, "b", 10)}},
+		"an expired reservation can be made again":       {Given: held, When: reserve(over, "a", 4), Then: events{expiration("a", 4), reserved(over, "a", 4)}},
+		"expired goods can be written off":               {Given: held, When: adjust(over, -10), Then: events{expiration("a", 4), adjusted(over, -10)}},
+		"an expired reservation is not released again":   {Given: held, When: release(over, "a"), Then: events{expiration("a", 4)}},
+		"reservations expire in the order of their ends": {
 			Given: events{ten, reserved(later, "a", 1), reserved(noon, "c", 2), reserved(noon, "b", 3)},
 			When:  reserve(later.Add(quarter), "d", 10),
 			Then: events{
@@ -128,7 +128,7 @@ func TestStockLifecycle(t *testing.T) {
 				reserved(later.Add(quarter), "d", 10),
 			},
 		},
-		"a backdated delivery lapses by the time of its command": {Given: held, When: inventory.Receive{On: at(over), Quantity: 10, Reference: "PO 1", At: noon.AddDate(0, 0, -1)}, Then: events{lapse("a", 4), ten}},
+		"a backdated delivery expires reservations by the service's clock": {Given: held, When: inventory.Receive{On: at(over), Quantity: 10, Reference: "PO 1", At: noon.AddDate(0, 0, -1)}, Then: events{expiration("a", 4), ten}},
 	})
 }
 

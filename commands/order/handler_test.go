@@ -179,15 +179,15 @@ func TestIdempotencyIgnoresCaseOfIDs(t *testing.T) {
 	s := commandstest.Serve(t, store, order.NewHandler)
 	client := orderv1connect.NewOrderServiceClient(s.HTTP1, s.URL)
 	const id = "0198c5a0-7c1e-7abc-8def-0123456789ab"
-	for i, spelt := range []string{id, strings.ToUpper(id)} {
-		customer := spelt
+	for i, spelled := range []string{id, strings.ToUpper(id)} {
+		customer := spelled
 		m := &orderv1.PlaceOrderRequest{
-			OrderId: spelt, CustomerId: &customer, Currency: "GBP", Country: "GB",
+			OrderId: spelled, CustomerId: &customer, Currency: "GBP", Country: "GB",
 			Lines: []*orderv1.NewLine{want("MUG", 1, gbp(1, 0))}, IdempotencyKey: "key",
 		}
 		res, err := client.PlaceOrder(t.Context(), connect.NewRequest(m))
 		if err != nil || res.Msg.GetOrderId() != id || res.Msg.GetReceipt().GetReplayed() != (i > 0) {
-			t.Errorf("%s: %v, %v", spelt, res, err)
+			t.Errorf("%s: %v, %v", spelled, res, err)
 		}
 	}
 	_, err := client.ConfirmOrder(t.Context(), connect.NewRequest(&orderv1.ConfirmOrderRequest{OrderId: id, IdempotencyKey: " key"}))
