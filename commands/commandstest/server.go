@@ -17,7 +17,8 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// OpenStore opens an empty store in a temporary folder, and closes it at the end of the test.
+// OpenStore opens an empty store in a temporary folder, and closes it at the end of the test. It is
+// an SQLite store, because its tests need no server.
 func OpenStore(t testing.TB, agg event.Aggregate) eventstore.Store {
 	t.Helper()
 	store, err := sqlite.Open(context.Background(), filepath.Join(t.TempDir(), agg.Service+".db"), agg)
@@ -32,7 +33,7 @@ func OpenStore(t testing.TB, agg event.Aggregate) eventstore.Store {
 	return store
 }
 
-// Server is a running service on loopback, for its clients.
+// Server is a running service on loopback. Its clients end with the test.
 type Server struct {
 	URL   string
 	HTTP1 *http.Client // for Connect, gRPC-Web and JSON

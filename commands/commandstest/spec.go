@@ -41,7 +41,8 @@ func Check[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C, E],
 			state := Fold(d, spec.Given)
 			before := marshal(t, state)
 			events, err := d.Decide(state, spec.When)
-			// A decider that changes its input would make retries wrong.
+			// A decider must not change its input: the runner folds the events into the same
+			// state.
 			if after := marshal(t, state); after != before {
 				t.Errorf("Decide changed the state\nfrom %s\nto   %s", before, after)
 			}
@@ -59,7 +60,8 @@ func Check[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C, E],
 	}
 }
 
-// checkRefusal compares a rejection with the expected one, without its reason.
+// checkRefusal compares a rejection with the expected one. Of the reason it checks only that there
+// is one.
 func checkRefusal[E proto.Message](t *testing.T, events []E, err error, want *commands.RejectedError) {
 	t.Helper()
 	var got *commands.RejectedError

@@ -61,7 +61,7 @@ func arm(word string) error {
 		ok = false
 	}
 	if !ok {
-		return fmt.Errorf("failpoint %q: want POINT=kill|stop|error|on, optionally followed by @N to act on hit N", word)
+		return fmt.Errorf("failpoint %q: want POINT=kill|stop|error|on, with @N to act on hit N only", word)
 	}
 	mu.Lock()
 	defer mu.Unlock()

@@ -30,7 +30,7 @@ import (
 // Quiet logs nothing.
 var Quiet = slog.New(slog.DiscardHandler)
 
-// StartBroker starts a broker. stop ends it and deletes its data.
+// StartBroker starts a broker, for use in TestMain. stop ends it and deletes its data.
 func StartBroker() (cfg kafka.Config, stop func() error, err error) {
 	dir, err := os.MkdirTemp("", "millrace-log-")
 	if err != nil {
@@ -44,7 +44,8 @@ func StartBroker() (cfg kafka.Config, stop func() error, err error) {
 	return kafka.Config{Brokers: b.Addr(), ClientID: "test", Logger: Quiet}, stop, nil
 }
 
-// NewBroker starts a broker that ends with the test.
+// NewBroker starts a broker that ends with the test. Tests of a package usually share one instead;
+// see StartBroker.
 func NewBroker(t testing.TB) kafka.Config {
 	t.Helper()
 	cfg, stop, err := StartBroker()

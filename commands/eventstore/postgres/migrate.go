@@ -208,7 +208,8 @@ func checkOwner(ctx context.Context, conn querier, schema string, aggregate even
 			origin, here, pgx.Identifier{schema, "store"}.Sanitize(), here)
 	case !same:
 		return fmt.Errorf("the tables were restored from a logical dump, "+
-			"so events written after the dump may be missing: restore a physical backup (pg_basebackup) instead; or, to keep the dump's events "+
+			"so events written after the dump may be missing: "+
+			"restore a physical backup (pg_basebackup) instead; or, to keep the dump's events "+
 			"(the relay compares them with the log before it publishes), "+
 			"run as the schema's owner: UPDATE %s SET relation = 'events'::regclass, epoch = gen_random_uuid()",
 			pgx.Identifier{schema, "store"}.Sanitize())
