@@ -73,7 +73,7 @@ func (c caller) RoundTrip(r *http.Request) (*http.Response, error) {
 	// A response may take long without a byte. HTTP/2 pings detect whether the server is still
 	// there.
 	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingTimeout, PingTimeout: pingTimeout}
-	// Pings need HTTP/2, which without TLS must be asked for.
+	// Pings need HTTP/2, which must be enabled explicitly without TLS.
 	if r.URL.Scheme == "http" {
 		t.Protocols = new(http.Protocols)
 		t.Protocols.SetUnencryptedHTTP2(true)

@@ -127,8 +127,8 @@ func (a *cli) config() (config.Config, error) {
 	return c, c.Check()
 }
 
-// loadConfig is config without the check, for commands that call a system elsewhere: the addresses of
-// its listeners need not be valid for this machine.
+// loadConfig is config without the check, for commands that call a system elsewhere: the addresses
+// of its listeners need not be valid for this machine.
 func (a *cli) loadConfig() (config.Config, error) {
 	// Flags override the environment and the file.
 	c, err := config.Load(a.configPath, os.LookupEnv)

@@ -49,8 +49,8 @@ func TestMistypedCommands(t *testing.T) {
 	}
 }
 
-// TestSingleAddressIsRefused checks that a system named by one of its addresses is never combined with
-// the default of the other.
+// TestSingleAddressIsRefused checks that a system named by one of its addresses is never combined
+// with the default of the other.
 func TestSingleAddressIsRefused(t *testing.T) {
 	for words, want := range map[string]string{
 		"verify --addr 127.0.0.1:9":                    "--admin-addr",
@@ -78,8 +78,8 @@ func TestSingleAddressIsRefused(t *testing.T) {
 	}
 }
 
-// TestRemoteSystemNeedsNoListenerSettings checks that a call to another system does not need the settings of a
-// listener.
+// TestRemoteSystemNeedsNoListenerSettings checks that a call to another system does not need the
+// settings of a listener.
 func TestRemoteSystemNeedsNoListenerSettings(t *testing.T) {
 	for _, words := range []string{"status --admin-addr 192.0.2.1:9", "verify --admin-addr host.invalid:9",
 		"sql --addr host.invalid:9 x"} {
@@ -99,8 +99,8 @@ func TestRemoteSystemNeedsNoListenerSettings(t *testing.T) {
 	}
 }
 
-// TestUnresponsiveServerIsReported checks that a server which accepts connections but never answers, such as a
-// hanging process, is reported and not waited for.
+// TestUnresponsiveServerIsReported checks that a server which accepts connections but never
+// answers, such as a hanging process, is reported and not waited for.
 func TestUnresponsiveServerIsReported(t *testing.T) {
 	defer func(was time.Duration) { pingTimeout = was }(pingTimeout)
 	pingTimeout = 50 * time.Millisecond

@@ -14,8 +14,8 @@ import (
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 )
 
-// newStatus returns the command status. It prints three parts: the sinks, the faults, and the addresses
-// of the servers.
+// newStatus returns the command status. It prints three parts: the sinks, the faults, and the
+// addresses of the servers.
 func newStatus(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -32,8 +32,8 @@ func newStatus(a *cli) *cobra.Command {
 		if err != nil {
 			return explain(err)
 		}
-		// The message of the API is the format for scripts: field names of the contract, zero values
-		// included.
+		// The message of the API is the format for scripts: field names of the contract, zero
+		// values included.
 		if *output == "json" {
 			b, err := protojson.MarshalOptions{EmitUnpopulated: true, UseProtoNames: true, Indent: "  "}.Marshal(r.Msg)
 			if err != nil {

@@ -17,8 +17,8 @@ import (
 	"github.com/millrace/millrace/internal/config"
 )
 
-// newUp returns the command up. It is "serve --role all" with a demo, a status and proposals for what
-// to try next.
+// newUp returns the command up. It is "serve --role all" with a demo, a status and proposals for
+// what to try next.
 func newUp(a *cli) *cobra.Command {
 	var noDemo bool
 	cmd := &cobra.Command{

@@ -151,7 +151,7 @@ func (p *App) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err error
 }
 
 // progress returns how far each store has been published, by service. A process that runs the
-// relays asks them. Others read the relays' checkpoints from Kafka.
+// relays reads it from them. Others read the relays' checkpoints from Kafka.
 func (p *App) progress(ctx context.Context) (map[string]relay.Progress, error) {
 	if len(p.relays) == 0 {
 		// The caller's ctx may have no deadline, and a frozen broker does not answer.
@@ -159,7 +159,7 @@ func (p *App) progress(ctx context.Context) (map[string]relay.Progress, error) {
 		defer cancel()
 		return p.published.Poll(ctx)
 	}
-	// These relays run here, so no broker needs to be asked.
+	// These relays run here, so no request to a broker is needed.
 	progress := map[string]relay.Progress{}
 	for _, a := range p.modules.aggregates() {
 		progress[a.Service] = p.relays[a.Name].Progress()

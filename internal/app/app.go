@@ -10,8 +10,8 @@
 // registers how to undo it, and Close runs these in reverse order. A component that ends by itself
 // fails the process: Failed is closed, and Close returns the reason.
 //
-// App also implements what needs all components: status, verify, readiness, authorization and rebuild.
-// Only the command line and tests import this package.
+// App also implements what needs all components: status, verify, readiness, authorization and
+// rebuild. Only the command line and tests import this package.
 package app
 
 import (

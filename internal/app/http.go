@@ -189,8 +189,8 @@ func (p *App) tablesAccess() (restcatalog.Access, error) {
 	return access, nil
 }
 
-// maxOperations bounds concurrent requests on the admin listener. It is separate from the
-// limiter of the api listener, so load there does not hide the system's state. Readiness has priority over
+// maxOperations bounds concurrent requests on the admin listener. It is separate from the limiter
+// of the api listener, so load there does not hide the system's state. Readiness has priority over
 // the rest, and liveness is not limited.
 const maxOperations = 32
 
@@ -223,7 +223,7 @@ func (p *App) operations() http.Handler {
 	return mux
 }
 
-// catchUpRetryDelay is the pause before brokers that did not answer are asked again.
+// catchUpRetryDelay is the pause before the lag of a view is read again after an error.
 const catchUpRetryDelay = 2 * time.Second
 
 // awaitViews waits until the views have applied what was on the log at the start. Queries are

@@ -98,7 +98,7 @@ func (p *App) startLanding(context.Context) error {
 	run := lakelanding.Config{
 		Instance: instance,
 		Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
-		WriteDeadLetters: park(deadLetters),
+		WriteDeadLetters: deadLetterWriter(deadLetters),
 		CommitInterval:   p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes,
 		Maintenance: p.maintenanceConfig(),
 	}
@@ -146,16 +146,17 @@ func (p *App) maintenanceConfig() *maintenance.Config {
 	}
 }
 
-// park returns a function that writes records which cannot be rows to the dead letter topic.
-func park(to *streams.DeadLetters) lakelanding.DeadLetterWriter {
+// deadLetterWriter returns a function that writes records which cannot be rows to the dead letter
+// topic.
+func deadLetterWriter(to *streams.DeadLetters) lakelanding.DeadLetterWriter {
 	return func(ctx context.Context, records []lakelanding.DeadLetter) error {
-		parked := make([]streams.DeadLetter, 0, len(records))
+		letters := make([]streams.DeadLetter, 0, len(records))
 		for _, r := range records {
-			parked = append(parked, streams.DeadLetter{
+			letters = append(letters, streams.DeadLetter{
 				Sink: r.Sink, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset,
 				Key: r.Key, Value: r.Value, Headers: r.Headers, Reason: r.Reason,
 			})
 		}
-		return to.Write(ctx, parked...)
+		return to.Write(ctx, letters...)
 	}
 }

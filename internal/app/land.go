@@ -50,7 +50,8 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	if err := p.startRegistry(); err != nil {
 		return err
 	}
-	// Read the configuration of the lake before the registry is contacted, so that errors come first.
+	// Read the configuration of the lake before the registry is contacted, so that errors come
+	// first.
 	where, err := LakeConfig(cfg, log)
 	if err != nil {
 		return err
@@ -81,7 +82,7 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	g.Go(func() error {
 		return lakelanding.Run(ctx, p.lake, lakelanding.Config{
 			Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
-			WriteDeadLetters: park(deadLetters),
+			WriteDeadLetters: deadLetterWriter(deadLetters),
 			CommitInterval:   cfg.Lake.CommitInterval, CommitBytes: cfg.Lake.CommitBytes,
 			Maintenance: p.maintenanceConfig(), Landers: l.Landers,
 		})
@@ -94,7 +95,7 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	return g.Wait()
 }
 
-// registryRetryDelay is the pause before a schema registry that does not answer is asked again.
+// registryRetryDelay is the pause between two requests to a schema registry that does not answer.
 const registryRetryDelay = 2 * time.Second
 
 // describe returns the table's declaration. It retries while the schema registry is unavailable.

@@ -16,8 +16,8 @@ import (
 
 // Rebuild deletes and recreates a service's topic, and drops the views and tables that are derived
 // from it. The next start publishes the store again and fills them. No other process of the system
-// may run. The topic of positions is recreated as well, so the checkpoints of all relays are lost. A
-// relay without a checkpoint compares its whole topic with its store. tell is called with each
+// may run. The topic of positions is recreated as well, so the checkpoints of all relays are lost.
+// A relay without a checkpoint compares its whole topic with its store. report is called with each
 // completed step.
 func Rebuild(
 	ctx context.Context, cfg config.Config, service string, log *slog.Logger, report func(what string),
@@ -37,8 +37,8 @@ func Rebuild(
 	// No roles: nothing runs, but the connections and the shutdown are those of a process.
 	p := newApp(Shop(), cfg, nil, log)
 	defer func() { err = errors.Join(err, p.Close()) }()
-	// If a server is embedded, its files are in the data folder, and the lock shows whether a process
-	// runs.
+	// If a server is embedded, its files are in the data folder, and the lock shows whether a
+	// process runs.
 	if len(embedded(cfg, wanted([]Role{Relay, Views, Lake}))) > 0 {
 		if err := p.startFolder(ctx); err != nil {
 			return err

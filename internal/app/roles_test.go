@@ -54,8 +54,8 @@ func TestRunnersReplaceFollowers(t *testing.T) {
 	}
 }
 
-// TestSeparateRolesNeedServers checks that roles in processes of their own need real servers, and that
-// the error names the settings.
+// TestSeparateRolesNeedServers checks that roles in processes of their own need real servers, and
+// that the error names the settings.
 func TestSeparateRolesNeedServers(t *testing.T) {
 	t.Parallel()
 	c := config.Default()

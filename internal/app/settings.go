@@ -14,8 +14,8 @@ import (
 
 const settingsTimeout = 20 * time.Second // for all servers together
 
-// checker is a client that can check the settings of its server. A fault is fatal if the setting would
-// lose or falsify data.
+// checker is a client that can check the settings of its server. A fault is fatal if the setting
+// would lose or falsify data.
 type checker interface {
 	Settings(ctx context.Context) ([]settings.Fault, error)
 }

@@ -165,7 +165,7 @@ func readQuery(w http.ResponseWriter, r *http.Request) (string, bool) {
 		http.Error(w, "send the query as application/sql", http.StatusUnsupportedMediaType)
 		return "", false
 	}
-	// The errors of package server tell a slow client from too much load.
+	// The errors of package server distinguish a slow client from overload.
 	query, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxQueryBytes))
 	status := http.StatusBadRequest
 	switch tooLarge := (*http.MaxBytesError)(nil); {
@@ -202,7 +202,7 @@ func slotsOf(r *http.Request) string {
 }
 
 // acquireSQL blocks until a query may run. It takes one of the caller's own slots first, so that a
-// caller that waits for its own queries holds up nobody else.
+// caller that waits for its own queries delays no other caller.
 func (p *App) acquireSQL(r *http.Request) (done func(), err error) {
 	releaseSlot, err := p.slots.Acquire(r.Context(), slotsOf(r))
 	if err != nil {

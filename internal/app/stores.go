@@ -67,7 +67,7 @@ func storeAccess(c config.Store, a event.Aggregate) (conn, password string, err 
 }
 
 // Migrate migrates the schemas of all event stores to this version, as the configured user. It
-// calls tell for each.
+// calls report for each.
 func Migrate(ctx context.Context, c config.Config, report func(service string)) error {
 	if c.Store.Postgres == "" {
 		return errors.New("store.postgres is empty: embedded stores are migrated at start")

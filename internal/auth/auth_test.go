@@ -59,7 +59,7 @@ func TestGuard(t *testing.T) {
 		t.Fatal(err)
 	}
 	caller := ""
-	door := tokens.Guard(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { caller = auth.CallerOf(r.Context()) }), "/healthz")
+	handler := tokens.Guard(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { caller = auth.CallerOf(r.Context()) }), "/healthz")
 	for _, c := range []struct {
 		name, path, header string
 		status             int
@@ -79,7 +79,7 @@ func TestGuard(t *testing.T) {
 			r.Header.Set("Authorization", c.header)
 		}
 		w := httptest.NewRecorder()
-		door.ServeHTTP(w, r)
+		handler.ServeHTTP(w, r)
 		if w.Code != c.status || caller != c.caller {
 			t.Errorf("%s: status %d, caller %q; want %d, %q", c.name, w.Code, caller, c.status, c.caller)
 		}
@@ -89,7 +89,7 @@ func TestGuard(t *testing.T) {
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Connect-Protocol-Version", "1")
 	w := httptest.NewRecorder()
-	door.ServeHTTP(w, r)
+	handler.ServeHTTP(w, r)
 	if !strings.Contains(w.Body.String(), connect.CodeUnauthenticated.String()) {
 		t.Errorf("a Connect client is told %q", w.Body)
 	}

@@ -34,7 +34,7 @@ type Client struct {
 }
 
 // New returns a client of the server at addr, "host:port" or a URL. If the server is unavailable or
-// busy, a call is retried for at most patience. Then it fails with ErrUnreachable. Call Close when
+// busy, a call is retried for at most retryFor. Then it fails with ErrUnreachable. Call Close when
 // done.
 func New(addr string, retryFor time.Duration, opts ...Option) *Client {
 	var o options

@@ -11,14 +11,13 @@ import (
 	"github.com/millrace/millrace/internal/backoff"
 )
 
-// ErrUnreachable is wrapped by the error of a call that was not answered within the client's
-// patience.
+// ErrUnreachable is wrapped by the error of a call that failed for as long as the client retries.
 var ErrUnreachable = errors.New("server cannot be reached")
 
 const longestAttempt = 30 * time.Second // limit of one attempt
 
 // retry is an interceptor that retries a call, with backoff, until it is answered, ctx ends, or it
-// has failed for patience.
+// has failed for retryFor.
 func retry(retryFor time.Duration) connect.UnaryInterceptorFunc {
 	return func(next connect.UnaryFunc) connect.UnaryFunc {
 		return func(ctx context.Context, request connect.AnyRequest) (connect.AnyResponse, error) {

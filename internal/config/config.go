@@ -6,9 +6,9 @@
 // documented configuration file from the same struct, so file, documentation and code agree;
 // docs/configuration.md is generated from it as well. Secret is a setting that is never printed.
 //
-// Precedence: defaults, the file, the environment, and flags, which the command line applies. Unknown
-// keys are errors. A setting with an empty value usually selects an embedded server; its description
-// says so.
+// Precedence: defaults, the file, the environment, and flags, which the command line applies.
+// Unknown keys are errors. A setting with an empty value usually selects an embedded server; its
+// description says so.
 package config
 
 import (
@@ -75,8 +75,8 @@ type ClientTLS struct {
 	Key     string `yaml:"key" doc:"PEM file with its private key."`
 }
 
-// Auth configures callers and their rights. Tokens and Rights are for listeners, Token and CA for the
-// commands that call one.
+// Auth configures callers and their rights. Tokens and Rights are for listeners, Token and CA for
+// the commands that call one.
 type Auth struct {
 	Tokens string              `yaml:"tokens" doc:"File with one line NAME:TOKEN per caller. Callers send Authorization: Bearer TOKEN. Empty: loopback only, without authentication."`
 	Rights map[string][]string `yaml:"rights" doc:"Rights of each caller, as {name: [right, …]}. Rights: commands, queries, sql, catalog.read, catalog.write (also creates tables and commits to them), catalog.admin (also drops, renames and registers tables, and changes namespaces), operations (status, verify), profiles, all. A suffix limits a right: commands.order and queries.customer to one service, sql.order_lines and catalog.read.order_lines to one table, sql.web.* and catalog.write.web.* to tables with this prefix. A caller with catalog rights to some tables gets no object store keys. A caller without an entry has no rights. Without auth.tokens every caller has all rights."`
@@ -108,8 +108,8 @@ type Commands struct {
 	Currencies  map[string]int `yaml:"currencies" doc:"Currencies that ISO 4217 lacks, or with a different number of decimals, as {code: decimals}. Example: {GBP: 3} accepts prices of a tenth of a penny, which the file of millrace import contains."`
 }
 
-// Limits bounds concurrent work. Zero connections mean a default that depends on the process's limit
-// of open files.
+// Limits bounds concurrent work. Zero connections mean a default that depends on the process's
+// limit of open files.
 type Limits struct {
 	Connections      int           `yaml:"connections" doc:"Connections to addr. At the limit, idle connections are closed for new ones. 0: half of the process's open-file limit (ulimit -n), at most 8192."`
 	AdminConnections int           `yaml:"admin_connections" doc:"Connections to admin.addr. 0: an eighth of the open-file limit, at most 256."`
@@ -292,7 +292,8 @@ func Load(path string, lookupEnv func(string) (string, bool)) (Config, error) {
 func override(v reflect.Value, prefix string, lookupEnv func(string) (string, bool)) error {
 	for i := range v.NumField() {
 		f, name := v.Field(i), prefix+strings.ToUpper(v.Type().Field(i).Tag.Get("yaml"))
-		// A secret has two variables: NAME is its value, NAME_FILE its file. The value takes precedence.
+		// A secret has two variables: NAME is its value, NAME_FILE its file. The value takes
+		// precedence.
 		if secret, ok := f.Addr().Interface().(*Secret); ok {
 			if path, ok := lookupEnv(name + "_FILE"); ok {
 				*secret = SecretFile(path)

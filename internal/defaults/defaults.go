@@ -1,5 +1,5 @@
-// Package defaults holds the defaults that the configuration and the lake's packages share, so that a
-// table lands and is maintained alike, whether Millrace or another program does it.
+// Package defaults holds the defaults that the configuration and the lake's packages share, so that
+// a table lands and is maintained alike, whether Millrace or another program does it.
 package defaults
 
 import "time"

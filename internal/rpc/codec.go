@@ -23,8 +23,8 @@ func Codecs(strict bool) []connect.HandlerOption {
 	}
 }
 
-// binaryCodec is the codec of Protobuf's binary format. It replaces connect's own, whose errors name
-// Go types.
+// binaryCodec is the codec of Protobuf's binary format. It replaces connect's own, whose errors
+// name Go types.
 type binaryCodec struct{}
 
 func (binaryCodec) Name() string { return "proto" }
@@ -61,8 +61,8 @@ func (binaryCodec) Unmarshal(data []byte, message any) error {
 	return nil
 }
 
-// jsonCodec is the codec of Protobuf's JSON format. Connect looks codecs up by name, and a content type
-// with a charset is another name.
+// jsonCodec is the codec of Protobuf's JSON format. Connect looks codecs up by name, and a content
+// type with a charset is another name.
 type jsonCodec struct {
 	name   string
 	strict bool

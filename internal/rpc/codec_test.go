@@ -51,13 +51,13 @@ func accepted(context.Context) error { return nil }
 func raw(t *testing.T, opts ...rpc.Option) func(procedure, contentType, body string) (int, string) {
 	t.Helper()
 	mux := http.NewServeMux()
-	door := func(opts ...rpc.Option) []connect.HandlerOption {
+	options := func(opts ...rpc.Option) []connect.HandlerOption {
 		return rpc.HandlerOptions(slog.New(slog.DiscardHandler), func() time.Time { return now }, opts...)
 	}
 	opts = append(opts, rpc.Strict())
-	mux.Handle(orderv1connect.NewOrderServiceHandler(service{place: accepted}, door(opts...)...))
-	mux.Handle(inventoryv1connect.NewInventoryServiceHandler(stock{}, door(opts...)...))
-	mux.Handle(orderv1connect.NewOrderQueryServiceHandler(queries{}, door()...))
+	mux.Handle(orderv1connect.NewOrderServiceHandler(service{place: accepted}, options(opts...)...))
+	mux.Handle(inventoryv1connect.NewInventoryServiceHandler(stock{}, options(opts...)...))
+	mux.Handle(orderv1connect.NewOrderQueryServiceHandler(queries{}, options()...))
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
 	return func(procedure, contentType, body string) (int, string) {

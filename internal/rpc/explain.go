@@ -133,7 +133,7 @@ func (x *explainer) value(path string, value json.RawMessage, fd protoreflect.Fi
 	return x.scalar(path, value, fd)
 }
 
-// scalar asks protojson about this one field.
+// scalar decodes this one field with protojson.
 func (x *explainer) scalar(path string, value json.RawMessage, fd protoreflect.FieldDescriptor) error {
 	if fd.IsList() {
 		// protojson expects a list for this field, so wrap the single element.

@@ -101,16 +101,16 @@ func TestInvalidRequests(t *testing.T) {
 			if status == "" {
 				status = res.Trailer.Get("Grpc-Status")
 			}
-			said := string(answer) + res.Header.Get("Grpc-Message") + res.Trailer.Get("Grpc-Message")
-			if plain, err := url.PathUnescape(said); err == nil {
-				said = plain
+			response := string(answer) + res.Header.Get("Grpc-Message") + res.Trailer.Get("Grpc-Message")
+			if plain, err := url.PathUnescape(response); err == nil {
+				response = plain
 			}
 			if res.StatusCode != c.http || status != c.grpc {
-				t.Errorf("%s %q, want %d %q: %q", res.Status, status, c.http, c.grpc, said)
+				t.Errorf("%s %q, want %d %q: %q", res.Status, status, c.http, c.grpc, response)
 			}
 			for _, text := range goTexts {
-				if strings.Contains(said, text) {
-					t.Errorf("it says %q", said)
+				if strings.Contains(response, text) {
+					t.Errorf("it says %q", response)
 				}
 			}
 		})

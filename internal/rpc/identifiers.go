@@ -138,7 +138,8 @@ func normalize(m proto.Message, currencies event.Currencies) []*validate.Violati
 	return n.violations
 }
 
-// pathElement is a field on the path from the request to a value, with the index if the field is a list.
+// pathElement is a field on the path from the request to a value, with the index if the field is a
+// list.
 type pathElement struct {
 	field protoreflect.FieldDescriptor
 	index int

@@ -56,9 +56,9 @@ func record(
 	t.Helper()
 	r := &recorder{}
 	mux := http.NewServeMux()
-	door := rpc.HandlerOptions(slog.New(slog.DiscardHandler), func() time.Time { return now }, opts...)
-	mux.Handle(orderv1connect.NewOrderServiceHandler(r, door...))
-	mux.Handle(orderv1connect.NewOrderQueryServiceHandler(r, door...))
+	options := rpc.HandlerOptions(slog.New(slog.DiscardHandler), func() time.Time { return now }, opts...)
+	mux.Handle(orderv1connect.NewOrderServiceHandler(r, options...))
+	mux.Handle(orderv1connect.NewOrderQueryServiceHandler(r, options...))
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
 	return r, orderv1connect.NewOrderServiceClient(server.Client(), server.URL),

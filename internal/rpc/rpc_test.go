@@ -182,7 +182,7 @@ func (o operations) Verify(
 	return o.fail(ctx)
 }
 
-// Operators are told which server does not answer, and that they may retry: an unavailable store is
+// Operators learn which server does not answer, and that they may retry: an unavailable store is
 // not a bug.
 func TestOperatorErrors(t *testing.T) {
 	t.Parallel()

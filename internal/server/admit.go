@@ -11,9 +11,10 @@ import (
 // body is read afterwards.
 const maxHeld = 4<<20 + 1<<10
 
-// Admit passes requests through the limiter. A request that would wait too long is refused before its
-// body is read. An admitted request has sent its body, so slow clients do not occupy places. refuse
-// responds with ErrOverloaded, or with the error of a request's context that ended while it waited.
+// Admit passes requests through the limiter. A request that would wait too long is refused before
+// its body is read. An admitted request has sent its body, so slow clients do not occupy places.
+// refuse responds with ErrOverloaded, or with the error of a request's context that ended while it
+// waited.
 func (g *Limiter) Admit(
 	class func(*http.Request) Class, refuse func(http.ResponseWriter, *http.Request, error),
 	next http.Handler,

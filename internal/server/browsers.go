@@ -36,10 +36,10 @@ func Guard(
 		}
 		// Only browsers send these headers, and a page cannot remove them.
 		if r.Header.Get("Sec-Fetch-Site") != "" || r.Header.Get("Origin") != "" {
-			asked := *r
+			checked := *r
 			// Reads are refused, too, because responses contain customers' data.
-			asked.Method = http.MethodPost
-			if err := cross.Check(&asked); err != nil {
+			checked.Method = http.MethodPost
+			if err := cross.Check(&checked); err != nil {
 				refuse(w, r, "cross-origin requests are not allowed")
 				return
 			}

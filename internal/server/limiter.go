@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// ErrOverloaded means that a Limiter or Slots refused a request. Its work has not begun, so the client
-// may retry.
+// ErrOverloaded means that a Limiter or Slots refused a request. Its work has not begun, so the
+// client may retry.
 var ErrOverloaded = errors.New("overloaded; try again later")
 
 // RetryAfter is the value of the Retry-After header of refused requests, in seconds.
@@ -30,7 +30,7 @@ const (
 func (c Class) String() string { return [...]string{"sql", "query", "command"}[c] }
 
 // How long a request may queue. burstWait applies if the queue was empty a moment ago, so that a
-// burst is served. standingWait applies once the queue stands: then there is more load than
+// burst is served. standingWait applies to a standing queue: then there is more load than
 // capacity, and waiting would only make every response late. CoDel does the same for packets.
 var (
 	burstWait = [classes]time.Duration{SQL: 200 * time.Millisecond, Query: 500 * time.Millisecond,
@@ -96,7 +96,8 @@ func (l *Limiter) Acquire(ctx context.Context, c Class) (release func(), err err
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
-	// The timer and the admission can coincide. Then the place is ours, and must be used or released.
+	// The timer and the admission can coincide. Then the place is ours, and must be used or
+	// released.
 	if l.abandon(w, c, err) {
 		return nil, err
 	}
@@ -215,8 +216,8 @@ func (l *Limiter) release() {
 	l.admit()
 }
 
-// updateInterval updates the average interval when a place becomes free. It is a moving average, and
-// has no meaning while the queue is empty.
+// updateInterval updates the average interval when a place becomes free. It is a moving average,
+// and has no meaning while the queue is empty.
 func (l *Limiter) updateInterval(now time.Time) {
 	const weight = 16 // of the past: one new interval counts for a sixteenth
 	if l.waiting == 0 {

@@ -1,9 +1,10 @@
 // Package server contains what every listener does before a request reaches its handler.
 //
 // Server serves HTTP on a listener and limits its connections (conns.go). Guard refuses requests
-// that a web page made a browser send (browsers.go). Bodies bounds request bodies (bodies.go). Under
-// load, Limiter refuses requests by class (limiter.go, admit.go), and Slots shares long work fairly
-// among callers (slots.go). Certificate reloads a renewed certificate. Profiles serves Go's profiles.
+// that a web page made a browser send (browsers.go). Bodies bounds request bodies (bodies.go).
+// Under load, Limiter refuses requests by class (limiter.go, admit.go), and Slots shares long work
+// fairly among callers (slots.go). Certificate reloads a renewed certificate. Profiles serves Go's
+// profiles.
 //
 // Invariants: everything that a client can make the server hold is bounded, be it connections,
 // bytes, requests or time. A refused request has not started, so a client may always retry it.

@@ -74,8 +74,8 @@ func status(c net.Conn) (int, error) {
 	return res.StatusCode, res.Body.Close()
 }
 
-// Idle connections keep nobody out: silent ones, ones with an endless header, and ones that are
-// kept open after a call.
+// Idle connections do not lock out new ones: silent ones, ones with an endless header, and ones
+// that are kept open after a call.
 func TestIdleConnectionsMakeRoom(t *testing.T) {
 	t.Parallel()
 	address, s := start(t, server.Limits{Connections: 20, PerAddress: 20},

@@ -36,8 +36,8 @@ func openView(t testing.TB, open func() catalog.Index) (*catalog.View, func()) {
 	return catalog.New(x, quiet), closeOnce
 }
 
-// TestRedeliveryAndConcurrentFeedersChangeNothing checks that the view's content is that of the events, whatever is
-// delivered twice and however many writers there are.
+// TestRedeliveryAndConcurrentFeedersChangeNothing checks that the view's content is that of the
+// events, whatever is delivered twice and however many writers there are.
 func TestRedeliveryAndConcurrentFeedersChangeNothing(t *testing.T) {
 	conform(t, func(t *testing.T, open func() catalog.Index) {
 		v, _ := openView(t, open)

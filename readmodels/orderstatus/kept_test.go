@@ -33,8 +33,8 @@ func keeping(t *testing.T, dir string) (v *orderstatus.View, stop func()) {
 	}
 }
 
-// TestStoredViewResumes checks that a stored view resumes: it is complete at the start, before anything
-// is read from the log.
+// TestStoredViewResumes checks that a stored view resumes: it is complete at the start, before
+// anything is read from the log.
 func TestStoredViewResumes(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)

@@ -140,8 +140,8 @@ func asExpected(t testing.TB, v *orderstatus.View, l *streamstest.Log) {
 	}
 }
 
-// TestRedeliveryAndConcurrentFeedersChangeNothing checks that the view's content is that of the events, whatever is
-// delivered twice and however many writers there are.
+// TestRedeliveryAndConcurrentFeedersChangeNothing checks that the view's content is that of the
+// events, whatever is delivered twice and however many writers there are.
 func TestRedeliveryAndConcurrentFeedersChangeNothing(t *testing.T) {
 	t.Parallel()
 	onEvery(t, func(t *testing.T, cfg redis.Config) {

@@ -1,9 +1,9 @@
 // Package analysis decides what a word of a product is and which words are the same, for every
-// search engine. An engine stores and looks up finished terms, so engines cannot differ in what they
-// find, and none needs a language plugin.
+// search engine. An engine stores and looks up finished terms, so engines cannot differ in what
+// they find, and none needs a language plugin.
 //
-// [Document] is what an engine indexes of a product, and [Clauses] is what a text asks for in it.
-// The steps are the same for both:
+// [Document] is what an engine indexes of a product, and [Clauses] is what a search text requires
+// of it. The steps are the same for both:
 //
 //  1. compatibility normalisation (NFKC), case folding, and removal of accents;
 //  2. words, as Unicode's annex 29 separates them;

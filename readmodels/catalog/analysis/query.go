@@ -67,7 +67,7 @@ const (
 	Fuzzy
 )
 
-// Clauses returns the conditions that a text stands for. A product matches if at least one Match of
+// Clauses returns the conditions of a search text. A product matches if at least one Match of
 // every clause holds. A text without words has no clauses and matches nothing.
 //
 // A stop word ("the") is not required unless it is the last word, which may be unfinished. Two

@@ -52,12 +52,12 @@ func TestDamage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		said, err := io.ReadAll(answer.Body)
+		body, err := io.ReadAll(answer.Body)
 		if err := answer.Body.Close(); err != nil {
 			t.Error(err)
 		}
 		if err != nil || answer.StatusCode > 299 {
-			t.Fatalf("%v, %s: %s", err, answer.Status, said)
+			t.Fatalf("%v, %s: %s", err, answer.Status, body)
 		}
 	}
 	product := func(b string) map[string]any {

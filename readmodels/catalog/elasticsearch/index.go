@@ -66,7 +66,8 @@ type Index struct {
 	log    *slog.Logger
 }
 
-// Open opens the index, and returns an error if the cluster does not answer. It creates the index if it does not exist and the user may create it.
+// Open opens the index, and returns an error if the cluster does not answer. It creates the index
+// if it does not exist and the user may create it.
 func Open(ctx context.Context, cfg Config) (*Index, error) {
 	if len(cfg.Addresses) == 0 {
 		return nil,
@@ -170,8 +171,8 @@ func mappingOf(alias string) map[string]any {
 	}
 }
 
-// storedProduct is the part of a product's document that is read. The rest is for searching only, so
-// no query depends on how Elasticsearch returns it.
+// storedProduct is the part of a product's document that is read. The rest is for searching only,
+// so no query depends on how Elasticsearch returns it.
 type storedProduct struct {
 	Product []byte `json:"product"` // the whole product, as protobuf
 }
@@ -199,7 +200,8 @@ func readProduct(id string, stored json.RawMessage) (*catalogv1.Product, error) 
 	return d.read(id)
 }
 
-// create creates the index and its alias. If another process has created it first, that one is used.
+// create creates the index and its alias. If another process has created it first, that one is
+// used.
 func (x *Index) create(ctx context.Context) error {
 	// The number leaves room for a successor behind the same alias.
 	index := x.alias + "-000001"

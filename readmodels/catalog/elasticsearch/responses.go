@@ -29,8 +29,8 @@ func (e *responseError) Error() string {
 	return strings.TrimSpace(fmt.Sprintf("%sElasticsearch returned %d %s %s", e.hint, e.status, e.Type, e.Reason))
 }
 
-// Is makes a missing index match streams.ErrLost, so that the view is rebuilt, and a missing privilege
-// match catalog.ErrReadOnly.
+// Is makes a missing index match streams.ErrLost, so that the view is rebuilt, and a missing
+// privilege match catalog.ErrReadOnly.
 func (e *responseError) Is(target error) bool {
 	switch target {
 	case streams.ErrLost:

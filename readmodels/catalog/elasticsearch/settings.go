@@ -68,14 +68,14 @@ func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 // fieldsOf returns the fields of two mappings by name. "dynamic" is included as if it were a field.
 func fieldsOf(ours any, theirs json.RawMessage) (wanted, actual map[string]any, err error) {
 	// Encode and decode ours, so that both sides have the same Go types.
-	asked, err := json.Marshal(ours)
+	encoded, err := json.Marshal(ours)
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, side := range []struct {
 		raw []byte
 		to  *map[string]any
-	}{{asked, &wanted}, {theirs, &actual}} {
+	}{{encoded, &wanted}, {theirs, &actual}} {
 		var m struct {
 			Dynamic    any
 			Properties map[string]any
