@@ -19,7 +19,7 @@ import (
 )
 
 // caller makes requests of subcommands to a running system: by TLS if the configuration has a
-// certificate, with a token if it has one.
+// certificate, with a token if it has one. It is also the http.RoundTripper of its clients.
 type caller struct {
 	c     config.Config
 	tls   *tls.Config
@@ -55,7 +55,7 @@ func (c caller) url(addr string) string {
 // api returns the URL of commands, queries and SQL.
 func (c caller) api() string { return c.url(c.c.Addr) }
 
-// options returns the options of clients of the command API.
+// options returns the options of clients of the command API. Those retry; the other commands do not.
 func (c caller) options() []client.Option {
 	return []client.Option{client.WithToken(c.token), client.WithTLS(c.tls)}
 }

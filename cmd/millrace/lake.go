@@ -147,6 +147,7 @@ func showTable[T any](
 	if output == "json" {
 		return printJSON(cmd.OutOrStdout(), all)
 	}
+	// JSON has all fields of an element, and the table a selection as text.
 	rows := make([][]any, len(all))
 	for i, one := range all {
 		rows[i] = row(one)
@@ -178,7 +179,7 @@ first offsets that are not in the table.`,
 
 // newLakeMaintain returns the command lake maintain.
 func newLakeMaintain(a *cli) *cobra.Command {
-	// Nothing else in this process needs the time, so there is no pause between steps.
+	// A duty cycle of 1: nothing else in this process needs the time, so there is no pause between steps.
 	c := maintenance.Config{DutyCycle: 1}
 	var dry bool
 	var deletes float64
@@ -221,6 +222,7 @@ the same periodically.`,
 		if dry {
 			return planMaintenance(ctx, cmd, l, names, c, *output)
 		}
+		// One report per table, in the order of the names.
 		reports := make([]maintenance.Report, len(names))
 		// Of all tables: one failure does not prevent the maintenance of the others.
 		var failed error

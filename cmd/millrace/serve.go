@@ -47,6 +47,7 @@ store.postgres, kafka.brokers, redis.addr, search.elasticsearch, lake.catalog an
 		if err != nil {
 			return err
 		}
+		// Start checks that these roles can run without the others.
 		roles, err := app.ParseRoles(names)
 		if err != nil {
 			return err
@@ -57,7 +58,7 @@ store.postgres, kafka.brokers, redis.addr, search.elasticsearch, lake.catalog an
 		if err != nil {
 			return fmt.Errorf("start: %w", err)
 		}
-		api := ""
+		api := "" // a process without commands, query or iceberg has no listener for them
 		if p.Addr() != "" {
 			api = "api on " + p.Addr() + ", "
 		}

@@ -40,6 +40,7 @@ The next start continues from the data on disk. The demo's commands are not dupl
 		ctx, out := cmd.Context(), cmd.OutOrStdout()
 		log := c.Log.Logger(os.Stderr)
 		begun := time.Now()
+		// All roles, so every server may be embedded.
 		p, err := app.Start(ctx, c, app.Roles(), log)
 		if err != nil {
 			return fmt.Errorf("start: %w", err)
@@ -112,6 +113,7 @@ func present(ctx context.Context, out io.Writer, p *app.App, caller caller, noDe
 // printTryNext prints three commands that can be copied. They contain addresses only if those are
 // not the defaults.
 func printTryNext(out io.Writer, caller caller, sample demo.Result) {
+	// A command that is copied must reach this system and no other.
 	usual := config.Default()
 	addr, adminAddr, token := "", "", ""
 	if caller.c.Addr != usual.Addr {

@@ -105,6 +105,7 @@ func printVerify(w io.Writer, r *adminv1.VerifyResult) {
 			}
 		}
 	}
+	// The last line is the verdict.
 	if r.Equal {
 		fmt.Fprintln(w, "equal everywhere")
 	}
@@ -113,6 +114,7 @@ func printVerify(w io.Writer, r *adminv1.VerifyResult) {
 // verifyJSON returns the result with stable names and plain numbers, for scripts. Protobuf's JSON
 // would print 64-bit counts as strings.
 func verifyJSON(r *adminv1.VerifyResult) any {
+	// Field names are part of the interface for scripts: add fields, but do not rename any.
 	type side struct {
 		Side  string `json:"side"`
 		Unit  string `json:"unit"`

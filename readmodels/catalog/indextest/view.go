@@ -69,6 +69,7 @@ func randomData(t testing.TB, version uint64) []byte {
 	if version == 0 {
 		return Marshal(t, Listed(title, colours[rand.IntN(len(colours))]))
 	}
+	// Mostly prices, as in a real shop. Listing again also lists a delisted product.
 	switch rand.IntN(10) {
 	case 0:
 		return Marshal(t, Delisted())
@@ -107,6 +108,7 @@ func Holds(t testing.TB, v *catalog.View, l *streamstest.Log) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Compare per document, to report how many differ.
 	want, err := catalog.ExpectedDigest(l.All())
 	if err != nil {
 		t.Fatal(err)
