@@ -91,25 +91,25 @@ func (c *cluster) check() []string {
 	}
 	for _, b := range c.budgets {
 		if len(c.selected(b.Spec.Selector)) == 0 {
-			add("PodDisruptionBudget %s: it selects no pod", b.Name)
+			add("PodDisruptionBudget %s: selects no pods", b.Name)
 		}
 	}
 	for _, s := range c.scalers {
 		target := s.Spec.ScaleTargetRef
 		if !slices.ContainsFunc(c.pods, func(p pod) bool { return p.name == target.Kind+" "+target.Name }) {
-			add("HorizontalPodAutoscaler %s: there is no %s %s", s.Name, target.Kind, target.Name)
+			add("HorizontalPodAutoscaler %s: %s %s does not exist", s.Name, target.Kind, target.Name)
 		}
 	}
 	for _, p := range c.policies {
 		if len(c.selected(&p.Spec.PodSelector)) == 0 {
-			add("NetworkPolicy %s: it selects no pod", p.Name)
+			add("NetworkPolicy %s: selects no pods", p.Name)
 		}
 	}
 	for _, p := range c.pods { // without a policy that selects it, a pod accepts connections from anywhere
 		if !slices.ContainsFunc(c.policies, func(n *networkingv1.NetworkPolicy) bool {
 			return slices.Contains(n.Spec.PolicyTypes, networkingv1.PolicyTypeIngress) && matches(&n.Spec.PodSelector, p.labels)
 		}) {
-			add("%s: no NetworkPolicy says who may reach it", p.name)
+			add("%s: no NetworkPolicy restricts who may reach it", p.name)
 		}
 	}
 	return faults
@@ -119,7 +119,7 @@ func (c *cluster) check() []string {
 func (c *cluster) checkService(s *corev1.Service, add func(string, ...any)) {
 	pods := c.selected(&metav1.LabelSelector{MatchLabels: s.Spec.Selector})
 	if len(pods) == 0 {
-		add("Service %s: it selects no pod", s.Name)
+		add("Service %s: selects no pods", s.Name)
 	}
 	for _, p := range pods {
 		for _, port := range s.Spec.Ports {
@@ -156,10 +156,10 @@ func matches(s *metav1.LabelSelector, l map[string]string) bool {
 // secrets and their files, accounts, services.
 func (c *cluster) checkReferences(p pod, add func(string, ...any)) {
 	if p.spec.ServiceAccountName != "" && !c.accounts[p.spec.ServiceAccountName] {
-		add("there is no ServiceAccount %s", p.spec.ServiceAccountName)
+		add("ServiceAccount %s does not exist", p.spec.ServiceAccountName)
 	}
 	if p.service != "" && !slices.ContainsFunc(c.services, func(s *corev1.Service) bool { return s.Name == p.service && s.Spec.ClusterIP == corev1.ClusterIPNone }) {
-		add("there is no headless Service %s", p.service)
+		add("headless Service %s does not exist", p.service)
 	}
 	files := map[string][]string{} // files by volume, if known
 	for _, v := range p.spec.Volumes {
@@ -190,7 +190,7 @@ func (c *cluster) checkReferences(p pod, add func(string, ...any)) {
 func (c *cluster) keys(have map[string][]string, kind, name string, items []corev1.KeyToPath, add func(string, ...any)) []string {
 	keys, ok := have[name]
 	if !ok {
-		add("there is no %s %s", kind, name)
+		add("%s %s does not exist", kind, name)
 		return nil
 	}
 	if len(items) == 0 {

@@ -57,7 +57,7 @@ func checkCompose(path string) (int, []string, error) {
 			add("secret %s: no service uses it", name)
 		}
 		if missing(project.Secrets[name].File) {
-			add("secret %s: its file %s is not there", name, project.Secrets[name].File)
+			add("secret %s: file %s does not exist", name, project.Secrets[name].File)
 		}
 	}
 	for name := range project.Volumes {
@@ -77,40 +77,40 @@ func checkService(project *types.Project, s types.ServiceConfig, used map[string
 	for _, v := range s.Volumes {
 		used["volume "+v.Source] = true
 		if v.Type == types.VolumeTypeBind && missing(v.Source) {
-			add("it mounts %s, which is not there", v.Source)
+			add("mounts %s, which does not exist", v.Source)
 		}
 	}
 	if s.Image == "" || !pinned(s.Image) {
-		add("its image %q names no version", s.Image)
+		add("image %q has no version", s.Image)
 	}
 	if s.Build != nil && missing(filepath.Join(s.Build.Context, s.Build.Dockerfile)) {
-		add("its Dockerfile is not there")
+		add("its Dockerfile does not exist")
 	}
 	for _, script := range slices.Concat(s.Entrypoint, s.Command) {
 		checkScript(s, script, add)
 	}
 	if s.Deploy == nil || s.Deploy.Resources.Limits == nil || s.Deploy.Resources.Limits.MemoryBytes == 0 ||
 		s.Deploy.Resources.Limits.NanoCPUs == 0 || s.Deploy.Resources.Limits.Pids == 0 {
-		add("it has no limits of CPU, memory and processes")
+		add("no limits of CPU, memory and processes")
 	}
 	if !slices.Contains(s.CapDrop, "ALL") || !slices.Contains(s.SecurityOpt, "no-new-privileges:true") || s.Privileged {
-		add("it keeps privileges: cap_drop ALL and no-new-privileges are wanted")
+		add("keeps privileges: set cap_drop ALL and no-new-privileges")
 	}
 	user, _, _ := strings.Cut(s.User, ":")
 	if (user == "" || user == "0" || user == "root") && !mayBeRoot[s.Name] {
-		add("it runs as root: name a user")
+		add("runs as root: set a user")
 	}
 	once := strings.HasPrefix(s.Restart, "on-failure")
 	if !once && (s.HealthCheck == nil || s.HealthCheck.Disable || len(s.HealthCheck.Test) == 0) {
-		add("it has no health check")
+		add("no health check")
 	}
 	for other, dependency := range s.DependsOn {
 		target := project.Services[other]
 		switch runsOnce := strings.HasPrefix(target.Restart, "on-failure"); {
 		case runsOnce && dependency.Condition != types.ServiceConditionCompletedSuccessfully:
-			add("it depends on %s, which runs once: wait until it has completed", other)
+			add("depends on %s, which runs once: wait until it has completed", other)
 		case !runsOnce && dependency.Condition != types.ServiceConditionHealthy && s.NetworkMode != "service:"+other:
-			add("it depends on %s: wait until that is healthy", other)
+			add("depends on %s: wait until it is healthy", other)
 		}
 	}
 	for key, value := range s.Environment {
@@ -125,11 +125,11 @@ func checkVariable(s types.ServiceConfig, key string, value *string, add func(st
 		return
 	}
 	if strings.HasSuffix(key, "PASSWORD") || strings.HasSuffix(key, "SECRET_KEY") || strings.HasSuffix(key, "TOKEN") {
-		add("%s holds a secret: give a file", key)
+		add("%s contains a secret: use a file", key)
 	}
 	name, isSecret := strings.CutPrefix(*value, "/run/secrets/")
 	if isSecret && !slices.ContainsFunc(s.Secrets, func(c types.ServiceSecretConfig) bool { return c.Source == name }) {
-		add("%s names the secret %s, which it is not given", key, name)
+		add("%s refers to the secret %s, which the service does not have", key, name)
 	}
 }
 
@@ -145,13 +145,13 @@ func checkScript(s types.ServiceConfig, path string, add func(string, ...any)) {
 		}
 		info, err := os.Stat(v.Source + rest)
 		if err == nil && filepath.Ext(path) == "" && info.Mode()&0o111 == 0 {
-			add("%s cannot be run", v.Source+rest)
+			add("%s is not executable", v.Source+rest)
 		}
 		if err == nil {
 			return
 		}
 	}
-	add("%s is not mounted, or not there", path)
+	add("%s is not mounted or does not exist", path)
 }
 
 // pinned reports whether an image has a tag other than latest.

@@ -96,7 +96,7 @@ func admit(text []byte) (runtime.Object, []string) {
 	}
 	strategy, ok := strategies[*kind]
 	if !ok {
-		return nil, []string{fmt.Sprintf("objects of the kind %s are not known here: add their strategy", kind)}
+		return nil, []string{fmt.Sprintf("unknown kind %s: add its strategy", kind)}
 	}
 	legacyscheme.Scheme.Default(obj)
 	internal, err := legacyscheme.Scheme.ConvertToVersion(obj.DeepCopyObject(), schema.GroupVersion{Group: kind.Group, Version: runtime.APIVersionInternal})
@@ -152,7 +152,7 @@ func checkPod(spec corev1.PodSpec, once bool, add func(string, ...any)) {
 	}
 	for _, c := range spec.Containers {
 		if !once && (c.ReadinessProbe == nil || c.LivenessProbe == nil) {
-			add("container %s: it wants readiness and liveness probes", c.Name)
+			add("container %s: missing readiness or liveness probe", c.Name)
 		}
 		for _, p := range []*corev1.Probe{c.ReadinessProbe, c.LivenessProbe, c.StartupProbe} {
 			checkProbe(p, c, add)
@@ -163,18 +163,18 @@ func checkPod(spec corev1.PodSpec, once bool, add func(string, ...any)) {
 // checkContainer applies the rules to one container of a pod.
 func checkContainer(c corev1.Container, pod *corev1.PodSecurityContext, add func(string, ...any)) {
 	if !pinned(c.Image) {
-		add("its image %q names no version", c.Image)
+		add("image %q has no version", c.Image)
 	}
 	for _, list := range []struct {
 		name string
 		corev1.ResourceList
 	}{{"requests", c.Resources.Requests}, {"limits", c.Resources.Limits}} {
 		if list.Memory().IsZero() {
-			add("it has no %s of memory", list.name)
+			add("no %s of memory", list.name)
 		}
 	}
 	if c.Resources.Requests.Cpu().IsZero() {
-		add("it has no requests of CPU")
+		add("no requests of CPU")
 	}
 	s := c.SecurityContext
 	if s == nil {
@@ -202,7 +202,7 @@ func checkContainer(c corev1.Container, pod *corev1.PodSecurityContext, add func
 	}
 	for _, v := range c.Env {
 		if v.Value != "" && (strings.HasSuffix(v.Name, "PASSWORD") || strings.HasSuffix(v.Name, "SECRET_KEY") || strings.HasSuffix(v.Name, "TOKEN")) {
-			add("%s holds a secret: give a file", v.Name)
+			add("%s contains a secret: use a file", v.Name)
 		}
 	}
 }
@@ -222,6 +222,6 @@ func checkProbe(p *corev1.Probe, c corev1.Container, add func(string, ...any)) {
 		return
 	}
 	if !slices.ContainsFunc(c.Ports, func(d corev1.ContainerPort) bool { return d.Name == port || fmt.Sprint(d.ContainerPort) == port }) {
-		add("container %s: a probe asks port %s, which it does not declare", c.Name, port)
+		add("container %s: a probe uses port %s, which is not declared", c.Name, port)
 	}
 }
