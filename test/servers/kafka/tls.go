@@ -64,6 +64,7 @@ func (a *authority) issue(dir string) (file string, err error) {
 		return "", err
 	}
 	file = filepath.Join(dir, "keystore.pem")
-	bundle := append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	bundle := append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
 	return file, os.WriteFile(file, bundle, 0o600)
 }

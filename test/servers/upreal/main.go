@@ -27,8 +27,9 @@ import (
 )
 
 func main() {
-	binary := flag.String("millrace", "bin/millrace", "the binary")
-	costs := flag.Bool("costs", false, "start the servers, print what they cost as a Markdown table, and stop")
+	binary := flag.String("millrace", "bin/millrace", "path of the millrace binary")
+	costs := flag.Bool("costs", false,
+		"only start the servers, and print their start times and memory as a Markdown table")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -147,7 +148,7 @@ func printCosts(costs []stack.Cost, markdown bool) {
 	t.SetOutputMirror(os.Stdout)
 	t.SetStyle(table.StyleLight)
 	t.Style().Format.Header = text.FormatDefault
-	t.AppendHeader(table.Row{"server", "seconds until it answers", "MB"})
+	t.AppendHeader(table.Row{"server", "seconds to start", "MB"})
 	slices.SortFunc(costs, func(a, b stack.Cost) int { return strings.Compare(a.Server, b.Server) })
 	for _, c := range costs {
 		t.AppendRow(table.Row{c.Server, fmt.Sprintf("%.1f", c.Start.Seconds()), c.MB})
