@@ -17,9 +17,9 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// TestLogAndStoreDiverge changes the log and the event store behind the system's back. In every case,
-// the system must either recover with nothing lost or duplicated, or stop and name a command that
-// repairs it.
+// TestLogAndStoreDiverge changes the log and the event store behind the system's back. In every
+// case, the system must either recover with nothing lost or duplicated, or stop and name a command
+// that repairs it.
 func TestLogAndStoreDiverge(t *testing.T) {
 	env := servers.env(t)
 	brokers := servers.all.Kafka.Brokers(t)

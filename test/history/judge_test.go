@@ -8,8 +8,8 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// searchTimeout bounds the search for an order. Histories of the runs here take milliseconds to a few
-// seconds.
+// searchTimeout bounds the search for an order. Histories of the runs here take milliseconds to a
+// few seconds.
 const searchTimeout = 2 * time.Minute
 
 // judge searches for an order of the operations that the model allows. It returns findings that

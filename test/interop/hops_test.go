@@ -24,8 +24,8 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// TestEveryHopHasTheSameEvents checks that store, topic, table and the sink of a view contain the same
-// events, even if the codec changes in the middle of the topic.
+// TestEveryHopHasTheSameEvents checks that store, topic, table and the sink of a view contain the
+// same events, even if the codec changes in the middle of the topic.
 func TestEveryHopHasTheSameEvents(t *testing.T) {
 	t.Parallel()
 	for _, codec := range []registry.Codec{registry.Avro, registry.Protobuf} {
@@ -80,8 +80,8 @@ func TestRegistryOutage(t *testing.T) {
 	after.checkNoDeadLetters(t)
 }
 
-// TestUndecodableBecomesDeadLetter checks that an undecodable value becomes a dead letter, unchanged and with
-// the reason, in the view and in the lake. Everything else must continue.
+// TestUndecodableBecomesDeadLetter checks that an undecodable value becomes a dead letter,
+// unchanged and with the reason, in the view and in the lake. Everything else must continue.
 func TestUndecodableBecomesDeadLetter(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)

@@ -34,7 +34,7 @@ type Worker struct {
 	java  string
 	dir   string
 	port  int
-	sinks []Sink
+	sinks []Sink // those that Restart creates again
 
 	process.Server
 }
@@ -104,6 +104,7 @@ func (w *Worker) start() error {
 	})
 }
 
+// properties returns the worker's configuration file.
 func (w *Worker) properties() []byte {
 	return lines(map[string]string{
 		"bootstrap.servers":                       w.Brokers,
@@ -200,6 +201,8 @@ func (w *Worker) states(ctx context.Context, name string) ([]state, error) {
 	return status.Tasks, nil
 }
 
+// awaitRunning waits until all tasks of a sink run. It fails fast if a task fails or the worker
+// exits.
 func (w *Worker) awaitRunning(ctx context.Context, s Sink) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

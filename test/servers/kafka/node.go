@@ -27,9 +27,11 @@ type node struct {
 	java      string // the java program
 	installed string // folder with the jars
 
-	client, advertised, internal, controller, secure int // ports
+	// Ports. Clients connect to the advertised one, which may be that of a proxy in front of
+	// client. Brokers use internal among each other, and controller for the quorum.
+	client, advertised, internal, controller, secure int
 
-	mu      sync.Mutex
+	mu      sync.Mutex       // serialises start, kill and signals
 	process *process.Process // nil unless it runs
 }
 

@@ -21,6 +21,7 @@ type authority struct {
 	key         *ecdsa.PrivateKey
 }
 
+// newAuthority creates an authority, and writes its certificate into dir for clients.
 func newAuthority(dir string) (*authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -39,8 +39,8 @@ func SkipOrFail(tb testing.TB, server string, err error) {
 	tb.Fatalf("start %s: %v", server, err)
 }
 
-// SkipHeavy skips a test of an engine that needs minutes and gigabytes, unless MILLRACE_ENGINES is set.
-// `make test-engines` sets it.
+// SkipHeavy skips a test of an engine that needs minutes and gigabytes, unless MILLRACE_ENGINES is
+// set. `make test-engines` sets it.
 func SkipHeavy(tb testing.TB, engine string) {
 	tb.Helper()
 	if os.Getenv("MILLRACE_ENGINES") == "" {
@@ -48,9 +48,9 @@ func SkipHeavy(tb testing.TB, engine string) {
 	}
 }
 
-// InstallDir returns the folder, outside the repository, into which `make servers` installs a server:
-// MILLRACE_SERVERS, or millrace/servers in the user's cache folder. The error wraps ErrMissing if
-// the folder or its stamp does not exist.
+// InstallDir returns the folder, outside the repository, into which `make servers` installs a
+// server: MILLRACE_SERVERS, or millrace/servers in the user's cache folder. The error wraps
+// ErrMissing if the folder or its stamp does not exist.
 func InstallDir(server string) (string, error) {
 	root := os.Getenv("MILLRACE_SERVERS")
 	if root == "" {
@@ -110,7 +110,7 @@ type Command struct {
 	Credential *syscall.Credential // the account to run as; nil means that of the test
 }
 
-// Process is a running server.
+// Process is a running server. Its methods are safe for concurrent use.
 type Process struct {
 	command    Command
 	supervisor *exec.Cmd

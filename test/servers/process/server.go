@@ -12,8 +12,8 @@ import (
 )
 
 // Server is a server with one process at a time. It has a folder, and can be started, killed,
-// frozen, and restarted on the same data. Packages of such servers embed it. The zero Server has not been started. It is
-// safe for concurrent use.
+// frozen, and restarted on the same data. Packages of such servers embed it. The zero Server has
+// not been started. It is safe for concurrent use.
 type Server struct {
 	mu      sync.Mutex // guards the fields below
 	dir     string     // removed by Stop; empty if there is none
@@ -164,6 +164,6 @@ func HTTPReady(url string, status int) func(context.Context) error {
 	}
 }
 
-// httpClient keeps no idle connections, because their goroutines would outlive the tests. Its timeout
-// covers a starting server that accepts a connection but does not answer.
+// httpClient keeps no idle connections, because their goroutines would outlive the tests. Its
+// timeout covers a starting server that accepts a connection but does not answer.
 var httpClient = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: requestTimeout}

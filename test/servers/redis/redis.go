@@ -157,6 +157,7 @@ const (
 	pollInterval = 20 * time.Millisecond
 )
 
+// start starts the nodes. For a cluster, it also assigns the slots and makes the nodes meet.
 func (s *Servers) start() (err error) {
 	for _, program := range []string{"redis-server", "redis-cli"} {
 		if _, err := exec.LookPath(program); err != nil {

@@ -50,8 +50,8 @@ type run struct {
 //go:embed session.py
 var program []byte
 
-// MustQuery is Query, and starts the session if necessary. It fails the test if the query fails. If Spark
-// is not installed, the test is skipped or fails: see process.SkipOrFail.
+// MustQuery is Query, and starts the session if necessary. It fails the test if the query fails. If
+// Spark is not installed, the test is skipped or fails: see process.SkipOrFail.
 func (s *Session) MustQuery(tb testing.TB, statement string) [][]any {
 	tb.Helper()
 	process.SkipHeavy(tb, "Spark")
@@ -174,6 +174,7 @@ func (s *Session) Query(ctx context.Context, statement string) ([][]any, error) 
 	return answer.Rows, nil
 }
 
+// query sends one line and reads one line. The end of ctx interrupts the read.
 func (r *run) query(ctx context.Context, statement string) ([]byte, error) {
 	question, err := json.Marshal(map[string]string{"sql": statement})
 	if err != nil {

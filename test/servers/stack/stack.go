@@ -40,7 +40,7 @@ type Stack struct {
 	costs []Cost
 }
 
-// Cost is what a server needs.
+// Cost is what a server needs to start and to run.
 type Cost struct {
 	Server string
 	Start  time.Duration // until it was ready
@@ -117,6 +117,7 @@ func (s *Stack) Costs() []Cost {
 	return s.costs
 }
 
+// set adds settings of Millrace, as alternating names and values.
 func (s *Stack) set(settings ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

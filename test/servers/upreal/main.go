@@ -40,6 +40,8 @@ func main() {
 	}
 }
 
+// run starts the servers and the roles, runs the demo, verifies it, and blocks until ctx ends. It
+// stops everything in reverse order.
 func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 	fmt.Println("starting the servers…")
 	var servers stack.Stack
