@@ -62,7 +62,7 @@ func TestFullDisk(t *testing.T) {
 	eventually(t, "told that the disk is full", func() bool {
 		select {
 		case err := <-again.ended:
-			t.Fatalf("the system ended on a full disk: %v\n%s", err, again.output)
+			t.Fatalf("the system exited on a full disk: %v\n%s", err, again.output)
 		default:
 		}
 		return strings.Contains(again.output.String(), "the disk is full")
@@ -74,12 +74,13 @@ func TestFullDisk(t *testing.T) {
 	again.place(uuid.NewString())
 	before := again.verified()
 	if before["store order events"] == "" {
-		t.Errorf("verify says nothing of orders: %v", before)
+		t.Errorf("verify does not report orders: %v", before)
 	}
 
 	// Now the same on a running system.
 	fill()
-	if err := exec.CommandContext(t.Context(), binary, "status", "--addr", s.addr, "--admin-addr", s.admin).Run(); err != nil {
+	if err := exec.CommandContext(t.Context(), binary, "status", "--addr", s.addr, "--admin-addr",
+		s.admin).Run(); err != nil {
 		t.Errorf("status on a full disk: %v", err)
 	}
 	if err := os.Remove(filler); err != nil {

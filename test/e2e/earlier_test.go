@@ -43,10 +43,11 @@ func TestDataOfAnEarlierVersion(t *testing.T) {
 				}
 			}
 
-			s.placeAny()
+			s.placeOrder()
 			for range 2 {
 				counts = s.verified()
-				for _, side := range []string{"store order events", "topic millrace.orders events", "table orders_events events"} {
+				for _, side := range []string{"store order events", "topic millrace.orders events",
+					"table orders_events events"} {
 					if got := counts[side].String(); got != "59" {
 						t.Errorf("%s with a new order: %s, want 59", side, got)
 					}

@@ -44,17 +44,18 @@ func garbage(t *testing.T, env []string, brokers string) {
 	log := s.log(brokers)
 
 	kinds := 0
-	for k := range kindsOfGarbage(uuid.NewString(), recorded{}) {
+	for k := range garbageRecords(uuid.NewString(), recorded{}) {
 		id := uuid.NewString()
 		s.place(id)
-		for same := range kindsOfGarbage(id, log.event(id, 1)) {
+		for same := range garbageRecords(id, log.event(id, 1)) {
 			if same.name == k.name {
 				log.produce(same.Record) // claims to be version 2
 			}
 		}
 		token := s.confirm(id)
 		if order := s.order(id, token); order.Version != "2" || order.Stage != "ORDER_STAGE_CONFIRMED" {
-			t.Errorf("after %s the order is at version %s, %s; want version 2, confirmed", k.name, order.Version, order.Stage)
+			t.Errorf("after %s the order is at version %s, %s; want version 2, confirmed", k.name, order.Version,
+				order.Stage)
 		}
 		kinds++
 	}
@@ -70,7 +71,7 @@ func garbage(t *testing.T, env []string, brokers string) {
 		if len(records)%2 == 0 {
 			stream = uuid.NewString()
 		}
-		for k := range kindsOfGarbage(stream, placed) {
+		for k := range garbageRecords(stream, placed) {
 			records = append(records, k.Record)
 		}
 	}
@@ -79,10 +80,10 @@ func garbage(t *testing.T, env []string, brokers string) {
 
 	want := kinds + flood
 	if got := s.notEvents(event.Order.Topic); got != want { // everything else is equal
-		t.Errorf("verify reports %d records that are no events, want %d", got, want)
+		t.Errorf("verify reports %d records that are not events, want %d", got, want)
 	}
 	if order := s.order(id, ""); order.Stage != "ORDER_STAGE_CONFIRMED" {
-		t.Errorf("after the flood the order is %s", order.Stage)
+		t.Errorf("after all garbage records the order is %s", order.Stage)
 	}
 
 	// A view that is rebuilt from the same log must show the same.
@@ -90,7 +91,7 @@ func garbage(t *testing.T, env []string, brokers string) {
 	s = upOn(t, env, s.data, "127.0.0.1:0")
 	s.ready()
 	if got := s.notEvents(event.Order.Topic); got != want {
-		t.Errorf("after another start verify reports %d records that are no events, want %d", got, want)
+		t.Errorf("after a restart verify reports %d records that are not events, want %d", got, want)
 	}
 	s.stop()
 }
@@ -101,9 +102,9 @@ type kind struct {
 	name string
 }
 
-// kindsOfGarbage returns a record of each kind. Those that look like events claim to be version 2
+// garbageRecords returns a record of each kind. Those that look like events claim to be version 2
 // of the stream. placed is a real event of the topic.
-func kindsOfGarbage(stream string, placed recorded) func(func(kind) bool) {
+func garbageRecords(stream string, placed recorded) func(func(kind) bool) {
 	now := event.Time(time.Now())
 	confirmed, err := proto.Marshal(&orderv1.OrderEvent{Event: &orderv1.OrderEvent_Confirmed{Confirmed: &orderv1.OrderConfirmed{OrderId: stream}}})
 	if err != nil {
@@ -115,7 +116,8 @@ func kindsOfGarbage(stream string, placed recorded) func(func(kind) bool) {
 			Data: confirmed, OccurredAt: now, RecordedAt: now, Position: event.Position{Sequence: placed.Position.Sequence + 1, Transaction: placed.Position.Transaction},
 		}
 		change(&e)
-		return kafka.Record{Topic: event.Order.Topic, Partition: kafka.AnyPartition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()}
+		return kafka.Record{Topic: event.Order.Topic, Partition: kafka.AnyPartition, Key: []byte(e.Stream),
+			Value: e.Data, Headers: e.Headers()}
 	}
 	data := func(b string) kafka.Record { return forged(func(e *event.Event) { e.Data = []byte(b) }) }
 	records := []struct {
@@ -273,7 +275,8 @@ func (s *system) place(id string) {
 func (s *system) confirm(id string) string {
 	s.t.Helper()
 	var r receipt
-	s.call("millrace.order.v1.OrderService/ConfirmOrder", map[string]any{"orderId": id, "idempotencyKey": "confirm-" + id}, &r)
+	s.call("millrace.order.v1.OrderService/ConfirmOrder",
+		map[string]any{"orderId": id, "idempotencyKey": "confirm-" + id}, &r)
 	return r.Receipt.Token
 }
 
@@ -318,6 +321,6 @@ func (s *system) notEvents(topic string) int {
 			}
 		}
 	}
-	s.t.Fatalf("verify names no topic %s", topic)
+	s.t.Fatalf("verify does not report topic %s", topic)
 	return 0
 }

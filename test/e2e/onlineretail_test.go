@@ -22,7 +22,7 @@ const realData = root + "/../shared/data/online-retail.parquet"
 // lines; then the sides are only compared with each other.
 func TestRealYear(t *testing.T) {
 	if _, err := os.Stat(realData); err != nil {
-		t.Skipf("the real data is not here: %v", err)
+		t.Skipf("the real data is missing: %v", err)
 	}
 	t.Setenv("MILLRACE_COMMANDS_CURRENCIES", "{GBP: 3}") // four lines of the file have a price of 0.001
 	kills, limit := envInt(t, "MILLRACE_E2E_KILLS", 5), envInt(t, "MILLRACE_E2E_LIMIT", 0)
@@ -83,13 +83,13 @@ func TestRealYear(t *testing.T) {
 	before := s.verified()
 	if limit == 0 {
 		figures(t, s)
-		readByOthers(t, data)
+		readExternally(t, data)
 	}
 
 	// The same import again must change nothing.
 	run(t, "import", "online-retail", realData, "--addr", addr, "--rejects", rejects, "--limit", strconv.Itoa(limit))
 	if after := s.verified(); !equalCounts(before, after) {
-		t.Errorf("the second import changed what is there:\n%v\n%v", before, after)
+		t.Errorf("the second import changed the data:\n%v\n%v", before, after)
 	}
 	s.stop()
 }

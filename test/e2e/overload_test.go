@@ -30,20 +30,21 @@ var (
 	places = caller{"/millrace.order.v1.OrderService/PlaceOrder", "application/json", func() string {
 		return `{"orderId":"` + uuid.Must(uuid.NewV7()).String() + `","currency":"GBP","country":"GB","lines":[{"sku":"MUG","quantity":1,"unitPrice":{"currencyCode":"GBP","units":9}}]}`
 	}}
-	searches = caller{"/millrace.catalog.v1.CatalogQueryService/SearchProducts", "application/json", func() string { return `{"query":"mug"}` }}
-	counts   = caller{"/v1/sql", "application/sql", func() string { return "SELECT count() FROM orders_events" }}
+	searches = caller{"/millrace.catalog.v1.CatalogQueryService/SearchProducts", "application/json",
+		func() string { return `{"query":"mug"}` }}
+	counts = caller{"/v1/sql", "application/sql", func() string { return "SELECT count() FROM orders_events" }}
 )
 
-// told counts the answers to one kind of caller.
-type told struct{ accepted, shed atomic.Int64 }
+// tally counts the answers to one kind of caller.
+type tally struct{ accepted, shed atomic.Int64 }
 
-func (o *told) share() float64 {
+func (o *tally) shedRatio() float64 {
 	shed, accepted := float64(o.shed.Load()), float64(o.accepted.Load())
 	return shed / max(shed+accepted, 1)
 }
 
 // ask makes one request. Any answer that is not complete must be that of an overloaded server.
-func (c caller) ask(ctx context.Context, t *testing.T, client *http.Client, addr string, o *told) {
+func (c caller) ask(ctx context.Context, t *testing.T, client *http.Client, addr string, o *tally) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+c.path, strings.NewReader(c.body()))
 	if err != nil {
 		t.Error(err)
@@ -77,7 +78,8 @@ func (c caller) ask(ctx context.Context, t *testing.T, client *http.Client, addr
 }
 
 // crowd runs n callers until ctx ends.
-func crowd(ctx context.Context, t *testing.T, all *sync.WaitGroup, client *http.Client, addr string, n int, c caller, o *told) {
+func crowd(ctx context.Context, t *testing.T, all *sync.WaitGroup, client *http.Client, addr string, n int,
+	c caller, o *tally) {
 	for range n {
 		all.Go(func() {
 			for ctx.Err() == nil {
@@ -91,12 +93,14 @@ func crowd(ctx context.Context, t *testing.T, all *sync.WaitGroup, client *http.
 // first and commands last, say when to retry, keep its operations answering and its memory within
 // bounds, and recover afterwards.
 func TestOverload(t *testing.T) {
-	s := upOn(t, []string{"MILLRACE_LIMITS_CALLS=4", "MILLRACE_LIMITS_PER_ADDRESS=2000", "MILLRACE_LIMITS_CONNECTIONS=2000"},
+	s := upOn(t, []string{"MILLRACE_LIMITS_CALLS=4", "MILLRACE_LIMITS_PER_ADDRESS=2000",
+		"MILLRACE_LIMITS_CONNECTIONS=2000"},
 		filepath.Join(t.TempDir(), "data"), "127.0.0.1:0", "--no-demo")
 	s.ready()
-	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: 2000, MaxConnsPerHost: 2000}}
+	client := &http.Client{Timeout: time.Minute,
+		Transport: &http.Transport{MaxIdleConnsPerHost: 2000, MaxConnsPerHost: 2000}}
 	defer client.CloseIdleConnections()
-	var warm told
+	var warm tally
 	for range 20 { // wait until the engine has its tables and the views have their documents
 		for _, c := range []caller{places, searches, counts} {
 			c.ask(t.Context(), t, client, s.addr, &warm)
@@ -105,20 +109,20 @@ func TestOverload(t *testing.T) {
 	before := s.resident()
 
 	// Queries fill their limit, but commands have a reserve.
-	burst := func(n int, crowded caller, beside map[*told]caller, until func() bool) *told {
+	burst := func(n int, crowded caller, beside map[*tally]caller, until func() bool) *tally {
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
 		var all sync.WaitGroup
-		var many told
+		var many tally
 		crowd(ctx, t, &all, client, s.addr, n, crowded, &many)
 		eventually(t, "load is shed", func() bool { return many.shed.Load() > 0 })
 		for o, c := range beside {
 			crowd(ctx, t, &all, client, s.addr, 1, c, o)
 		}
 		eventually(t, "the others were heard", until)
-		t.Logf("%s: %d accepted, %d turned away", crowded.path, many.accepted.Load(), many.shed.Load())
+		t.Logf("%s: %d accepted, %d shed", crowded.path, many.accepted.Load(), many.shed.Load())
 		for o, c := range beside {
-			t.Logf("beside it %s: %d accepted, %d turned away", c.path, o.accepted.Load(), o.shed.Load())
+			t.Logf("beside it %s: %d accepted, %d shed", c.path, o.accepted.Load(), o.shed.Load())
 		}
 		for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
 			res, err := http.Get("http://" + s.admin + path)
@@ -134,37 +138,39 @@ func TestOverload(t *testing.T) {
 		all.Wait()
 		return &many
 	}
-	var sql, commands told
-	queries := burst(400, searches, map[*told]caller{&sql: counts, &commands: places}, func() bool {
+	var sql, commands tally
+	queries := burst(400, searches, map[*tally]caller{&sql: counts, &commands: places}, func() bool {
 		return commands.accepted.Load() > 50 && sql.accepted.Load()+sql.shed.Load() > 50
 	})
 	if commands.shed.Load() > 0 {
-		t.Errorf("while queries came in a crowd, %d of %d commands were turned away", commands.shed.Load(), commands.shed.Load()+commands.accepted.Load())
+		t.Errorf("during a burst of queries, %d of %d commands were shed", commands.shed.Load(),
+			commands.shed.Load()+commands.accepted.Load())
 	}
-	if sql.share() < queries.share() {
-		t.Errorf("turned away: %.2f of SQL, %.2f of queries", sql.share(), queries.share())
+	if sql.shedRatio() < queries.shedRatio() {
+		t.Errorf("shed: %.2f of SQL, %.2f of queries", sql.shedRatio(), queries.shedRatio())
 	}
 
 	// A crowd of commands sheds SQL first, then queries.
-	var sql2, queries2 told
-	many := burst(400, places, map[*told]caller{&sql2: counts, &queries2: searches}, func() bool {
+	var sql2, queries2 tally
+	many := burst(400, places, map[*tally]caller{&sql2: counts, &queries2: searches}, func() bool {
 		return queries2.accepted.Load()+queries2.shed.Load() > 20 && sql2.accepted.Load()+sql2.shed.Load() > 50
 	})
-	if sql2.share() < queries2.share() || queries2.share() < many.share() {
-		t.Errorf("turned away: %.2f of SQL, %.2f of queries, %.2f of commands", sql2.share(), queries2.share(), many.share())
+	if sql2.shedRatio() < queries2.shedRatio() || queries2.shedRatio() < many.shedRatio() {
+		t.Errorf("shed: %.2f of SQL, %.2f of queries, %.2f of commands", sql2.shedRatio(), queries2.shedRatio(),
+			many.shedRatio())
 	}
 	if many.accepted.Load() == 0 {
-		t.Error("no command was taken")
+		t.Error("no command was accepted")
 	}
 
 	const most = 512 << 20
 	if grown := s.resident() - before; grown > most {
-		t.Errorf("it holds %d MB more than before", grown>>20)
+		t.Errorf("the process has %d MB more than before", grown>>20)
 	}
 	// Afterwards every request is accepted again, and everything that was accepted is on every
 	// side.
 	for _, c := range []caller{counts, searches, places} {
-		var after told
+		var after tally
 		eventually(t, c.path+" is taken again", func() bool {
 			c.ask(t.Context(), t, client, s.addr, &after)
 			return after.accepted.Load() >= 20
@@ -190,7 +196,7 @@ func (s *system) resident() int64 {
 	}
 	m := residentBytes.FindSubmatch(body)
 	if m == nil {
-		s.t.Fatal("the metrics do not tell the process's memory")
+		s.t.Fatal("no metric process_resident_memory_bytes")
 	}
 	n, err := strconv.ParseFloat(string(m[1]), 64)
 	if err != nil {
@@ -199,17 +205,19 @@ func (s *system) resident() int64 {
 	return int64(n)
 }
 
-// TestSQLIsShared checks that callers share SQL. A caller with forty queries delays another one no
+// TestSQLFairness checks that callers share SQL. A caller with forty queries delays another one no
 // longer than until a slot of its own is free. Neither sees the other's queries, even though both
 // may read everything.
-func TestSQLIsShared(t *testing.T) {
+func TestSQLFairness(t *testing.T) {
 	const greedy, modest = "greedy-0123456789-0123456789", "modest-0123456789-0123456789"
 	dir := t.TempDir()
-	s := upOn(t, []string{"MILLRACE_AUTH_TOKENS=" + tokensFile(t, dir, "greedy:"+greedy, "modest:"+modest), "MILLRACE_AUTH_RIGHTS={greedy: [sql], modest: [sql]}", "MILLRACE_LIMITS_SQL_WAIT=5m"},
+	s := upOn(t, []string{"MILLRACE_AUTH_TOKENS=" + tokensFile(t, dir, "greedy:"+greedy, "modest:"+modest),
+		"MILLRACE_AUTH_RIGHTS={greedy: [sql], modest: [sql]}", "MILLRACE_LIMITS_SQL_WAIT=5m"},
 		filepath.Join(dir, "data"), "127.0.0.1:0", "--no-demo")
 	s.ready()
 	ask := func(ctx context.Context, token, query string) (int, string, error) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.addr+"/v1/sql", strings.NewReader(query))
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.addr+"/v1/sql",
+			strings.NewReader(query))
 		if err != nil {
 			return 0, "", err
 		}
@@ -227,7 +235,8 @@ func TestSQLIsShared(t *testing.T) {
 	var ended atomic.Int64
 	for range 40 { // none of them ends by itself before the test does
 		all.Go(func() {
-			status, body, err := ask(ctx, greedy, "SELECT count() AS theirs FROM numbers(1e15) WHERE cityHash64(number) = 1")
+			status, body, err := ask(ctx, greedy,
+				"SELECT count() AS theirs FROM numbers(1e15) WHERE cityHash64(number) = 1")
 			if ctx.Err() == nil {
 				ended.Add(1)
 				t.Errorf("%d %.200s %v", status, body, err)
@@ -239,12 +248,13 @@ func TestSQLIsShared(t *testing.T) {
 		return err == nil && body == `{"mine":1}`+"\n"
 	})
 	for range 10 {
-		if status, body, err := ask(t.Context(), modest, "SELECT 1 AS mine"); err != nil || status != http.StatusOK || body != `{"mine":1}`+"\n" {
+		if status, body, err := ask(t.Context(), modest,
+			"SELECT 1 AS mine"); err != nil || status != http.StatusOK || body != `{"mine":1}`+"\n" {
 			t.Errorf("the other caller: %d %s %v", status, body, err)
 		}
 	}
 	if ended.Load() > 0 {
-		t.Error("the other caller was answered when the forty had ended, not beside them")
+		t.Error("the other caller was answered only after the forty queries had ended")
 	}
 	for _, query := range []string{
 		"SELECT query FROM system.processes", "SELECT * FROM system.query_log", "SELECT * FROM `system`.`processes`", "SELECT * FROM system /* */ . processes",
@@ -252,7 +262,8 @@ func TestSQLIsShared(t *testing.T) {
 		"SELECT * FROM view(SELECT query FROM system.processes)", "SELECT query FROM cluster('default', system.processes)", "EXPLAIN SELECT query FROM system.processes",
 		"SELECT * FROM remote('127.0.0.1', system.processes)", "WITH p AS (SELECT query FROM system.processes) SELECT * FROM p", "SELECT * FROM system.user_processes",
 	} {
-		if status, body, err := ask(t.Context(), modest, query); err != nil || status < 400 || status >= 500 || strings.Contains(body, "theirs") {
+		if status, body, err := ask(t.Context(), modest,
+			query); err != nil || status < 400 || status >= 500 || strings.Contains(body, "theirs") {
 			t.Errorf("%s: %d %.300s %v", query, status, body, err)
 		}
 	}
@@ -269,17 +280,19 @@ func TestIdleConnections(t *testing.T) {
 			dir := t.TempDir()
 			const token = "shop-0123456789-0123456789"
 			s := upBy(t, []string{"sh", "-c", `ulimit -n 1024 && exec "$0" "$@"`, binary},
-				[]string{"MILLRACE_AUTH_TOKENS=" + tokensFile(t, dir, "shop:"+token), "MILLRACE_AUTH_RIGHTS={shop: [all]}"},
+				[]string{"MILLRACE_AUTH_TOKENS=" + tokensFile(t, dir, "shop:"+token),
+					"MILLRACE_AUTH_RIGHTS={shop: [all]}"},
 				filepath.Join(dir, "data"), "127.0.0.1:0", "--no-demo")
 			s.ready()
-			for _, door := range []string{s.addr, s.admin} {
+			for _, addr := range []string{s.addr, s.admin} {
 				for range idle {
-					idleAfterRefusal(t, door)
+					idleAfterRejection(t, addr)
 				}
 			}
 			client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 			for _, c := range []caller{places, searches, counts} {
-				req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.addr+c.path, strings.NewReader(c.body()))
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.addr+c.path,
+					strings.NewReader(c.body()))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -312,11 +325,11 @@ func answered(t *testing.T, client *http.Client, req *http.Request) {
 	}
 }
 
-// idleAfterRefusal opens a connection, is rejected for lack of a token, and keeps the connection
+// idleAfterRejection opens a connection, is rejected for lack of a token, and keeps the connection
 // open.
-func idleAfterRefusal(t *testing.T, door string) {
+func idleAfterRejection(t *testing.T, addr string) {
 	t.Helper()
-	c, err := net.DialTimeout("tcp", door, time.Minute)
+	c, err := net.DialTimeout("tcp", addr, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,15 +43,16 @@ func quickStart(t *testing.T, env []string) {
 		}
 	}
 	shown := s.output.String()
-	for _, sink := range []string{"store order", "topic millrace.orders", "view orderstatus/v2", "view catalog/v2", "table orders_events", "table order_lines", "table orders_current"} {
+	for _, sink := range []string{"store order", "topic millrace.orders", "view orderstatus/v2",
+		"view catalog/v2", "table orders_events", "table order_lines", "table orders_current"} {
 		if !regexp.MustCompile(regexp.QuoteMeta(sink) + `\s+│\s+[1-9]`).MatchString(shown) {
-			t.Errorf("the table shows nothing in %q", sink)
+			t.Errorf("the table has no count for %q", sink)
 		}
 	}
 
 	tries := printedCommands(shown)
 	if len(tries) != 3 {
-		t.Fatalf("%d things to try are printed, want 3:\n%s", len(tries), shown)
+		t.Fatalf("%d commands to try are printed, want 3:\n%s", len(tries), shown)
 	}
 	for i, want := range []string{`"freshness"`, "sales", "equal everywhere"} {
 		out, err := exec.CommandContext(t.Context(), "bash", "-c", tries[i]).CombinedOutput()
@@ -75,7 +76,7 @@ func quickStart(t *testing.T, env []string) {
 	s = upOn(t, env, data, "127.0.0.1:0")
 	s.ready()
 	if after := s.verified(); !equalCounts(before, after) {
-		t.Errorf("the second start changed what is there:\n%v\n%v", before, after)
+		t.Errorf("the second start changed the data:\n%v\n%v", before, after)
 	}
 	s.stop()
 }
@@ -108,13 +109,13 @@ func (s *system) tables(env []string, lines json.Number) {
 		}
 	}
 	if total != lines.String() {
-		s.t.Errorf("the REST catalog tells of %q rows, and there are %s", total, lines)
+		s.t.Errorf("the REST catalog reports %q rows, want %s", total, lines)
 	}
 
 	placed := s.rows("SELECT sum(length(placed.lines)) AS n FROM orders_events WHERE type LIKE '%OrderPlaced'")
 	added := s.rows("SELECT sum(length(lines_added.lines)) AS n FROM orders_events WHERE type LIKE '%LinesAdded'")
 	if n := number(placed[0]["n"]) + number(added[0]["n"]); fmt.Sprint(n) != lines.String() {
-		s.t.Errorf("the events have %d lines, and the table %s", n, lines)
+		s.t.Errorf("the events have %d lines, but the table has %s", n, lines)
 	}
 
 	var summaries []struct {
@@ -123,7 +124,8 @@ func (s *system) tables(env []string, lines json.Number) {
 	}
 	lake := func(into any, args ...string) {
 		s.t.Helper()
-		cmd := exec.CommandContext(s.t.Context(), binary, append(append([]string{"lake"}, args...), "--output", "json", "--data", s.data)...)
+		cmd := exec.CommandContext(s.t.Context(), binary,
+			append(append([]string{"lake"}, args...), "--output", "json", "--data", s.data)...)
 		cmd.Env = append(os.Environ(), env...)
 		out, err := cmd.Output()
 		if err == nil {
@@ -139,7 +141,7 @@ func (s *system) tables(env []string, lines json.Number) {
 		found = found || t.Name == "millrace.order_lines" && t.Rows == lines
 	}
 	if !found {
-		s.t.Errorf("millrace lake tables: %+v, and there are %s lines", summaries, lines)
+		s.t.Errorf("millrace lake tables: %+v, want %s lines", summaries, lines)
 	}
 	var history []struct{ Offsets string }
 	lake(&history, "snapshots", "order_lines")

@@ -10,9 +10,9 @@ import (
 	"testing"
 )
 
-// readByOthers reads the tables with readers that share no code with Millrace. It expects the
+// readExternally reads the tables with readers that share no code with Millrace. It expects the
 // published figures, and what the source file itself contains.
-func readByOthers(t *testing.T, data string) {
+func readExternally(t *testing.T, data string) {
 	t.Helper()
 	python, err := filepath.Abs(root + "/.tools/python/bin/python")
 	if err != nil {
@@ -22,7 +22,7 @@ func readByOthers(t *testing.T, data string) {
 		if os.Getenv("MILLRACE_REQUIRE_SERVERS") != "" {
 			t.Fatalf("PyIceberg and DuckDB are not installed: %v; run scripts/python-tools", err)
 		}
-		t.Logf("PyIceberg and DuckDB are not read with: %v; scripts/python-tools installs them", err)
+		t.Logf("skipping PyIceberg and DuckDB: %v; run scripts/python-tools", err)
 		return
 	}
 	var stderr bytes.Buffer

@@ -57,11 +57,11 @@ func TestRights(t *testing.T) {
 	get := func(path string) call { return call{http.MethodGet, path, "", ""} }
 	send := func(c call, caller string) (int, string) {
 		t.Helper()
-		door := s.addr
+		addr := s.addr
 		if strings.HasPrefix(c.path, "/debug") || strings.HasPrefix(c.path, "/millrace.admin") {
-			door = s.admin
+			addr = s.admin
 		}
-		r, err := http.NewRequestWithContext(t.Context(), c.method, "http://"+door+c.path, strings.NewReader(c.body))
+		r, err := http.NewRequestWithContext(t.Context(), c.method, "http://"+addr+c.path, strings.NewReader(c.body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -86,7 +86,7 @@ func TestRights(t *testing.T) {
 		"place an order":        {connect("millrace.order.v1.OrderService/PlaceOrder", order), "shop orders"},
 		"list a product":        {connect("millrace.catalog.v1.CatalogService/ListProduct", "{}"), "shop"},
 		"receive stock":         {connect("millrace.inventory.v1.InventoryService/ReceiveStock", "{}"), "shop"},
-		"a method that is none": {connect("millrace.order.v1.OrderService/DropOrders", "{}"), "shop orders"},
+		"an unknown method":     {connect("millrace.order.v1.OrderService/DropOrders", "{}"), "shop orders"},
 		"see an order":          {connect("millrace.order.v1.OrderQueryService/GetOrder", `{"orderId":"`+id+`"}`), "shop support"},
 		"by GET":                {get("/millrace.order.v1.OrderQueryService/GetOrder?encoding=json&message=" + url.QueryEscape(`{"orderId":"`+id+`"}`)), "shop support"},
 		"search products":       {connect("millrace.catalog.v1.CatalogQueryService/SearchProducts", `{}`), "shop"},
@@ -102,7 +102,7 @@ func TestRights(t *testing.T) {
 		"the tables' names":     {sql("SHOW TABLES"), "analyst partner"},
 		"no table at all":       {sql("SELECT 1"), "analyst partner"},
 		"a profile":             {get("/debug/pprof/profile?seconds=x"), "profiler"},
-		"what there is":         {get("/debug/pprof/"), "profiler"},
+		"the list of profiles":  {get("/debug/pprof/"), "profiler"},
 		"to verify":             {call{http.MethodPost, "/millrace.admin.v1.AdminService/Verify", "application/connect+json", "\x00\x00\x00\x00\x0e{\"wait\":\"x.s\"}"}, "operator"},
 		"an unknown operation":  {connect("millrace.admin.v1.AdminService/Nothing", "{}"), "operator"},
 		"the catalog":           {get("/iceberg/v1/namespaces"), "trino writer lines"},
@@ -119,10 +119,11 @@ func TestRights(t *testing.T) {
 			status, body := send(c.call, caller)
 			may := caller == "owner" || slices.Contains(strings.Fields(c.may), caller)
 			// The error of a stream follows a status of success.
-			if refused := status == http.StatusForbidden || strings.Contains(body, `"permission_denied"`); refused == may {
+			if refused := status == http.StatusForbidden || strings.Contains(body,
+				`"permission_denied"`); refused == may {
 				t.Errorf("%s by %s: %d %s", name, caller, status, body)
 			} else if refused && !strings.Contains(body, "auth.rights") {
-				t.Errorf("%s by %s: the refusal does not say where rights are given: %s", name, caller, body)
+				t.Errorf("%s by %s: the rejection does not name the setting for rights: %s", name, caller, body)
 			}
 			if status == http.StatusUnauthorized || status >= 500 {
 				t.Errorf("%s by %s: %d %s", name, caller, status, body)
@@ -130,13 +131,15 @@ func TestRights(t *testing.T) {
 		}
 	}
 	for _, parameters := range []string{"?as_off=-1s", "?outputs=csv", "?output=csv&output=json"} {
-		if status, body := send(call{http.MethodPost, "/v1/sql" + parameters, "application/sql", "SELECT 1"}, "owner"); status != http.StatusBadRequest {
+		if status, body := send(call{http.MethodPost, "/v1/sql" + parameters, "application/sql", "SELECT 1"},
+			"owner"); status != http.StatusBadRequest {
 			t.Errorf("%s: %d %s", parameters, status, body)
 		}
 	}
 	misspelt := connect("millrace.admin.v1.AdminService/Status", `{"al":true}`)
-	if status, body := send(misspelt, "owner"); status != http.StatusBadRequest || !strings.Contains(body, "al: unknown field") {
-		t.Errorf("status with a field that is none: %d %s", status, body)
+	if status, body := send(misspelt, "owner"); status != http.StatusBadRequest || !strings.Contains(body,
+		"al: unknown field") {
+		t.Errorf("status with an unknown field: %d %s", status, body)
 	}
 	s.stop()
 }

@@ -35,17 +35,20 @@ func TestOneTableStops(t *testing.T) {
 	counts := s.verified()
 	s.stop()
 
-	lose(t, data, "millrace.db/order_lines")
+	deleteMetadata(t, data, "millrace.db/order_lines")
 	s = upOn(t, env, data, "127.0.0.1:0", "--no-demo")
 	s.ready()
 	const lost = "order_lines"
-	if body := s.page("/readyz"); !strings.HasPrefix(body, "degraded\n") || !strings.Contains(body, lost) || !strings.Contains(body, "restore the file, or drop the table") {
+	if body := s.page("/readyz"); !strings.HasPrefix(body, "degraded\n") || !strings.Contains(body,
+		lost) || !strings.Contains(body, "restore the file, or drop the table") {
 		t.Errorf("readiness: %q", body)
 	}
-	if body := s.page("/metrics"); !strings.Contains(body, `millrace_table_stopped{table="`+lost+`"} 1`) || strings.Count(body, "\nmillrace_table_stopped{") != 1 {
+	if body := s.page("/metrics"); !strings.Contains(body,
+		`millrace_table_stopped{table="`+lost+`"} 1`) || strings.Count(body, "\nmillrace_table_stopped{") != 1 {
 		t.Error("the metric does not name the table, or names others")
 	}
-	if text := s.run("status"); !strings.Contains(text, "table "+lost+" is broken: ") || !strings.Contains(text, "restore the file, or drop the table") {
+	if text := s.run("status"); !strings.Contains(text, "table "+lost+" is broken: ") || !strings.Contains(text,
+		"restore the file, or drop the table") {
 		t.Errorf("status:\n%s", text)
 	}
 	var status struct {
@@ -60,21 +63,24 @@ func TestOneTableStops(t *testing.T) {
 	if n := s.rows("SELECT count() AS n FROM orders_events")[0]["n"]; n != counts["table orders_events events"] {
 		t.Errorf("%v events, want %v", n, counts["table orders_events events"])
 	}
-	if _, told, err := try(t, "sql", "--addr", s.addr, "SELECT count() FROM order_lines"); err == nil || !strings.Contains(told, lost) {
-		t.Errorf("SQL on the table: %v, %s", err, told)
+	if _, errOut, err := try(t, "sql", "--addr", s.addr,
+		"SELECT count() FROM order_lines"); err == nil || !strings.Contains(errOut, lost) {
+		t.Errorf("SQL on the table: %v, %s", err, errOut)
 	}
-	shown, told, err := try(t, "lake", "tables", "--data", data)
-	if err != nil || !strings.Contains(shown, "millrace.orders_events") || !strings.Contains(told, "broken: ") || !strings.Contains(told, lost) {
-		t.Errorf("lake tables: %v\n%s%s", err, shown, told)
+	shown, errOut, err := try(t, "lake", "tables", "--data", data)
+	if err != nil || !strings.Contains(shown, "millrace.orders_events") || !strings.Contains(errOut,
+		"broken: ") || !strings.Contains(errOut, lost) {
+		t.Errorf("lake tables: %v\n%s%s", err, shown, errOut)
 	}
 
-	s.placeAny()
-	s.differs("table order_lines")
+	s.placeOrder()
+	s.verifyDiffers("table order_lines")
 	if n := number(s.rows("SELECT count() AS n FROM orders_events")[0]["n"]); fmt.Sprint(n-1) != counts["table orders_events events"].String() {
-		t.Errorf("%v events with the new one, and %v before", n, counts["table orders_events events"])
+		t.Errorf("%v events with the new one, %v before", n, counts["table orders_events events"])
 	}
 
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://"+s.addr+"/iceberg/v1/namespaces/millrace/tables/order_lines", nil)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodDelete,
+		"http://"+s.addr+"/iceberg/v1/namespaces/millrace/tables/order_lines", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +100,8 @@ func TestOneTableStops(t *testing.T) {
 
 	// A table with a missing file is still landed. The first query that reads it gets an error, and
 	// from then on status reports the table.
-	files, err := filepath.Glob(filepath.Join(data, "lake", "warehouse", "millrace.db", "stock_movements", "data", "*.parquet"))
+	files, err := filepath.Glob(filepath.Join(data, "lake", "warehouse", "millrace.db", "stock_movements", "data",
+		"*.parquet"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("data files: %v, %v", files, err)
 	}
@@ -103,8 +110,9 @@ func TestOneTableStops(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, told, err := try(t, "sql", "--addr", s.addr, "SELECT * FROM stock_movements"); err == nil || !strings.Contains(told, "stock_movements") || !strings.Contains(told, "lost") {
-		t.Errorf("SQL on a table without a file: %v, %s", err, told)
+	if _, errOut, err := try(t, "sql", "--addr", s.addr,
+		"SELECT * FROM stock_movements"); err == nil || !strings.Contains(errOut, "stock_movements") || !strings.Contains(errOut, "lost") {
+		t.Errorf("SQL on a table without a file: %v, %s", err, errOut)
 	}
 	if n := len(s.rows("SELECT * FROM order_lines")); n == 0 {
 		t.Error("SQL on another table finds no row")
@@ -131,13 +139,14 @@ func TestOneTableStops(t *testing.T) {
 	produce(`{"level":"info"}`)
 	args := []string{"--topic", logs, "--json", "--until-end"}
 	landed(t, landing, data, args...)
-	lose(t, data, "foreign.db/e2e_logs")
+	deleteMetadata(t, data, "foreign.db/e2e_logs")
 	produce(`{"level":"warn"}`)
 	for _, args := range [][]string{args, args[:3]} { // with and without --until-end
 		cmd := exec.CommandContext(t.Context(), binary, append([]string{"lake", "land", "--data", data}, args...)...)
 		cmd.Env = append(os.Environ(), landing...)
 		out, err := cmd.CombinedOutput()
-		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || !strings.Contains(string(out), "foreign.e2e_logs") || !strings.Contains(string(out), "restore the file, or drop the table") {
+		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || !strings.Contains(string(out),
+			"foreign.e2e_logs") || !strings.Contains(string(out), "restore the file, or drop the table") {
 			t.Errorf("lake land %v: %v\n%s", args, err, out)
 		}
 	}
@@ -145,8 +154,8 @@ func TestOneTableStops(t *testing.T) {
 	s.stop()
 }
 
-// lose deletes the metadata of a table.
-func lose(t *testing.T, data, table string) {
+// deleteMetadata deletes the metadata of a table.
+func deleteMetadata(t *testing.T, data, table string) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(data, "lake", "warehouse", table, "metadata", "*.metadata.json"))
 	if err != nil || len(files) == 0 {
@@ -161,11 +170,11 @@ func lose(t *testing.T, data, table string) {
 
 func try(t *testing.T, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
-	var out, told bytes.Buffer
+	var out, errOut bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), binary, args...)
-	cmd.Stdout, cmd.Stderr = &out, &told
+	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err = cmd.Run()
-	return out.String(), told.String(), err
+	return out.String(), errOut.String(), err
 }
 
 // page returns a page of the admin listener.
@@ -183,12 +192,13 @@ func (s *system) page(path string) string {
 	return string(body)
 }
 
-// placeAny places one order.
-func (s *system) placeAny() {
+// placeOrder places one order.
+func (s *system) placeOrder() {
 	s.t.Helper()
 	order := fmt.Sprintf(`{"order_id":%q,"reference":"E2E-1","currency":"GBP","country":"GB",
 		"lines":[{"sku":"MUG-1","description":"a mug","quantity":1,"unit_price":{"currency_code":"GBP","units":9}}]}`, uuid.Must(uuid.NewV7()))
-	request, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost, "http://"+s.addr+"/millrace.order.v1.OrderService/PlaceOrder", strings.NewReader(order))
+	request, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost,
+		"http://"+s.addr+"/millrace.order.v1.OrderService/PlaceOrder", strings.NewReader(order))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -204,8 +214,8 @@ func (s *system) placeAny() {
 	}
 }
 
-// differs runs verify, which must find one unreadable side and everything else equal.
-func (s *system) differs(side string) {
+// verifyDiffers runs verify, which must find one unreadable side and everything else equal.
+func (s *system) verifyDiffers(side string) {
 	s.t.Helper()
 	var result struct {
 		Equal      bool
@@ -215,12 +225,13 @@ func (s *system) differs(side string) {
 			Sides                 []struct{ Side, Hash string }
 		}
 	}
-	out, told, err := try(s.t, "verify", "--output", "json", "--wait", "30s", "--addr", s.addr, "--admin-addr", s.admin)
+	out, errOut, err := try(s.t, "verify", "--output", "json", "--wait", "30s", "--addr", s.addr, "--admin-addr",
+		s.admin)
 	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) {
-		s.t.Fatalf("verify: %v %s", err, told)
+		s.t.Fatalf("verify: %v %s", err, errOut)
 	}
 	if err := json.Unmarshal([]byte(out), &result); err != nil {
-		s.t.Fatalf("verify: %s%s", out, told)
+		s.t.Fatalf("verify: %s%s", out, errOut)
 	}
 	var different []string
 	for _, a := range result.Aggregates {

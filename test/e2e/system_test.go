@@ -48,7 +48,8 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "build the binary:", err)
 			return 1
 		}
-		if library, err := filepath.Abs(root + "/.tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so"); err == nil {
+		if library, err := filepath.Abs(root +
+			"/.tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so"); err == nil {
 			_ = os.Setenv("MILLRACE_CLICKHOUSE_LIBRARY", library) // it is not beside the binary
 		}
 		code := m.Run()
@@ -148,7 +149,7 @@ func upBy(t *testing.T, by, env []string, data, addr string, args ...string) *sy
 	case doors := <-serving:
 		s.addr, s.admin = doors[0], doors[1]
 	case err := <-s.ended:
-		t.Fatalf("millrace up ended: %v\n%s", err, s.output)
+		t.Fatalf("millrace up exited: %v\n%s", err, s.output)
 	case <-time.After(startTimeout):
 		t.Fatalf("millrace up does not serve after %v\n%s", startTimeout, s.output)
 	}
@@ -272,7 +273,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			t.Fatalf("not %s after %v", what, startTimeout)
+			t.Fatalf("timed out waiting for: %s, after %v", what, startTimeout)
 		}
 	}
 }

@@ -129,5 +129,5 @@ func kindOf(name string) (kind string, scale int, err error) {
 	if n, _ := fmt.Sscanf(strings.ReplaceAll(name, " ", ""), "decimal(%d,%d)", &precision, &scale); n == 2 {
 		return "decimal", scale, nil
 	}
-	return "", 0, fmt.Errorf("a %s is nothing that all engines write alike: leave it out, or teach this test to", name)
+	return "", 0, fmt.Errorf("type %s has no common text form in all engines: skip it, or add it to kindOf", name)
 }

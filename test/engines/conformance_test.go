@@ -9,7 +9,7 @@ import (
 // TestSparkUsesTheCatalog has Spark use the REST catalog as its users do, with namespaces and
 // tables. Changes to the landers' tables must be refused.
 func TestSparkUsesTheCatalog(t *testing.T) {
-	everyEngine(t)
+	startEngines(t)
 	ask := func(statement string) string {
 		t.Helper()
 		rows, err := session.Query(t.Context(), statement)
@@ -28,12 +28,12 @@ func TestSparkUsesTheCatalog(t *testing.T) {
 		t.Helper()
 		rows, err := session.Query(t.Context(), statement)
 		if err == nil {
-			t.Errorf("%s: it may, and answers %v", statement, rows)
+			t.Errorf("%s: allowed, and returned %v", statement, rows)
 			return
 		}
 		for _, text := range says {
 			if !strings.Contains(err.Error(), text) {
-				t.Errorf("%s: %.600v, want it to say %s", statement, err, text)
+				t.Errorf("%s: %.600v, want an error with %s", statement, err, text)
 			}
 		}
 	}
@@ -46,7 +46,7 @@ func TestSparkUsesTheCatalog(t *testing.T) {
 	ask("DROP NAMESPACE lake.own.inner")
 	ask("ALTER NAMESPACE lake.own SET DBPROPERTIES ('keeper' = 'others')")
 	if got := ask("DESCRIBE NAMESPACE EXTENDED lake.own"); !strings.Contains(got, "others") {
-		t.Errorf("its properties: %s", got)
+		t.Errorf("properties: %s", got)
 	}
 
 	ask("CREATE TABLE lake.own.a (id bigint NOT NULL, name string, at timestamp, price decimal(38,9)) USING iceberg PARTITIONED BY (bucket(2, id), days(at)) TBLPROPERTIES ('k' = 'v')")
@@ -93,7 +93,7 @@ func TestSparkUsesTheCatalog(t *testing.T) {
 	ask("DROP TABLE lake.own.d PURGE")
 	ask("DROP TABLE lake.own.b")
 	if after := strings.Count(ask("SHOW TABLES IN lake.own"), "own"); after != before-2 {
-		t.Errorf("%d tables are left of %d", after, before)
+		t.Errorf("%d of %d tables are left", after, before)
 	}
 	ask("DROP TABLE lake.own.a PURGE")
 	ask("DROP NAMESPACE lake.own")
@@ -108,18 +108,20 @@ func TestSparkUsesTheCatalog(t *testing.T) {
 	refused("ALTER TABLE "+kept+" DROP COLUMN sku", "sku", "landers")
 	refused("ALTER TABLE "+kept+" RENAME COLUMN sku TO article", "sku", "landers")
 	refused("ALTER TABLE "+kept+" ALTER COLUMN line TYPE bigint", "line", "landers")
-	refused("ALTER TABLE "+kept+" SET TBLPROPERTIES ('millrace.next-offset.millrace.orders.0' = '0')", "millrace.next-offset")
+	refused("ALTER TABLE "+kept+" SET TBLPROPERTIES ('millrace.next-offset.millrace.orders.0' = '0')",
+		"millrace.next-offset")
 	refused("CREATE OR REPLACE TABLE "+kept+" USING iceberg AS SELECT 1 AS x", "landers write this table")
 	first := strings.Trim(ask("SELECT snapshot_id FROM "+kept+".snapshots ORDER BY committed_at LIMIT 1"), "[]")
 	refused("CALL lake.system.rollback_to_snapshot('millrace.order_lines', "+first+")", "would not land again")
 	if is := ask("SELECT count(*) > 0 FROM " + kept); is != lines {
-		t.Errorf("rows: %s, and before %s", is, lines)
+		t.Errorf("rows: %s, before: %s", is, lines)
 	}
 
 	// Trino has the right to write, and no other.
-	for _, statement := range []string{"CREATE SCHEMA lake.trinos", "DROP TABLE " + kept, "ALTER TABLE " + kept + " RENAME TO millrace.other"} {
+	for _, statement := range []string{"CREATE SCHEMA lake.trinos", "DROP TABLE " + kept, "ALTER TABLE " + kept +
+		" RENAME TO millrace.other"} {
 		if _, err := server.Query(t.Context(), statement); err == nil {
-			t.Errorf("Trino: %s: it may", statement)
+			t.Errorf("Trino: %s: allowed", statement)
 		}
 	}
 	if _, err := server.Query(t.Context(), "CREATE TABLE lake.millrace.trinos AS SELECT 1 AS x"); err != nil {

@@ -86,5 +86,6 @@ func (d Dialect) Sum(from string, columns []Column) string {
 	for i, c := range columns {
 		texts[i] = d.text(c)
 	}
-	return "SELECT count(*) AS n, coalesce(sum(" + fmt.Sprintf(d.hash, fmt.Sprintf(d.row, strings.Join(texts, ", "))) + "), 0) AS h FROM " + from + " t"
+	return "SELECT count(*) AS n, coalesce(sum(" + fmt.Sprintf(d.hash,
+		fmt.Sprintf(d.row, strings.Join(texts, ", "))) + "), 0) AS h FROM " + from + " t"
 }

@@ -128,7 +128,8 @@ func pyiceberg(c catalog.Catalog) map[string]string {
 		p["type"], p["uri"] = "sql", "sqlite:///"+strings.TrimPrefix(c.JDBC, "jdbc:sqlite:")
 	default:
 		p["type"] = "sql"
-		p["uri"] = "postgresql+psycopg2://" + c.User + ":" + c.Password + "@" + strings.TrimPrefix(c.JDBC, "jdbc:postgresql://")
+		p["uri"] = "postgresql+psycopg2://" + c.User + ":" + c.Password + "@" + strings.TrimPrefix(c.JDBC,
+			"jdbc:postgresql://")
 	}
 	if c.OnS3() && !c.Vended {
 		p["s3.endpoint"], p["s3.region"] = c.S3.Endpoint, c.S3.Region
@@ -144,12 +145,15 @@ func Differ(views []View) error {
 		first := views[0]
 		for i := range min(len(v.Rows), len(first.Rows)) {
 			if v.Rows[i] != first.Rows[i] {
-				errs = append(errs, fmt.Errorf("row %d of %d: %s sees %.500s, and %s sees %.500s", i, len(v.Rows), first.Engine, first.Rows[i], v.Engine, v.Rows[i]))
+				errs = append(errs,
+					fmt.Errorf("row %d of %d: %s reads %.500s, %s reads %.500s", i, len(v.Rows), first.Engine,
+						first.Rows[i], v.Engine, v.Rows[i]))
 				break
 			}
 		}
 		if len(v.Rows) != len(first.Rows) {
-			errs = append(errs, fmt.Errorf("%s sees %d rows, and %s sees %d", first.Engine, len(first.Rows), v.Engine, len(v.Rows)))
+			errs = append(errs,
+				fmt.Errorf("%s reads %d rows, %s reads %d", first.Engine, len(first.Rows), v.Engine, len(v.Rows)))
 		}
 	}
 	return errors.Join(errs...)

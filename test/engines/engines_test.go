@@ -27,8 +27,8 @@ func TestMain(m *testing.M) {
 	os.Exit(process.RunTests(m, server.Stop, session.Stop, world.stop))
 }
 
-// everyEngine starts the engines on two catalogs: the system's REST catalog, and a shared one.
-func everyEngine(t *testing.T) engines.Engines {
+// startEngines starts the engines on two catalogs: the system's REST catalog, and a shared one.
+func startEngines(t *testing.T) engines.Engines {
 	t.Helper()
 	s := world.running(t)
 	once.Do(func() {
@@ -40,8 +40,10 @@ func everyEngine(t *testing.T) engines.Engines {
 		if err != nil {
 			t.Fatal(err)
 		}
-		shared = catalog.Catalog{Name: "shared", JDBC: "jdbc:sqlite:" + file, Warehouse: "file://" + filepath.Join(s.dir, "shared")}
-		server.Catalogs, session.Catalogs = []catalog.Catalog{shared, s.catalog("trino")}, []catalog.Catalog{shared, s.catalog("spark")}
+		shared = catalog.Catalog{Name: "shared", JDBC: "jdbc:sqlite:" + file, Warehouse: "file://" +
+			filepath.Join(s.dir, "shared")}
+		server.Catalogs, session.Catalogs = []catalog.Catalog{shared,
+			s.catalog("trino")}, []catalog.Catalog{shared, s.catalog("spark")}
 	})
 	server.URL(t)
 	session.MustQuery(t, "SELECT 1")
@@ -53,7 +55,7 @@ var shared catalog.Catalog
 // TestEnginesAgree checks that every engine reads the same rows from a table, whichever engine
 // wrote it.
 func TestEnginesAgree(t *testing.T) {
-	all, c := everyEngine(t), shared
+	all, c := startEngines(t), shared
 
 	query := func(statement string) {
 		t.Helper()
@@ -92,7 +94,7 @@ func TestEnginesAgree(t *testing.T) {
 				t.Errorf("read by %s", got)
 			}
 			if len(views[0].Rows) != want {
-				t.Errorf("Trino sees %d rows, want %d", len(views[0].Rows), want)
+				t.Errorf("Trino reads %d rows, want %d", len(views[0].Rows), want)
 			}
 			if err := engines.Differ(views); err != nil {
 				t.Error(err)

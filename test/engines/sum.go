@@ -68,13 +68,13 @@ func (e Engines) Sum(ctx context.Context, c catalog.Catalog, t Table) ([]Summed,
 		from := c.Name + "." + engine.sql.Name(t.Namespace) + "." + engine.sql.Name(t.Name)
 		rows, err := engine.ask(ctx, engine.sql.Sum(from, t.Columns))
 		if err != nil {
-			return nil, fmt.Errorf("%s sums up %s: %w", engine.name, t.Name, err)
+			return nil, fmt.Errorf("%s: sum of %s: %w", engine.name, t.Name, err)
 		}
 		all = append(all, Summed{Engine: engine.name, Count: fmt.Sprint(rows[0][0]), Hash: fmt.Sprint(rows[0][1])})
 	}
 	python, err := e.sumPython(ctx, c, t)
 	if err != nil {
-		return nil, fmt.Errorf("PyIceberg and DuckDB sum up %s: %w", t.Name, err)
+		return nil, fmt.Errorf("PyIceberg and DuckDB: sum of %s: %w", t.Name, err)
 	}
 	return append(all, python...), nil
 }

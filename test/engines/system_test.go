@@ -32,7 +32,8 @@ const realData = "../../../shared/data/online-retail.parquet"
 const namespace = "millrace"
 
 // callers are the callers of the system. Each engine is one, with a right of its own.
-var callers = map[string]string{"trino": "catalog.write", "spark": "catalog.admin", "python": "catalog.read", "owner": "all"}
+var callers = map[string]string{"trino": "catalog.write", "spark": "catalog.admin", "python": "catalog.read",
+	"owner": "all"}
 
 func tokenOf(caller string) string { return caller + "-of-the-engines-tests" }
 
@@ -93,7 +94,7 @@ func (s *system) start(ctx context.Context) error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the binary: %w: %s", err, out)
 	}
-	where, err := s.makeCatalog(ctx, conn)
+	where, err := s.createCatalog(ctx, conn)
 	if err != nil {
 		return err
 	}
@@ -126,7 +127,8 @@ func (s *system) start(ctx context.Context) error {
 		"MILLRACE_AUTH_RIGHTS={" + strings.Join(rights, ", ") + "}",
 	}
 	for _, kind := range []string{"READ", "WRITE"} {
-		s.env = append(s.env, "MILLRACE_LAKE_REST_"+kind+"_KEYS_ACCESS_KEY="+store.Other.AccessKey, "MILLRACE_LAKE_REST_"+kind+"_KEYS_SECRET_KEY="+store.Other.SecretKey)
+		s.env = append(s.env, "MILLRACE_LAKE_REST_"+kind+"_KEYS_ACCESS_KEY="+store.Other.AccessKey,
+			"MILLRACE_LAKE_REST_"+kind+"_KEYS_SECRET_KEY="+store.Other.SecretKey)
 	}
 	if err := os.Mkdir(filepath.Join(s.dir, "system"), 0o700); err != nil {
 		return err
@@ -138,8 +140,8 @@ func (s *system) start(ctx context.Context) error {
 	return err
 }
 
-// makeCatalog creates a schema for the catalog in a database, and returns the connection string.
-func (s *system) makeCatalog(ctx context.Context, conn string) (string, error) {
+// createCatalog creates a schema for the catalog in a database, and returns the connection string.
+func (s *system) createCatalog(ctx context.Context, conn string) (string, error) {
 	db, err := postgres.Open(conn, "", "engines tests")
 	if err != nil {
 		return "", err
@@ -192,8 +194,8 @@ func (s *system) verified(t *testing.T) {
 	}
 }
 
-// asked requests a path of the REST catalog.
-func (s *system) asked(t *testing.T, path string, into any) {
+// get requests a path of the REST catalog.
+func (s *system) get(t *testing.T, path string, into any) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.addr+"/iceberg"+path, nil)
 	if err != nil {
@@ -233,7 +235,7 @@ func (s *system) tables(t *testing.T) (all []loaded) {
 	var listed struct {
 		Identifiers []struct{ Name string }
 	}
-	s.asked(t, "/v1/namespaces/"+namespace+"/tables", &listed)
+	s.get(t, "/v1/namespaces/"+namespace+"/tables", &listed)
 	for _, i := range listed.Identifiers {
 		all = append(all, s.table(t, i.Name))
 	}
@@ -254,7 +256,7 @@ func (s *system) table(t *testing.T, name string) loaded {
 			}
 		}
 	}
-	s.asked(t, "/v1/namespaces/"+namespace+"/tables/"+name, &is)
+	s.get(t, "/v1/namespaces/"+namespace+"/tables/"+name, &is)
 	l := loaded{Table: engines.Table{Namespace: namespace, Name: name}, Properties: is.Metadata.Properties}
 	for _, snapshot := range is.Metadata.Snapshots {
 		if snapshot.ID == is.Metadata.Current {

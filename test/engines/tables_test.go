@@ -31,7 +31,7 @@ func lines(t *testing.T) int {
 func (s *system) imported(t *testing.T, lines int) {
 	t.Helper()
 	if _, err := os.Stat(realData); err != nil {
-		t.Skipf("the real data is not here: %v", err)
+		t.Skipf("the real data is missing: %v", err)
 	}
 	s.run(t, "import", "online-retail", realData, "--limit", strconv.Itoa(lines), "--rejects", s.dir+"/rejects.csv")
 	s.verified(t)
@@ -45,7 +45,7 @@ var origins = []string{"partition", "offset", "aggregate_id", "payload"}
 // events must also have the rows of its topic.
 func TestEveryEngineReadsEveryTable(t *testing.T) {
 	s := world.running(t)
-	all := everyEngine(t)
+	all := startEngines(t)
 	all.Python = process.Python(t)
 	s.imported(t, lines(t))
 	tables := s.tables(t)
@@ -56,9 +56,10 @@ func TestEveryEngineReadsEveryTable(t *testing.T) {
 		t.Run(table.Name, func(t *testing.T) {
 			sums := s.sums(t, all, table.Table)
 			mine := sums[0]
-			t.Logf("%s: %s rows, hash %s, of %d columns and parts of columns", table.Name, mine.Count, mine.Hash, len(table.Columns))
+			t.Logf("%s: %s rows, hash %s, of %d columns and parts of columns", table.Name, mine.Count, mine.Hash,
+				len(table.Columns))
 			if mine.Count == "0" {
-				t.Error("there is nothing in it to compare")
+				t.Error("the table has no rows to compare")
 			}
 			// Maintenance may have compacted the deletes away in the meantime.
 			had, has := table.equalityDeletes(), s.table(t, table.Name).equalityDeletes()
@@ -68,7 +69,7 @@ func TestEveryEngineReadsEveryTable(t *testing.T) {
 					t.Errorf("%s reads a table with equality deletes, which it could not: it saw %+v; say so in docs/testing.md", other.Engine, other)
 				case other.Engine == "PyIceberg" && (had || has) && other.Refused != "":
 				case !other.Equal(engines.Summed{Count: mine.Count, Hash: mine.Hash}):
-					t.Errorf("%s sees %+v, and %s %+v", other.Engine, other, mine.Engine, mine)
+					t.Errorf("%s reads %+v, %s reads %+v", other.Engine, other, mine.Engine, mine)
 				}
 			}
 			if strings.HasSuffix(table.Name, "_events") {
@@ -95,7 +96,8 @@ func (s *system) sums(t *testing.T, all engines.Engines, table engines.Table) []
 func (s *system) sql(t *testing.T, table engines.Table) engines.Summed {
 	t.Helper()
 	var row struct{ N, H json.Number }
-	if err := json.Unmarshal(s.run(t, "sql", "--output", "json", clickHouseSum(table.Name, table.Columns)), &row); err != nil {
+	if err := json.Unmarshal(s.run(t, "sql", "--output", "json", clickHouseSum(table.Name, table.Columns)),
+		&row); err != nil {
 		t.Fatal(err)
 	}
 	return engines.Summed{Engine: "ClickHouse (millrace sql)", Count: row.N.String(), Hash: row.H.String()}
@@ -121,7 +123,7 @@ func (s *system) compareWithTopic(t *testing.T, all engines.Engines, table loade
 	}
 	for _, sum := range s.sums(t, all, engines.Table{Namespace: table.Namespace, Name: table.Name, Columns: columns}) {
 		if !sum.Equal(want.Summed(sum.Engine)) && sum.Refused == "" {
-			t.Errorf("the topic has %+v, and %s sees %+v", want.Summed("topic"), sum.Engine, sum)
+			t.Errorf("the topic has %+v, but %s reads %+v", want.Summed("topic"), sum.Engine, sum)
 		}
 	}
 }
@@ -139,7 +141,7 @@ func topicOf(t *testing.T, table loaded) string {
 			return rest[:strings.LastIndexByte(rest, '.')]
 		}
 	}
-	t.Fatalf("table %s names no topic", table.Name)
+	t.Fatalf("table %s has no property for its topic", table.Name)
 	return ""
 }
 
@@ -153,18 +155,21 @@ func (s *system) compareFigures(t *testing.T, all engines.Engines) {
 		ask  func() ([][]any, error)
 	}{
 		{"Trino", func() ([][]any, error) {
-			return all.Trino.Query(t.Context(), fmt.Sprintf(figures, "lake.millrace.order_lines", "TIMESTAMP '2012-01-01 00:00:00 UTC'"))
+			return all.Trino.Query(t.Context(),
+				fmt.Sprintf(figures, "lake.millrace.order_lines", "TIMESTAMP '2012-01-01 00:00:00 UTC'"))
 		}},
 		{"Spark", func() ([][]any, error) {
-			return all.Spark.Query(t.Context(), fmt.Sprintf(figures, "lake.millrace.order_lines", "TIMESTAMP '2012-01-01 00:00:00'"))
+			return all.Spark.Query(t.Context(),
+				fmt.Sprintf(figures, "lake.millrace.order_lines", "TIMESTAMP '2012-01-01 00:00:00'"))
 		}},
 	} {
 		rows, err := engine.ask()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, want := strings.Trim(fmt.Sprint(rows[0]), "[]"), "397884 18532 5167812 8911407.904"; !strings.HasPrefix(got, want) {
-			t.Errorf("%s sees %s, want %s", engine.name, got, want)
+		if got, want := strings.Trim(fmt.Sprint(rows[0]),
+			"[]"), "397884 18532 5167812 8911407.904"; !strings.HasPrefix(got, want) {
+			t.Errorf("%s reads %s, want %s", engine.name, got, want)
 		}
 	}
 }

@@ -19,7 +19,8 @@ type record struct {
 // topic reads the current content of a topic, and the end of each partition.
 func (s *system) topic(t *testing.T, name string) (records []record, ends map[int32]int64) {
 	t.Helper()
-	reader, err := fetch.Open(fetch.Config{Brokers: []string{s.brokers}, Topic: name, ClientID: "engines", Logger: slog.New(slog.DiscardHandler)})
+	reader, err := fetch.Open(fetch.Config{Brokers: []string{s.brokers}, Topic: name, ClientID: "engines",
+		Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +47,8 @@ func (s *system) topic(t *testing.T, name string) (records []record, ends map[in
 		for _, b := range batches {
 			for r := range b.Records() {
 				if r.Offset < ends[b.Partition] {
-					records = append(records, record{b.Partition, r.Offset, string(r.Key), append([]byte(nil), r.Value...)})
+					records = append(records,
+						record{b.Partition, r.Offset, string(r.Key), append([]byte(nil), r.Value...)})
 				}
 			}
 			if from[b.Partition] < ends[b.Partition] && b.Next >= ends[b.Partition] {

@@ -16,14 +16,16 @@ import (
 	"github.com/millrace/millrace/test/engines"
 )
 
-// trading runs the demo's shops in the system until the test stops it.
-func (s *system) trading(t *testing.T) (stop func()) {
+// startLoad runs the demo's shops in the system until the test stops it.
+func (s *system) startLoad(t *testing.T) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
 		for seed := uint64(2); ; seed++ {
-			_, err := demo.Run(ctx, demo.Config{BaseURL: "http://" + s.addr, Client: []client.Option{client.WithToken(tokenOf("owner"))}, Seed: seed, Orders: 100})
+			_, err := demo.Run(ctx,
+				demo.Config{BaseURL: "http://" + s.addr,
+					Client: []client.Option{client.WithToken(tokenOf("owner"))}, Seed: seed, Orders: 100})
 			if err != nil {
 				done <- err
 				return
@@ -33,7 +35,7 @@ func (s *system) trading(t *testing.T) (stop func()) {
 	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; ctx.Err() == nil {
-			t.Errorf("the load ended: %v", err)
+			t.Errorf("the load stopped: %v", err)
 		}
 	})
 	t.Cleanup(stop)
@@ -69,7 +71,8 @@ const parts = 11 // number of parts
 func (s some) where(d engines.Dialect) string {
 	var each []string
 	for partition, next := range s.below {
-		each = append(each, fmt.Sprintf("(%s = %d AND %s < %d)", d.Name("partition"), partition, d.Name("offset"), next))
+		each = append(each,
+			fmt.Sprintf("(%s = %d AND %s < %d)", d.Name("partition"), partition, d.Name("offset"), next))
 	}
 	slices.Sort(each)
 	return fmt.Sprintf("%s %% %d = %d AND (%s)", d.Name("offset"), parts, s.rest, strings.Join(each, " OR "))
@@ -105,7 +108,8 @@ func (s *system) writes(all engines.Engines) []written {
 		}}
 	}
 	deletes := func(table string, d engines.Dialect) change {
-		return change{name: "DELETE", deletes: true, statement: func(is some) string { return "DELETE FROM " + table + " WHERE " + is.where(d) }}
+		return change{name: "DELETE", deletes: true,
+			statement: func(is some) string { return "DELETE FROM " + table + " WHERE " + is.where(d) }}
 	}
 	merges := func(table string, d engines.Dialect) change {
 		return change{name: "MERGE", marks: true, statement: func(is some) string {
@@ -133,16 +137,16 @@ func (s *system) writes(all engines.Engines) []written {
 	}
 }
 
-// TestOthersWriteBesideTheLanders has Spark and Trino write to tables while landers land in them
+// TestExternalWritersBesideLanders has Spark and Trino write to tables while landers land in them
 // and maintenance works on them. In the end, each table must have every record of its topic once,
 // except for the deleted ones, and every change must be there.
-func TestOthersWriteBesideTheLanders(t *testing.T) {
+func TestExternalWritersBesideLanders(t *testing.T) {
 	s := world.running(t)
-	all := everyEngine(t)
-	stop := s.trading(t)
+	all := startEngines(t)
+	stop := s.startLoad(t)
 	for _, w := range s.writes(all) {
 		t.Run(w.table, func(t *testing.T) {
-			polltest.Until(t, "the table has something of each partition", func() bool {
+			polltest.Until(t, "the table has records of each partition", func() bool {
 				at := s.table(t, w.table).positions(t)
 				return len(at) == 4 && slices.Min([]int64{at[0], at[1], at[2], at[3]}) > 2*parts
 			})
@@ -150,7 +154,7 @@ func TestOthersWriteBesideTheLanders(t *testing.T) {
 			for i, c := range w.changes {
 				before := s.table(t, w.table).positions(t)
 				is := some{before, int64(i % parts)}
-				tries := s.until(t, w, c, is)
+				tries := s.retry(t, w, c, is)
 				if c.deletes {
 					deleted = append(deleted, is)
 				}
@@ -167,14 +171,14 @@ func TestOthersWriteBesideTheLanders(t *testing.T) {
 				}
 				t.Logf("%s: after %d tries; %d records were landed meanwhile", c.name, tries, landed)
 			}
-			s.onceEach(t, all, w.table, deleted, marked)
+			s.compareRows(t, all, w.table, deleted, marked)
 		})
 	}
 	stop()
 	// What Spark, Trino and maintenance left behind is a table that every engine can read.
 	for _, w := range s.writes(all) {
 		t.Run("read "+w.table, func(t *testing.T) {
-			s.settled(t, w.table)
+			s.awaitLanded(t, w.table)
 			sums := s.sums(t, all, s.table(t, w.table).Table)
 			for _, other := range sums[1:] {
 				if !other.Equal(engines.Summed{Engine: other.Engine, Count: sums[0].Count, Hash: sums[0].Hash}) {
@@ -185,27 +189,27 @@ func TestOthersWriteBesideTheLanders(t *testing.T) {
 	}
 	log := s.log(t)
 	conflicts := strings.Count(log, "commit failed, or its response was lost")
-	t.Logf("the landers were refused %d commits because another came first, and went on", conflicts)
+	t.Logf("the catalog rejected %d commits of landers, because another commit came first", conflicts)
 	if conflicts == 0 {
-		t.Error("nobody came between the landers: this shows nothing")
+		t.Error("no commit came between those of the landers: the test shows nothing")
 	}
 	for line := range strings.Lines(log) {
 		if strings.Contains(line, "level=ERROR") {
-			t.Errorf("the system says %s", line)
+			t.Errorf("unexpected line in the log: %s", line)
 		}
 	}
 	select {
 	case <-s.process.Ended():
-		t.Errorf("the system has ended: %s", log[max(0, len(log)-4000):])
+		t.Errorf("the system has exited: %s", log[max(0, len(log)-4000):])
 	default:
 	}
 }
 
-// mostTries limits how often an engine may retry because of other writers.
-const mostTries = 10
+// maxTries limits how often an engine may retry because of other writers.
+const maxTries = 10
 
-// until retries a change until it is committed.
-func (s *system) until(t *testing.T, w written, c change, is some) (tries int) {
+// retry retries a change until it is committed.
+func (s *system) retry(t *testing.T, w written, c change, is some) (tries int) {
 	t.Helper()
 	for tries = 1; ; tries++ {
 		_, err := w.ask(t.Context(), c.statement(is))
@@ -213,22 +217,23 @@ func (s *system) until(t *testing.T, w written, c change, is some) (tries int) {
 			return tries
 		}
 		conflict := false
-		for _, text := range []string{"CommitFailedException", "ValidationException", "conflicting", "Failed to commit", "Cannot commit"} {
+		for _, text := range []string{"CommitFailedException", "ValidationException", "conflicting",
+			"Failed to commit", "Cannot commit"} {
 			conflict = conflict || strings.Contains(err.Error(), text)
 		}
-		if !conflict || tries == mostTries {
+		if !conflict || tries == maxTries {
 			t.Fatalf("%s, try %d: %v", c.name, tries, err)
 		}
 		t.Logf("%s, try %d: %.400v", c.name, tries, err)
 	}
 }
 
-// settled waits until a table has all records of its topic.
-func (s *system) settled(t *testing.T, name string) (records []record) {
+// awaitLanded waits until a table has all records of its topic.
+func (s *system) awaitLanded(t *testing.T, name string) (records []record) {
 	t.Helper()
 	table := s.table(t, name)
 	records, ends := s.topic(t, topicOf(t, table))
-	polltest.Until(t, name+" holds what the topic does", func() bool {
+	polltest.Until(t, name+" has all records of the topic", func() bool {
 		at := s.table(t, name).positions(t)
 		for partition, end := range ends {
 			if at[partition] < end {
@@ -240,10 +245,10 @@ func (s *system) settled(t *testing.T, name string) (records []record) {
 	return records
 }
 
-// onceEach compares a table with its topic, record by record.
-func (s *system) onceEach(t *testing.T, all engines.Engines, name string, deleted, marked []some) {
+// compareRows compares a table with its topic, record by record.
+func (s *system) compareRows(t *testing.T, all engines.Engines, name string, deleted, marked []some) {
 	t.Helper()
-	records := s.settled(t, name)
+	records := s.awaitLanded(t, name)
 	type place struct {
 		partition int32
 		offset    int64
@@ -259,8 +264,9 @@ func (s *system) onceEach(t *testing.T, all engines.Engines, name string, delete
 		byUs[at] = true
 		last[r.partition] = max(last[r.partition], r.offset)
 	}
-	rows, err := all.Trino.Query(t.Context(), `SELECT "partition", "offset", count(*), max(CAST(coalesce(correlation_id, '') = '`+mark+`' AS integer)), min(CAST(coalesce(correlation_id, '') = '`+
-		mark+`' AS integer)) FROM lake.millrace.`+name+` GROUP BY 1, 2`)
+	rows, err := all.Trino.Query(t.Context(),
+		`SELECT "partition", "offset", count(*), max(CAST(coalesce(correlation_id, '') = '`+mark+`' AS integer)), min(CAST(coalesce(correlation_id, '') = '`+
+			mark+`' AS integer)) FROM lake.millrace.`+name+` GROUP BY 1, 2`)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,18 +40,20 @@ func (b *broken) Load(ctx context.Context, stream string, after uint64) ([]event
 // faulty reports whether to inject a fault now.
 func faulty() bool { return rand.IntN(20) == 0 }
 
-// refusesWhatItStored appends, but answers with a conflict.
-func refusesWhatItStored(ctx context.Context, s eventstore.Store, b eventstore.Batch) (eventstore.Appended, error) {
+// rejectsStoredAppends appends, but answers with a conflict.
+func rejectsStoredAppends(ctx context.Context, s eventstore.Store, b eventstore.Batch) (eventstore.Appended, error) {
 	done, err := s.Append(ctx, b)
 	if err == nil && len(b.Streams) > 0 && faulty() {
 		first := b.Streams[0]
-		return done, &eventstore.ConflictError{Stream: first.Stream, Expected: first.ExpectedVersion, Actual: first.ExpectedVersion + 1}
+		return done, &eventstore.ConflictError{Stream: first.Stream, Expected: first.ExpectedVersion,
+			Actual: first.ExpectedVersion + 1}
 	}
 	return done, err
 }
 
-// dropsWhatItAcknowledged answers like a store that has appended, but does not append.
-func dropsWhatItAcknowledged(ctx context.Context, s eventstore.Store, b eventstore.Batch) (eventstore.Appended, error) {
+// dropsAcknowledgedAppends answers like a store that has appended, but does not append.
+func dropsAcknowledgedAppends(ctx context.Context, s eventstore.Store, b eventstore.Batch) (eventstore.Appended,
+	error) {
 	if faulty() {
 		head, err := s.Head(ctx)
 		return eventstore.Appended{Position: event.Position{Sequence: head.Sequence + 1}}, err
@@ -67,7 +69,8 @@ func checksThenAppends(ctx context.Context, s eventstore.Store, b eventstore.Bat
 			return eventstore.Appended{}, err
 		}
 		if actual := uint64(len(events)); actual != w.ExpectedVersion {
-			return eventstore.Appended{}, &eventstore.ConflictError{Stream: w.Stream, Expected: w.ExpectedVersion, Actual: actual}
+			return eventstore.Appended{}, &eventstore.ConflictError{Stream: w.Stream, Expected: w.ExpectedVersion,
+				Actual: actual}
 		}
 	}
 	for {
@@ -131,9 +134,9 @@ func readsOldCopies() func(context.Context, eventstore.Store, string, uint64) ([
 func TestBrokenStores(t *testing.T) {
 	t.Parallel()
 	for name, b := range map[string]*broken{
-		"whole":                      {},
-		"refuses what it stored":     {append: refusesWhatItStored},
-		"drops what it acknowledged": {append: dropsWhatItAcknowledged},
+		"intact":                     {},
+		"rejects stored appends":     {append: rejectsStoredAppends},
+		"drops acknowledged appends": {append: dropsAcknowledgedAppends},
 		"checks, then appends":       {append: checksThenAppends},
 		"splits batches":             {append: splitsBatches},
 		"forgets keys":               {append: forgetsKeys},
@@ -142,13 +145,13 @@ func TestBrokenStores(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := runInProcess(t, b)
-			findings := judge(shelves, h.settled(), name == "whole")
-			if name == "whole" {
+			findings := judge(shelves, h.settled(), name == "intact")
+			if name == "intact" {
 				if findings = append(findings, h.beyondShelves()...); len(findings) > 0 {
-					t.Errorf("found in a store without faults:\n%s", strings.Join(findings, "\n"))
+					t.Errorf("findings in a store without faults:\n%s", strings.Join(findings, "\n"))
 				}
 			} else if len(findings) == 0 || !strings.HasPrefix(findings[0], "no order") {
-				t.Errorf("the fault is not caught in %d operations: %v", len(h.operations), findings)
+				t.Errorf("the fault is not detected in %d operations: %v", len(h.operations), findings)
 			}
 		})
 	}
@@ -183,7 +186,7 @@ func runInProcess(t *testing.T, b *broken) storeHistory {
 	for _, op := range ops {
 		h.operations = append(h.operations, op)
 	}
-	if h.contents, err = lookLast(t.Context(), store, h.operations); err != nil {
+	if h.contents, err = readContents(t.Context(), store, h.operations); err != nil {
 		t.Fatal(err)
 	}
 	if err := store.Close(); err != nil {

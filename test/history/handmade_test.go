@@ -26,10 +26,12 @@ func TestStoreModel(t *testing.T) {
 		return storeOp{Call: call, Return: ret, Asked: c, Answer: a}
 	}
 	add := func(tag, key string, expected uint64, ids ...uuid.UUID) storeCall {
-		return storeCall{Kind: appendBatch, Tag: tag, Key: key, Writes: []write{{Stream: 0, Expected: expected, IDs: ids}}}
+		return storeCall{Kind: appendBatch, Tag: tag, Key: key,
+			Writes: []write{{Stream: 0, Expected: expected, IDs: ids}}}
 	}
 	both := func(tag string, first, second uint64, id, other uuid.UUID) storeCall {
-		return storeCall{Kind: appendBatch, Tag: tag, Writes: []write{{0, first, []uuid.UUID{id}}, {1, second, []uuid.UUID{other}}}}
+		return storeCall{Kind: appendBatch, Tag: tag,
+			Writes: []write{{0, first, []uuid.UUID{id}}, {1, second, []uuid.UUID{other}}}}
 	}
 	load := func(stream int, after uint64) storeCall {
 		return storeCall{Kind: loadStream, Stream: stream, After: after}
@@ -52,11 +54,13 @@ func TestStoreModel(t *testing.T) {
 		ops   []storeOp
 	}{
 		{"one after the other", true, []storeOp{
-			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, add("b", "", 1, ids[1], ids[2]), ok), at(5, 6, load(0, 0), saw(0, ids[0], ids[1], ids[2])),
+			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, add("b", "", 1, ids[1], ids[2]), ok), at(5, 6,
+				load(0, 0), saw(0, ids[0], ids[1], ids[2])),
 			at(7, 8, load(0, 2), saw(2, ids[2])), at(9, 10, load(0, 7), saw(7)),
 		}},
 		{"of two at once one conflicts", true, []storeOp{
-			at(1, 9, add("a", "", 0, ids[0]), busy(1)), at(2, 8, add("b", "", 0, ids[1]), ok), at(10, 11, load(0, 0), saw(0, ids[1])),
+			at(1, 9, add("a", "", 0, ids[0]), busy(1)), at(2, 8, add("b", "", 0, ids[1]), ok), at(10, 11,
+				load(0, 0), saw(0, ids[1])),
 		}},
 		{"of two at once both are stored", false, []storeOp{
 			at(1, 9, add("a", "", 0, ids[0]), ok), at(2, 8, add("b", "", 0, ids[1]), ok),
@@ -65,7 +69,8 @@ func TestStoreModel(t *testing.T) {
 			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, load(0, 0), saw(0)),
 		}},
 		{"an acknowledged append is lost behind another", false, []storeOp{
-			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, add("b", "", 1, ids[1]), ok), at(5, 6, load(0, 0), saw(0, ids[1])),
+			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, add("b", "", 1, ids[1]), ok), at(5, 6, load(0, 0),
+				saw(0, ids[1])),
 		}},
 		{"an append is doubled", false, []storeOp{
 			at(1, 2, add("a", "k", 0, ids[0]), ok), at(3, 4, load(0, 0), saw(0, ids[0], ids[0])),
@@ -74,7 +79,8 @@ func TestStoreModel(t *testing.T) {
 			at(1, 2, add("a", "k", 0, ids[0]), ok), at(3, 4, add("b", "k", 1, ids[1]), ok),
 		}},
 		{"a second sending hears of the first", true, []storeOp{
-			at(1, 2, add("a", "k", 0, ids[0]), ok), at(3, 4, add("b", "k", 0, ids[1]), told(answered, "a")), at(5, 6, lookUp("k"), told(looked, "a")),
+			at(1, 2, add("a", "k", 0, ids[0]), ok), at(3, 4, add("b", "k", 0, ids[1]), told(answered, "a")), at(5,
+				6, lookUp("k"), told(looked, "a")),
 		}},
 		{"a second sending hears of itself", false, []storeOp{
 			at(1, 2, add("a", "k", 0, ids[0]), ok), at(3, 4, add("b", "k", 0, ids[1]), told(answered, "b")),
@@ -83,10 +89,12 @@ func TestStoreModel(t *testing.T) {
 			at(1, 2, add("a", "k", 0, ids[0]), ok), at(3, 4, add("b", "k", 0, ids[1]), busy(1)),
 		}},
 		{"a stale read", false, []storeOp{
-			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, add("b", "", 1, ids[1]), ok), at(5, 6, load(0, 0), saw(0, ids[0])),
+			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, add("b", "", 1, ids[1]), ok), at(5, 6, load(0, 0),
+				saw(0, ids[0])),
 		}},
 		{"the same read while the append is under way", true, []storeOp{
-			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 7, add("b", "", 1, ids[1]), ok), at(5, 6, load(0, 0), saw(0, ids[0])),
+			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 7, add("b", "", 1, ids[1]), ok), at(5, 6, load(0, 0),
+				saw(0, ids[0])),
 		}},
 		{"two reads go back in time while the append is under way", false, []storeOp{
 			at(1, 9, add("a", "", 0, ids[0]), ok), at(2, 3, load(0, 0), saw(0, ids[0])), at(4, 5, load(0, 0), saw(0)),
@@ -96,38 +104,45 @@ func TestStoreModel(t *testing.T) {
 		}},
 		{"a conflict where there is none", false, []storeOp{at(1, 2, add("a", "", 0, ids[0]), busy(1))}},
 		{"a conflict that names a version of before", false, []storeOp{
-			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, add("b", "", 1, ids[1]), ok), at(5, 6, add("c", "", 0, ids[2]), busy(1)),
+			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, add("b", "", 1, ids[1]), ok), at(5, 6,
+				add("c", "", 0, ids[2]), busy(1)),
 		}},
 		{"a conflict that was stored all the same", false, []storeOp{
-			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, add("b", "", 0, ids[1]), busy(1)), at(5, 6, load(0, 0), saw(0, ids[0], ids[1])),
+			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, add("b", "", 0, ids[1]), busy(1)), at(5, 6,
+				load(0, 0), saw(0, ids[0], ids[1])),
 		}},
 		{"half of a batch", false, []storeOp{
-			at(1, 2, both("a", 0, 0, ids[0], ids[1]), ok), at(3, 4, load(0, 0), saw(0, ids[0])), at(5, 6, load(1, 0), saw(0)),
+			at(1, 2, both("a", 0, 0, ids[0], ids[1]), ok), at(3, 4, load(0, 0), saw(0, ids[0])), at(5, 6,
+				load(1, 0), saw(0)),
 		}},
 		{"half of a batch is seen before the other", false, []storeOp{
-			at(1, 9, both("a", 0, 0, ids[0], ids[1]), ok), at(2, 3, load(0, 0), saw(0, ids[0])), at(4, 5, load(1, 0), saw(0)),
+			at(1, 9, both("a", 0, 0, ids[0], ids[1]), ok), at(2, 3, load(0, 0), saw(0, ids[0])), at(4, 5,
+				load(1, 0), saw(0)),
 		}},
 		{"a lost sending never takes effect", true, []storeOp{
 			at(1, never, add("a", "", 0, ids[0]), gone), at(3, 4, load(0, 0), saw(0)),
 		}},
 		{"a lost sending takes effect late", true, []storeOp{
-			at(1, never, add("a", "", 0, ids[0]), gone), at(3, 4, load(0, 0), saw(0)), at(5, 6, load(0, 0), saw(0, ids[0])),
+			at(1, never, add("a", "", 0, ids[0]), gone), at(3, 4, load(0, 0), saw(0)), at(5, 6, load(0, 0),
+				saw(0, ids[0])),
 		}},
 		{"a lost sending takes effect before it is sent", false, []storeOp{
 			at(1, 2, load(0, 0), saw(0, ids[0])), at(3, never, add("a", "", 0, ids[0]), gone),
 		}},
 		{"a lost sending is undone", false, []storeOp{
-			at(1, never, add("a", "", 0, ids[0]), gone), at(3, 4, load(0, 0), saw(0, ids[0])), at(5, 6, load(0, 0), saw(0)),
+			at(1, never, add("a", "", 0, ids[0]), gone), at(3, 4, load(0, 0), saw(0, ids[0])), at(5, 6,
+				load(0, 0), saw(0)),
 		}},
 		{"both sendings under a key take effect", false, []storeOp{
-			at(1, never, add("a", "k", 0, ids[0]), gone), at(3, 4, add("b", "k", 1, ids[1]), ok), at(5, 6, load(0, 0), saw(0, ids[0], ids[1])),
+			at(1, never, add("a", "k", 0, ids[0]), gone), at(3, 4, add("b", "k", 1, ids[1]), ok), at(5, 6,
+				load(0, 0), saw(0, ids[0], ids[1])),
 		}},
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
 			findings := judge(shelves, storeOperations(c.ops), false)
 			if legal := len(findings) == 0; legal != c.legal {
-				t.Errorf("the model takes it for legal: %v, want %v", legal, c.legal)
+				t.Errorf("the model accepts it: %v, want %v", legal, c.legal)
 			}
 		})
 	}
@@ -156,13 +171,16 @@ func TestStoreFindings(t *testing.T) {
 		{"names position", func(h *history) { h.contents.kept["k"] = kept{Tag: "0", Position: event.Position{Sequence: 3}} }},
 		{"a follower from", func(h *history) { h.followers[0].saw = h.followers[0].saw[1:] }},
 	} {
-		h := history{contents: contents{kept: map[string]kept{"k": {Tag: "0", Position: event.Position{Sequence: 1}}}}, followers: make([]follower, 1)}
+		h := history{contents: contents{kept: map[string]kept{"k": {Tag: "0",
+			Position: event.Position{Sequence: 1}}}}, followers: make([]follower, 1)}
 		for i := range uint64(3) {
 			id, at := uuid.New(), event.Position{Sequence: i + 1}
 			h.contents.all = append(h.contents.all, event.Event{ID: id, Stream: "s/0", Version: i + 1, Position: at})
-			asked := storeCall{Kind: appendBatch, Shelf: "s", Tag: string('0' + rune(i)), Writes: []write{{0, i, []uuid.UUID{id}}}}
+			asked := storeCall{Kind: appendBatch, Shelf: "s", Tag: string('0' + rune(i)),
+				Writes: []write{{0, i, []uuid.UUID{id}}}}
 			h.operations = append(h.operations, storeOp{
-				Call: int64(2*i + 1), Return: int64(2*i + 2), Asked: asked, Answer: storeAnswer{Outcome: stored, Position: at},
+				Call: int64(2*i + 1), Return: int64(2*i + 2), Asked: asked, Answer: storeAnswer{Outcome: stored,
+					Position: at},
 			})
 			h.followers[0].saw = append(h.followers[0].saw, place{id, at})
 		}
@@ -184,7 +202,8 @@ func swapTimes(a, b storeOp) (storeOp, storeOp) {
 func TestStockModel(t *testing.T) {
 	t.Parallel()
 	at := func(call, ret int64, kind stockKind, key string, quantity int64, reservation string, a stockAnswer) stockOp {
-		return stockOp{Call: call, Return: ret, Asked: stockCall{Kind: kind, SKU: "s", Key: key, Quantity: quantity, Reservation: reservation}, Answer: a}
+		return stockOp{Call: call, Return: ret,
+			Asked: stockCall{Kind: kind, SKU: "s", Key: key, Quantity: quantity, Reservation: reservation}, Answer: a}
 	}
 	ok := func(version uint64) stockAnswer { return stockAnswer{Outcome: stored, Version: version} }
 	again := func(version uint64) stockAnswer { return stockAnswer{Outcome: replayed, Version: version} }
@@ -205,18 +224,23 @@ func TestStockModel(t *testing.T) {
 	}{
 		{"a sale", true, []stockOp{
 			at(0, 0, getNow, "", 0, "", no("stock_unknown", 0, 0)),
-			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 6, commit, "c", 0, "r", ok(3)), at(7, 8, getNow, "", 0, "", is(3, 2, 0)),
-			at(9, 10, commit, "d", 0, "r", no("reservation_unknown", 0, 0)), at(11, 12, readLog, "", 0, "", log("a", "b", "c")),
+			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 6, commit, "c", 0, "r", ok(3)), at(7, 8, getNow,
+				"", 0, "", is(3, 2, 0)),
+			at(9, 10, commit, "d", 0, "r", no("reservation_unknown", 0, 0)), at(11, 12, readLog, "", 0, "",
+				log("a", "b", "c")),
 		}},
 		{"refusals with their numbers", true, []stockOp{
 			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 6, reserve, "c", 3, "q", no("stock_insufficient", 5, 3)),
-			at(7, 8, reserve, "d", 4, "r", no("reservation_differs", 5, 3)), at(9, 10, adjust, "e", -3, "", no("stock_reserved", 5, 3)),
+			at(7, 8, reserve, "d", 4, "r", no("reservation_differs", 5, 3)), at(9, 10, adjust, "e", -3, "",
+				no("stock_reserved", 5, 3)),
 			at(11, 12, adjust, "f", -6, "", no("stock_negative", 5, 3)), at(13, 14, release, "g", 0, "r", ok(3)),
 			at(15, 16, adjust, "h", -5, "", ok(4)), at(17, 18, getNow, "", 0, "", is(4, 0, 0)),
 		}},
 		{"a reservation that is held is asked for again", true, []stockOp{
-			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 6, reserve, "c", 3, "r", ok(2)), at(7, 8, reserve, "c", 3, "r", again(2)),
-			at(9, 10, readLog, "", 0, "", stockAnswer{Outcome: looked, Log: []string{"a", "b"}, Answered: map[string]uint64{"c": 2}}),
+			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 6, reserve, "c", 3, "r", ok(2)), at(7, 8, reserve,
+				"c", 3, "r", again(2)),
+			at(9, 10, readLog, "", 0, "",
+				stockAnswer{Outcome: looked, Log: []string{"a", "b"}, Answered: map[string]uint64{"c": 2}}),
 		}},
 		{"oversold one after the other", false, []stockOp{
 			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 6, reserve, "c", 3, "q", ok(3)),
@@ -228,10 +252,12 @@ func TestStockModel(t *testing.T) {
 			five, at(3, 9, reserve, "b", 3, "r", ok(2)), at(4, 8, reserve, "c", 3, "q", ok(2)),
 		}},
 		{"goods are taken twice", false, []stockOp{
-			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 9, commit, "c", 0, "r", ok(3)), at(6, 8, commit, "d", 0, "r", ok(4)),
+			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 9, commit, "c", 0, "r", ok(3)), at(6, 8, commit,
+				"d", 0, "r", ok(4)),
 		}},
 		{"committed and released", false, []stockOp{
-			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 9, commit, "c", 0, "r", ok(3)), at(6, 8, release, "d", 0, "r", ok(4)),
+			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 9, commit, "c", 0, "r", ok(3)), at(6, 8, release,
+				"d", 0, "r", ok(4)),
 		}},
 		{"refused though there was enough", false, []stockOp{five, at(3, 4, reserve, "b", 3, "r", no("stock_insufficient", 5, 0))}},
 		{"refused with the numbers of before", false, []stockOp{
@@ -244,17 +270,19 @@ func TestStockModel(t *testing.T) {
 		{"replayed and never sent before", false, []stockOp{five, at(3, 4, receive, "b", 5, "", again(1))}},
 		{"a lost sending, then refused, then in effect", true, []stockOp{
 			five, at(3, never, reserve, "b", 5, "r", gone), at(5, 6, reserve, "b", 5, "r", again(2)),
-			at(7, never, commit, "c", 0, "r", gone), at(8, 9, getNow, "", 0, "", is(2, 5, 5)), at(10, 11, getNow, "", 0, "", is(3, 0, 0)),
+			at(7, never, commit, "c", 0, "r", gone), at(8, 9, getNow, "", 0, "", is(2, 5, 5)), at(10, 11, getNow,
+				"", 0, "", is(3, 0, 0)),
 		}},
 		{"a lost sending has two effects", false, []stockOp{
-			five, at(3, never, receive, "b", 5, "", gone), at(5, 6, getNow, "", 0, "", is(2, 10, 0)), at(7, 8, getNow, "", 0, "", is(3, 15, 0)),
+			five, at(3, never, receive, "b", 5, "", gone), at(5, 6, getNow, "", 0, "", is(2, 10, 0)), at(7, 8,
+				getNow, "", 0, "", is(3, 15, 0)),
 		}},
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
 			findings := judge(stocks, stockOperations(c.ops), false)
 			if legal := len(findings) == 0; legal != c.legal {
-				t.Errorf("the model takes it for legal: %v, want %v", legal, c.legal)
+				t.Errorf("the model accepts it: %v, want %v", legal, c.legal)
 			}
 		})
 	}
@@ -298,8 +326,11 @@ func TestStockFindings(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			key, token := string('0'+rune(i)), event.Token{Service: "inventory", Stream: "s", Version: uint64(i) + 1, Position: event.Position{Sequence: uint64(i) + 1}}
-			h.all = append(h.all, event.Event{Stream: "s", Version: token.Version, Position: token.Position, CausationID: key, Data: data})
+			key, token := string('0'+rune(i)), event.Token{Service: "inventory", Stream: "s", Version: uint64(i) +
+				1, Position: event.Position{Sequence: uint64(i) + 1}}
+			h.all = append(h.all,
+				event.Event{Stream: "s", Version: token.Version, Position: token.Position, CausationID: key,
+					Data: data})
 			h.answers[key] = token
 			h.operations = append(h.operations, stockOp{
 				Call: int64(2*i + 1), Return: int64(2*i + 2), Asked: stockCall{Kind: receive, SKU: "s", Key: key},
@@ -314,10 +345,11 @@ func TestStockFindings(t *testing.T) {
 	}
 }
 
-// TestRefusedHistoryIsDrawn opens the file at the path in the finding.
-func TestRefusedHistoryIsDrawn(t *testing.T) {
+// TestRejectedHistoryIsDrawn opens the file at the path in the finding.
+func TestRejectedHistoryIsDrawn(t *testing.T) {
 	t.Parallel()
-	op := stockOp{Call: 1, Return: 2, Asked: stockCall{Kind: getNow, SKU: "s"}, Answer: stockAnswer{Outcome: looked, Version: 1}}
+	op := stockOp{Call: 1, Return: 2, Asked: stockCall{Kind: getNow, SKU: "s"},
+		Answer: stockAnswer{Outcome: looked, Version: 1}}
 	findings := judge(stocks, stockOperations([]stockOp{op}), true)
 	if len(findings) != 1 {
 		t.Fatalf("findings: %q", findings)

@@ -33,9 +33,10 @@ func TestInventory(t *testing.T) {
 	t.Run("sqlite", func(t *testing.T) {
 		t.Parallel()
 		data := t.TempDir()
-		checkInventory(t, 1, service{args: []string{"up", "--no-demo", "--data", data}}, func(ctx context.Context) (eventstore.Store, error) {
-			return sqlite.Open(ctx, filepath.Join(data, "store", event.Stock.Service+".db"), event.Stock)
-		})
+		checkInventory(t, 1, service{args: []string{"up", "--no-demo", "--data", data}},
+			func(ctx context.Context) (eventstore.Store, error) {
+				return sqlite.Open(ctx, filepath.Join(data, "store", event.Stock.Service+".db"), event.Stock)
+			})
 	})
 	t.Run("postgres", func(t *testing.T) {
 		t.Parallel()
@@ -69,7 +70,7 @@ func checkInventory(t *testing.T, instances int, s service, open func(context.Co
 	for time.Now().Before(end) || ((kills < 2 || clients.answers() < enoughAnswers) && ctx.Err() == nil) {
 		select {
 		case err := <-ended:
-			t.Fatalf("the clients ended by themselves: %v", err)
+			t.Fatalf("the clients stopped early: %v", err)
 		case <-time.After(time.Duration(200+rand.IntN(1200)) * time.Millisecond): // time for the next kill
 		}
 		i := rand.IntN(instances)
@@ -84,7 +85,7 @@ func checkInventory(t *testing.T, instances int, s service, open func(context.Co
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	h := &stockHistory{operations: lookAtEach(t, clients, fleet)}
+	h := &stockHistory{operations: readEach(t, clients, fleet)}
 	for _, p := range running {
 		if err := p.Stop(time.Minute); err != nil {
 			t.Error(err)
@@ -94,18 +95,18 @@ func checkInventory(t *testing.T, instances int, s service, open func(context.Co
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(h.lookAtStock(t.Context(), store), store.Close()); err != nil {
+	if err := errors.Join(h.readStore(t.Context(), store), store.Close()); err != nil {
 		t.Fatal(err)
 	}
 	begun := time.Now()
 	for _, finding := range h.check(true) {
 		t.Error(finding)
 	}
-	h.tell(t, kills, time.Since(begun))
+	h.logSummary(t, kills, time.Since(begun))
 }
 
-// lookAtEach gets the stock of every SKU once more, and returns all operations.
-func lookAtEach(t *testing.T, clients *stockClients, fleet *fleet) []stockOp {
+// readEach gets the stock of every SKU once more, and returns all operations.
+func readEach(t *testing.T, clients *stockClients, fleet *fleet) []stockOp {
 	t.Helper()
 	skus := map[string]bool{}
 	for _, op := range clients.operations {
@@ -116,13 +117,13 @@ func lookAtEach(t *testing.T, clients *stockClients, fleet *fleet) []stockOp {
 	last := newStockClient(clients, clients.number, transport)
 	for sku := range skus {
 		if a, err := last.send(stockCall{Kind: getNow, SKU: sku}); err != nil || a.Outcome == lost {
-			t.Errorf("the last look at %s: %v %v", sku, a, err)
+			t.Errorf("read %s at the end: %v %v", sku, a, err)
 		}
 	}
 	return clients.operations
 }
 
-func (h *stockHistory) tell(t *testing.T, kills int, took time.Duration) {
+func (h *stockHistory) logSummary(t *testing.T, kills int, took time.Duration) {
 	t.Helper()
 	counts := map[string]int{}
 	for _, op := range h.operations {
@@ -135,9 +136,10 @@ func (h *stockHistory) tell(t *testing.T, kills int, took time.Duration) {
 			counts[string(op.Answer.Outcome)]++
 		}
 	}
-	t.Logf("%d operations (%v), %d events, %d kills, checked in %v", len(h.operations), counts, len(h.all), kills, took.Round(time.Millisecond))
+	t.Logf("%d operations (%v), %d events, %d kills, checked in %v", len(h.operations), counts, len(h.all), kills,
+		took.Round(time.Millisecond))
 	if counts["stored"] < enoughAnswers/4 || counts["stock_insufficient"] == 0 || counts["unknown"] == 0 || kills == 0 {
-		t.Errorf("too little happened for the history to prove anything: %d kills, %v", kills, counts)
+		t.Errorf("too few operations for a meaningful history: %d kills, %v", kills, counts)
 	}
 }
 
@@ -153,7 +155,8 @@ func (s service) start(t *testing.T, i int, f *fleet) *process.Process {
 	addr := ""
 	p, err := process.Start(t.Context(), process.Command{
 		Name: "millrace", Path: binary(t), Args: s.args, Dir: dir, StartTimeout: 3 * time.Minute, // two seconds on an idle machine
-		Env: append([]string{"MILLRACE_ADDR=127.0.0.1:0", "MILLRACE_ADMIN_ADDR=127.0.0.1:0", "MILLRACE_CLICKHOUSE_LIBRARY=" + library(t)}, s.env...),
+		Env: append([]string{"MILLRACE_ADDR=127.0.0.1:0", "MILLRACE_ADMIN_ADDR=127.0.0.1:0",
+			"MILLRACE_CLICKHOUSE_LIBRARY=" + library(t)}, s.env...),
 		Ready: func(context.Context) error {
 			log, err := os.ReadFile(filepath.Join(dir, "log"))
 			if err != nil {
@@ -161,7 +164,7 @@ func (s service) start(t *testing.T, i int, f *fleet) *process.Process {
 			}
 			found := served.FindSubmatch(log)
 			if found == nil {
-				return errors.New("it has not said where it serves")
+				return errors.New("no address in the output yet")
 			}
 			addr = string(found[1])
 			return nil
@@ -215,7 +218,7 @@ func binary(t *testing.T) string {
 // They oversell, and the model must detect it. With an intact store, it must find nothing.
 func TestBrokenInventory(t *testing.T) {
 	t.Parallel()
-	for name, b := range map[string]*broken{"whole": {}, "checks, then appends": {append: checksThenAppends}} {
+	for name, b := range map[string]*broken{"intact": {}, "checks, then appends": {append: checksThenAppends}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "events.db"), event.Stock)
@@ -237,7 +240,8 @@ func TestBrokenInventory(t *testing.T) {
 			defer cancel()
 			ended := make(chan error, 1)
 			go func() { ended <- clients.run(ctx, fleet) }()
-			polltest.Until(t, "there is enough to judge", func() bool { return clients.answers() >= enoughAnswers || ctx.Err() != nil })
+			polltest.Until(t, "the history is long enough",
+				func() bool { return clients.answers() >= enoughAnswers || ctx.Err() != nil })
 			cancel()
 			if err := <-ended; err != nil {
 				t.Fatal(err)
@@ -246,15 +250,15 @@ func TestBrokenInventory(t *testing.T) {
 				s.Close()
 			}
 			h := &stockHistory{operations: clients.operations}
-			if err := errors.Join(h.lookAtStock(t.Context(), store), store.Close()); err != nil {
+			if err := errors.Join(h.readStore(t.Context(), store), store.Close()); err != nil {
 				t.Fatal(err)
 			}
-			findings := strings.Join(h.check(name == "whole"), "\n")
+			findings := strings.Join(h.check(name == "intact"), "\n")
 			switch {
-			case name == "whole" && findings != "":
-				t.Errorf("found in a store without faults:\n%s", findings)
-			case name != "whole" && !strings.Contains(findings, "no order"):
-				t.Errorf("the fault is not caught in %d operations:\n%s", len(h.operations), findings)
+			case name == "intact" && findings != "":
+				t.Errorf("findings in a store without faults:\n%s", findings)
+			case name != "intact" && !strings.Contains(findings, "no order"):
+				t.Errorf("the fault is not detected in %d operations:\n%s", len(h.operations), findings)
 			}
 		})
 	}

@@ -15,7 +15,7 @@ import (
 var cluster postgres.Cluster
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asVictim) != "" {
+	if os.Getenv(victimEnv) != "" {
 		if err := victim(); err != nil {
 			fmt.Fprintln(os.Stderr, "victim:", err)
 			os.Exit(1)

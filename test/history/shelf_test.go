@@ -157,7 +157,8 @@ func (s *shelf) step(c storeCall, a storeAnswer) (bool, *shelf) {
 	case answered:
 		return first != nil && first.Tag == a.Kept.Tag, s
 	case conflict:
-		there := slices.ContainsFunc(c.Writes, func(w write) bool { return w.Stream == a.Stream && w.Expected != a.Actual })
+		there := slices.ContainsFunc(c.Writes,
+			func(w write) bool { return w.Stream == a.Stream && w.Expected != a.Actual })
 		return first == nil && there && s.streams[a.Stream].at() == a.Actual, s
 	case lost: // "never" is the same as after everything else
 		if first == nil && fits {
@@ -215,8 +216,11 @@ var shelves = porcupine.Model{
 	Step: func(state, input, output any) (bool, any) {
 		return state.(*shelf).step(input.(storeCall), output.(storeAnswer))
 	},
-	Equal:             func(a, b any) bool { return a.(*shelf).equal(b.(*shelf)) },
-	DescribeOperation: func(input, output any) string { return describeStoreOp(input.(storeCall), output.(storeAnswer)) },
+	Equal: func(a, b any) bool { return a.(*shelf).equal(b.(*shelf)) },
+	DescribeOperation: func(input,
+		output any) string {
+		return describeStoreOp(input.(storeCall), output.(storeAnswer))
+	},
 	DescribeState: func(state any) string {
 		s := state.(*shelf)
 		return fmt.Sprintf("versions %d and %d", s.streams[0].at(), s.streams[1].at())

@@ -94,7 +94,8 @@ func (s *stock) answerTo(key string) (version uint64, ok bool) {
 // decide returns the stock after a command, or the rule that rejects it. It is written
 // independently, from the contract: the domain's own code would accept its own mistakes.
 func (s *stock) decide(c stockCall) (next *stock, rule string) {
-	next = &stock{log: &entry{before: s.log, key: c.Key, version: s.version() + 1}, onHand: s.onHand, reserved: s.reserved, held: s.held, unchanged: s.unchanged}
+	next = &stock{log: &entry{before: s.log, key: c.Key, version: s.version() + 1}, onHand: s.onHand,
+		reserved: s.reserved, held: s.held, unchanged: s.unchanged}
 	quantity, held := s.held[c.Reservation]
 	switch c.Kind {
 	case receive:
@@ -162,7 +163,8 @@ func (s *stock) step(c stockCall, a stockAnswer) (bool, *stock) {
 		return again && first == a.Version, s
 	case refused:
 		tells := rule != "reservation_unknown"
-		return !again && rule != "" && rule == a.Rule && (!tells || (a.OnHand == s.onHand && a.Reserved == s.reserved)), s
+		return !again && rule != "" && rule == a.Rule && (!tells ||
+			(a.OnHand == s.onHand && a.Reserved == s.reserved)), s
 	case lost:
 		if again || rule != "" {
 			return true, s
@@ -202,8 +204,11 @@ var stocks = porcupine.Model{
 	Step: func(state, input, output any) (bool, any) {
 		return state.(*stock).step(input.(stockCall), output.(stockAnswer))
 	},
-	Equal:             func(a, b any) bool { return a.(*stock).equal(b.(*stock)) },
-	DescribeOperation: func(input, output any) string { return describeStockOp(input.(stockCall), output.(stockAnswer)) },
+	Equal: func(a, b any) bool { return a.(*stock).equal(b.(*stock)) },
+	DescribeOperation: func(input,
+		output any) string {
+		return describeStockOp(input.(stockCall), output.(stockAnswer))
+	},
 	DescribeState: func(state any) string {
 		s := state.(*stock)
 		held := slices.SortedFunc(maps.Keys(s.held), cmp.Compare)

@@ -122,8 +122,8 @@ func newStockClient(w *stockClients, number int, transport *http.Transport) *sto
 
 func (c *stockClient) run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		ask := c.next()
-		if err := c.settle(ctx, ask); err != nil {
+		request := c.next()
+		if err := c.settle(ctx, request); err != nil {
 			return err
 		}
 	}
@@ -137,97 +137,97 @@ func (c *stockClient) next() stockCall {
 	if c.versions[sku] >= fullSKU {
 		c.rounds[at]++
 	}
-	ask := stockCall{SKU: sku, Key: uuid.NewString()}
+	request := stockCall{SKU: sku, Key: uuid.NewString()}
 	switch chance := rand.IntN(100); {
 	case chance < 12:
-		ask.Kind, ask.Quantity = receive, 1+rand.Int64N(5)
+		request.Kind, request.Quantity = receive, 1+rand.Int64N(5)
 	case chance < 22:
-		ask.Kind, ask.Quantity = adjust, -3+rand.Int64N(6)
-		if ask.Quantity >= 0 {
-			ask.Quantity++
+		request.Kind, request.Quantity = adjust, -3+rand.Int64N(6)
+		if request.Quantity >= 0 {
+			request.Quantity++
 		}
 	case chance < 50:
-		ask.Kind, ask.Quantity, ask.Reservation = reserve, 1+rand.Int64N(4), uuid.NewString()
+		request.Kind, request.Quantity, request.Reservation = reserve, 1+rand.Int64N(4), uuid.NewString()
 	case chance < 56: // repeat a reservation that exists or existed
-		ask = c.recent(ask)
-		ask.Kind, ask.Quantity = reserve, 1+rand.Int64N(4)
+		request = c.recent(request)
+		request.Kind, request.Quantity = reserve, 1+rand.Int64N(4)
 	case chance < 72:
-		ask = c.recent(ask)
-		ask.Kind = commit
+		request = c.recent(request)
+		request.Kind = commit
 	case chance < 86:
-		ask = c.recent(ask)
-		ask.Kind = release
+		request = c.recent(request)
+		request.Kind = release
 	default:
-		ask.Kind, ask.Key = getNow, ""
+		request.Kind, request.Key = getNow, ""
 	}
-	if ask.Kind == reserve {
+	if request.Kind == reserve {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if len(c.reservations) == reservationsOfLate {
 			c.reservations = c.reservations[1:]
 		}
-		c.reservations = append(c.reservations, ask)
+		c.reservations = append(c.reservations, request)
 	}
-	return ask
+	return request
 }
 
 // recent returns a command on a recent reservation.
-func (c *stockClient) recent(ask stockCall) stockCall {
+func (c *stockClient) recent(request stockCall) stockCall {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.reservations) == 0 {
-		ask.Reservation = "none"
-		return ask
+		request.Reservation = "none"
+		return request
 	}
 	of := c.reservations[rand.IntN(len(c.reservations))]
-	ask.SKU, ask.Reservation, ask.Quantity = of.SKU, of.Reservation, of.Quantity
-	return ask
+	request.SKU, request.Reservation, request.Quantity = of.SKU, of.Reservation, of.Quantity
+	return request
 }
 
 // settle sends a command, and repeats it under its key until it is answered. Some clients give up
 // at once. An accepted command is sometimes repeated, and must get the same answer.
-func (c *stockClient) settle(ctx context.Context, ask stockCall) error {
+func (c *stockClient) settle(ctx context.Context, request stockCall) error {
 	for {
-		a, err := c.send(ask)
+		a, err := c.send(request)
 		if err == nil && a.Outcome == stored && rand.IntN(20) == 0 {
-			_, err = c.send(ask)
+			_, err = c.send(request)
 		}
-		if err != nil || a.Outcome != lost || ask.Key == "" || rand.IntN(10) == 0 || ctx.Err() != nil {
+		if err != nil || a.Outcome != lost || request.Key == "" || rand.IntN(10) == 0 || ctx.Err() != nil {
 			return err
 		}
 	}
 }
 
 // send makes and records one sending. It fails only if the answer makes no sense.
-func (c *stockClient) send(ask stockCall) (stockAnswer, error) {
+func (c *stockClient) send(request stockCall) (stockAnswer, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), oneSending)
 	defer cancel()
-	op := stockOp{Client: c.number, Asked: ask, Call: moment()}
-	answer, err := c.call(ctx, ask)
+	op := stockOp{Client: c.number, Asked: request, Call: moment()}
+	answer, err := c.call(ctx, request)
 	op.Return = moment()
 	if rejection, ok := client.Refusal(err); ok {
-		if err = answer.refuse(rejection); err != nil {
-			return answer, fmt.Errorf("%s %s: %w", ask.Kind, ask.SKU, err)
+		if err = answer.setRejection(rejection); err != nil {
+			return answer, fmt.Errorf("%s %s: %w", request.Kind, request.SKU, err)
 		}
 	} else if err != nil {
 		answer = stockAnswer{Outcome: lost}
 		if code := connect.CodeOf(err); connect.IsWireError(err) && code != connect.CodeUnavailable && code != connect.CodeAborted {
-			return answer, fmt.Errorf("%s %s: %w", ask.Kind, ask.SKU, err)
+			return answer, fmt.Errorf("%s %s: %w", request.Kind, request.SKU, err)
 		}
 	}
 	op.Answer = answer
-	c.versions[ask.SKU] = max(c.versions[ask.SKU], answer.Version)
+	c.versions[request.SKU] = max(c.versions[request.SKU], answer.Version)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.operations = append(c.operations, op)
 	return answer, nil
 }
 
-// refuse reads a rejection. "reservation_unknown" and "stock_unknown" have no numbers.
-func (a *stockAnswer) refuse(r *eventv1.Rejection) error {
+// setRejection reads a rejection. "reservation_unknown" and "stock_unknown" have no numbers.
+func (a *stockAnswer) setRejection(r *eventv1.Rejection) error {
 	*a = stockAnswer{Outcome: refused, Rule: r.GetRule()}
 	if r.GetRule() == "" {
-		return errors.New("refused without a rule: " + r.GetReason())
+		return errors.New("rejection without a rule: " + r.GetReason())
 	}
 	if len(r.GetFacts()) == 0 {
 		return nil
@@ -238,23 +238,27 @@ func (a *stockAnswer) refuse(r *eventv1.Rejection) error {
 	return errors.Join(err1, err2)
 }
 
-func (c *stockClient) call(ctx context.Context, ask stockCall) (stockAnswer, error) {
-	switch ask.Kind {
+func (c *stockClient) call(ctx context.Context, request stockCall) (stockAnswer, error) {
+	switch request.Kind {
 	case receive:
-		r, err := c.api.ReceiveStock(ctx, connect.NewRequest(&inventoryv1.ReceiveStockRequest{Sku: ask.SKU, Quantity: ask.Quantity, IdempotencyKey: ask.Key}))
+		r, err := c.api.ReceiveStock(ctx,
+			connect.NewRequest(&inventoryv1.ReceiveStockRequest{Sku: request.SKU, Quantity: request.Quantity,
+				IdempotencyKey: request.Key}))
 		if err != nil {
 			return stockAnswer{}, err
 		}
 		return accepted(r.Msg.GetReceipt()), nil
 	case adjust:
-		r, err := c.api.AdjustStock(ctx, connect.NewRequest(&inventoryv1.AdjustStockRequest{Sku: ask.SKU, Delta: ask.Quantity, Reason: "counted", IdempotencyKey: ask.Key}))
+		r, err := c.api.AdjustStock(ctx,
+			connect.NewRequest(&inventoryv1.AdjustStockRequest{Sku: request.SKU, Delta: request.Quantity,
+				Reason: "counted", IdempotencyKey: request.Key}))
 		if err != nil {
 			return stockAnswer{}, err
 		}
 		return accepted(r.Msg.GetReceipt()), nil
 	case reserve:
 		r, err := c.api.ReserveStock(ctx, connect.NewRequest(&inventoryv1.ReserveStockRequest{
-			Sku: ask.SKU, ReservationId: ask.Reservation, Quantity: ask.Quantity, TimeToLive: durationpb.New(monthLong), IdempotencyKey: ask.Key,
+			Sku: request.SKU, ReservationId: request.Reservation, Quantity: request.Quantity, TimeToLive: durationpb.New(monthLong), IdempotencyKey: request.Key,
 		}))
 		if err != nil {
 			return stockAnswer{}, err
@@ -263,26 +267,31 @@ func (c *stockClient) call(ctx context.Context, ask stockCall) (stockAnswer, err
 		a.Expires = r.Msg.GetExpiresAt().AsTime().String()
 		return a, nil
 	case commit:
-		r, err := c.api.CommitReservation(ctx, connect.NewRequest(&inventoryv1.CommitReservationRequest{Sku: ask.SKU, ReservationId: ask.Reservation, IdempotencyKey: ask.Key}))
+		r, err := c.api.CommitReservation(ctx,
+			connect.NewRequest(&inventoryv1.CommitReservationRequest{Sku: request.SKU,
+				ReservationId: request.Reservation, IdempotencyKey: request.Key}))
 		if err != nil {
 			return stockAnswer{}, err
 		}
 		return accepted(r.Msg.GetReceipt()), nil
 	case release:
-		r, err := c.api.ReleaseReservation(ctx, connect.NewRequest(&inventoryv1.ReleaseReservationRequest{Sku: ask.SKU, ReservationId: ask.Reservation, IdempotencyKey: ask.Key}))
+		r, err := c.api.ReleaseReservation(ctx,
+			connect.NewRequest(&inventoryv1.ReleaseReservationRequest{Sku: request.SKU,
+				ReservationId: request.Reservation, IdempotencyKey: request.Key}))
 		if err != nil {
 			return stockAnswer{}, err
 		}
 		return accepted(r.Msg.GetReceipt()), nil
 	case getNow:
-		r, err := c.api.GetStock(ctx, connect.NewRequest(&inventoryv1.GetStockRequest{Sku: ask.SKU}))
+		r, err := c.api.GetStock(ctx, connect.NewRequest(&inventoryv1.GetStockRequest{Sku: request.SKU}))
 		if err != nil {
 			return stockAnswer{}, err
 		}
-		return stockAnswer{Outcome: looked, Version: r.Msg.GetVersion(), OnHand: r.Msg.GetOnHand(), Reserved: r.Msg.GetReserved()}, nil
+		return stockAnswer{Outcome: looked, Version: r.Msg.GetVersion(), OnHand: r.Msg.GetOnHand(),
+			Reserved: r.Msg.GetReserved()}, nil
 	case readLog:
 	}
-	return stockAnswer{}, fmt.Errorf("%s is nothing to ask for", ask.Kind)
+	return stockAnswer{}, fmt.Errorf("unknown kind of request %s", request.Kind)
 }
 
 func accepted(r *eventv1.Receipt) stockAnswer {

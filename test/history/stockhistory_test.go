@@ -23,8 +23,8 @@ type stockHistory struct {
 	last       int64                  // time of the last look
 }
 
-// lookAtStock reads everything in the inventory's store.
-func (h *stockHistory) lookAtStock(ctx context.Context, s eventstore.Store) error {
+// readStore reads everything in the inventory's store.
+func (h *stockHistory) readStore(ctx context.Context, s eventstore.Store) error {
 	h.last, h.answers = moment(), map[string]event.Token{}
 	for after := (event.Position{}); ; {
 		some, err := s.Read(ctx, after, 1000)
@@ -45,7 +45,8 @@ func (h *stockHistory) lookAtStock(ctx context.Context, s eventstore.Store) erro
 			return err
 		}
 		if ok {
-			h.answers[op.Asked.Key] = event.Token{Service: event.Stock.Service, Stream: a.Stream, Version: a.Version, Position: a.Position}
+			h.answers[op.Asked.Key] = event.Token{Service: event.Stock.Service, Stream: a.Stream,
+				Version: a.Version, Position: a.Position}
 		}
 	}
 	return nil
@@ -76,7 +77,8 @@ func (h *stockHistory) settled() []porcupine.Operation {
 		}
 	}
 	var settled []stockOp
-	byCall := slices.SortedFunc(slices.Values(h.operations), func(a, b stockOp) int { return cmp.Compare(a.Call, b.Call) })
+	byCall := slices.SortedFunc(slices.Values(h.operations),
+		func(a, b stockOp) int { return cmp.Compare(a.Call, b.Call) })
 	logs := map[string]stockAnswer{}
 	for _, op := range byCall {
 		logs[op.Asked.SKU] = stockAnswer{Outcome: looked}
@@ -103,7 +105,8 @@ func (h *stockHistory) settled() []porcupine.Operation {
 		}
 	}
 	for sku, log := range logs {
-		settled = append(settled, stockOp{Asked: stockCall{Kind: readLog, SKU: sku}, Answer: log, Call: h.last, Return: never})
+		settled = append(settled,
+			stockOp{Asked: stockCall{Kind: readLog, SKU: sku}, Answer: log, Call: h.last, Return: never})
 	}
 	return stockOperations(settled)
 }
@@ -111,7 +114,9 @@ func (h *stockHistory) settled() []porcupine.Operation {
 func stockOperations(ops []stockOp) []porcupine.Operation {
 	var all []porcupine.Operation
 	for _, op := range ops {
-		all = append(all, porcupine.Operation{ClientId: op.Client, Input: op.Asked, Output: op.Answer, Call: op.Call, Return: op.Return})
+		all = append(all,
+			porcupine.Operation{ClientId: op.Client, Input: op.Asked, Output: op.Answer, Call: op.Call,
+				Return: op.Return})
 	}
 	return all
 }
@@ -123,7 +128,7 @@ type stockFindings struct {
 	found []string
 }
 
-func (f *stockFindings) say(format string, args ...any) {
+func (f *stockFindings) add(format string, args ...any) {
 	f.found = append(f.found, fmt.Sprintf(format, args...))
 }
 
@@ -140,7 +145,7 @@ func (f *stockFindings) fold() {
 	for _, e := range f.all {
 		var m inventoryv1.StockEvent
 		if err := proto.Unmarshal(e.Data, &m); err != nil {
-			f.say("event %d of %s: %v", e.Version, e.Stream, err)
+			f.add("event %d of %s: %v", e.Version, e.Stream, err)
 			continue
 		}
 		s := streams[e.Stream]
@@ -157,20 +162,21 @@ func (f *stockFindings) fold() {
 		case *inventoryv1.StockEvent_ReservationReleased:
 			s.reserved -= m.ReservationReleased.GetQuantity()
 			if m.ReservationReleased.GetCause() != inventoryv1.ReleaseCause_RELEASE_CAUSE_REQUESTED {
-				f.say("version %d of %s: a reservation lapsed, which the model does not know", e.Version, e.Stream)
+				f.add("version %d of %s: a reservation lapsed, which the model does not know", e.Version, e.Stream)
 			}
 		}
 		if s.version++; e.Version != s.version {
-			f.say("version %d of %s stands where %d should", e.Version, e.Stream, s.version)
+			f.add("version %d of %s stands where %d should", e.Version, e.Stream, s.version)
 		}
 		if s.reserved < 0 || s.reserved > s.onHand || s.sold > s.arrived {
-			f.say("oversold: at version %d of %s %d are reserved of %d on hand, %d sold of %d that arrived", e.Version, e.Stream, s.reserved, s.onHand, s.sold, s.arrived)
+			f.add("oversold: at version %d of %s %d are reserved of %d on hand, %d sold of %d that arrived",
+				e.Version, e.Stream, s.reserved, s.onHand, s.sold, s.arrived)
 		}
 		if e.Position.Compare(last) <= 0 {
-			f.say("Read gives position %v after %v", e.Position, last)
+			f.add("Read gives position %v after %v", e.Position, last)
 		}
 		if _, twice := f.made[e.CausationID]; twice {
-			f.say("key %s has two events", e.CausationID)
+			f.add("key %s has two events", e.CausationID)
 		}
 		streams[e.Stream], last, f.made[e.CausationID] = s, e.Position, e
 	}
@@ -188,31 +194,34 @@ func (f *stockFindings) answered() {
 		}
 		r := receipt{a.Token, a.Expires}
 		if first, again := told[key]; again && first != r {
-			f.say("under key %s one answer is %+v and another %+v", key, first, r)
+			f.add("under key %s one answer is %+v and another %+v", key, first, r)
 		}
 		told[key] = r
 		token, err := event.ParseToken(a.Token)
 		if err != nil {
-			f.say("key %s: %v", key, err)
+			f.add("key %s: %v", key, err)
 			continue
 		}
 		if token.Version != a.Version || token.Stream != op.Asked.SKU {
-			f.say("key %s: the token names version %d of %s, the receipt %d of %s", key, token.Version, token.Stream, a.Version, op.Asked.SKU)
+			f.add("key %s: the token names version %d of %s, the receipt %d of %s", key, token.Version,
+				token.Stream, a.Version, op.Asked.SKU)
 		}
 		e, made := f.made[key]
 		if made && (e.Version != token.Version || e.Stream != token.Stream || e.Position != token.Position) {
-			f.say("key %s: the token says %+v, its event stands as version %d of %s at %v", key, token, e.Version, e.Stream, e.Position)
+			f.add("key %s: the token says %+v, its event stands as version %d of %s at %v", key, token, e.Version,
+				e.Stream, e.Position)
 		}
 		kept, ok := f.answers[key]
 		if !ok || kept.Version != token.Version || (made && kept != token) {
-			f.say("key %s was answered %+v, the store keeps %+v", key, token, kept)
+			f.add("key %s was answered %+v, the store keeps %+v", key, token, kept)
 		}
 	}
 }
 
 // realTime checks across SKUs that a command sent after an answer has a later position.
 func (f *stockFindings) realTime() {
-	told := slices.DeleteFunc(slices.Clone(f.operations), func(op stockOp) bool { return op.Answer.Outcome != stored && op.Answer.Outcome != replayed })
+	told := slices.DeleteFunc(slices.Clone(f.operations),
+		func(op stockOp) bool { return op.Answer.Outcome != stored && op.Answer.Outcome != replayed })
 	slices.SortFunc(told, func(a, b stockOp) int { return cmp.Compare(a.Return, b.Return) })
 	firstCall := map[string]int64{}
 	for _, op := range f.operations {
@@ -236,7 +245,8 @@ func (f *stockFindings) realTime() {
 			told = told[1:]
 		}
 		if p := f.made[key].Position; p.Compare(before) <= 0 {
-			f.say("the command under key %s was first sent after position %v was told, and stands at %v", key, before, p)
+			f.add("the command under key %s was first sent after position %v was told, and stands at %v", key,
+				before, p)
 		}
 	}
 }

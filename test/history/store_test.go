@@ -37,13 +37,14 @@ func checkStore(t *testing.T, job victimJob, cutter *cutter) {
 		victims[i] = run.start(t)
 	}
 	end, kills := time.Now().Add(duration(4*time.Second)), 0
-	for last := end.Add(patience); time.Now().Before(end) || ((kills < 2 || run.stored() < enoughStored) && time.Now().Before(last)); kills++ {
+	for last := end.Add(patience); time.Now().Before(end) || ((kills < 2 || run.stored() < enoughStored) &&
+		time.Now().Before(last)); kills++ {
 		<-time.After(time.Duration(200+rand.IntN(600)) * time.Millisecond) // time for the next kill
 		i := rand.IntN(len(victims))
 		select {
 		case <-victims[i].serves:
 		case <-victims[i].ended:
-			t.Fatalf("a process of clients ended by itself: %v", victims[i].end(true))
+			t.Fatalf("a client process exited early: %v", victims[i].end(true))
 		}
 		run.take(t, victims[i], true)
 		victims[i] = run.start(t)
@@ -59,7 +60,7 @@ func checkStore(t *testing.T, job victimJob, cutter *cutter) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if run.history.contents, err = lookLast(t.Context(), store, run.history.operations); err != nil {
+	if run.history.contents, err = readContents(t.Context(), store, run.history.operations); err != nil {
 		t.Fatal(err)
 	}
 	if err := store.Close(); err != nil {
@@ -69,7 +70,7 @@ func checkStore(t *testing.T, job victimJob, cutter *cutter) {
 	for _, finding := range run.history.check(true) {
 		t.Error(finding)
 	}
-	run.tell(t, kills, cutter, time.Since(begun))
+	run.logSummary(t, kills, cutter, time.Since(begun))
 }
 
 // storeRun collects the history of a run.
@@ -97,7 +98,7 @@ func (r *storeRun) start(t *testing.T) *running {
 func (r *storeRun) take(t *testing.T, v *running, kill bool) {
 	t.Helper()
 	if err := v.end(kill); err != nil {
-		t.Fatalf("a process of clients: %v", err)
+		t.Fatalf("client process: %v", err)
 	}
 	for _, op := range v.ops {
 		r.history.operations = append(r.history.operations, op)
@@ -126,7 +127,7 @@ func (r *storeRun) stored() (n int) {
 	return n
 }
 
-func (r *storeRun) tell(t *testing.T, kills int, cutter *cutter, took time.Duration) {
+func (r *storeRun) logSummary(t *testing.T, kills int, cutter *cutter, took time.Duration) {
 	counts := map[string]int{}
 	saw := 0
 	for _, op := range r.history.operations {
@@ -146,6 +147,6 @@ func (r *storeRun) tell(t *testing.T, kills int, cutter *cutter, took time.Durat
 	t.Logf("%d operations (%v), %d events, %d seen by followers, %d kills, %d connections cut, checked in %v",
 		len(r.history.operations), counts, len(r.history.contents.all), saw, kills, cuts, took.Round(time.Millisecond))
 	if counts["append stored"] < enoughStored || counts["append conflict"] == 0 || counts["append unknown"] == 0 || kills == 0 {
-		t.Errorf("too little happened for the history to prove anything: %v", counts)
+		t.Errorf("too few operations for a meaningful history: %v", counts)
 	}
 }

@@ -58,7 +58,7 @@ func perform(ctx context.Context, s eventstore.Store, op *storeOp) error {
 			}
 		}
 		if a.Stream < 0 {
-			return fmt.Errorf("%w of a stream that was not in the batch", err)
+			return fmt.Errorf("%w of a stream that is not in the batch", err)
 		}
 	default:
 		return err
@@ -75,12 +75,14 @@ func (c storeCall) batch() eventstore.Batch {
 	for _, w := range c.Writes {
 		s := eventstore.StreamAppend{Stream: streamName(c.Shelf, w.Stream), ExpectedVersion: w.Expected}
 		for _, id := range w.IDs {
-			s.Events = append(s.Events, event.Event{ID: id, Type: "t", OccurredAt: now, RecordedAt: now, CausationID: c.Key})
+			s.Events = append(s.Events,
+				event.Event{ID: id, Type: "t", OccurredAt: now, RecordedAt: now, CausationID: c.Key})
 		}
 		b.Streams, version = append(b.Streams, s), w.Expected+uint64(len(w.IDs))
 	}
 	if c.Key != "" {
-		b.Answer = eventstore.Answer{Key: c.Key, Fingerprint: []byte(c.Key), Response: []byte(c.Tag), Stream: streamName(c.Shelf, 0), Version: version}
+		b.Answer = eventstore.Answer{Key: c.Key, Fingerprint: []byte(c.Key), Response: []byte(c.Tag),
+			Stream: streamName(c.Shelf, 0), Version: version}
 	}
 	return b
 }
@@ -153,11 +155,11 @@ func (c *storeClient) next(ctx context.Context) error {
 		c.rounds[at]++
 		return nil
 	}
-	ask := storeCall{Shelf: shelf, Stream: rand.IntN(2)}
+	request := storeCall{Shelf: shelf, Stream: rand.IntN(2)}
 	switch chance := rand.IntN(100); {
 	case chance < 20:
-		ask.Kind, ask.After = loadStream, rand.Uint64N(known[ask.Stream]+2)
-		_, err := c.call(ctx, ask)
+		request.Kind, request.After = loadStream, rand.Uint64N(known[request.Stream]+2)
+		_, err := c.call(ctx, request)
 		return err
 	case chance < 32:
 		of, ok := c.recent()
@@ -172,28 +174,28 @@ func (c *storeClient) next(ctx context.Context) error {
 		}
 		return nil
 	case chance < 42: // a command that changes nothing stores only its answer
-		ask.Key = uuid.NewString()
+		request.Key = uuid.NewString()
 	case chance < 54:
-		ask.Writes = []write{{Stream: 0, Expected: known[0]}, {Stream: 1, Expected: known[1]}}
+		request.Writes = []write{{Stream: 0, Expected: known[0]}, {Stream: 1, Expected: known[1]}}
 	default:
-		ask.Writes = []write{{Stream: ask.Stream, Expected: known[ask.Stream]}}
+		request.Writes = []write{{Stream: request.Stream, Expected: known[request.Stream]}}
 	}
-	ask.Kind = appendBatch
-	if rand.IntN(10) == 0 && len(ask.Writes) > 0 { // a wrong client, but its conflict must be reported correctly, too
-		ask.Writes[0].Expected = ask.Writes[0].Expected + 2 - min(ask.Writes[0].Expected+2, rand.Uint64N(4))
+	request.Kind = appendBatch
+	if rand.IntN(10) == 0 && len(request.Writes) > 0 { // a wrong client, but its conflict must be reported correctly, too
+		request.Writes[0].Expected = request.Writes[0].Expected + 2 - min(request.Writes[0].Expected+2, rand.Uint64N(4))
 	}
 	if rand.IntN(10) < 7 {
-		ask.Key = uuid.NewString()
+		request.Key = uuid.NewString()
 	}
-	return c.settle(ctx, ask)
+	return c.settle(ctx, request)
 }
 
 // settle sends an append, and repeats it under its key while the answer is lost.
-func (c *storeClient) settle(ctx context.Context, ask storeCall) error {
+func (c *storeClient) settle(ctx context.Context, request storeCall) error {
 	for range 1 + resendings {
-		c.sending(&ask)
-		a, err := c.call(ctx, ask)
-		if err != nil || a.Outcome != lost || ask.Key == "" || ctx.Err() != nil {
+		c.sending(&request)
+		a, err := c.call(ctx, request)
+		if err != nil || a.Outcome != lost || request.Key == "" || ctx.Err() != nil {
 			return err
 		}
 	}
@@ -201,10 +203,10 @@ func (c *storeClient) settle(ctx context.Context, ask storeCall) error {
 }
 
 // sending gives the next sending of an append its own events and tag.
-func (c *storeClient) sending(ask *storeCall) {
-	ask.Tag = fmt.Sprintf("%d.%d", c.number, c.calls)
-	writes := make([]write, len(ask.Writes))
-	for i, w := range ask.Writes {
+func (c *storeClient) sending(request *storeCall) {
+	request.Tag = fmt.Sprintf("%d.%d", c.number, c.calls)
+	writes := make([]write, len(request.Writes))
+	for i, w := range request.Writes {
 		n := len(w.IDs) // as many as before
 		if n == 0 {
 			n = 1 + rand.IntN(3)
@@ -214,8 +216,8 @@ func (c *storeClient) sending(ask *storeCall) {
 			writes[i].IDs[j] = uuid.New()
 		}
 	}
-	ask.Writes = writes
-	if ask.Key == "" {
+	request.Writes = writes
+	if request.Key == "" {
 		return
 	}
 	c.mu.Lock()
@@ -223,7 +225,7 @@ func (c *storeClient) sending(ask *storeCall) {
 	if len(c.used) == keysOfLate {
 		c.used = c.used[1:]
 	}
-	c.used = append(c.used, *ask)
+	c.used = append(c.used, *request)
 }
 
 // recent returns a recent append under a key.
@@ -238,13 +240,13 @@ func (c *storeClient) recent() (storeCall, bool) {
 
 // call makes and records one call. Some are cancelled. It fails only if the store broke its
 // contract, or if recording failed.
-func (c *storeClient) call(ctx context.Context, ask storeCall) (storeAnswer, error) {
+func (c *storeClient) call(ctx context.Context, request storeCall) (storeAnswer, error) {
 	if rand.IntN(12) == 0 {
 		short, cancel := context.WithTimeout(ctx, time.Duration(rand.IntN(3000))*time.Microsecond)
 		defer cancel()
 		ctx = short
 	}
-	op := storeOp{ID: fmt.Sprintf("%d.%d", c.number, c.calls), Client: c.number, Asked: ask}
+	op := storeOp{ID: fmt.Sprintf("%d.%d", c.number, c.calls), Client: c.number, Asked: request}
 	c.calls++
 	op.Call = moment()
 	if err := c.record(op); err != nil {

@@ -40,8 +40,8 @@ type contents struct {
 	last []storeOp       // loads of all streams and lookups of all keys
 }
 
-// lookLast reads everything that a store has of a history's streams and keys.
-func lookLast(ctx context.Context, s eventstore.Store, operations []storeOp) (contents, error) {
+// readContents reads everything that a store has of a history's streams and keys.
+func readContents(ctx context.Context, s eventstore.Store, operations []storeOp) (contents, error) {
 	c := contents{kept: map[string]kept{}}
 	for after := (event.Position{}); ; {
 		some, err := s.Read(ctx, after, 1000)
@@ -125,7 +125,9 @@ func (h storeHistory) settled() []porcupine.Operation {
 func storeOperations(ops []storeOp) []porcupine.Operation {
 	var all []porcupine.Operation
 	for _, op := range ops {
-		all = append(all, porcupine.Operation{ClientId: op.Client, Input: op.Asked, Output: op.Answer, Call: op.Call, Return: op.Return})
+		all = append(all,
+			porcupine.Operation{ClientId: op.Client, Input: op.Asked, Output: op.Answer, Call: op.Call,
+				Return: op.Return})
 	}
 	return all
 }
@@ -147,7 +149,7 @@ type storeFindings struct {
 	found []string
 }
 
-func (f *storeFindings) say(format string, args ...any) {
+func (f *storeFindings) add(format string, args ...any) {
 	f.found = append(f.found, fmt.Sprintf(format, args...))
 }
 
@@ -158,20 +160,20 @@ func (f *storeFindings) readAll() {
 	streams := map[string]uint64{}
 	for _, e := range f.contents.all {
 		if e.Position.Compare(last) <= 0 {
-			f.say("Read gives position %v after %v", e.Position, last)
+			f.add("Read gives position %v after %v", e.Position, last)
 		}
 		if streams[e.Stream]++; e.Version != streams[e.Stream] {
-			f.say("Read gives version %d of %s where %d should follow", e.Version, e.Stream, streams[e.Stream])
+			f.add("Read gives version %d of %s where %d should follow", e.Version, e.Stream, streams[e.Stream])
 		}
 		if _, twice := f.at[e.ID]; twice {
-			f.say("event %s stands twice in Read", short(e.ID))
+			f.add("event %s stands twice in Read", short(e.ID))
 		}
 		last, f.at[e.ID] = e.Position, e
 	}
 	for _, op := range f.contents.last {
 		name := streamName(op.Asked.Shelf, op.Asked.Stream)
 		if op.Asked.Kind == loadStream && uint64(len(op.Answer.Events)) != streams[name] {
-			f.say("Load gives %d events of %s, Read %d", len(op.Answer.Events), name, streams[name])
+			f.add("Load gives %d events of %s, Read %d", len(op.Answer.Events), name, streams[name])
 		}
 	}
 }
@@ -190,7 +192,7 @@ func (f *storeFindings) acknowledged() {
 				}
 				there++
 				if e.Stream != streamName(op.Asked.Shelf, w.Stream) || e.Version != w.Expected+uint64(i)+1 {
-					f.say("event %s of %s stands as version %d of %s", short(id), op.Asked.Tag, e.Version, e.Stream)
+					f.add("event %s of %s stands as version %d of %s", short(id), op.Asked.Tag, e.Version, e.Stream)
 				}
 			}
 		}
@@ -198,17 +200,17 @@ func (f *storeFindings) acknowledged() {
 		whole := op.Asked.events()
 		switch o := op.Answer.Outcome; {
 		case there != 0 && there != whole:
-			f.say("of the %d events of %s (%s) %d are there", whole, op.Asked.Tag, o, there)
+			f.add("of the %d events of %s (%s) %d are there", whole, op.Asked.Tag, o, there)
 		case o == stored && there != whole:
-			f.say("%s was acknowledged and is lost", op.Asked.Tag)
+			f.add("%s was acknowledged and is lost", op.Asked.Tag)
 		case o == stored && whole > 0 && f.end(op.Asked) != op.Answer.Position:
-			f.say("%s was told position %v and ends at %v", op.Asked.Tag, op.Answer.Position, f.end(op.Asked))
+			f.add("%s was told position %v and ends at %v", op.Asked.Tag, op.Answer.Position, f.end(op.Asked))
 		case (o == conflict || o == answered) && there > 0:
-			f.say("%s was refused (%s) and is stored", op.Asked.Tag, o)
+			f.add("%s was refused (%s) and is stored", op.Asked.Tag, o)
 		}
 	}
 	if known != len(f.contents.all) {
-		f.say("the store has %d events, of which clients sent %d", len(f.contents.all), known)
+		f.add("the store has %d events, of which clients sent %d", len(f.contents.all), known)
 	}
 }
 
@@ -238,15 +240,15 @@ func (f *storeFindings) keys() {
 	for _, op := range f.operations {
 		told, now := op.Answer.Kept, f.contents.kept[op.Asked.Key]
 		if told.Tag != "" && told != now {
-			f.say("key %s was answered %+v and is %+v at the end", op.Asked.Key, told, now)
+			f.add("key %s was answered %+v and is %+v at the end", op.Asked.Key, told, now)
 		}
 		if op.Asked.Kind != appendBatch || op.Asked.Key == "" || op.Asked.events() == 0 {
 			continue
 		}
 		if end := f.end(op.Asked); now.Tag == op.Asked.Tag && end != now.Position {
-			f.say("the answer under key %s names position %v, its events end at %v", op.Asked.Key, now.Position, end)
+			f.add("the answer under key %s names position %v, its events end at %v", op.Asked.Key, now.Position, end)
 		} else if now.Tag != op.Asked.Tag && !end.IsZero() {
-			f.say("%s is stored, and its key %s is answered by %q", op.Asked.Tag, op.Asked.Key, now.Tag)
+			f.add("%s is stored, and its key %s is answered by %q", op.Asked.Tag, op.Asked.Key, now.Tag)
 		}
 	}
 }
@@ -255,7 +257,8 @@ func (f *storeFindings) keys() {
 func (f *storeFindings) realTime() {
 	told := slices.DeleteFunc(slices.Clone(f.operations), func(op storeOp) bool { return op.Answer.Outcome != stored })
 	slices.SortFunc(told, func(a, b storeOp) int { return cmp.Compare(a.Return, b.Return) })
-	called := slices.SortedFunc(slices.Values(f.operations), func(a, b storeOp) int { return cmp.Compare(a.Call, b.Call) })
+	called := slices.SortedFunc(slices.Values(f.operations),
+		func(a, b storeOp) int { return cmp.Compare(a.Call, b.Call) })
 	var before event.Position // the highest position in an answer before the current call
 	for _, op := range called {
 		for len(told) > 0 && told[0].Return < op.Call {
@@ -267,12 +270,13 @@ func (f *storeFindings) realTime() {
 		for _, w := range op.Asked.Writes {
 			for _, id := range w.IDs {
 				if e, ok := f.at[id]; ok && e.Position.Compare(before) <= 0 {
-					f.say("%s was called after position %v was told, and stands at %v", op.Asked.Tag, before, e.Position)
+					f.add("%s was called after position %v was told, and stands at %v", op.Asked.Tag, before,
+						e.Position)
 				}
 			}
 		}
 		if op.Answer.Outcome == stored && op.Asked.events() == 0 && op.Answer.Position.Compare(before) < 0 {
-			f.say("%s was called after position %v was told, and was told %v", op.Asked.Tag, before, op.Answer.Position)
+			f.add("%s was called after position %v was told, and was told %v", op.Asked.Tag, before, op.Answer.Position)
 		}
 	}
 }
@@ -287,7 +291,7 @@ func (f *storeFindings) followed() {
 		}
 		for i, p := range follower.saw {
 			if i >= len(rest) || rest[i].ID != p.ID || rest[i].Position != p.Position {
-				f.say("a follower from %v on saw event %s at %v as number %d, where the store now has something else", follower.after, short(p.ID), p.Position, i+1)
+				f.add("a follower from %v on saw event %s at %v as number %d, where the store now has something else", follower.after, short(p.ID), p.Position, i+1)
 				break
 			}
 		}

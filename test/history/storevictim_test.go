@@ -19,9 +19,9 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// asVictim is an environment variable that turns the test binary into a process of clients that
+// victimEnv is an environment variable that turns the test binary into a process of clients that
 // will be killed.
-const asVictim = "MILLRACE_TEST_VICTIM"
+const victimEnv = "MILLRACE_TEST_VICTIM"
 
 // victimJob is the task of such a process, and the first line of its standard input. It works until
 // its standard input ends.
@@ -122,8 +122,9 @@ type running struct {
 }
 
 func startVictim(job victimJob) (*running, error) {
-	r := &running{job: job, cmd: exec.CommandContext(context.Background(), os.Args[0]), ended: make(chan struct{}), ops: map[string]storeOp{}, serves: make(chan struct{})}
-	r.cmd.Env = append(os.Environ(), asVictim+"=1")
+	r := &running{job: job, cmd: exec.CommandContext(context.Background(), os.Args[0]),
+		ended: make(chan struct{}), ops: map[string]storeOp{}, serves: make(chan struct{})}
+	r.cmd.Env = append(os.Environ(), victimEnv+"=1")
 	r.cmd.Stderr = os.Stderr
 	var err error
 	if r.stdin, err = r.cmd.StdinPipe(); err != nil {
@@ -159,7 +160,7 @@ func (r *running) read(out io.Reader) error {
 		var l victimLine
 		if err := json.Unmarshal(b, &l); err != nil {
 			_, _ = io.Copy(io.Discard, out)
-			return fmt.Errorf("the victim said %q: %w", b, err)
+			return fmt.Errorf("read the victim's output %q: %w", b, err)
 		}
 		r.saw = append(r.saw, l.Saw...)
 		if l.Op == nil {

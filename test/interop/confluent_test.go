@@ -37,11 +37,12 @@ import (
 // own deserializers, and compares the content.
 func TestConfluentClientsReadOurTopics(t *testing.T) {
 	t.Parallel()
-	for codec, contentType := range map[registry.Codec]string{registry.Avro: "application/avro", registry.Protobuf: "application/protobuf"} {
+	for codec, contentType := range map[registry.Codec]string{registry.Avro: "application/avro",
+		registry.Protobuf: "application/protobuf"} {
 		t.Run(string(codec), func(t *testing.T) {
 			t.Parallel()
 			s := newShop(t)
-			s.trade(t, 40)
+			s.appendOrders(t, 40)
 			s.publish(t, codec)
 			t.Run("Go", func(t *testing.T) {
 				t.Parallel()
@@ -55,8 +56,8 @@ func TestConfluentClientsReadOurTopics(t *testing.T) {
 	}
 }
 
-// outsideValue is a value as an external client reads it.
-type outsideValue struct {
+// externalValue is a value as an external client reads it.
+type externalValue struct {
 	Partition   int32  `json:"partition"`
 	Offset      int64  `json:"offset"`
 	ContentType string `json:"content_type"`
@@ -64,7 +65,7 @@ type outsideValue struct {
 }
 
 // compare checks that the values are those of all events.
-func (s *shop) compare(t *testing.T, codec registry.Codec, contentType string, values []outsideValue) {
+func (s *shop) compare(t *testing.T, codec registry.Codec, contentType string, values []externalValue) {
 	t.Helper()
 	want := map[string]int{}
 	for _, e := range s.events {
@@ -85,11 +86,11 @@ func (s *shop) compare(t *testing.T, codec registry.Codec, contentType string, v
 			t.Errorf("the content type is %q, want %q", v.ContentType, contentType)
 		}
 		if want[text(t, v.Value)]--; want[text(t, v.Value)] < 0 {
-			t.Errorf("%d/%d is no event that was published: %s", v.Partition, v.Offset, text(t, v.Value))
+			t.Errorf("%d/%d is not a published event: %s", v.Partition, v.Offset, text(t, v.Value))
 		}
 	}
 	if len(values) != len(s.events) {
-		t.Errorf("%d values of %d events", len(values), len(s.events))
+		t.Errorf("read %d values, want %d", len(values), len(s.events))
 	}
 }
 
@@ -146,7 +147,7 @@ func expectedValue(f protoreflect.FieldDescriptor, v protoreflect.Value) any {
 	}
 }
 
-func (s *shop) readWithGo(t *testing.T, codec registry.Codec) []outsideValue {
+func (s *shop) readWithGo(t *testing.T, codec registry.Codec) []externalValue {
 	t.Helper()
 	client, err := schemaregistry.NewClient(schemaregistry.NewConfig(s.url))
 	if err != nil {
@@ -199,10 +200,11 @@ func (s *shop) readWithGo(t *testing.T, codec registry.Codec) []outsideValue {
 			t.Error(err)
 		}
 	}()
-	if err := consumer.Assign([]kafka.TopicPartition{{Topic: &event.Order.Topic, Partition: 0, Offset: 0}, {Topic: &event.Order.Topic, Partition: 1, Offset: 0}}); err != nil {
+	if err := consumer.Assign([]kafka.TopicPartition{{Topic: &event.Order.Topic, Partition: 0, Offset: 0},
+		{Topic: &event.Order.Topic, Partition: 1, Offset: 0}}); err != nil {
 		t.Fatal(err)
 	}
-	var values []outsideValue
+	var values []externalValue
 	for ended := 0; ended < 2; {
 		switch e := consumer.Poll(int(30 * time.Second / time.Millisecond)).(type) {
 		case *kafka.Message:
@@ -210,7 +212,8 @@ func (s *shop) readWithGo(t *testing.T, codec registry.Codec) []outsideValue {
 			if err != nil {
 				t.Fatal(err)
 			}
-			out := outsideValue{Partition: e.TopicPartition.Partition, Offset: int64(e.TopicPartition.Offset), Value: v}
+			out := externalValue{Partition: e.TopicPartition.Partition, Offset: int64(e.TopicPartition.Offset),
+				Value: v}
 			for _, h := range e.Headers {
 				if h.Key == "content-type" {
 					out.ContentType = string(h.Value)
@@ -222,7 +225,7 @@ func (s *shop) readWithGo(t *testing.T, codec registry.Codec) []outsideValue {
 		case kafka.Error:
 			t.Fatal(e)
 		case nil:
-			t.Fatal("nothing came within 30 s")
+			t.Fatal("no record within 30 s")
 		}
 	}
 	return values
@@ -271,7 +274,7 @@ func plain(v any) any {
 	return fmt.Sprint(v)
 }
 
-func (s *shop) readWithPython(t *testing.T, codec registry.Codec) []outsideValue {
+func (s *shop) readWithPython(t *testing.T, codec registry.Codec) []externalValue {
 	t.Helper()
 	interpreter, err := filepath.Abs("../../.tools/python/bin/python")
 	if err != nil {
@@ -279,7 +282,8 @@ func (s *shop) readWithPython(t *testing.T, codec registry.Codec) []outsideValue
 	}
 	probe := exec.CommandContext(t.Context(), interpreter, "-c", "import confluent_kafka.schema_registry")
 	if out, err := probe.CombinedOutput(); err != nil {
-		why := fmt.Sprintf("Confluent's Python client is not installed; scripts/python-tools installs it: %v: %s", err, out)
+		why := fmt.Sprintf("Confluent's Python client is not installed; scripts/python-tools installs it: %v: %s",
+			err, out)
 		if os.Getenv("MILLRACE_REQUIRE_SERVERS") != "" {
 			t.Fatal(why)
 		}
@@ -301,9 +305,9 @@ func (s *shop) readWithPython(t *testing.T, codec registry.Codec) []outsideValue
 		}
 		t.Fatal(err)
 	}
-	var values []outsideValue
+	var values []externalValue
 	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
-		var v outsideValue
+		var v externalValue
 		if err := json.Unmarshal(lines.Bytes(), &v); err != nil {
 			t.Fatalf("%s: %v", lines.Bytes(), err)
 		}

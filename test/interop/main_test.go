@@ -66,7 +66,8 @@ func newShop(t *testing.T) *shop {
 			t.Error(err)
 		}
 	})
-	if s.registry, err = registry.NewClient(registry.Config{URL: s.url, Timeout: 3 * time.Second, Logger: quiet}); err != nil {
+	if s.registry, err = registry.NewClient(registry.Config{URL: s.url, Timeout: 3 * time.Second,
+		Logger: quiet}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.registry.Close)
@@ -76,30 +77,36 @@ func newShop(t *testing.T) *shop {
 	return s
 }
 
-// trade appends the events of this many orders to the store.
-func (s *shop) trade(t *testing.T, orders int) {
+// appendOrders appends the events of this many orders to the store.
+func (s *shop) appendOrders(t *testing.T, orders int) {
 	t.Helper()
 	for range orders {
 		id := uuid.Must(uuid.NewV7()).String()
 		amount := func() *money.Money {
-			m := &money.Money{CurrencyCode: "GBP", Units: rand.Int64N(2000) - 1000, Nanos: rand.Int32N(100) * 10_000_000}
+			m := &money.Money{CurrencyCode: "GBP", Units: rand.Int64N(2000) - 1000,
+				Nanos: rand.Int32N(100) * 10_000_000}
 			if m.Units < 0 {
 				m.Nanos = -m.Nanos
 			}
 			return m
 		}
 		now := event.Time(time.Now())
-		placed := &orderv1.OrderPlaced{OrderId: id, Reference: fmt.Sprint(rand.N(1_000_000)), Currency: "GBP", Country: "Éire", Total: amount(), OrderedAt: timestamppb.New(now)}
+		placed := &orderv1.OrderPlaced{OrderId: id, Reference: fmt.Sprint(rand.N(1_000_000)), Currency: "GBP",
+			Country: "Éire", Total: amount(), OrderedAt: timestamppb.New(now)}
 		if rand.N(2) == 0 {
 			placed.CustomerId = proto.String(uuid.NewString())
 		}
 		for n := range rand.Uint32N(4) {
-			placed.Lines = append(placed.Lines, &orderv1.OrderLine{Number: n + 1, Sku: "85123A", Description: "WHITE HANGING HEART", Quantity: rand.Int64N(20) - 5, UnitPrice: amount()})
+			placed.Lines = append(placed.Lines,
+				&orderv1.OrderLine{Number: n + 1, Sku: "85123A", Description: "WHITE HANGING HEART",
+					Quantity: rand.Int64N(20) - 5, UnitPrice: amount()})
 		}
 		history := []*orderv1.OrderEvent{
 			{Event: &orderv1.OrderEvent_Placed{Placed: placed}},
-			{Event: &orderv1.OrderEvent_Confirmed{Confirmed: &orderv1.OrderConfirmed{OrderId: id, ConfirmedAt: timestamppb.New(now)}}},
-			{Event: &orderv1.OrderEvent_Cancelled{Cancelled: &orderv1.OrderCancelled{OrderId: id, Reason: "", CancelledAt: timestamppb.New(now)}}},
+			{Event: &orderv1.OrderEvent_Confirmed{Confirmed: &orderv1.OrderConfirmed{OrderId: id,
+				ConfirmedAt: timestamppb.New(now)}}},
+			{Event: &orderv1.OrderEvent_Cancelled{Cancelled: &orderv1.OrderCancelled{OrderId: id, Reason: "",
+				CancelledAt: timestamppb.New(now)}}},
 		}
 		types := []string{"OrderPlaced", "OrderConfirmed", "OrderCancelled"}
 		var events []event.Event
@@ -108,7 +115,9 @@ func (s *shop) trade(t *testing.T, orders int) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			events = append(events, event.Event{ID: uuid.Must(uuid.NewV7()), Type: "millrace.order.v1." + types[i], Data: data, OccurredAt: now, RecordedAt: now})
+			events = append(events,
+				event.Event{ID: uuid.Must(uuid.NewV7()), Type: "millrace.order.v1." + types[i], Data: data,
+					OccurredAt: now, RecordedAt: now})
 		}
 		batch := eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: id, Events: events}}}
 		if _, err := s.store.Append(t.Context(), batch); err != nil {
@@ -129,7 +138,8 @@ func (s *shop) encoder(t *testing.T, codec registry.Codec) *registry.Encoder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := registry.NewEncoder(registry.EncoderConfig{Client: s.registry, Topic: t.Name(), Message: m, Codec: codec, Compatibility: "BACKWARD_TRANSITIVE"})
+	e, err := registry.NewEncoder(registry.EncoderConfig{Client: s.registry, Topic: t.Name(), Message: m,
+		Codec: codec, Compatibility: "BACKWARD_TRANSITIVE"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +149,8 @@ func (s *shop) encoder(t *testing.T, codec registry.Codec) *registry.Encoder {
 // relay starts a relay of the store.
 func (s *shop) relay(t *testing.T, e *registry.Encoder) *running {
 	t.Helper()
-	r, err := relay.New(relay.Config{Store: s.store, Aggregate: event.Order, Kafka: s.kafka, TransactionalID: "relay-order", Encoder: e, Logger: quiet})
+	r, err := relay.New(relay.Config{Store: s.store, Aggregate: event.Order, Kafka: s.kafka,
+		TransactionalID: "relay-order", Encoder: e, Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,5 +174,6 @@ type running struct {
 func (r *running) published(t *testing.T, s *shop) {
 	t.Helper()
 	last := s.events[len(s.events)-1].Position
-	polltest.Until(t, "the log has what the store has", func() bool { return r.relay.Progress().Position.Compare(last) >= 0 })
+	polltest.Until(t, "the log has all events of the store",
+		func() bool { return r.relay.Progress().Position.Compare(last) >= 0 })
 }

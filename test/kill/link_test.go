@@ -32,7 +32,8 @@ func (l *link) port() int {
 	return n
 }
 
-// toxic is a defect of a link, in the terms of Toxiproxy. Upstream is the direction from the roles to the server.
+// toxic is a defect of a link, in the terms of Toxiproxy. Upstream is the direction from the roles
+// to the server.
 type toxic struct {
 	Type       string           `json:"type"`
 	Stream     string           `json:"stream"`

@@ -88,7 +88,8 @@ func (b *testbed) stop() error {
 	return s.end()
 }
 
-// allRows reports whether rows outside the quick part may run: with the flag, or if -run names rows.
+// allRows reports whether rows outside the quick part may run: with the flag, or if -run names
+// rows.
 func allRows() bool { return *full || strings.Contains(runPattern(), "/") }
 
 // TestMatrix runs the rows of each system one after the other. The embedded default and the real

@@ -50,8 +50,8 @@ func (c *recorder) close() error {
 	return c.server.Close()
 }
 
-// forwardTo sends all later calls to another process. Calls in flight to the previous one are cut off,
-// and their clients send them again.
+// forwardTo sends all later calls to another process. Calls in flight to the previous one are cut
+// off, and their clients send them again.
 func (c *recorder) forwardTo(target string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -41,8 +41,8 @@ type instance struct {
 	addr, admin string // its two listeners
 }
 
-// startTimeout bounds the time until a process is ready. It may start while the machine is busy with
-// a recovery.
+// startTimeout bounds the time until a process is ready. It may start while the machine is busy
+// with a recovery.
 const startTimeout = 90 * time.Second
 
 // start starts the role and keeps it running until stop.

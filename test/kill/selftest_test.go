@@ -19,8 +19,8 @@ func TestMatrixDetectsDisabledGuards(t *testing.T) {
 		row     string
 		rows    []row
 	}{
-		// A killed view reads the records since its saved positions again. Without the guard it adds
-		// their order lines twice.
+		// A killed view reads the records since its saved positions again. Without the guard it
+		// adds their order lines twice.
 		{"view.noguard", realServers, "views/orderstatus before positions/kill", realRows()},
 		{"lake.nofence", realServers, "lake/orders_events about to commit/zombie", realRows()},
 	} {

@@ -1,5 +1,6 @@
-"""Reads order_lines with PyIceberg and with DuckDB, straight from the files, and the source file itself with DuckDB.
-Prints one JSON object: for each reader and each set of lines the figures that the test compares.
+"""Reads order_lines with PyIceberg and with DuckDB from its files, and the source file with DuckDB.
+
+Prints one JSON object. For each reader and set of lines, it has the figures that the test compares.
 
 usage: readers.py DATA_FOLDER SOURCE_PARQUET
 """

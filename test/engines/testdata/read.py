@@ -1,9 +1,9 @@
-"""Reads Iceberg tables with PyIceberg and with DuckDB and prints what they hold as JSON.
+"""Reads Iceberg tables with PyIceberg and with DuckDB, and prints their rows as JSON.
 
 usage: read.py CATALOG TABLE...    CATALOG is a JSON object: name, and PyIceberg's properties
 
-For each reader and table one line: {"reader", "table", "columns", "rows"}. Values are JSON's; decimals and identifiers are strings, times
-are microseconds since 1970, bytes are in hexadecimal.
+Prints a line for each reader and table: {"reader", "table", "columns", "rows"}. Decimals and
+identifiers are strings, times are microseconds since 1970, and bytes are in hexadecimal.
 """
 
 import datetime

@@ -1,7 +1,10 @@
-"""Counts a table's rows and sums up their hashes with PyIceberg and with DuckDB, which find it by a REST catalog and are given by it what reaches the files.
+"""Counts a table's rows, and sums up their hashes, with PyIceberg and with DuckDB.
 
-Standard input is a JSON object: catalog (PyIceberg's properties), table, columns (see columns.go), duckdb (the query for DuckDB). For each reader one
-line: {"Engine", "Count", "Hash"}, or {"Engine", "Refused"} where the reader says that it cannot read such a table.
+Both find the table through a REST catalog, which also vends the credentials for the files.
+
+Standard input is a JSON object: catalog (PyIceberg's properties), table, columns (see columns.go),
+duckdb (the query for DuckDB). Prints a line for each reader: {"Engine", "Count", "Hash"}, or
+{"Engine", "Refused"} if the reader reports that it cannot read such a table.
 """
 
 import datetime

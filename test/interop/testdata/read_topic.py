@@ -1,10 +1,11 @@
-"""Reads a topic with Confluent's Python client and its deserializers, and prints each value as a line of JSON.
+"""Reads a topic with Confluent's Python client and its deserializers.
 
 usage: read_topic.py BROKERS REGISTRY_URL TOPIC avro
        read_topic.py BROKERS REGISTRY_URL TOPIC protobuf DESCRIPTOR_SET MESSAGE
 
-{"partition", "offset", "content_type", "value"}. A value of Avro is what the deserializer gave: times as microseconds since
-1970, decimals and bytes as text. A value of Protobuf is the message's bytes in hexadecimal, serialised by Python.
+Prints each value as a line of JSON: {"partition", "offset", "content_type", "value"}. An Avro value
+is the deserializer's result, with times as microseconds since 1970, and decimals and bytes as text.
+A Protobuf value is the message as Python serialises it, in hexadecimal.
 """
 
 import datetime
@@ -56,8 +57,8 @@ def main() -> None:
         deserialize, show = AvroDeserializer(registry), plain
     else:
         message = message_class(*sys.argv[5:7])
-        # The message's class alone says how to read. Given the registry, the client would ask it for the schema in another form
-        # than text as well, just for data contracts, and Apicurio (3.3.3) fails at making that form.
+        # The message's class is enough to decode it. With a registry, the client would also request
+        # the schema in another format, for data contracts, and Apicurio 3.3.3 fails to return that.
         deserialize = ProtobufDeserializer(message, {"use.deprecated.format": False})
         show = lambda m: m.SerializeToString(deterministic=True).hex()
 
@@ -77,7 +78,7 @@ def main() -> None:
         value = deserialize(m.value(), SerializationContext(topic, MessageField.VALUE))
         headers = dict(m.headers())
         print(json.dumps({"partition": m.partition(), "offset": m.offset(), "content_type": headers["content-type"].decode(), "value": show(value)}))
-        # The marker that ends a transaction stands behind its last record, and is the last offset.
+        # The marker that ends a transaction follows its last record, and has the last offset.
         if m.offset() + 2 >= left[m.partition()]:
             del left[m.partition()]
     consumer.close()

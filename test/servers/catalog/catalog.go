@@ -20,7 +20,7 @@ type Catalog struct {
 	REST       string // http://host:port, the catalog's address; empty for SQL
 	Token      string // empty if the catalog requires none
 	Credential string // name:secret, exchanged for a token by OAuth2; empty for none
-	// The catalog hands out keys for S3, and S3 has none.
+	// Vended means that the catalog vends the credentials for S3, so the engine is given none.
 	Vended bool
 
 	JDBC           string // jdbc:sqlite:/path or jdbc:postgresql://host:port/database; empty for REST
@@ -45,13 +45,14 @@ func (c Catalog) Driver() string {
 func (c Catalog) Check() error {
 	switch {
 	case c.Name == "":
-		return errors.New("catalog: give it a Name")
+		return errors.New("catalog: Name is missing")
 	case (c.REST == "") == (c.JDBC == ""):
-		return fmt.Errorf("catalog %s: give it REST or JDBC, one of them", c.Name)
+		return fmt.Errorf("catalog %s: set either REST or JDBC", c.Name)
 	case !c.OnS3() && !strings.HasPrefix(c.Warehouse, "file:///"):
-		return fmt.Errorf("catalog %s: its warehouse %q is neither file:///folder nor s3://bucket/folder", c.Name, c.Warehouse)
+		return fmt.Errorf("catalog %s: Warehouse %q is neither file:///folder nor s3://bucket/folder", c.Name,
+			c.Warehouse)
 	case c.OnS3() && c.S3.Endpoint == "":
-		return fmt.Errorf("catalog %s: its warehouse is on S3, and S3 names no endpoint", c.Name)
+		return fmt.Errorf("catalog %s: Warehouse is on S3, but S3.Endpoint is missing", c.Name)
 	}
 	return nil
 }
@@ -67,7 +68,7 @@ func Create(ctx context.Context, db *sql.DB) error {
 			property_key VARCHAR(255), property_value VARCHAR(1000), PRIMARY KEY (catalog_name, namespace, property_key))`,
 	} {
 		if _, err := db.ExecContext(ctx, table); err != nil {
-			return fmt.Errorf("make the tables of a SQL catalog: %w", err)
+			return fmt.Errorf("create the tables of the SQL catalog: %w", err)
 		}
 	}
 	return nil

@@ -25,7 +25,8 @@ type Commit struct {
 func History(ctx context.Context, db *sql.DB, catalog, table string) ([]Commit, error) {
 	namespace, name, _ := strings.Cut(table, ".")
 	var at string
-	err := db.QueryRowContext(ctx, "SELECT metadata_location FROM iceberg_tables WHERE catalog_name = ? AND table_namespace = ? AND table_name = ?",
+	err := db.QueryRowContext(ctx,
+		"SELECT metadata_location FROM iceberg_tables WHERE catalog_name = ? AND table_namespace = ? AND table_name = ?",
 		catalog, namespace, name).Scan(&at)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil

@@ -56,7 +56,8 @@ func (s *Server) start() error {
 	if err != nil {
 		return err
 	}
-	s.config = clickhouse.Server{URL: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), User: clickhouse.Admin, Password: "clickhouse of tests"}
+	s.config = clickhouse.Server{URL: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), User: clickhouse.Admin,
+		Password: "clickhouse of tests"}
 	if s.dir, err = s.Folder("millrace-clickhouse-"); err != nil {
 		return err
 	}

@@ -1,5 +1,6 @@
 // Package connect starts a private Kafka Connect worker with Iceberg's sink, on loopback and in a
-// temporary folder. It is the other way to land a topic in an Iceberg table, for comparison.
+// temporary folder. Benchmarks compare it with a lander, because it lands topics in Iceberg tables
+// too.
 package connect
 
 import (
@@ -33,7 +34,7 @@ type Worker struct {
 	java  string
 	dir   string
 	port  int
-	sinks []Sink
+	sinks []Sink // those that Restart creates again
 
 	process.Server
 }
@@ -91,7 +92,8 @@ func (w *Worker) start() error {
 		Args: []string{
 			// With G1, Java's default on a server, because it is to be measured as it is usually
 			// run.
-			fmt.Sprintf("-Xms%dm", w.HeapMB), fmt.Sprintf("-Xmx%dm", w.HeapMB), "-XX:+UseG1GC", "-Djava.io.tmpdir=" + w.dir,
+			fmt.Sprintf("-Xms%dm", w.HeapMB), fmt.Sprintf("-Xmx%dm",
+				w.HeapMB), "-XX:+UseG1GC", "-Djava.io.tmpdir=" + w.dir,
 			"-Dlog4j2.level=WARN", "-cp", filepath.Join(w.home, "worker", "*"),
 			"org.apache.kafka.connect.cli.ConnectStandalone", config,
 		},
@@ -102,6 +104,7 @@ func (w *Worker) start() error {
 	})
 }
 
+// properties returns the worker's configuration file.
 func (w *Worker) properties() []byte {
 	return lines(map[string]string{
 		"bootstrap.servers":                       w.Brokers,
@@ -132,7 +135,7 @@ func (w *Worker) Create(ctx context.Context, s Sink) error {
 	if err != nil {
 		return err
 	}
-	if _, err := w.ask(ctx, http.MethodPost, "/connectors", body); err != nil {
+	if _, err := w.call(ctx, http.MethodPost, "/connectors", body); err != nil {
 		return err
 	}
 	if err := w.awaitRunning(ctx, s); err != nil {
@@ -150,7 +153,7 @@ func (w *Worker) Delete(ctx context.Context, name string) error {
 			break
 		}
 	}
-	_, err := w.ask(ctx, http.MethodDelete, "/connectors/"+name, nil)
+	_, err := w.call(ctx, http.MethodDelete, "/connectors/"+name, nil)
 	return err
 }
 
@@ -187,17 +190,19 @@ type state struct{ State, Trace string }
 
 // states returns the states of a sink's tasks.
 func (w *Worker) states(ctx context.Context, name string) ([]state, error) {
-	said, err := w.ask(ctx, http.MethodGet, "/connectors/"+name+"/status", nil)
+	body, err := w.call(ctx, http.MethodGet, "/connectors/"+name+"/status", nil)
 	if err != nil {
 		return nil, err
 	}
 	var status struct{ Tasks []state }
-	if err := json.Unmarshal(said, &status); err != nil {
+	if err := json.Unmarshal(body, &status); err != nil {
 		return nil, fmt.Errorf("connect: status of %s: %w", name, err)
 	}
 	return status.Tasks, nil
 }
 
+// awaitRunning waits until all tasks of a sink run. It fails fast if a task fails or the worker
+// exits.
 func (w *Worker) awaitRunning(ctx context.Context, s Sink) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -222,31 +227,32 @@ func (w *Worker) awaitRunning(ctx context.Context, s Sink) error {
 		case <-w.Ended():
 			return fmt.Errorf("connect: the worker has ended\n%s", w.LogTail())
 		case <-ctx.Done():
-			return fmt.Errorf("%d of %d tasks of %s run: %w\n%s", running, s.Tasks, s.Name, errors.Join(err, ctx.Err()), w.LogTail())
+			return fmt.Errorf("%d of %d tasks of %s run: %w\n%s", running, s.Tasks, s.Name,
+				errors.Join(err, ctx.Err()), w.LogTail())
 		}
 	}
 }
 
-// asker keeps no idle connections, because their goroutines would outlive the tests.
-var asker = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+// httpClient keeps no idle connections, because their goroutines would outlive the tests.
+var httpClient = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 
-func (w *Worker) ask(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+func (w *Worker) call(ctx context.Context, method, path string, body []byte) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, w.url()+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	answer, err := asker.Do(req)
+	answer, err := httpClient.Do(req)
 	if err != nil {
 		return nil, err
 	}
 	defer answer.Body.Close() //nolint:errcheck // it has been read
-	said, err := io.ReadAll(answer.Body)
+	content, err := io.ReadAll(answer.Body)
 	if err == nil && answer.StatusCode >= http.StatusMultipleChoices {
-		err = fmt.Errorf("%s", strings.TrimSpace(string(said)))
+		err = fmt.Errorf("%s", strings.TrimSpace(string(content)))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("connect: %s %s: %s: %w", method, path, answer.Status, err)
 	}
-	return said, nil
+	return content, nil
 }

@@ -25,14 +25,15 @@ var (
 
 func TestMain(m *testing.M) { os.Exit(process.RunTests(m, worker.Stop, cluster.Stop)) }
 
-// TestKilledAndStartedAgain kills the sink while records arrive. After a restart, it must have
+// TestRestartAfterKill kills the sink while records arrive. After a restart, it must have
 // landed each record once.
-func TestKilledAndStartedAgain(t *testing.T) {
+func TestRestartAfterKill(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	worker.Brokers = cluster.Brokers(t)
 	cfg := kafka.Config{Brokers: worker.Brokers, Replicas: 1}
-	if err := kafka.EnsureTopics(ctx, cfg, kafka.Topic{Name: "rows", Partitions: 2}, kafka.Topic{Name: "control", Partitions: 1}); err != nil {
+	if err := kafka.EnsureTopics(ctx, cfg, kafka.Topic{Name: "rows", Partitions: 2},
+		kafka.Topic{Name: "control", Partitions: 1}); err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
@@ -45,7 +46,8 @@ func TestKilledAndStartedAgain(t *testing.T) {
 	begun = time.Now()
 	err := worker.Create(ctx, connect.Sink{
 		Name: "sink", Topic: "rows", ControlTopic: "control", Tasks: 1, Table: "lake.rows", Commit: time.Second,
-		Catalog: catalog.Catalog{Name: "test", JDBC: "jdbc:sqlite:" + filepath.Join(dir, "catalog.db"), Warehouse: "file://" + dir},
+		Catalog: catalog.Catalog{Name: "test", JDBC: "jdbc:sqlite:" + filepath.Join(dir, "catalog.db"),
+			Warehouse: "file://" + dir},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +56,8 @@ func TestKilledAndStartedAgain(t *testing.T) {
 	awaitRows(ctx, t, db, 1000)
 	mb, err1 := worker.PeakMB()
 	cpu, err2 := worker.CPU()
-	t.Logf("1000 rows landed after %v: %d MB at most, %v computed (%v)", time.Since(begun).Round(time.Millisecond), mb, cpu, errors.Join(err1, err2))
+	t.Logf("1000 rows landed after %v: %d MB at most, %v computed (%v)",
+		time.Since(begun).Round(time.Millisecond), mb, cpu, errors.Join(err1, err2))
 
 	produce(ctx, t, cfg, 1000, 3000)
 	if err := worker.Kill(); err != nil {
@@ -69,7 +72,7 @@ func TestKilledAndStartedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := worker.Failed(ctx, "sink"); err == nil {
-		t.Error("a sink that was deleted has a status")
+		t.Error("a deleted sink has a status")
 	}
 }
 
@@ -101,7 +104,9 @@ func produce(ctx context.Context, t *testing.T, cfg kafka.Config, from, to int) 
 		t.Fatal(err)
 	}
 	for i := from; i < to; i++ {
-		if err := p.Produce(ctx, kafka.Record{Topic: "rows", Partition: int32(i % 2), Value: fmt.Appendf(nil, `{"id":%d,"name":"row %d"}`, i, i)}); err != nil {
+		if err := p.Produce(ctx,
+			kafka.Record{Topic: "rows", Partition: int32(i % 2),
+				Value: fmt.Appendf(nil, `{"id":%d,"name":"row %d"}`, i, i)}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -18,6 +18,7 @@ type Sink struct {
 	Commit       time.Duration   // commit interval
 }
 
+// config returns the connector's configuration, in the terms of Kafka Connect.
 func (s Sink) config() map[string]string {
 	c := map[string]string{
 		"connector.class": "org.apache.iceberg.connect.IcebergSinkConnector",

@@ -74,8 +74,8 @@ func (s *Server) start() error {
 	return s.run(context.Background())
 }
 
-// readyWithin bounds a start, which is some 8 seconds of work, on a busy machine.
-const readyWithin = 3 * time.Minute
+// startTimeout bounds a start, which is some 8 seconds of work, on a busy machine.
+const startTimeout = 3 * time.Minute
 
 func (s *Server) run(ctx context.Context) error {
 	config := filepath.Join(s.dir, "config") // the log is beside it
@@ -95,13 +95,14 @@ func (s *Server) run(ctx context.Context) error {
 			"--add-opens=org.apache.lucene.core/org.apache.lucene.codecs.hnsw=org.elasticsearch.server",
 			"--add-opens=org.apache.lucene.core/org.apache.lucene.internal.vectorization=org.elasticsearch.server",
 			"--module-path", filepath.Join(s.home, "lib"), "-cp", filepath.Join(s.home, "launcher.jar"), "Launcher",
-			config, "path.home=" + s.home, "path.data=" + filepath.Join(s.dir, "data"), "path.logs=" + filepath.Join(s.dir, "logs"),
+			config, "path.home=" + s.home, "path.data=" + filepath.Join(s.dir,
+				"data"), "path.logs=" + filepath.Join(s.dir, "logs"),
 			"network.host=127.0.0.1", "http.port=" + strconv.Itoa(s.port), "transport.port=0", "discovery.type=single-node",
 			"cluster.routing.allocation.disk.threshold_enabled=false", "logger.level=warn",
 		},
 		Dir: s.dir,
 		// Status yellow means that all previous data is available.
 		Ready:        process.HTTPReady(s.url()+"/_cluster/health?wait_for_status=yellow&timeout=1s", http.StatusOK),
-		StartTimeout: readyWithin,
+		StartTimeout: startTimeout,
 	})
 }

@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func ask(t *testing.T, method, url, body string) string {
+func call(t *testing.T, method, url, body string) string {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 	if err != nil {
@@ -28,16 +28,16 @@ func ask(t *testing.T, method, url, body string) string {
 		t.Fatal(err)
 	}
 	defer answer.Body.Close() //nolint:errcheck // it has been read
-	said, err := io.ReadAll(answer.Body)
+	answerBody, err := io.ReadAll(answer.Body)
 	if err != nil || answer.StatusCode >= 300 {
-		t.Fatalf("%s %s: %s, %v: %s", method, url, answer.Status, err, said)
+		t.Fatalf("%s %s: %s, %v: %s", method, url, answer.Status, err, answerBody)
 	}
-	return string(bytes.TrimSpace(said))
+	return string(bytes.TrimSpace(answerBody))
 }
 
-// TestKilledAndStartedAgain checks that acknowledged writes survive kill -9, and that words are
+// TestRestartAfterKill checks that acknowledged writes survive kill -9, and that words are
 // found by their stems, as with a real distribution.
-func TestKilledAndStartedAgain(t *testing.T) {
+func TestRestartAfterKill(t *testing.T) {
 	t.Parallel()
 	var s elasticsearch.Server
 	begun := time.Now()
@@ -54,21 +54,22 @@ func TestKilledAndStartedAgain(t *testing.T) {
 	}
 	t.Logf("ready in %v, %d MB", started.Round(time.Millisecond), mb)
 
-	ask(t, http.MethodPut, url+"/things", `{
+	call(t, http.MethodPut, url+"/things", `{
 		"settings": {"analysis": {
 			"filter": {"possessive": {"type": "stemmer", "language": "possessive_english"}},
 			"analyzer": {"english_words": {"type": "custom", "tokenizer": "standard", "filter": ["lowercase", "asciifolding", "possessive", "porter_stem"]}}}},
 		"mappings": {"properties": {"title": {"type": "text", "analyzer": "english_words"}}}}`)
-	ask(t, http.MethodPut, url+"/things/_doc/1", `{"title": "The CAFÉ's hanging Candles"}`)
+	call(t, http.MethodPut, url+"/things/_doc/1", `{"title": "The CAFÉ's hanging Candles"}`)
 	if err := s.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for _, words := range []string{"cafe", "candle", "hang"} {
-		if said := ask(t, http.MethodGet, url+"/things/_count?q=title:"+words, ""); !strings.HasPrefix(said, `{"count":1,`) {
-			t.Errorf("%s: %s", words, said)
+	for _, word := range []string{"cafe", "candle", "hang"} {
+		if answerBody := call(t, http.MethodGet, url+"/things/_count?q=title:"+word,
+			""); !strings.HasPrefix(answerBody, `{"count":1,`) {
+			t.Errorf("%s: %s", word, answerBody)
 		}
 	}
 }

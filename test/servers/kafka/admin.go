@@ -14,7 +14,7 @@ import (
 
 // Leader returns the node that leads a partition.
 func (c *Cluster) Leader(ctx context.Context, topic string, partition int32) (node int, err error) {
-	err = c.ask(func(admin *kadm.Client) error {
+	err = c.withAdmin(func(admin *kadm.Client) error {
 		topics, err := admin.ListTopics(ctx, topic)
 		if err = errors.Join(err, topics.Error()); err != nil {
 			return err
@@ -27,7 +27,7 @@ func (c *Cluster) Leader(ctx context.Context, topic string, partition int32) (no
 
 // Coordinator returns the node that coordinates the transactions of a transactional id.
 func (c *Cluster) Coordinator(ctx context.Context, transactionalID string) (node int, err error) {
-	err = c.ask(func(admin *kadm.Client) error {
+	err = c.withAdmin(func(admin *kadm.Client) error {
 		found := admin.FindTxnCoordinators(ctx, transactionalID)
 		node = int(found[transactionalID].NodeID) - 1
 		return found.Error()
@@ -38,7 +38,7 @@ func (c *Cluster) Coordinator(ctx context.Context, transactionalID string) (node
 // AwaitInSync returns once every partition, including those of Kafka's own topics, has all its
 // replicas in sync, so that the next node may fail.
 func (c *Cluster) AwaitInSync(ctx context.Context) error {
-	return c.ask(func(admin *kadm.Client) error {
+	return c.withAdmin(func(admin *kadm.Client) error {
 		for {
 			behind, err := behind(ctx, admin)
 			if err == nil && behind == "" {
@@ -72,28 +72,30 @@ func behind(ctx context.Context, admin *kadm.Client) (string, error) {
 	return "", nil
 }
 
-func (c *Cluster) ask(question func(*kadm.Client) error) error {
+func (c *Cluster) withAdmin(do func(*kadm.Client) error) error {
 	brokers, err := c.Start()
 	if err != nil {
 		return err
 	}
-	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(brokers, ",")...), kgo.MetadataMinAge(10*time.Millisecond))
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(brokers, ",")...),
+		kgo.MetadataMinAge(10*time.Millisecond))
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	return question(kadm.NewClient(client))
+	return do(kadm.NewClient(client))
 }
 
 // Assigned returns how many of a topic's partitions are assigned to the members of a consumer
 // group. It is 0 during a rebalance.
 func (c *Cluster) Assigned(ctx context.Context, group, topic string) (partitions int, err error) {
-	err = c.ask(func(admin *kadm.Client) error {
+	err = c.withAdmin(func(admin *kadm.Client) error {
 		groups, err := admin.DescribeGroups(ctx, group)
 		if err == nil {
 			err = groups[group].Err
 		}
-		if errors.Is(err, kerr.GroupIDNotFound) || errors.Is(err, kerr.CoordinatorNotAvailable) || errors.Is(err, kerr.NotCoordinator) {
+		if errors.Is(err, kerr.GroupIDNotFound) || errors.Is(err, kerr.CoordinatorNotAvailable) || errors.Is(err,
+			kerr.NotCoordinator) {
 			return nil // not yet
 		}
 		if err != nil {

@@ -24,7 +24,8 @@ func (c *Cluster) Each(t *testing.T, test func(t *testing.T, brokers string)) {
 // Embedded starts an embedded broker that stops when the test ends, and returns its address.
 func Embedded(tb testing.TB) (brokers string) {
 	tb.Helper()
-	b, err := embedded.Start(tb.Context(), embedded.Config{DataDir: tb.TempDir(), Logger: slog.New(slog.DiscardHandler)})
+	b, err := embedded.Start(tb.Context(),
+		embedded.Config{DataDir: tb.TempDir(), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		tb.Fatal(err)
 	}

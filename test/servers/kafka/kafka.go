@@ -81,7 +81,8 @@ func (c *Cluster) SecureAccess(mechanism string) (brokers string, with security.
 	for i, n := range c.nodes {
 		addrs[i] = loopback(n.secure)
 	}
-	return strings.Join(addrs, ","), security.Config{TLS: true, CAFile: c.ca.file, Mechanism: mechanism, Username: Username, Password: Password}
+	return strings.Join(addrs, ","), security.Config{TLS: true, CAFile: c.ca.file, Mechanism: mechanism,
+		Username: Username, Password: Password}
 }
 
 // Start starts the cluster once, and returns its address.
@@ -150,7 +151,7 @@ func (c *Cluster) start() error {
 	}
 	if c.Secure {
 		if c.ca, err = newAuthority(c.dir); err != nil {
-			return fmt.Errorf("make a certificate authority: %w", err)
+			return fmt.Errorf("create a certificate authority: %w", err)
 		}
 	}
 	const perNode = 4
@@ -160,7 +161,8 @@ func (c *Cluster) start() error {
 	}
 	for own := range slices.Chunk(ports, perNode) {
 		n := &node{
-			id: len(c.nodes) + 1, dir: filepath.Join(c.dir, strconv.Itoa(len(c.nodes)+1)), java: java, installed: installed,
+			id: len(c.nodes) + 1, dir: filepath.Join(c.dir,
+				strconv.Itoa(len(c.nodes)+1)), java: java, installed: installed,
 			client: own[0], advertised: own[0], internal: own[1], controller: own[2], secure: own[3],
 		}
 		if c.Advertise != nil {
@@ -182,14 +184,14 @@ func (c *Cluster) start() error {
 	if err := starting.Wait(); err != nil {
 		return err
 	}
-	return c.awaitWhole()
+	return c.awaitMembers()
 }
 
-const wholeWithin = 3 * time.Minute
+const membersTimeout = 3 * time.Minute
 
-// awaitWhole returns once every node knows all the others.
-func (c *Cluster) awaitWhole() error {
-	ctx, cancel := context.WithTimeout(context.Background(), wholeWithin)
+// awaitMembers returns once every node knows all the others.
+func (c *Cluster) awaitMembers() error {
+	ctx, cancel := context.WithTimeout(context.Background(), membersTimeout)
 	defer cancel()
 	for _, n := range c.nodes {
 		for {
@@ -200,7 +202,8 @@ func (c *Cluster) awaitWhole() error {
 			select {
 			case <-time.After(20 * time.Millisecond):
 			case <-ctx.Done():
-				return fmt.Errorf("node %d knows %d of %d nodes after %v: %w", n.id-1, known, c.Nodes, wholeWithin, errors.Join(err, ctx.Err()))
+				return fmt.Errorf("node %d knows %d of %d nodes after %v: %w", n.id-1, known, c.Nodes,
+					membersTimeout, errors.Join(err, ctx.Err()))
 			}
 		}
 	}

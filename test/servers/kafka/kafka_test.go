@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func stopped(t *testing.T, c *kafka.Cluster) {
+func stopAfter(t *testing.T, c *kafka.Cluster) {
 	t.Cleanup(func() {
 		if err := c.Stop(); err != nil {
 			t.Error(err)
@@ -62,13 +62,13 @@ func createTopic(t *testing.T, c *kgo.Client) kadm.TopicDetail {
 	return detail
 }
 
-// TestOneNodeIsKilledAndComesBack checks that a killed node returns with its data, behind the same
+// TestRestartNode checks that a killed node returns with its data, behind the same
 // proxy.
-func TestOneNodeIsKilledAndComesBack(t *testing.T) {
+func TestRestartNode(t *testing.T) {
 	t.Parallel()
 	var through atomic.Int64
 	c := &kafka.Cluster{Advertise: func(_, port int) (int, error) { return proxy(t, port, &through), nil }}
-	stopped(t, c)
+	stopAfter(t, c)
 	from := time.Now()
 	brokers := c.Brokers(t)
 	mb, err := c.ResidentMB(0)
@@ -92,18 +92,18 @@ func TestOneNodeIsKilledAndComesBack(t *testing.T) {
 		t.Errorf("the topic ends at %d, want 2", end)
 	}
 	if through.Load() == 0 {
-		t.Error("nothing went through the proxy")
+		t.Error("no connection went through the proxy")
 	}
 }
 
-// TestThreeNodesOutliveOne checks that three nodes work without any one of them.
-func TestThreeNodesOutliveOne(t *testing.T) {
+// TestThreeNodesSurviveTheLossOfOne checks that three nodes work without any one of them.
+func TestThreeNodesSurviveTheLossOfOne(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("starts three servers")
 	}
 	c := &kafka.Cluster{Nodes: 3}
-	stopped(t, c)
+	stopAfter(t, c)
 	from := time.Now()
 	brokers := c.Brokers(t)
 	for i := range 3 {

@@ -27,9 +27,11 @@ type node struct {
 	java      string // the java program
 	installed string // folder with the jars
 
-	client, advertised, internal, controller, secure int // ports
+	// Ports. Clients connect to the advertised one, which may be that of a proxy in front of
+	// client. Brokers use internal among each other, and controller for the quorum.
+	client, advertised, internal, controller, secure int
 
-	mu      sync.Mutex
+	mu      sync.Mutex       // serialises start, kill and signals
 	process *process.Process // nil unless it runs
 }
 
@@ -54,7 +56,8 @@ func (n *node) format(c *Cluster) error {
 	}
 	// Each data folder needs an id of its own.
 	id := uuid.New()
-	meta := fmt.Sprintf("version=1\ncluster.id=%s\nnode.id=%d\ndirectory.id=0%s\n", clusterID, n.id, base64.RawURLEncoding.EncodeToString(id[:])[1:])
+	meta := fmt.Sprintf("version=1\ncluster.id=%s\nnode.id=%d\ndirectory.id=0%s\n", clusterID, n.id,
+		base64.RawURLEncoding.EncodeToString(id[:])[1:])
 	return os.WriteFile(filepath.Join(n.data(), "meta.properties"), []byte(meta), 0o600)
 }
 
@@ -78,7 +81,8 @@ func (n *node) start(ctx context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	p, err := process.Start(ctx, process.Command{
-		Name: fmt.Sprintf("Kafka node %d", n.id-1), Path: n.java, Args: append(n.jvm(), "kafka.Kafka", n.config()), Dir: n.dir,
+		Name: fmt.Sprintf("Kafka node %d", n.id-1), Path: n.java, Args: append(n.jvm(), "kafka.Kafka",
+			n.config()), Dir: n.dir,
 		StartTimeout: 3 * time.Minute, // two seconds on an idle machine
 		Ready: func(ctx context.Context) error {
 			// A broker answers once the controller has accepted it.
@@ -124,7 +128,7 @@ func (n *node) signal(s syscall.Signal) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.process == nil {
-		return fmt.Errorf("node %d of Kafka does not run", n.id-1)
+		return fmt.Errorf("Kafka node %d is not running", n.id-1)
 	}
 	return n.process.Signal(s)
 }
@@ -133,7 +137,7 @@ func (n *node) residentMB() (int, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.process == nil {
-		return 0, errors.New("it does not run")
+		return 0, errors.New("node is not running")
 	}
 	return n.process.ResidentMB()
 }
@@ -144,7 +148,8 @@ func (n *node) properties(c *Cluster) (string, error) {
 		voters[i] = fmt.Sprintf("%d@%s", v.id, loopback(v.controller))
 	}
 	replicas, insync := strconv.Itoa(c.Nodes), strconv.Itoa(min(c.Nodes, 2))
-	listeners := []string{"CLIENT://" + loopback(n.client), "INTERNAL://" + loopback(n.internal), "CONTROLLER://" + loopback(n.controller)}
+	listeners := []string{"CLIENT://" + loopback(n.client), "INTERNAL://" + loopback(n.internal),
+		"CONTROLLER://" + loopback(n.controller)}
 	advertised := []string{"CLIENT://" + loopback(n.advertised), "INTERNAL://" + loopback(n.internal)}
 	protocols := []string{"CLIENT:PLAINTEXT", "INTERNAL:PLAINTEXT", "CONTROLLER:PLAINTEXT"}
 	var lines []string
@@ -161,9 +166,12 @@ func (n *node) properties(c *Cluster) (string, error) {
 		set(prefix+"ssl.keystore.type", "PEM")
 		set(prefix+"ssl.keystore.location", keystore)
 		set(prefix+"sasl.enabled.mechanisms", "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512")
-		set(prefix+"plain.sasl.jaas.config", fmt.Sprintf("org.apache.kafka.common.security.plain.PlainLoginModule required user_%s=%q;", Username, Password))
+		set(prefix+"plain.sasl.jaas.config",
+			fmt.Sprintf("org.apache.kafka.common.security.plain.PlainLoginModule required user_%s=%q;", Username,
+				Password))
 		for _, mechanism := range []string{"scram-sha-256", "scram-sha-512"} {
-			set(prefix+mechanism+".sasl.jaas.config", "org.apache.kafka.common.security.scram.ScramLoginModule required;")
+			set(prefix+mechanism+".sasl.jaas.config",
+				"org.apache.kafka.common.security.scram.ScramLoginModule required;")
 		}
 	}
 	set("process.roles", "broker,controller")

@@ -21,6 +21,7 @@ type authority struct {
 	key         *ecdsa.PrivateKey
 }
 
+// newAuthority creates an authority, and writes its certificate into dir for clients.
 func newAuthority(dir string) (*authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -64,6 +65,7 @@ func (a *authority) issue(dir string) (file string, err error) {
 		return "", err
 	}
 	file = filepath.Join(dir, "keystore.pem")
-	bundle := append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	bundle := append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
 	return file, os.WriteFile(file, bundle, 0o600)
 }

@@ -14,7 +14,7 @@ import (
 
 // AddPartitions adds partitions to a topic.
 func AddPartitions(ctx context.Context, brokers, topic string, partitions int) error {
-	return change(brokers, func(admin *kadm.Client) error {
+	return withClient(brokers, func(admin *kadm.Client) error {
 		answers, err := admin.UpdatePartitions(ctx, partitions, topic)
 		return errors.Join(err, answers.Error())
 	})
@@ -22,7 +22,7 @@ func AddPartitions(ctx context.Context, brokers, topic string, partitions int) e
 
 // Delete deletes a topic.
 func Delete(ctx context.Context, brokers, topic string) error {
-	return change(brokers, func(admin *kadm.Client) error {
+	return withClient(brokers, func(admin *kadm.Client) error {
 		answers, err := admin.DeleteTopics(ctx, topic)
 		return errors.Join(err, answers.Error())
 	})
@@ -30,7 +30,7 @@ func Delete(ctx context.Context, brokers, topic string) error {
 
 // DeleteRecords deletes all current records of a topic.
 func DeleteRecords(ctx context.Context, brokers, topic string) error {
-	return change(brokers, func(admin *kadm.Client) error {
+	return withClient(brokers, func(admin *kadm.Client) error {
 		ends, err := admin.ListEndOffsets(ctx, topic)
 		if err != nil {
 			return err
@@ -40,7 +40,7 @@ func DeleteRecords(ctx context.Context, brokers, topic string) error {
 	})
 }
 
-func change(brokers string, with func(*kadm.Client) error) error {
+func withClient(brokers string, with func(*kadm.Client) error) error {
 	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(brokers, ",")...))
 	if err != nil {
 		return err

@@ -28,14 +28,14 @@ import (
 // Cluster is one PostgreSQL for a test binary. The zero Cluster starts with the first test that
 // needs it, and TestMain stops it.
 type Cluster struct {
-	once    sync.Once
-	err     error
-	bin     string // the server's programs
-	dir     string
-	port    int
-	as      *syscall.Credential
-	certs   certs.Files
-	process *process.Process
+	once       sync.Once
+	err        error
+	bin        string // the server's programs
+	dir        string
+	port       int
+	credential *syscall.Credential
+	certs      certs.Files
+	process    *process.Process
 }
 
 // ConnString starts the cluster if necessary, and returns the superuser's connection string. If
@@ -57,7 +57,8 @@ func (c *Cluster) Start() (conn string, err error) {
 
 // TLS returns the connection string of a role over TLS, without its password.
 func (c *Cluster) TLS(role, database string) (conn string) {
-	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=verify-full&sslrootcert=%s", role, c.port, database, c.certs.CA)
+	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=verify-full&sslrootcert=%s", role, c.port, database,
+		c.certs.CA)
 }
 
 // Stop ends the server and removes its data. Call it after the last test.
@@ -65,20 +66,20 @@ func (c *Cluster) Stop() error {
 	if c.process == nil {
 		return nil
 	}
-	err := errors.Join(c.quit(), os.RemoveAll(c.dir))
+	err := errors.Join(c.shutdown(), os.RemoveAll(c.dir))
 	if err != nil {
 		return fmt.Errorf("stop PostgreSQL: %w", err)
 	}
 	return nil
 }
 
-// quit is PostgreSQL's immediate shutdown. Unlike kill -9, it leaves no shared memory behind.
-func (c *Cluster) quit() error {
+// shutdown is PostgreSQL's immediate shutdown. Unlike kill -9, it leaves no shared memory behind.
+func (c *Cluster) shutdown() error {
 	_ = c.Resume() // a paused process would not handle the signal
 	if err := c.process.Signal(syscall.SIGQUIT); err == nil {
 		select {
 		case <-c.process.Ended():
-		case <-time.After(stopWithin):
+		case <-time.After(stopTimeout):
 		}
 	}
 	return c.Kill()
@@ -105,7 +106,7 @@ func (c *Cluster) Kill() error {
 
 // Restart starts a killed server again, and returns once it has recovered.
 func (c *Cluster) Restart() error {
-	return c.serve()
+	return c.run()
 }
 
 // Backup stops the server, copies its data, and starts it again. restore replaces the data by the
@@ -119,7 +120,7 @@ func (c *Cluster) Backup() (restore func() error, err error) {
 	kept := filepath.Join(dir, "data")
 	clone := func(from, to string) error { return exec.Command("cp", "-a", from, to).Run() } //nolint:gosec,noctx // our folders; keeps the owner
 	if err := errors.Join(c.Kill(), clone(c.data(), kept), c.Restart()); err != nil {
-		return nil, fmt.Errorf("back PostgreSQL up: %w", err)
+		return nil, fmt.Errorf("back up PostgreSQL: %w", err)
 	}
 	return func() error {
 		if err := errors.Join(c.Kill(), os.RemoveAll(c.data()), clone(kept, c.data()), c.Restart()); err != nil {
@@ -177,12 +178,12 @@ func stat(pid int) []string {
 }
 
 const (
-	readyWithin = 2 * time.Minute // a few seconds on an idle machine
-	stopWithin  = 20 * time.Second
+	startTimeout = 2 * time.Minute // a few seconds on an idle machine
+	stopTimeout  = 20 * time.Second
 )
 
-// access is the content of pg_hba.conf.
-const access = `local   all all                trust
+// hba is the content of pg_hba.conf.
+const hba = `local   all all                trust
 hostssl all all 127.0.0.1/32 scram-sha-256
 `
 
@@ -202,16 +203,16 @@ func (c *Cluster) prepare() (err error) {
 	if c.certs, err = certs.Write(c.dir); err != nil {
 		return err
 	}
-	if err := c.giveAway(); err != nil {
+	if err := c.chown(); err != nil {
 		return err
 	}
 	initdb := exec.CommandContext(context.Background(), filepath.Join(c.bin, "initdb"), "--pgdata", c.data(), "--username", "postgres", //nolint:gosec // no outside input
 		"--auth", "trust", "--encoding", "UTF8", "--locale", "C", "--no-sync", "--no-instructions")
-	initdb.Dir, initdb.SysProcAttr = c.dir, &syscall.SysProcAttr{Setpgid: true, Credential: c.as}
+	initdb.Dir, initdb.SysProcAttr = c.dir, &syscall.SysProcAttr{Setpgid: true, Credential: c.credential}
 	if out, err := initdb.CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w: %s", err, out)
 	}
-	if err := os.WriteFile(filepath.Join(c.data(), "pg_hba.conf"), []byte(access), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(c.data(), "pg_hba.conf"), []byte(hba), 0o600); err != nil {
 		return err
 	}
 	ports, err := process.FreePorts(1)
@@ -219,12 +220,12 @@ func (c *Cluster) prepare() (err error) {
 		return err
 	}
 	c.port = ports[0]
-	return c.serve()
+	return c.run()
 }
 
 func (c *Cluster) data() string { return filepath.Join(c.dir, "data") }
 
-func (c *Cluster) serve() (err error) {
+func (c *Cluster) run() (err error) {
 	set := func(name string, value any) []string { return []string{"-c", fmt.Sprint(name, "=", value)} }
 	c.process, err = process.Start(context.Background(), process.Command{
 		Name: "PostgreSQL", Path: filepath.Join(c.bin, "postgres"),
@@ -232,7 +233,7 @@ func (c *Cluster) serve() (err error) {
 			set("unix_socket_directories", c.dir), set("listen_addresses", "127.0.0.1"), set("port", c.port),
 			set("ssl", "on"), set("ssl_cert_file", c.certs.Cert), set("ssl_key_file", c.certs.Key),
 			set("max_connections", 300), set("shared_buffers", "64MB")),
-		Dir: c.dir, Scratch: c.dir, Credential: c.as, StartTimeout: readyWithin,
+		Dir: c.dir, Scratch: c.dir, Credential: c.credential, StartTimeout: startTimeout,
 		Ready: func(ctx context.Context) error {
 			out, err := exec.CommandContext(ctx, filepath.Join(c.bin, "pg_isready"), "--host", c.dir, "--port", strconv.Itoa(c.port), "--username", "postgres").CombinedOutput() //nolint:gosec // no outside input
 			if err != nil {
@@ -263,10 +264,10 @@ func programs() (string, error) {
 	return "", process.ErrMissing
 }
 
-// giveAway gives the directory to the account that the server runs as. PostgreSQL refuses to run as
+// chown gives the directory to the account that the server runs as. PostgreSQL refuses to run as
 // root, so root uses the account postgres. Others may traverse the directory, because the
 // authority's certificate is in it.
-func (c *Cluster) giveAway() error {
+func (c *Cluster) chown() error {
 	if err := errors.Join(os.Chmod(c.dir, 0o711), os.Chmod(c.certs.CA, 0o644)); err != nil { //nolint:gosec // see above
 		return err
 	}
@@ -275,14 +276,15 @@ func (c *Cluster) giveAway() error {
 	}
 	u, err := user.Lookup("postgres")
 	if err != nil {
-		return fmt.Errorf("%w: root cannot run it, and %w", process.ErrMissing, err)
+		return fmt.Errorf("%w: PostgreSQL does not run as root, and there is no other account: %w",
+			process.ErrMissing, err)
 	}
 	uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
 	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
 	if err := errors.Join(err1, err2); err != nil {
 		return fmt.Errorf("account postgres: %w", err)
 	}
-	c.as = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+	c.credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 	for _, name := range []string{c.dir, c.certs.CA, c.certs.Cert, c.certs.Key} {
 		if err := os.Chown(name, int(uid), int(gid)); err != nil {
 			return err

@@ -17,12 +17,12 @@ import (
 	"github.com/millrace/millrace/test/servers/postgres"
 )
 
-// asVictim is an environment variable that turns the test binary into a process that is killed
+// victimEnv is an environment variable that turns the test binary into a process that is killed
 // while its cluster runs.
-const asVictim = "MILLRACE_TEST_VICTIM"
+const victimEnv = "MILLRACE_TEST_VICTIM"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asVictim) == "" {
+	if os.Getenv(victimEnv) == "" {
 		goleak.VerifyTestMain(m)
 		return
 	}
@@ -72,7 +72,7 @@ func TestKillAndPause(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := must("SELECT n FROM kept"); got != "1" {
-		t.Errorf("after the restart the table holds %q", got)
+		t.Errorf("after the restart the table has %q, want 1", got)
 	}
 
 	if err := c.Pause(); err != nil {
@@ -91,22 +91,23 @@ func TestKillAndPause(t *testing.T) {
 	// TCP requires TLS and a password.
 	t.Run("over TCP", func(t *testing.T) {
 		good := c.TLS("guest", "postgres")
-		for _, try := range []struct{ conn, refusal string }{
+		for _, try := range []struct{ conn, rejection string }{
 			{strings.Replace(good, "guest@", "guest:open%20sesame@", 1), ""},
 			{strings.Replace(good, "guest@", "guest:wrong@", 1), "password authentication failed"},
-			{strings.Replace(strings.Replace(good, "guest@", "guest:open%20sesame@", 1), "verify-full", "disable", 1), "no encryption"},
+			{strings.Replace(strings.Replace(good, "guest@", "guest:open%20sesame@", 1), "verify-full", "disable",
+				1), "no encryption"},
 		} {
 			out, err := psql(t.Context(), try.conn, "SELECT 1")
-			if (err == nil) != (try.refusal == "") || !strings.Contains(out, try.refusal) {
+			if (err == nil) != (try.rejection == "") || !strings.Contains(out, try.rejection) {
 				t.Errorf("%s: %v: %s", try.conn, err, out)
 			}
 		}
 	})
 }
 
-// TestEndsWithItsProcess kills a test binary. Its server must end, and its directory must be
+// TestServerEndsWithTestProcess kills a test binary. Its server must end, and its directory must be
 // removed.
-func TestEndsWithItsProcess(t *testing.T) {
+func TestServerEndsWithTestProcess(t *testing.T) {
 	t.Parallel()
 	// It skips or fails the test if PostgreSQL is missing.
 	var own postgres.Cluster
@@ -116,7 +117,7 @@ func TestEndsWithItsProcess(t *testing.T) {
 	}
 
 	victim := exec.CommandContext(t.Context(), os.Args[0])
-	victim.Env = append(os.Environ(), asVictim+"=1")
+	victim.Env = append(os.Environ(), victimEnv+"=1")
 	out, err := victim.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +127,7 @@ func TestEndsWithItsProcess(t *testing.T) {
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
-		t.Fatalf("the victim said %q: %v", line, err)
+		t.Fatalf("read the victim's output %q: %v", line, err)
 	}
 	dir, _, _ := strings.Cut(strings.TrimPrefix(line, "host="), " ")
 	if _, err := os.Stat(dir); err != nil {

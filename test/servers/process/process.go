@@ -1,9 +1,10 @@
-// Package process runs a server program for tests, with its own folder and log. Readiness is
-// checked by the server's protocol, and signals reach the program itself. The server ends with the
-// test process, however that ends.
+// Package process runs server programs for tests, each with its own folder and log.
 //
-// Process is one run of a program. Server is the life of a server with several runs on the same
-// data; the packages of single servers embed it.
+// Process is one run of a program. Server is a server with several runs on the same data. The
+// packages of single servers, such as test/servers/s3, embed it.
+//
+// Invariants: Start returns only once the server answers in its own protocol. Signals reach the
+// server itself, not a wrapper. The server never outlives the test process, even if that is killed.
 package process
 
 import (
@@ -38,18 +39,18 @@ func SkipOrFail(tb testing.TB, server string, err error) {
 	tb.Fatalf("start %s: %v", server, err)
 }
 
-// SkipHeavy skips a test of an engine that needs minutes and gigabytes, unless MILLRACE_ENGINES is set.
-// `make test-engines` sets it.
+// SkipHeavy skips a test of an engine that needs minutes and gigabytes, unless MILLRACE_ENGINES is
+// set. `make test-engines` sets it.
 func SkipHeavy(tb testing.TB, engine string) {
 	tb.Helper()
 	if os.Getenv("MILLRACE_ENGINES") == "" {
-		tb.Skipf("%s takes minutes and a gigabyte: make test-engines runs this", engine)
+		tb.Skipf("%s needs minutes and a gigabyte of memory: run make test-engines", engine)
 	}
 }
 
-// InstallDir returns the folder, outside the repository, into which `make servers` installs a server:
-// MILLRACE_SERVERS, or millrace/servers in the user's cache folder. The error wraps ErrMissing if
-// the folder or its stamp does not exist.
+// InstallDir returns the folder, outside the repository, into which `make servers` installs a
+// server: MILLRACE_SERVERS, or millrace/servers in the user's cache folder. The error wraps
+// ErrMissing if the folder or its stamp does not exist.
 func InstallDir(server string) (string, error) {
 	root := os.Getenv("MILLRACE_SERVERS")
 	if root == "" {
@@ -109,33 +110,33 @@ type Command struct {
 	Credential *syscall.Credential // the account to run as; nil means that of the test
 }
 
-// Process is a running server.
+// Process is a running server. Its methods are safe for concurrent use.
 type Process struct {
-	command Command
-	keeper  *exec.Cmd
-	alive   io.Closer // closing it ends the server
-	pid     int       // of the server, not of keeper
+	command    Command
+	supervisor *exec.Cmd
+	alive      io.Closer // closing it ends the server
+	pid        int       // of the server, not of the supervisor
 
 	ended chan struct{} // closed when the server has ended
 	once  sync.Once
 }
 
-// keeper is a shell script that runs the server until its own standard input ends. That happens
+// supervisor is a shell script that runs the server until its own standard input ends. That happens
 // when the test process ends, however it ends. It then kills the server and removes the scratch
 // folder. It first prints the server's process id.
 //
 // dash gives a background command no standard input, so the part that waits for the end reads
 // descriptor 3. It succeeds if the input has ended, and is ended by a signal if the server has
 // ended first. The children of a killed server may still write for a moment.
-const keeper = `exec 3<&0; scratch=$1; shift
+const supervisor = `exec 3<&0; scratch=$1; shift
 "$@" </dev/null >>log 2>&1 & pid=$!; echo $pid
 (read -r _ <&3; trap "" TERM; kill -CONT $pid; kill -KILL $pid; exit 0) 2>/dev/null & waiting=$!
 wait $pid; kill $waiting 2>/dev/null
 if wait $waiting && [ "$scratch" ]; then for i in 1 2 3 4 5; do rm -rf -- "$scratch" && break; sleep 1; done; fi`
 
 const (
-	readyPoll = 20 * time.Millisecond
-	askFor    = 5 * time.Second
+	pollInterval   = 20 * time.Millisecond
+	requestTimeout = 5 * time.Second
 )
 
 // Start starts a server and returns once it is ready.
@@ -144,20 +145,20 @@ func Start(ctx context.Context, c Command) (*Process, error) {
 		c.StartTimeout = 3 * time.Minute
 	}
 	p := &Process{command: c, ended: make(chan struct{})}
-	p.keeper = exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", append([]string{"-c", keeper, "keeper", c.Scratch, c.Path}, c.Args...)...) //nolint:gosec // a test's own servers
-	p.keeper.Dir, p.keeper.Env = c.Dir, append(os.Environ(), c.Env...)
+	p.supervisor = exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", append([]string{"-c", supervisor, "keeper", c.Scratch, c.Path}, c.Args...)...) //nolint:gosec // a test's own servers
+	p.supervisor.Dir, p.supervisor.Env = c.Dir, append(os.Environ(), c.Env...)
 	// A process group of its own, so that an interrupt at the terminal does not stop the server
 	// during the tests.
-	p.keeper.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: c.Credential}
-	stdin, err := p.keeper.StdinPipe()
+	p.supervisor.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: c.Credential}
+	stdin, err := p.supervisor.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
-	out, err := p.keeper.StdoutPipe()
+	out, err := p.supervisor.StdoutPipe()
 	if err != nil {
 		return nil, err
 	}
-	if err := p.keeper.Start(); err != nil {
+	if err := p.supervisor.Start(); err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Name, err)
 	}
 	p.alive = stdin
@@ -166,10 +167,10 @@ func Start(ctx context.Context, c Command) (*Process, error) {
 		p.pid, err = strconv.Atoi(strings.TrimSpace(line))
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: its keeper said %q: %w", c.Name, line, err), p.Kill())
+		return nil, errors.Join(fmt.Errorf("%s: read the process id, got %q: %w", c.Name, line, err), p.Kill())
 	}
 	go func() {
-		_ = p.keeper.Wait() // the log has the reason
+		_ = p.supervisor.Wait() // the log has the reason
 		close(p.ended)
 	}()
 	if err := p.awaitReady(ctx); err != nil {
@@ -178,10 +179,11 @@ func Start(ctx context.Context, c Command) (*Process, error) {
 	return p, nil
 }
 
+// awaitReady polls the server until it is ready, has ended, or the time is up.
 func (p *Process) awaitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, p.command.StartTimeout)
 	defer cancel()
-	tick := time.NewTicker(readyPoll)
+	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for {
 		err := p.command.Ready(ctx)
@@ -191,9 +193,10 @@ func (p *Process) awaitReady(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-p.ended:
-			return fmt.Errorf("%s ended before it was ready: %w\n%s", p.command.Name, err, p.LogTail())
+			return fmt.Errorf("%s exited before it was ready: %w\n%s", p.command.Name, err, p.LogTail())
 		case <-ctx.Done():
-			return fmt.Errorf("%s is not ready within %v: %w\n%s", p.command.Name, p.command.StartTimeout, err, p.LogTail())
+			return fmt.Errorf("%s is not ready within %v: %w\n%s", p.command.Name, p.command.StartTimeout, err,
+				p.LogTail())
 		}
 	}
 }

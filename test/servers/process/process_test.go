@@ -19,12 +19,12 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// asVictim is an environment variable that turns the test binary into a process that is killed
+// victimEnv is an environment variable that turns the test binary into a process that is killed
 // while its server runs.
-const asVictim = "MILLRACE_TEST_VICTIM"
+const victimEnv = "MILLRACE_TEST_VICTIM"
 
 func TestMain(m *testing.M) {
-	dir := os.Getenv(asVictim)
+	dir := os.Getenv(victimEnv)
 	if dir == "" {
 		goleak.VerifyTestMain(m)
 		return
@@ -39,17 +39,19 @@ func TestMain(m *testing.M) {
 }
 
 func sleeper(dir string) process.Command {
-	return process.Command{Name: "sleeper", Path: "/bin/sleep", Args: []string{"1000"}, Dir: dir, Scratch: dir, Ready: func(context.Context) error { return nil }}
+	return process.Command{Name: "sleeper", Path: "/bin/sleep", Args: []string{"1000"}, Dir: dir, Scratch: dir,
+		Ready: func(context.Context) error { return nil }}
 }
 
 func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
-// TestEndsWithItsTest kills a test process. Its server must end.
-func TestEndsWithItsTest(t *testing.T) {
+// TestServerEndsWithTestProcess kills a test process. Its server must end, and its folder must be
+// removed.
+func TestServerEndsWithTestProcess(t *testing.T) {
 	t.Parallel()
 	scratch := t.TempDir()
 	victim := exec.CommandContext(t.Context(), os.Args[0])
-	victim.Env = append(os.Environ(), asVictim+"="+scratch)
+	victim.Env = append(os.Environ(), victimEnv+"="+scratch)
 	out, err := victim.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -63,20 +65,20 @@ func TestEndsWithItsTest(t *testing.T) {
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(line))
 	if err != nil || !alive(pid) {
-		t.Fatalf("the victim's server is not there: %q, %v", line, err)
+		t.Fatalf("the victim's server does not run: %q, %v", line, err)
 	}
 	if err := victim.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = victim.Wait() // killed
-	polltest.Until(t, "the server has gone with its process", func() bool { return !alive(pid) })
-	polltest.Until(t, "its folder has gone", func() bool {
+	polltest.Until(t, "the server ends with its test process", func() bool { return !alive(pid) })
+	polltest.Until(t, "its folder is removed", func() bool {
 		_, err := os.Stat(scratch)
 		return errors.Is(err, os.ErrNotExist)
 	})
 }
 
-func TestKillStopAndFrozen(t *testing.T) {
+func TestKillAndStop(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(*process.Process) error{
 		"kill": (*process.Process).Kill,
@@ -96,23 +98,23 @@ func TestKillStopAndFrozen(t *testing.T) {
 				t.Fatal(err)
 			}
 			if alive(p.PID()) {
-				t.Error("the server is still there")
+				t.Error("the server still runs")
 			}
 			if _, err := os.Stat(dir); err != nil {
-				t.Errorf("its folder must stay, for it may start again: %v", err)
+				t.Errorf("the folder must remain for a restart: %v", err)
 			}
 		})
 	}
 }
 
-func TestSaysWhyItIsNotReady(t *testing.T) {
+func TestStartReportsTheLog(t *testing.T) {
 	t.Parallel()
 	c := sleeper(t.TempDir())
 	c.Path, c.Args = "/bin/sh", []string{"-c", "echo the reason; exit 1"}
 	c.Ready = func(context.Context) error { return errors.New("no answer") }
 	_, err := process.Start(t.Context(), c)
 	if err == nil || !strings.Contains(err.Error(), "the reason") || !strings.Contains(err.Error(), "no answer") {
-		t.Errorf("the error is %v", err)
+		t.Errorf("error %v, want the readiness error and the log", err)
 	}
 }
 
@@ -141,12 +143,12 @@ func TestPause(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := state(); got != "T" {
-		t.Errorf("after Pause its state is %s", got)
+		t.Errorf("state after Pause is %s, want T", got)
 	}
 	if err := p.Resume(); err != nil {
 		t.Fatal(err)
 	}
-	polltest.Until(t, "it runs", func() bool { return state() == "R" })
+	polltest.Until(t, "the process runs", func() bool { return state() == "R" })
 }
 
 // TestUsage checks that a process that computes uses CPU time, and a sleeping one does not.
@@ -167,7 +169,7 @@ func TestUsage(t *testing.T) {
 		return p
 	}
 	idle, busy := usage("exec sleep 1000"), usage("while :; do :; done")
-	polltest.Until(t, "it has computed for 100 ms", func() bool {
+	polltest.Until(t, "the busy process has used 100 ms of CPU time", func() bool {
 		cpu, err := busy.CPU()
 		if err != nil {
 			t.Fatal(err)
@@ -175,7 +177,7 @@ func TestUsage(t *testing.T) {
 		return cpu >= 100*time.Millisecond
 	})
 	if cpu, err := idle.CPU(); err != nil || cpu > 50*time.Millisecond {
-		t.Errorf("the sleeping one used %v, %v", cpu, err)
+		t.Errorf("the sleeping process used %v, %v", cpu, err)
 	}
 	now, err1 := busy.ResidentMB()
 	peak, err2 := busy.PeakMB()
@@ -186,6 +188,6 @@ func TestUsage(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := busy.CPU(); err == nil {
-		t.Error("one that has ended tells its time")
+		t.Error("CPU of an ended process returned no error")
 	}
 }

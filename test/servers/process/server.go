@@ -11,14 +11,14 @@ import (
 	"time"
 )
 
-// Server is the life of a server with one process: a folder, a start, kills, freezes, and restarts
-// on the same data. Packages of such servers embed it. The zero Server has not been started. It is
-// safe for concurrent use.
+// Server is a server with one process at a time. It has a folder, and can be started, killed,
+// frozen, and restarted on the same data. Packages of such servers embed it. The zero Server has
+// not been started. It is safe for concurrent use.
 type Server struct {
-	mu      sync.Mutex
-	dir     string
-	command Command
-	process *Process
+	mu      sync.Mutex // guards the fields below
+	dir     string     // removed by Stop; empty if there is none
+	command Command    // of every run
+	process *Process   // the last run; nil before the first
 }
 
 // Folder creates the server's folder. Stop removes it.
@@ -113,9 +113,9 @@ func (s *Server) LogTail() (tail string) {
 	return tail
 }
 
-func of[T any](s *Server, ask func(*Process) (T, error)) (answer T, err error) {
+func of[T any](s *Server, query func(*Process) (T, error)) (answer T, err error) {
 	err = s.with(func(p *Process) error {
-		answer, err = ask(p)
+		answer, err = query(p)
 		return err
 	})
 	return answer, err
@@ -125,7 +125,7 @@ func (s *Server) with(do func(*Process) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.process == nil {
-		return errors.New("the server has not been started")
+		return errors.New("server has not been started")
 	}
 	return do(s.process)
 }
@@ -150,7 +150,7 @@ func HTTPReady(url string, status int) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		answer, err := asker.Do(req)
+		answer, err := httpClient.Do(req)
 		if err != nil {
 			return err
 		}
@@ -164,6 +164,6 @@ func HTTPReady(url string, status int) func(context.Context) error {
 	}
 }
 
-// asker keeps no idle connections, because their goroutines would outlive the tests. Its timeout
-// covers a starting server that accepts a connection but does not answer.
-var asker = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: askFor}
+// httpClient keeps no idle connections, because their goroutines would outlive the tests. Its
+// timeout covers a starting server that accepts a connection but does not answer.
+var httpClient = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: requestTimeout}

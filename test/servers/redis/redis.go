@@ -152,11 +152,12 @@ func (s *Servers) must(node int, command ...string) error {
 }
 
 const (
-	slots       = 16384
-	readyWithin = time.Minute
-	readyPoll   = 20 * time.Millisecond
+	slots        = 16384
+	startTimeout = time.Minute
+	pollInterval = 20 * time.Millisecond
 )
 
+// start starts the nodes. For a cluster, it also assigns the slots and makes the nodes meet.
 func (s *Servers) start() (err error) {
 	for _, program := range []string{"redis-server", "redis-cli"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -197,7 +198,8 @@ func (s *Servers) start() (err error) {
 		}
 	}
 	for i := 1; i < size; i++ {
-		if err := s.must(0, "CLUSTER", "MEET", "127.0.0.1", strconv.Itoa(s.nodes[i].port), strconv.Itoa(ports[2*i+1])); err != nil {
+		if err := s.must(0, "CLUSTER", "MEET", "127.0.0.1", strconv.Itoa(s.nodes[i].port),
+			strconv.Itoa(ports[2*i+1])); err != nil {
 			return err
 		}
 	}
@@ -209,13 +211,14 @@ func (s *Servers) awaitCluster() error {
 	if len(s.nodes) == 1 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), readyWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	tick := time.NewTicker(readyPoll)
+	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for i := 0; i < len(s.nodes); {
 		info, err := s.Do(ctx, i, "CLUSTER", "INFO")
-		if err == nil && strings.Contains(info, "cluster_state:ok") && strings.Contains(info, fmt.Sprint("cluster_size:", len(s.nodes))) {
+		if err == nil && strings.Contains(info, "cluster_state:ok") && strings.Contains(info,
+			fmt.Sprint("cluster_size:", len(s.nodes))) {
 			i++
 			continue
 		}
@@ -242,7 +245,8 @@ func (n *node) configure(bus int) error {
 		lines = append(lines, "port 0", fmt.Sprint("tls-port ", n.port), "tls-auth-clients no",
 			"tls-ca-cert-file "+s.certs.CA, "tls-cert-file "+s.certs.Cert, "tls-key-file "+s.certs.Key,
 			"user default off", fmt.Sprintf(`user %s on ">%s" ~* &* +@all`, operator, Password),
-			fmt.Sprintf(`user %s on ">%s" %s`, User, Password, viewRules), fmt.Sprintf(`user %s on ">%s" %s`, Reader, Password, readerRules))
+			fmt.Sprintf(`user %s on ">%s" %s`, User, Password, viewRules), fmt.Sprintf(`user %s on ">%s" %s`,
+				Reader, Password, readerRules))
 	} else {
 		lines = append(lines, fmt.Sprint("port ", n.port))
 	}

@@ -93,6 +93,6 @@ func keyOn(t *testing.T, s *redis.Servers, node int) string {
 			return key
 		}
 	}
-	t.Fatal("no key lies on the node")
+	t.Fatal("no key is stored on the node")
 	return ""
 }

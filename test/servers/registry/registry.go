@@ -23,11 +23,11 @@ type Server struct {
 	once sync.Once
 	err  error
 
-	app  string // installation folder
-	java string
-	dir  string // folder of this server
-	port int    // of the API
-	side int    // of its management interface, which is not used
+	app            string // installation folder
+	java           string
+	dir            string // folder of this server
+	port           int    // of the API
+	managementPort int    // of its management interface, which is not used
 
 	process.Server
 }
@@ -70,7 +70,7 @@ func (s *Server) start() error {
 	if err != nil {
 		return err
 	}
-	s.port, s.side = ports[0], ports[1]
+	s.port, s.managementPort = ports[0], ports[1]
 	return s.run(context.Background())
 }
 
@@ -85,7 +85,7 @@ func (s *Server) run(ctx context.Context) error {
 		Args: []string{
 			"-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:SharedArchiveFile=" + filepath.Join(s.app, "classes.jsa"),
 			"-Dquarkus.http.host=127.0.0.1", "-Dquarkus.http.port=" + strconv.Itoa(s.port),
-			"-Dquarkus.management.host=127.0.0.1", "-Dquarkus.management.port=" + strconv.Itoa(s.side),
+			"-Dquarkus.management.host=127.0.0.1", "-Dquarkus.management.port=" + strconv.Itoa(s.managementPort),
 			"-Dquarkus.otel.sdk.disabled=true", "-Dquarkus.log.level=WARN",
 			// Write to disk at once: kill -9 must not lose what was acknowledged.
 			"-Dapicurio.datasource.url=jdbc:h2:file:" + filepath.Join(s.dir, "db") + ";WRITE_DELAY=0",

@@ -31,7 +31,7 @@ func TestKillAndPause(t *testing.T) {
 	mb, err := s.ResidentMB()
 	t.Logf("ready in %v, %d MB (%v)", time.Since(begun).Round(time.Millisecond), mb, err)
 
-	registered := ask(t, t.Context(), http.MethodPost, url+"/subjects/a-value/versions", `{"schema":"\"string\""}`)
+	registered := mustCall(t, t.Context(), http.MethodPost, url+"/subjects/a-value/versions", `{"schema":"\"string\""}`)
 	if !strings.Contains(registered, `"id"`) {
 		t.Fatalf("registering answered %s", registered)
 	}
@@ -43,7 +43,7 @@ func TestKillAndPause(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("started again in %v", time.Since(begun).Round(time.Millisecond))
-	if got := ask(t, t.Context(), http.MethodGet, url+"/subjects", ""); got != `["a-value"]` {
+	if got := mustCall(t, t.Context(), http.MethodGet, url+"/subjects", ""); got != `["a-value"]` {
 		t.Errorf("after kill -9 the subjects are %s", got)
 	}
 
@@ -52,18 +52,18 @@ func TestKillAndPause(t *testing.T) {
 	}
 	brief, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if _, err := try(brief, http.MethodGet, url+"/subjects", ""); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := call(brief, http.MethodGet, url+"/subjects", ""); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a frozen registry answered, or failed with %v", err)
 	}
 	if err := s.Resume(); err != nil {
 		t.Fatal(err)
 	}
-	ask(t, t.Context(), http.MethodGet, url+"/subjects", "")
+	mustCall(t, t.Context(), http.MethodGet, url+"/subjects", "")
 }
 
-func ask(t *testing.T, ctx context.Context, method, url, body string) string { //nolint:revive // the test leads everywhere
+func mustCall(t *testing.T, ctx context.Context, method, url, body string) string { //nolint:revive // the test leads everywhere
 	t.Helper()
-	answer, err := try(ctx, method, url, body)
+	answer, err := call(ctx, method, url, body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func ask(t *testing.T, ctx context.Context, method, url, body string) string { /
 
 var client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 
-func try(ctx context.Context, method, url, body string) (string, error) {
+func call(ctx context.Context, method, url, body string) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
 	if err != nil {
 		return "", err

@@ -23,9 +23,9 @@ type Fault struct {
 type Proxy struct {
 	Endpoint string // http://host:port
 
-	server *http.Server
-	served chan struct{}
-	to     *http.Transport
+	server    *http.Server
+	done      chan struct{}
+	transport *http.Transport
 
 	mu     sync.Mutex
 	choose func(*http.Request) Fault
@@ -45,11 +45,11 @@ func NewProxy(endpoint string) (*Proxy, error) {
 		return nil, err
 	}
 	p := &Proxy{
-		Endpoint: "http://" + l.Addr().String(), served: make(chan struct{}),
-		to: &http.Transport{DisableKeepAlives: true, DisableCompression: true},
+		Endpoint: "http://" + l.Addr().String(), done: make(chan struct{}),
+		transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true},
 	}
 	forward := &httputil.ReverseProxy{
-		Transport: p.to,
+		Transport: p.transport,
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(target)
 			r.Out.Host = r.In.Host // the client has signed it
@@ -63,29 +63,30 @@ func NewProxy(endpoint string) (*Proxy, error) {
 		},
 		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
 	}
-	p.server = &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		f := p.fault(r)
-		if f.Delay > 0 {
-			select {
-			case <-time.After(f.Delay):
-			case <-r.Context().Done():
+	p.server = &http.Server{ReadHeaderTimeout: 10 * time.Second,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			f := p.fault(r)
+			if f.Delay > 0 {
+				select {
+				case <-time.After(f.Delay):
+				case <-r.Context().Done():
+					return
+				}
+			}
+			if f.Status != 0 {
+				w.Header().Set("Content-Type", "application/xml")
+				w.WriteHeader(f.Status)
+				_, _ = io.WriteString(w, "<Error><Code>InternalError</Code><Message>broken on purpose</Message></Error>") // unless the client has gone
 				return
 			}
-		}
-		if f.Status != 0 {
-			w.Header().Set("Content-Type", "application/xml")
-			w.WriteHeader(f.Status)
-			_, _ = io.WriteString(w, "<Error><Code>InternalError</Code><Message>broken on purpose</Message></Error>") // unless the client has gone
-			return
-		}
-		if f.Lost {
-			r = r.WithContext(context.WithValue(r.Context(), lost{}, true))
-		}
-		forward.ServeHTTP(w, r)
-	})}
+			if f.Lost {
+				r = r.WithContext(context.WithValue(r.Context(), lost{}, true))
+			}
+			forward.ServeHTTP(w, r)
+		})}
 	go func() {
 		_ = p.server.Serve(l) // until Close
-		close(p.served)
+		close(p.done)
 	}()
 	return p, nil
 }
@@ -110,7 +111,7 @@ func (p *Proxy) fault(r *http.Request) Fault {
 // Close stops the proxy and the calls in flight.
 func (p *Proxy) Close() error {
 	err := p.server.Close()
-	<-p.served
-	p.to.CloseIdleConnections()
+	<-p.done
+	p.transport.CloseIdleConnections()
 	return err
 }

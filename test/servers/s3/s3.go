@@ -82,9 +82,11 @@ func (s *Server) start() error {
 	}
 	s.config = Config{ //nolint:gosec // no secret: it opens what a test has made
 		Endpoint: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), Region: "us-east-1",
-		AccessKey: "millrace", SecretKey: "s3-Secret/of+tests", Bucket: bucket, Other: Keys{"engines", "s3-Secret/of+engines"},
+		AccessKey: "millrace", SecretKey: "s3-Secret/of+tests", Bucket: bucket, Other: Keys{"engines",
+			"s3-Secret/of+engines"},
 	}
-	accounts := fmt.Sprintf(`{"accessAccounts": {%[1]q: {"access": %[1]q, "secret": %[2]q, "role": "admin"}}}`, s.config.Other.AccessKey, s.config.Other.SecretKey)
+	accounts := fmt.Sprintf(`{"accessAccounts": {%[1]q: {"access": %[1]q, "secret": %[2]q, "role": "admin"}}}`,
+		s.config.Other.AccessKey, s.config.Other.SecretKey)
 	if err := os.Mkdir(s.accounts(), 0o700); err != nil {
 		return err
 	}
@@ -104,7 +106,8 @@ func (s *Server) run() error {
 	}
 	data := filepath.Join(s.dir, "data")
 	// No --keep-alive: with it, multipart uploads fail.
-	args := []string{"--port", s.config.Endpoint[len("http://"):], "--region", s.config.Region, "--iam-dir", s.accounts(), "--quiet", "posix"}
+	args := []string{"--port", s.config.Endpoint[len("http://"):], "--region", s.config.Region, "--iam-dir",
+		s.accounts(), "--quiet", "posix"}
 	if syscall.Setxattr(data, "user.millrace", []byte("1"), 0) != nil { // it stores metadata of objects in extended attributes
 		args = append(args, "--sidecar", filepath.Join(s.dir, "attributes"))
 	}

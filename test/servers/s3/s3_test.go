@@ -130,19 +130,20 @@ func TestProxy(t *testing.T) {
 	for status, key := range map[int]string{500: "b", 503: "c"} {
 		next = s3.Fault{Status: status}
 		var answer interface{ HTTPStatusCode() int }
-		if err := put(ctx, through, c.Bucket, key, "text"); !errors.As(err, &answer) || answer.HTTPStatusCode() != status {
+		if err := put(ctx, through, c.Bucket, key, "text"); !errors.As(err,
+			&answer) || answer.HTTPStatusCode() != status {
 			t.Errorf("error %v, want %d", err, status)
 		}
 		if _, err := get(ctx, direct, c.Bucket, key); err == nil {
-			t.Errorf("the server heard of the call answered %d", status)
+			t.Errorf("the server received the call that was answered with %d", status)
 		}
 	}
 	next = s3.Fault{Lost: true}
 	if err := put(ctx, through, c.Bucket, "d", "text"); err == nil {
-		t.Error("a lost answer came")
+		t.Error("a call with a lost answer succeeded")
 	}
 	if have, err := get(ctx, direct, c.Bucket, "d"); err != nil || have != "text" {
-		t.Errorf("the work whose answer was lost: %q, %v", have, err)
+		t.Errorf("the object whose answer was lost: %q, %v", have, err)
 	}
 	next = s3.Fault{Delay: 200 * time.Millisecond}
 	begun := time.Now()
@@ -154,6 +155,6 @@ func TestProxy(t *testing.T) {
 		t.Error(err)
 	}
 	if calls.Load() != 4 {
-		t.Errorf("%d calls were asked about", calls.Load())
+		t.Errorf("%d calls were offered for a fault, want 4", calls.Load())
 	}
 }

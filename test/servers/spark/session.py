@@ -1,8 +1,10 @@
-"""A Spark session that answers SQL: one JSON object a line, {"sql": …}, is answered by one, {"rows": […]} or {"error": …}.
+"""A Spark session that answers SQL queries on standard input.
 
-usage: session.py SETTINGS    a JSON object, Spark's settings
+usage: session.py SETTINGS    Spark's settings, as a JSON object
 
-It ends when its input does, and removes the folder it runs in. Values are JSON's; decimals, dates and bytes (in hexadecimal) are strings, times are microseconds since 1970.
+Each input line is a query, {"sql": …}. Each output line is its answer, {"rows": […]} or
+{"error": …}. Decimals, dates and bytes (in hexadecimal) are strings. Times are microseconds since
+1970. The session ends with its input, and removes its working directory.
 """
 
 import datetime
@@ -32,7 +34,7 @@ def value(v):
 
 
 def main() -> None:
-    # What Spark prints must not stand among the answers.
+    # Answers have a descriptor of their own, so that Spark's output does not mix with them.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     builder = SparkSession.builder
@@ -43,10 +45,10 @@ def main() -> None:
     for line in sys.stdin:
         try:
             answer = {"rows": [value(row) for row in spark.sql(json.loads(line)["sql"]).collect()]}
-        except Exception as e:  # whatever it is, the one who asked is told
+        except Exception as e:  # every error is an answer
             answer = {"error": str(e)}
         print(json.dumps(answer), file=answers, flush=True)
-    # The test has ended without a word: nobody else will remove the folder.
+    # The input has ended. After a killed test, no other process removes the folder.
     spark.stop()
     shutil.rmtree(os.getcwd(), ignore_errors=True)
 

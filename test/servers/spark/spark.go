@@ -41,7 +41,7 @@ type Session struct {
 // run is a session's process with its input and output.
 type run struct {
 	cmd     *exec.Cmd
-	ask     io.WriteCloser
+	input   io.WriteCloser
 	answers *os.File // the process's output; supports deadlines
 	lines   *bufio.Reader
 	log     *os.File
@@ -50,8 +50,8 @@ type run struct {
 //go:embed session.py
 var program []byte
 
-// MustQuery is Query, and starts the session if necessary. It fails the test if the query fails. If Spark
-// is not installed, the test is skipped or fails: see process.SkipOrFail.
+// MustQuery is Query, and starts the session if necessary. It fails the test if the query fails. If
+// Spark is not installed, the test is skipped or fails: see process.SkipOrFail.
 func (s *Session) MustQuery(tb testing.TB, statement string) [][]any {
 	tb.Helper()
 	process.SkipHeavy(tb, "Spark")
@@ -89,22 +89,22 @@ func (s *Session) start() error {
 	return s.launch(context.Background())
 }
 
-// readyWithin bounds a start, which is some 20 seconds of work, on a busy machine.
-const readyWithin = 10 * time.Minute
+// startTimeout bounds a start, which is some 20 seconds of work, on a busy machine.
+const startTimeout = 10 * time.Minute
 
 func (s *Session) launch(ctx context.Context) error {
 	settings, err := s.settings()
 	if err != nil {
 		return err
 	}
-	r, err := s.begin(ctx, settings)
+	r, err := s.startProcess(ctx, settings)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	s.run = r
 	s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, readyWithin)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	if _, err := s.Query(ctx, "SELECT 1"); err != nil {
 		return errors.Join(fmt.Errorf("start Spark: %w", err), s.Kill())
@@ -112,7 +112,7 @@ func (s *Session) launch(ctx context.Context) error {
 	return nil
 }
 
-func (s *Session) begin(ctx context.Context, settings string) (*run, error) {
+func (s *Session) startProcess(ctx context.Context, settings string) (*run, error) {
 	java, err := exec.LookPath("java")
 	if err == nil {
 		java, err = filepath.EvalSymlinks(java)
@@ -124,21 +124,22 @@ func (s *Session) begin(ctx context.Context, settings string) (*run, error) {
 	if r.log, err = os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
 		return nil, err
 	}
-	answers, says, err := os.Pipe()
+	answers, output, err := os.Pipe()
 	if err != nil {
 		return nil, errors.Join(err, r.log.Close())
 	}
 	r.answers, r.lines = answers, bufio.NewReader(answers)
 	r.cmd = exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(s.home, "python", "bin", "python"), "session.py", settings) //nolint:gosec // as installed
-	r.cmd.Dir, r.cmd.Stdout, r.cmd.Stderr = s.dir, says, r.log
-	r.cmd.Env = append(os.Environ(), "TZ=UTC", "JAVA_HOME="+strings.TrimSuffix(java, "/bin/java"), "SPARK_LOCAL_IP=127.0.0.1",
+	r.cmd.Dir, r.cmd.Stdout, r.cmd.Stderr = s.dir, output, r.log
+	r.cmd.Env = append(os.Environ(), "TZ=UTC", "JAVA_HOME="+strings.TrimSuffix(java, "/bin/java"),
+		"SPARK_LOCAL_IP=127.0.0.1",
 		"SPARK_LOCAL_DIRS="+s.dir, "PYTHONUNBUFFERED=1")
-	if r.ask, err = r.cmd.StdinPipe(); err == nil {
+	if r.input, err = r.cmd.StdinPipe(); err == nil {
 		// The process ends with its input, and so with the test process, however that ends. Its JVM
 		// ends with it.
 		err = r.cmd.Start()
 	}
-	if err = errors.Join(err, says.Close()); err != nil {
+	if err = errors.Join(err, output.Close()); err != nil {
 		return nil, errors.Join(err, answers.Close(), r.log.Close())
 	}
 	return r, nil
@@ -165,7 +166,7 @@ func (s *Session) Query(ctx context.Context, statement string) ([][]any, error) 
 	decoder := json.NewDecoder(bytes.NewReader(line))
 	decoder.UseNumber()
 	if err := decoder.Decode(&answer); err != nil {
-		return nil, fmt.Errorf("spark: its answer %.200q: %w", line, err)
+		return nil, fmt.Errorf("spark: decode answer %.200q: %w", line, err)
 	}
 	if answer.Error != "" {
 		return nil, fmt.Errorf("spark: %.2000s: %.500s", answer.Error, statement)
@@ -173,6 +174,7 @@ func (s *Session) Query(ctx context.Context, statement string) ([][]any, error) 
 	return answer.Rows, nil
 }
 
+// query sends one line and reads one line. The end of ctx interrupts the read.
 func (r *run) query(ctx context.Context, statement string) ([]byte, error) {
 	question, err := json.Marshal(map[string]string{"sql": statement})
 	if err != nil {
@@ -180,7 +182,7 @@ func (r *run) query(ctx context.Context, statement string) ([]byte, error) {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = r.answers.SetReadDeadline(time.Now()) })
 	defer stop()
-	if _, err := r.ask.Write(append(question, '\n')); err != nil {
+	if _, err := r.input.Write(append(question, '\n')); err != nil {
 		return nil, err
 	}
 	line, err := r.lines.ReadBytes('\n')

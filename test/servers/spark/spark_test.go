@@ -21,13 +21,14 @@ var (
 
 func TestMain(m *testing.M) { os.Exit(process.RunTests(m, session.Stop, bucket.Stop)) }
 
-// TestKilledAndStartedAgain checks that commits to a folder and to S3 survive kill -9.
-func TestKilledAndStartedAgain(t *testing.T) {
+// TestRestartAfterKill checks that commits to a folder and to S3 survive kill -9.
+func TestRestartAfterKill(t *testing.T) {
 	store := bucket.Config(t)
 	dir := t.TempDir()
 	session.Catalogs = []catalog.Catalog{
 		{Name: "folder", JDBC: "jdbc:sqlite:" + filepath.Join(dir, "folder.db"), Warehouse: "file://" + dir},
-		{Name: "bucket", JDBC: "jdbc:sqlite:" + filepath.Join(dir, "bucket.db"), Warehouse: "s3://" + store.Bucket + "/warehouse", S3: store},
+		{Name: "bucket", JDBC: "jdbc:sqlite:" + filepath.Join(dir, "bucket.db"), Warehouse: "s3://" +
+			store.Bucket + "/warehouse", S3: store},
 	}
 	begun := time.Now()
 	session.MustQuery(t, "SELECT 1")
@@ -36,8 +37,10 @@ func TestKilledAndStartedAgain(t *testing.T) {
 	t.Logf("ready in %v, %d MB (%v)", started.Round(time.Millisecond), mb, err)
 	for _, c := range session.Catalogs {
 		session.MustQuery(t, "CREATE NAMESPACE "+c.Name+".s")
-		session.MustQuery(t, "CREATE TABLE "+c.Name+".s.t (id bigint, name string, price decimal(38,9), at timestamp, raw binary) USING iceberg")
-		session.MustQuery(t, "INSERT INTO "+c.Name+".s.t VALUES (1, 'one', 1.5, timestamp'1970-01-01 00:00:01.000002', X'0aff'), (2, NULL, -2.000000001, NULL, NULL)")
+		session.MustQuery(t,
+			"CREATE TABLE "+c.Name+".s.t (id bigint, name string, price decimal(38,9), at timestamp, raw binary) USING iceberg")
+		session.MustQuery(t,
+			"INSERT INTO "+c.Name+".s.t VALUES (1, 'one', 1.5, timestamp'1970-01-01 00:00:01.000002', X'0aff'), (2, NULL, -2.000000001, NULL, NULL)")
 	}
 	mb, err = session.ResidentMB()
 	t.Logf("after writing %d MB (%v)", mb, err)
@@ -60,7 +63,7 @@ func TestKilledAndStartedAgain(t *testing.T) {
 		}
 	}
 	if rows, err := session.Query(t.Context(), "SELECT * FROM folder.s.nothing"); err == nil {
-		t.Errorf("a table that is not there has %v", rows)
+		t.Errorf("a table that does not exist has %v", rows)
 	}
 	if rows := session.MustQuery(t, "SELECT 1"); len(rows) != 1 {
 		t.Errorf("after an error it answers %v", rows)

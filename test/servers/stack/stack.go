@@ -40,7 +40,7 @@ type Stack struct {
 	costs []Cost
 }
 
-// Cost is what a server needs.
+// Cost is what a server needs to start and to run.
 type Cost struct {
 	Server string
 	Start  time.Duration // until it was ready
@@ -84,7 +84,8 @@ func (s *Stack) Start() (err error) {
 			err := server.start()
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			s.costs = append(s.costs, Cost{Server: server.name, Start: time.Since(begun), stop: server.stop, mb: server.mb})
+			s.costs = append(s.costs,
+				Cost{Server: server.name, Start: time.Since(begun), stop: server.stop, mb: server.mb})
 			if err != nil {
 				return fmt.Errorf("%s: %w", server.name, err)
 			}
@@ -116,6 +117,7 @@ func (s *Stack) Costs() []Cost {
 	return s.costs
 }
 
+// set adds settings of Millrace, as alternating names and values.
 func (s *Stack) set(settings ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -147,7 +149,8 @@ func (s *Stack) startPostgres() error {
 	if err != nil {
 		return err
 	}
-	for _, statement := range []string{"CREATE ROLE millrace LOGIN PASSWORD '" + password + "'", "CREATE DATABASE " + database + " OWNER millrace"} {
+	for _, statement := range []string{"CREATE ROLE millrace LOGIN PASSWORD '" + password + "'",
+		"CREATE DATABASE " + database + " OWNER millrace"} {
 		if out, err := exec.Command("psql", super, "-v", "ON_ERROR_STOP=1", "-c", statement).CombinedOutput(); err != nil { //nolint:gosec,noctx // no outside input; it takes milliseconds
 			return fmt.Errorf("psql: %w: %s", err, out)
 		}
@@ -165,7 +168,8 @@ func (s *Stack) startRedis() error {
 		return err
 	}
 	file, err := s.secret("redis", redis.Password)
-	s.set("REDIS_ADDR", addr, "REDIS_USER", redis.User, "REDIS_PASSWORD_FILE", file, "REDIS_TLS_ENABLED", "true", "REDIS_TLS_CA", s.Redis.CA())
+	s.set("REDIS_ADDR", addr, "REDIS_USER", redis.User, "REDIS_PASSWORD_FILE", file, "REDIS_TLS_ENABLED", "true",
+		"REDIS_TLS_CA", s.Redis.CA())
 	return err
 }
 
@@ -181,7 +185,8 @@ func (s *Stack) startS3() error {
 		return err
 	}
 	file, err := s.secret("s3", c.SecretKey)
-	s.set("LAKE_WAREHOUSE", (&url.URL{Scheme: "s3", Host: c.Bucket, Path: "/warehouse"}).String(), "LAKE_S3_ENDPOINT", c.Endpoint,
+	s.set("LAKE_WAREHOUSE", (&url.URL{Scheme: "s3", Host: c.Bucket, Path: "/warehouse"}).String(),
+		"LAKE_S3_ENDPOINT", c.Endpoint,
 		"LAKE_S3_REGION", c.Region, "LAKE_S3_ACCESS_KEY", c.AccessKey, "LAKE_S3_SECRET_KEY_FILE", file)
 	return err
 }

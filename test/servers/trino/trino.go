@@ -134,7 +134,8 @@ func (s *Server) connect() error {
 	if err := client.RegisterCustomClient(name, &http.Client{Transport: s.connections}); err != nil {
 		return err
 	}
-	dsn, err := (&client.Config{ServerURI: fmt.Sprintf("http://millrace@127.0.0.1:%d", s.port), CustomClientName: name}).FormatDSN()
+	dsn, err := (&client.Config{ServerURI: fmt.Sprintf("http://millrace@127.0.0.1:%d", s.port),
+		CustomClientName: name}).FormatDSN()
 	if err != nil {
 		return err
 	}
@@ -142,8 +143,8 @@ func (s *Server) connect() error {
 	return err
 }
 
-// readyWithin bounds a start, which is some 20 seconds of work, on a busy machine.
-const readyWithin = 10 * time.Minute
+// startTimeout bounds a start, which is some 20 seconds of work, on a busy machine.
+const startTimeout = 10 * time.Minute
 
 func (s *Server) run(ctx context.Context) error {
 	return s.Launch(ctx, process.Command{
@@ -170,7 +171,7 @@ func (s *Server) run(ctx context.Context) error {
 			}
 			return err
 		},
-		StartTimeout: readyWithin,
+		StartTimeout: startTimeout,
 	})
 }
 

@@ -22,13 +22,14 @@ var (
 
 func TestMain(m *testing.M) { os.Exit(process.RunTests(m, server.Stop, bucket.Stop)) }
 
-// TestKilledAndStartedAgain checks that commits to a folder and to S3 survive kill -9.
-func TestKilledAndStartedAgain(t *testing.T) {
+// TestRestartAfterKill checks that commits to a folder and to S3 survive kill -9.
+func TestRestartAfterKill(t *testing.T) {
 	store := bucket.Config(t)
 	dir := t.TempDir()
 	server.Catalogs = []catalog.Catalog{
 		{Name: "folder", JDBC: "jdbc:sqlite:" + filepath.Join(dir, "folder.db"), Warehouse: "file://" + dir},
-		{Name: "bucket", JDBC: "jdbc:sqlite:" + filepath.Join(dir, "bucket.db"), Warehouse: "s3://" + store.Bucket + "/warehouse", S3: store},
+		{Name: "bucket", JDBC: "jdbc:sqlite:" + filepath.Join(dir, "bucket.db"), Warehouse: "s3://" +
+			store.Bucket + "/warehouse", S3: store},
 	}
 	for _, c := range server.Catalogs {
 		create(t, strings.TrimPrefix(c.JDBC, "jdbc:sqlite:"))
@@ -70,7 +71,7 @@ func TestKilledAndStartedAgain(t *testing.T) {
 		}
 	}
 	if rows, err := server.Query(t.Context(), "SELECT * FROM folder.s.nothing"); err == nil {
-		t.Errorf("a table that is not there has %v", rows)
+		t.Errorf("a table that does not exist has %v", rows)
 	}
 }
 

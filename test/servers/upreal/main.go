@@ -27,8 +27,9 @@ import (
 )
 
 func main() {
-	binary := flag.String("millrace", "bin/millrace", "the binary")
-	costs := flag.Bool("costs", false, "start the servers, print what they cost as a Markdown table, and stop")
+	binary := flag.String("millrace", "bin/millrace", "path of the millrace binary")
+	costs := flag.Bool("costs", false,
+		"only start the servers, and print their start times and memory as a Markdown table")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -39,6 +40,8 @@ func main() {
 	}
 }
 
+// run starts the servers and the roles, runs the demo, verifies it, and blocks until ctx ends. It
+// stops everything in reverse order.
 func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 	fmt.Println("starting the servers…")
 	var servers stack.Stack
@@ -147,7 +150,7 @@ func printCosts(costs []stack.Cost, markdown bool) {
 	t.SetOutputMirror(os.Stdout)
 	t.SetStyle(table.StyleLight)
 	t.Style().Format.Header = text.FormatDefault
-	t.AppendHeader(table.Row{"server", "seconds until it answers", "MB"})
+	t.AppendHeader(table.Row{"server", "seconds to start", "MB"})
 	slices.SortFunc(costs, func(a, b stack.Cost) int { return strings.Compare(a.Server, b.Server) })
 	for _, c := range costs {
 		t.AppendRow(table.Row{c.Server, fmt.Sprintf("%.1f", c.Start.Seconds()), c.MB})

@@ -17,10 +17,10 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// TestLogAndStorePart changes the log and the event store behind the system's back. In every case,
-// the system must either recover with nothing lost or duplicated, or stop and name a command that
-// repairs it.
-func TestLogAndStorePart(t *testing.T) {
+// TestLogAndStoreDiverge changes the log and the event store behind the system's back. In every
+// case, the system must either recover with nothing lost or duplicated, or stop and name a command
+// that repairs it.
+func TestLogAndStoreDiverge(t *testing.T) {
 	env := servers.env(t)
 	brokers := servers.all.Kafka.Brokers(t)
 	s := upOn(t, env, t.TempDir(), "127.0.0.1:0")
@@ -85,7 +85,8 @@ func TestLogAndStorePart(t *testing.T) {
 		eventually(t, "the topic is created again", func() bool {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
-			return kafka.EnsureTopics(ctx, kafka.Config{Brokers: brokers}, relay.Topics([]event.Aggregate{event.Order}, 4)...) == nil
+			return kafka.EnsureTopics(ctx, kafka.Config{Brokers: brokers},
+				relay.Topics([]event.Aggregate{event.Order}, 4)...) == nil
 		})
 		repair(t, env, s.data, failsToStart(t, env, s.data))
 		restart()
@@ -126,14 +127,14 @@ func (s *system) stopsWithRemedy() string {
 	select {
 	case err := <-s.ended:
 		if err == nil {
-			s.t.Fatalf("the system stopped without an error\n%s", s.output)
+			s.t.Fatalf("the system exited without an error\n%s", s.output)
 		}
 	case <-time.After(startTimeout):
 		s.t.Fatalf("the system still runs\n%s", s.output)
 	}
 	advised := remedyCommand.FindStringSubmatch(s.output.String())
 	if advised == nil {
-		s.t.Fatalf("no remedy is named\n%s", s.output)
+		s.t.Fatalf("the error names no remedy\n%s", s.output)
 	}
 	return advised[1]
 }
@@ -144,12 +145,13 @@ func failsToStart(t *testing.T, env []string, data string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, "up", "--data", data, "--addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0")
+	cmd := exec.CommandContext(ctx, binary, "up", "--data", data, "--addr", "127.0.0.1:0", "--admin-addr",
+		"127.0.0.1:0")
 	cmd.Env = append(os.Environ(), env...)
 	out, err := cmd.CombinedOutput()
 	advised := remedyCommand.FindStringSubmatch(string(out))
 	if err == nil || ctx.Err() != nil || advised == nil {
-		t.Fatalf("up: %v, want an end with a remedy\n%s", err, out)
+		t.Fatalf("up: %v, want an error with a remedy\n%s", err, out)
 	}
 	return advised[1]
 }

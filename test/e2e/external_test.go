@@ -16,16 +16,16 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// TestForeignTopics checks what the README says of external topics: `lake land` lands them in
+// TestExternalTopics checks what the README says of external topics: `lake land` lands them in
 // tables, and SQL reads these, now and as of a moment.
-func TestForeignTopics(t *testing.T) {
+func TestExternalTopics(t *testing.T) {
 	t.Run("embedded", func(t *testing.T) {
 		ports, err := process.FreePorts(1)
 		if err != nil {
 			t.Fatal(err)
 		}
 		at := fmt.Sprint("127.0.0.1:", ports[0])
-		foreignTopics(t, []string{"MILLRACE_KAFKA_LISTEN=" + at}, at, "MILLRACE_KAFKA_BROKERS="+at)
+		externalTopics(t, []string{"MILLRACE_KAFKA_LISTEN=" + at}, at, "MILLRACE_KAFKA_BROKERS="+at)
 	})
 	t.Run("real", func(t *testing.T) {
 		env := servers.env(t)
@@ -33,7 +33,7 @@ func TestForeignTopics(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		foreignTopics(t, env, brokers)
+		externalTopics(t, env, brokers)
 		registered(t, env, brokers)
 	})
 }
@@ -41,17 +41,19 @@ func TestForeignTopics(t *testing.T) {
 // logs is a topic of JSON values.
 const logs = "e2e-logs"
 
-func foreignTopics(t *testing.T, env []string, brokers string, landing ...string) {
+func externalTopics(t *testing.T, env []string, brokers string, landing ...string) {
 	data := filepath.Join(t.TempDir(), "data")
 	s := upOn(t, env, data, "127.0.0.1:0")
 	s.ready()
 	produce := producer(t, brokers, logs)
 	land := func(args ...string) {
 		t.Helper()
-		landed(t, append(env, landing...), data, append([]string{"--topic", logs, "--json", "--json-times", "--until-end"}, args...)...)
+		landed(t, append(env, landing...), data,
+			append([]string{"--topic", logs, "--json", "--json-times", "--until-end"}, args...)...)
 	}
 
-	produce(`{"level":"info","took":12,"at":"2026-11-01T10:00:00Z","user":{"id":7}}`, `{"level":"warn","took":3}`, `not JSON`)
+	produce(`{"level":"info","took":12,"at":"2026-11-01T10:00:00Z","user":{"id":7}}`, `{"level":"warn","took":3}`,
+		`not JSON`)
 	land()
 	rows := s.rows("SELECT level, took, user.id AS id, _offset FROM foreign.e2e_logs ORDER BY _offset")
 	if got := fmt.Sprint(rows); got != "[map[_offset:0 id:7 level:info took:12] map[_offset:1 id:<nil> level:warn took:3]]" {
@@ -65,10 +67,11 @@ func foreignTopics(t *testing.T, env []string, brokers string, landing ...string
 		t.Errorf("the rows: %s", got)
 	}
 
-	asOf := func(moment, query string) (rows []map[string]any, told string) {
+	asOf := func(moment, query string) (rows []map[string]any, errOut string) {
 		t.Helper()
 		var stderr bytes.Buffer
-		cmd := exec.CommandContext(t.Context(), binary, "sql", "--addr", s.addr, "--output", "json", "--as-of", moment, query)
+		cmd := exec.CommandContext(t.Context(), binary, "sql", "--addr", s.addr, "--output", "json", "--as-of",
+			moment, query)
 		cmd.Stderr = &stderr
 		out, err := cmd.Output()
 		if err != nil {
@@ -78,13 +81,15 @@ func foreignTopics(t *testing.T, env []string, brokers string, landing ...string
 	}
 	const count = "SELECT count() AS n FROM foreign.e2e_logs"
 	for moment, want := range map[string]string{logs + "/0=4": "3", logs + "/0=3": "2", logs + "/0=0": "0", "0s": "3"} {
-		rows, told := asOf(moment, count)
-		if len(rows) != 1 || fmt.Sprint(rows[0]["n"]) != want || !strings.Contains(told, `"table":"foreign.e2e_logs"`) && !strings.Contains(told, `"table": "foreign.e2e_logs"`) {
-			t.Errorf("as of %s: %v, %s; want %s", moment, rows, told, want)
+		rows, errOut := asOf(moment, count)
+		if len(rows) != 1 || fmt.Sprint(rows[0]["n"]) != want || !strings.Contains(errOut,
+			`"table":"foreign.e2e_logs"`) && !strings.Contains(errOut, `"table": "foreign.e2e_logs"`) {
+			t.Errorf("as of %s: %v, %s; want %s", moment, rows, errOut, want)
 		}
 	}
-	if rows, told := asOf("0s", "SELECT count() AS n FROM orders_current"); len(rows) != 1 || number(rows[0]["n"]) == 0 || !strings.Contains(told, "orders_current") {
-		t.Errorf("a table of state, as of now: %v, %s", rows, told)
+	if rows, errOut := asOf("0s",
+		"SELECT count() AS n FROM orders_current"); len(rows) != 1 || number(rows[0]["n"]) == 0 || !strings.Contains(errOut, "orders_current") {
+		t.Errorf("a table of state, as of now: %v, %s", rows, errOut)
 	}
 	s.verified() // the external tables make no side differ
 	s.stop()
@@ -102,7 +107,8 @@ func registered(t *testing.T, env []string, brokers string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err := http.Post(url+"/subjects/e2e-paid-value/versions", "application/vnd.schemaregistry.v1+json", bytes.NewReader(schema))
+	resp, err := http.Post(url+"/subjects/e2e-paid-value/versions", "application/vnd.schemaregistry.v1+json",
+		bytes.NewReader(schema))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +122,8 @@ func registered(t *testing.T, env []string, brokers string) {
 	data := filepath.Join(t.TempDir(), "data")
 	landed(t, env, data, "--topic", "e2e-paid", "--registry", url, "--table", "e2e.paid", "--until-end")
 
-	cmd := exec.CommandContext(t.Context(), binary, "sql", "--data", data, "--output", "json", `SELECT "order", cents FROM e2e.paid`)
+	cmd := exec.CommandContext(t.Context(), binary, "sql", "--data", data, "--output", "json",
+		`SELECT "order", cents FROM e2e.paid`)
 	cmd.Env = append(os.Environ(), env...)
 	out, err := cmd.Output()
 	if err != nil {
@@ -157,7 +164,8 @@ func producer(t *testing.T, brokers, topic string) func(values ...string) {
 	return func(values ...string) {
 		t.Helper()
 		for _, v := range values {
-			if err := p.Produce(context.WithoutCancel(t.Context()), kafka.Record{Topic: topic, Partition: 0, Value: []byte(v)}); err != nil {
+			if err := p.Produce(context.WithoutCancel(t.Context()),
+				kafka.Record{Topic: topic, Partition: 0, Value: []byte(v)}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -24,68 +24,68 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// TestEveryHopHoldsTheSame checks that store, topic, table and the sink of a view contain the same
-// events, even if the codec changes in the middle of the topic.
-func TestEveryHopHoldsTheSame(t *testing.T) {
+// TestEveryHopHasTheSameEvents checks that store, topic, table and the sink of a view contain the
+// same events, even if the codec changes in the middle of the topic.
+func TestEveryHopHasTheSameEvents(t *testing.T) {
 	t.Parallel()
 	for _, codec := range []registry.Codec{registry.Avro, registry.Protobuf} {
 		t.Run(string(codec), func(t *testing.T) {
 			t.Parallel()
 			s := newShop(t)
 			for _, c := range []registry.Codec{registry.Plain, codec, registry.Plain, codec} {
-				s.trade(t, 30)
+				s.appendOrders(t, 30)
 				s.publish(t, c)
 			}
 			decoder := registry.NewDecoder(s.registry)
-			table, view := s.land(t, decoder, parksNothing(t)), s.view(t, decoder)
-			s.reaches(t, "topic", func() (*digest.Digest, error) { return s.topic(t.Context(), decoder) })
-			s.reaches(t, "table", table)
-			s.reaches(t, "view", view.digest)
-			view.parkedNothing(t)
+			table, view := s.land(t, decoder, noDeadLetters(t)), s.view(t, decoder)
+			s.awaitEqual(t, "topic", func() (*digest.Digest, error) { return s.topic(t.Context(), decoder) })
+			s.awaitEqual(t, "table", table)
+			s.awaitEqual(t, "view", view.digest)
+			view.checkNoDeadLetters(t)
 		})
 	}
 }
 
-// TestOutageOnTheWay freezes the registry. A consumer that meets an unknown schema must wait,
+// TestRegistryOutage freezes the registry. A consumer that meets an unknown schema must wait,
 // without dead letters. One that knows the schema must continue, and so must the producer. The test
 // is not parallel, because all tests share the registry.
-func TestOutageOnTheWay(t *testing.T) {
+func TestRegistryOutage(t *testing.T) {
 	s := newShop(t)
-	s.trade(t, 20)
+	s.appendOrders(t, 20)
 	producing := s.relay(t, s.encoder(t, registry.Avro))
 	producing.published(t, s)
 	old := registry.NewDecoder(s.registry)
 	before := s.view(t, old)
-	s.reaches(t, "view before the outage", before.digest)
+	s.awaitEqual(t, "view before the outage", before.digest)
 
 	if err := shared.Pause(); err != nil {
 		t.Fatal(err)
 	}
-	s.trade(t, 20)
+	s.appendOrders(t, 20)
 	producing.published(t, s)
-	s.reaches(t, "view that knows the schema", before.digest)
-	before.parkedNothing(t)
+	s.awaitEqual(t, "view that knows the schema", before.digest)
+	before.checkNoDeadLetters(t)
 
 	decoder := registry.NewDecoder(s.registry)
-	table, after := s.land(t, decoder, parksNothing(t)), s.view(t, decoder)
-	polltest.Until(t, "the new consumers run into the outage", s.registry.Degraded)
+	table, after := s.land(t, decoder, noDeadLetters(t)), s.view(t, decoder)
+	polltest.Until(t, "the new consumers need the registry", s.registry.Degraded)
 	if n := after.count(); n != 0 {
 		t.Errorf("a view without a schema has applied %d events", n)
 	}
 	if err := shared.Resume(); err != nil {
 		t.Fatal(err)
 	}
-	s.reaches(t, "new view", after.digest)
-	s.reaches(t, "new table", table)
-	after.parkedNothing(t)
+	s.awaitEqual(t, "new view", after.digest)
+	s.awaitEqual(t, "new table", table)
+	after.checkNoDeadLetters(t)
 }
 
-// TestUnreadableIsParked checks that an undecodable value becomes a dead letter, unchanged and with
-// the reason, in the view and in the lake. Everything else must continue.
-func TestUnreadableIsParked(t *testing.T) {
+// TestUndecodableBecomesDeadLetter checks that an undecodable value becomes a dead letter,
+// unchanged and with the reason, in the view and in the lake. Everything else must continue.
+func TestUndecodableBecomesDeadLetter(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
-	s.trade(t, 10)
+	s.appendOrders(t, 10)
 	// One relay for the whole test, because a restarted one would read the end of the topic again
 	// and find the bad record, which has an old position.
 	publishing := s.relay(t, s.encoder(t, registry.Avro))
@@ -103,7 +103,7 @@ func TestUnreadableIsParked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.trade(t, 10)
+	s.appendOrders(t, 10)
 	publishing.published(t, s)
 
 	decoder, landed := registry.NewDecoder(s.registry), make(chan landing.DeadLetter, 1)
@@ -120,8 +120,8 @@ func TestUnreadableIsParked(t *testing.T) {
 		}
 		return nil
 	})
-	s.reaches(t, "view", view.digest)
-	s.reaches(t, "table", table)
+	s.awaitEqual(t, "view", view.digest)
+	s.awaitEqual(t, "table", table)
 	if p := <-landed; !strings.Contains(p.Reason.Error(), "schema 2147483647") {
 		t.Errorf("the lake's reason is %v", p.Reason)
 	}
@@ -131,24 +131,24 @@ func TestUnreadableIsParked(t *testing.T) {
 	}
 	defer admin.Close()
 	var end map[int32]int64
-	polltest.Until(t, "the view has parked", func() bool {
+	polltest.Until(t, "the view has written a dead letter", func() bool {
 		end, err = admin.EndOffsets(t.Context(), streams.DeadLetterTopic)
 		return err == nil && end[0] > 0
 	})
-	parked := 0
+	deadLetters := 0
 	err = kafka.ReadAll(t.Context(), s.kafka, streams.DeadLetterTopic, nil, end, func(m kafka.Message) error {
-		parked++
+		deadLetters++
 		headers := map[string]string{}
 		for _, h := range m.Headers {
 			headers[h.Key] = string(h.Value)
 		}
 		if string(m.Value) != string(bad.Data) || headers["content-type"] != "application/avro" || !strings.Contains(headers[streams.HeaderDeadLetterReason], "schema 2147483647") {
-			t.Errorf("parked is %q with headers %v", m.Value, headers)
+			t.Errorf("dead letter %q with headers %v", m.Value, headers)
 		}
 		return nil
 	})
-	if err != nil || parked != 1 {
-		t.Errorf("%d records were parked, error %v", parked, err)
+	if err != nil || deadLetters != 1 {
+		t.Errorf("%d dead letters, error %v", deadLetters, err)
 	}
 }
 
@@ -159,13 +159,14 @@ func TestLossStopsTheRelay(t *testing.T) {
 	s := newShop(t)
 	now := event.Time(time.Now())
 	bad := event.Event{ID: uuid.Must(uuid.NewV7()), Type: "millrace.order.v1.OrderConfirmed", Data: []byte("\x1a\x04\x12\x02\x10\x01"), OccurredAt: now, RecordedAt: now} // confirmed at a nanosecond
-	if _, err := s.store.Append(t.Context(), eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: "o1", Events: []event.Event{bad}}}}); err != nil {
+	if _, err := s.store.Append(t.Context(),
+		eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: "o1", Events: []event.Event{bad}}}}); err != nil {
 		t.Fatal(err)
 	}
 	r := s.relay(t, s.encoder(t, registry.Avro))
 	<-r.done
 	if !errors.Is(r.err, relay.ErrCannotWrite) {
-		t.Errorf("the relay ended with %v", r.err)
+		t.Errorf("the relay stopped with %v", r.err)
 	}
 	t.Log(r.err)
 	d, err := s.topic(t.Context(), nil)
@@ -174,14 +175,14 @@ func TestLossStopsTheRelay(t *testing.T) {
 	}
 }
 
-// reaches waits until a side has what the store has.
-func (s *shop) reaches(t *testing.T, side string, read func() (*digest.Digest, error)) {
+// awaitEqual waits until a side has what the store has.
+func (s *shop) awaitEqual(t *testing.T, side string, read func() (*digest.Digest, error)) {
 	t.Helper()
 	want := digest.New()
 	for _, e := range s.events {
 		want.AddEvent(e)
 	}
-	polltest.Until(t, side+" holds what the store holds", func() bool {
+	polltest.Until(t, side+" has all events of the store", func() bool {
 		got, err := read()
 		if err != nil {
 			t.Log(side, err)
@@ -212,21 +213,24 @@ func (s *shop) topic(ctx context.Context, decoder *registry.Decoder) (*digest.Di
 	return d, err
 }
 
-// parksNothing returns a landing.DeadLetterWriter that fails the test on any dead letter.
-func parksNothing(t *testing.T) landing.DeadLetterWriter {
+// noDeadLetters returns a landing.DeadLetterWriter that fails the test on any dead letter.
+func noDeadLetters(t *testing.T) landing.DeadLetterWriter {
 	return func(_ context.Context, records []landing.DeadLetter) error {
 		for _, p := range records {
-			t.Errorf("the lake parked %s/%d at %d: %v", p.Topic, p.Partition, p.Offset, p.Reason)
+			t.Errorf("dead letter of the lake: %s/%d at %d: %v", p.Topic, p.Partition, p.Offset, p.Reason)
 		}
 		return nil
 	}
 }
 
 // land runs the lake until the test ends. It returns a function that reads the table.
-func (s *shop) land(t *testing.T, decoder *registry.Decoder, park landing.DeadLetterWriter) func() (*digest.Digest, error) {
+func (s *shop) land(t *testing.T, decoder *registry.Decoder,
+	writeDeadLetter landing.DeadLetterWriter) func() (*digest.Digest, error) {
 	t.Helper()
 	dir := t.TempDir()
-	l, err := lake.Open(t.Context(), lake.Config{Warehouse: filepath.Join(dir, "warehouse"), Catalog: filepath.Join(dir, "catalog.db"), Tables: tables.All(), Logger: quiet})
+	l, err := lake.Open(t.Context(),
+		lake.Config{Warehouse: filepath.Join(dir, "warehouse"), Catalog: filepath.Join(dir, "catalog.db"),
+			Tables: tables.All(), Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,7 +241,7 @@ func (s *shop) land(t *testing.T, decoder *registry.Decoder, park landing.DeadLe
 	})
 	start(t, func(ctx context.Context) error {
 		return landing.Run(ctx, l, landing.Config{
-			Brokers: []string{s.kafka.Brokers}, Decoder: decoder, CommitInterval: 200 * time.Millisecond, WriteDeadLetters: park,
+			Brokers: []string{s.kafka.Brokers}, Decoder: decoder, CommitInterval: 200 * time.Millisecond, WriteDeadLetters: writeDeadLetter,
 		})
 	})
 	return func() (*digest.Digest, error) { return l.EventsDigest(t.Context(), event.Order) }
@@ -309,8 +313,8 @@ func (m *memory) digest() (*digest.Digest, error) {
 	return d, nil
 }
 
-// parkedNothing checks that no topic of dead letters was created.
-func (m *memory) parkedNothing(t *testing.T) {
+// checkNoDeadLetters checks that no topic of dead letters was created.
+func (m *memory) checkNoDeadLetters(t *testing.T) {
 	t.Helper()
 	admin, err := kafka.NewAdmin(m.kafka)
 	if err != nil {
@@ -318,6 +322,6 @@ func (m *memory) parkedNothing(t *testing.T) {
 	}
 	defer admin.Close()
 	if n, err := admin.Partitions(t.Context(), streams.DeadLetterTopic); err == nil {
-		t.Errorf("records were parked: the topic has %d partitions", n)
+		t.Errorf("unexpected dead letters: their topic has %d partitions", n)
 	}
 }
