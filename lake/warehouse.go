@@ -15,8 +15,7 @@ import (
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/catalog"
 	"github.com/apache/iceberg-go/io"
-	// S3:// locations; the package extraFolders it would link three clouds' clients.
-	_ "github.com/apache/iceberg-go/io/gocloud/s3"
+	_ "github.com/apache/iceberg-go/io/gocloud/s3" // s3:// locations; the package above it links three clouds' clients
 	"github.com/apache/iceberg-go/table"
 	"github.com/apache/iceberg-go/utils"
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -38,7 +37,7 @@ type S3 struct {
 	AccessKey, SecretKey string // empty: credentials of the environment or the machine's role
 }
 
-// warehouse is the root location of all tables and the storageContext to access it.
+// warehouse is the root location of all tables, with the settings to access it.
 type warehouse struct {
 	url    string
 	props  iceberg.Properties // for iceberg-go's file system; no credentials

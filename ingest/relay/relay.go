@@ -178,7 +178,8 @@ func (r *Relay) report(change func(*Progress)) {
 // Run publishes until ctx ends, and then returns nil. It retries after any error of Kafka, the
 // store or the schema registry, except for those that a retry cannot resolve: it returns ErrFenced,
 // ErrStoreBehind, ErrLogChanged, ErrCannotWrite, eventstore.ErrReplaced and eventstore.ErrClosed. A
-// transaction in progress when ctx ends has three seconds to commit. Run may be called once.
+// transaction in progress when ctx ends has three seconds to commit. Run may be called again after it
+// has returned, but not concurrently.
 func (r *Relay) Run(ctx context.Context) error {
 	waits := backoff.Server.Start()
 	for {
@@ -271,7 +272,7 @@ func (r *Relay) runSession(ctx context.Context) error {
 	r.log.Info("relay: publishing", "after", s.after, "topic", r.cfg.Aggregate.Topic)
 
 	// One page is read ahead while the previous one is published. The deferred function waits for
-	// the reader, so that it does not withGrace the session.
+	// the reader, so that it does not outlive the session.
 	ctx, cancel := context.WithCancel(ctx)
 	next := r.readAhead(ctx, s.after)
 	defer func() {

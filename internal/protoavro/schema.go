@@ -260,7 +260,7 @@ func (d *deriver) value(f protoreflect.FieldDescriptor) (of any, zero, declared 
 			}
 			return t.avro, zeros[t.avro], declared, nil
 		}
-		return nil, "", "", fmt.Errorf("Avro cannot represent %s", k)
+		return nil, "", "", fmt.Errorf("not representable in Avro: %s", k)
 	}
 }
 

@@ -87,8 +87,8 @@ func bufferOf[T any](values []T) *memory.Buffer {
 		return memory.NewBufferBytes(nil)
 	}
 	size := len(values) * int(unsafe.Sizeof(values[0]))
-	first := (*byte)(unsafe.Pointer(unsafe.SliceData(values))) //nolint:gosec // Arrow reads the numbers where they are
-	return memory.NewBufferBytes(unsafe.Slice(first, size))
+	first := (*byte)(unsafe.Pointer(unsafe.SliceData(values))) //nolint:gosec // Arrow reads the numbers in place
+	return memory.NewBufferBytes(unsafe.Slice(first, size))    //nolint:gosec // size is that of the slice
 }
 
 // Bools is a column of booleans in a bitmap.

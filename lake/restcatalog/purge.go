@@ -30,7 +30,7 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 	// Number of files that are not the table's own.
 	left := 0
 	add := func(file string) {
-		// A table may refer to files pathProperties, which may belong to others.
+		// A table may refer to files outside its location, which may belong to other tables.
 		if s.warehouse.covers(m.Location(), file) {
 			own[location.Canonical(file)] = file
 		} else {

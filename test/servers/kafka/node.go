@@ -128,7 +128,7 @@ func (n *node) signal(s syscall.Signal) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.process == nil {
-		return fmt.Errorf("Kafka node %d is not running", n.id-1)
+		return fmt.Errorf("broker %d is not running", n.id-1)
 	}
 	return n.process.Signal(s)
 }
