@@ -350,7 +350,7 @@ func TestBehindTLSAndPassword(t *testing.T) {
 		change func(*Config)
 		want   string
 	}{
-		"wrong password":    {func(c *Config) { c.Password = "secret" }, `the user "millrace" and its password are not accepted`},
+		"wrong password":    {func(c *Config) { c.Password = "secret" }, `authentication failed for user "millrace"`},
 		"no password":       {func(c *Config) { c.Username, c.Password = "", "" }, "401"},
 		"another authority": {func(c *Config) { c.TLS = nil }, "certificate"},
 		"not Elasticsearch": {func(c *Config) { c.Addresses = []string{welcoming.URL} }, "is not Elasticsearch"},
