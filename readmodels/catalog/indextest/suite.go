@@ -3,6 +3,11 @@
 //
 // The package also contains what the adapters' tests of the view share: products and events, a
 // feed, and checks of what a view contains.
+//
+// Run checks, for every implementation: which products a query finds and in which order, that a
+// write is conditional on the version, that content and positions survive a restart, and that
+// positions only move from where they are. The first is the largest part. Every engine must find
+// the same products, so the expected results are lists of SKUs rather than scores.
 package indextest
 
 import (
@@ -24,7 +29,8 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Place opens an index at the same location each time it is called. The caller closes it.
+// Place opens an index at the same location each time it is called, so that a check can close an
+// index and find its content again. The caller closes it.
 type Place func(t testing.TB) catalog.Index
 
 // Run tests an implementation. Each call of newPlace returns an empty place. The checks run in
@@ -53,7 +59,7 @@ func Run(t *testing.T, newPlace func(t testing.TB) Place) {
 	}
 }
 
-// Close closes an index.
+// Close closes an index. An error is an error of the test.
 func Close(t testing.TB, x catalog.Index) {
 	t.Helper()
 	if err := x.Close(); err != nil {
@@ -66,7 +72,7 @@ func Product(sku, title, description string, categories ...string) *catalogv1.Pr
 	return &catalogv1.Product{Sku: sku, Title: title, Description: description, Categories: categories, Version: 1}
 }
 
-// Save saves products.
+// Save saves products. When it returns, they can be found.
 func Save(t testing.TB, x catalog.Index, products ...*catalogv1.Product) {
 	t.Helper()
 	if err := x.Save(t.Context(), products); err != nil {
@@ -83,6 +89,7 @@ func Find(t testing.TB, x catalog.Index, q catalog.Query) []string {
 	}
 	var skus []string
 	for {
+		// Each page begins after the last product of the previous one.
 		page, err := x.Search(t.Context(), q)
 		if err != nil {
 			t.Fatal(err)
@@ -93,12 +100,14 @@ func Find(t testing.TB, x catalog.Index, q catalog.Query) []string {
 		if len(page.Products) > q.Limit {
 			t.Fatalf("%d products on a page of %d", len(page.Products), q.Limit)
 		}
+		// The total counts the matches on all pages, so it can be checked once all have been read.
 		if page.Next == nil {
 			if page.Total != uint64(len(skus)) {
 				t.Fatalf("total is %d, but %d were found: %v", page.Total, len(skus), skus)
 			}
 			return skus
 		}
+		// Only the last page may be short.
 		if len(page.Products) != q.Limit {
 			t.Fatalf("%d products on a page of %d that is not the last", len(page.Products), q.Limit)
 		}
@@ -106,6 +115,9 @@ func Find(t testing.TB, x catalog.Index, q catalog.Query) []string {
 	}
 }
 
+// findsByWords checks which words find a product, and that the title counts more than the
+// description. Each query is also asked page by page, which must give the same products in the same
+// order.
 func findsByWords(t *testing.T, open func() catalog.Index) {
 	x := open()
 	defer Close(t, x)
@@ -155,8 +167,11 @@ func findsByWords(t *testing.T, open func() catalog.Index) {
 	}
 }
 
-// matches compares SKUs with a list such as "1 {2 3} 4".
+// matches compares SKUs with a list such as "1 {2 3} 4". The SKUs in braces may come in any order,
+// because the engines may score them differently.
 func matches(got []string, want string) bool {
+	// Each group is an ordered part, and a part in braces that may be missing. Both are removed
+	// from got.
 	for group := range strings.FieldsFuncSeq(want, func(r rune) bool { return r == '}' }) {
 		ordered, loose, _ := strings.Cut(group, "{")
 		o, l := strings.Fields(ordered), strings.Fields(loose)
@@ -169,11 +184,14 @@ func matches(got []string, want string) bool {
 	return len(got) == 0
 }
 
+// equalMatches checks the order of products that match equally well. Without a defined order, pages
+// could overlap or omit products.
 func equalMatches(t *testing.T, open func() catalog.Index) {
 	x := open()
 	defer Close(t, x)
 	var want []string
-	// In several writes, so that they are in several segments.
+	// In several writes, so that they are in several segments. The factor is coprime to 57, so
+	// every SKU occurs once, and not in order.
 	for i := range 57 {
 		sku := fmt.Sprintf("sku-%03d", (i*31)%57)
 		Save(t, x, Product(sku, "the same title", "the same text"))
@@ -181,6 +199,7 @@ func equalMatches(t *testing.T, open func() catalog.Index) {
 	}
 	slices.Sort(want)
 	for _, text := range []string{"", "same"} {
+		// Sizes around the number of matches, where a cursor is most likely to be wrong.
 		for _, limit := range []int{1, 7, 56, 57, 58, 100} {
 			if got := Find(t, x, catalog.Query{Text: text, Limit: limit}); !slices.Equal(got, want) {
 				t.Errorf("text %q, pages of %d: %v", text, limit, got)
@@ -189,11 +208,14 @@ func equalMatches(t *testing.T, open func() catalog.Index) {
 	}
 }
 
+// delisted checks that Search leaves delisted products out, and that Load still returns them: the
+// view needs their version to fold the next event.
 func delisted(t *testing.T, open func() catalog.Index) {
 	x := open()
 	defer Close(t, x)
 	p := Product("1", "lamp", "", "home")
 	Save(t, x, p, Product("2", "lamp", "", "home"))
+	// The order of the two steps is random. Each of them is a new version of the product.
 	for version, want := range map[bool]string{true: "2", false: "1 2"} {
 		next := proto.CloneOf(p)
 		next.Version, next.Delisted = p.Version+1, version
@@ -210,6 +232,8 @@ func delisted(t *testing.T, open func() catalog.Index) {
 	}
 }
 
+// higherVersion checks that the highest version wins, in whichever order and from however many
+// goroutines the versions are written. So a redelivery, or a second process, cannot undo a change.
 func higherVersion(t *testing.T, open func() catalog.Index) {
 	x := open()
 	defer Close(t, x)
@@ -218,6 +242,8 @@ func higherVersion(t *testing.T, open func() catalog.Index) {
 	for w := range writers {
 		g.Go(func() {
 			for i := range versions {
+				// Each writer writes every version once, in an order of its own: 5 is coprime to
+				// 12.
 				v := uint64((i*5+w*3)%versions + 1)
 				p := Product("1", fmt.Sprintf("title %d", v), "")
 				p.Version = v
@@ -242,18 +268,23 @@ func higherVersion(t *testing.T, open func() catalog.Index) {
 }
 
 // isMap checks that the index is a map from SKU to the product of the highest version, also after a
-// restart.
+// restart. It applies random batches to the index and to a Go map, and compares the two at the end.
+//
+// The index and the map live through all of rapid's runs. A failure is therefore of the sum of the
+// runs, and cannot be shrunk to a single batch.
 func isMap(t *testing.T, open func() catalog.Index) {
 	x := open()
 	defer func() { Close(t, x) }()
 	model := map[string]*catalogv1.Product{}
 	version := uint64(0)
 	rapid.Check(t, func(rt *rapid.T) {
+		// SKUs are short, so that batches hit existing products, also within one batch.
 		batch := rapid.SliceOfN(rapid.Custom(func(rt *rapid.T) *catalogv1.Product {
 			version++
 			return &catalogv1.Product{
-				Sku:     rapid.StringMatching(`[A-Za-z0-9][A-Za-z0-9 ._-]{0,2}`).Draw(rt, "sku"),
-				Title:   rapid.String().Draw(rt, "title"),
+				Sku:   rapid.StringMatching(`[A-Za-z0-9][A-Za-z0-9 ._-]{0,2}`).Draw(rt, "sku"),
+				Title: rapid.String().Draw(rt, "title"),
+				// Recent versions, so that many writes are older than, or equal to, what is stored.
 				Version: rapid.Uint64Range(max(1, version-min(version, 30)), version).Draw(rt, "version"),
 			}
 		}), 0, 20).Draw(rt, "batch")
@@ -261,6 +292,7 @@ func isMap(t *testing.T, open func() catalog.Index) {
 			rt.Fatal(err)
 		}
 		for _, p := range batch {
+			// Of equal versions, the first one stays.
 			if p.Version > model[p.Sku].GetVersion() {
 				model[p.Sku] = p
 			}
@@ -275,6 +307,7 @@ func isMap(t *testing.T, open func() catalog.Index) {
 	if err != nil || !maps.EqualFunc(loaded, model, equal) {
 		t.Fatalf("Load: %v, %v, want %v", loaded, err, model)
 	}
+	// Each and Count must agree with Load, and Each must return no product twice.
 	each := map[string]*catalogv1.Product{}
 	if err := x.Each(t.Context(), func(p *catalogv1.Product) error {
 		if each[p.Sku] != nil {
@@ -288,14 +321,19 @@ func isMap(t *testing.T, open func() catalog.Index) {
 	if n, err := x.Count(t.Context()); err != nil || n != uint64(len(model)) {
 		t.Fatalf("Count: %d, %v, want %d", n, err, len(model))
 	}
+	// An error of the callback ends the iteration, and is returned.
 	stop := errors.New("enough")
 	if err := x.Each(t.Context(), func(*catalogv1.Product) error { return stop }); !errors.Is(err, stop) {
 		t.Fatalf("Each went on: %v", err)
 	}
 }
 
+// positions checks that a position is saved only if the stored one is where the move begins.
+// Otherwise two processes could feed the same partition, or a lost position could be passed over. A
+// refused set of moves saves nothing.
 func positions(t *testing.T, open func() catalog.Index) {
 	x := open()
+	// A position that has n in all of its fields, to notice one that is not stored.
 	at := func(n int64) streams.Applied {
 		return streams.Applied{Next: n, Watermark: event.Position{Sequence: uint64(n)}, AsOf: time.UnixMicro(n).UTC()}
 	}
@@ -306,10 +344,14 @@ func positions(t *testing.T, open func() catalog.Index) {
 			t.Fatalf("%v: %v", moves, err)
 		}
 	}
+	// First means that no position is stored yet.
 	move(false, streams.Move{Partition: 0, First: true}, streams.Move{Partition: 11, First: true, To: at(7)})
+	// A second first move: another process has saved a position.
 	move(true, streams.Move{Partition: 0, First: true, To: at(1)})
 	move(false, streams.Move{Partition: 0, To: at(5)})
+	// One of two moves is wrong, so neither is saved: the final comparison has 5, not 6.
 	move(true, streams.Move{Partition: 0, From: at(5), To: at(6)}, streams.Move{Partition: 11, From: at(6), To: at(8)})
+	// No position is stored, but the move expects one: it was lost.
 	move(true, streams.Move{Partition: 2, To: at(6)})
 	Close(t, x)
 	x = open()

@@ -24,7 +24,7 @@ func Price(currency string, units int64) *money.Money {
 	return &money.Money{CurrencyCode: currency, Units: units}
 }
 
-// Listed returns an event that lists a product.
+// Listed returns an event that lists a product, or lists it again.
 func Listed(title string, categories ...string) *catalogv1.ProductEvent {
 	return &catalogv1.ProductEvent{Event: &catalogv1.ProductEvent_Listed{Listed: &catalogv1.ProductListed{
 		Title: title, Description: "of glass", Kind: catalogv1.ProductKind_PRODUCT_KIND_GOODS, Categories: categories,
@@ -63,7 +63,8 @@ var (
 	things  = []string{"lamp", "candle holder", "mug", "doormat", "lunch bag", "cake stand", "T-light", "drawer knob"}
 )
 
-// randomData returns random event data that may follow a version of a product.
+// randomData returns random event data that may follow a version of a product. Version 0 means that
+// the product does not exist yet.
 func randomData(t testing.TB, version uint64) []byte {
 	title := fmt.Sprintf("%s %s %d", colours[rand.IntN(len(colours))], things[rand.IntN(len(things))], rand.IntN(50))
 	if version == 0 {
@@ -82,7 +83,8 @@ func randomData(t testing.TB, version uint64) []byte {
 	}
 }
 
-// Events returns n random events of the given number of products.
+// Events returns n random events of the given number of products. They are numbered by l, which
+// thereby knows the expected content.
 func Events(t testing.TB, l *streamstest.Log, products, n int) []event.Event {
 	events := make([]event.Event, n)
 	for i := range events {
@@ -92,7 +94,7 @@ func Events(t testing.TB, l *streamstest.Log, products, n int) []event.Event {
 	return events
 }
 
-// Records wraps events as the records that a view applies.
+// Records wraps events as the records that a view applies, for tests that call Apply without a log.
 func Records(events []event.Event) []streams.Record {
 	rs := make([]streams.Record, len(events))
 	for i, e := range events {
@@ -101,7 +103,8 @@ func Records(events []event.Event) []streams.Record {
 	return rs
 }
 
-// Holds fails the test unless the view's content is that of the events.
+// Holds fails the test unless the view's content is now that of the events. Tests that have to wait
+// for the view use Completed.
 func Holds(t testing.TB, v *catalog.View, l *streamstest.Log) {
 	t.Helper()
 	got, err := v.Digest(t.Context())
@@ -125,7 +128,8 @@ func Holds(t testing.TB, v *catalog.View, l *streamstest.Log) {
 	}
 }
 
-// Repaired waits until the view's content is that of the events and no fault is reported.
+// Repaired waits until the view's content is that of the events and no fault is reported. Content
+// alone is not enough: the fault must end with the repair.
 func Repaired(t *testing.T, v *catalog.View, l *streamstest.Log) {
 	t.Helper()
 	want, err := catalog.ExpectedDigest(l.All())
@@ -152,7 +156,7 @@ func Completed(t testing.TB, v *catalog.View, l *streamstest.Log) {
 	Holds(t, v, l)
 }
 
-// Feed runs a view on an index until stop is called.
+// Feed runs a view on an index until stop is called. It reads the log at cfg, and logs nothing.
 func Feed(t *testing.T, x catalog.Index, cfg kafka.Config) (v *catalog.View, r *streams.Runtime, stop func()) {
 	t.Helper()
 	quiet := slog.New(slog.DiscardHandler)
