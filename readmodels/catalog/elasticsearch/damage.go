@@ -23,6 +23,7 @@ func (x *Index) Discard(ctx context.Context, damaged *catalog.DamagedError) erro
 			return fmt.Errorf("catalog index: discard %q: %w", id, err)
 		}
 	}
+	// A bulk response is a success even if items in it failed. Each item has its own status.
 	var answer struct {
 		Items []struct {
 			Delete struct {

@@ -18,6 +18,7 @@ func Drop(ctx context.Context, cfg Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, x.Close()) }()
 	err = x.do(ctx, esapi.IndicesDeleteRequest{Index: []string{x.alias + "-000001"}}, nil)
+	// The index may be gone already, if another process has dropped it.
 	if err != nil && !gone(err) {
 		return fmt.Errorf("catalog index: delete it: %w", err)
 	}

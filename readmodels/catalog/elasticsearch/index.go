@@ -9,6 +9,11 @@
 // Positions are a document in the same index: whatever deletes or restores the products does the
 // same to the positions. Elasticsearch syncs its log to disk before it answers a write, so
 // positions are never ahead of products. Settings reports an index that was configured differently.
+//
+// Config names the cluster, and Open returns an Index, which creates what is missing. The other
+// files are the translation of queries (query.go), the requests and their errors (responses.go),
+// removal of damaged documents (damage.go), and the check of the index (settings.go). Every error
+// that means that the index is missing matches streams.ErrLost, so the runtime rebuilds the view.
 package elasticsearch
 
 import (
@@ -57,7 +62,8 @@ type Config struct {
 	Stall time.Duration
 }
 
-// Index implements catalog.Index. Any number of processes can open it.
+// Index implements catalog.Index. Any number of processes can open it. It has no state besides its
+// connections, so the content is never out of date.
 type Index struct {
 	client *elastictransport.Client
 	idle   interface{ CloseIdleConnections() } // the client's transport
@@ -146,7 +152,8 @@ const (
 )
 
 // mappingOf returns the settings and the mapping of the index. It needs no plugins, because texts
-// are finished terms (see package analysis).
+// are finished terms (see package analysis). A document with a field that is not in the mapping is
+// rejected ("dynamic": "strict"), because a guessed mapping could not be changed later.
 func mappingOf(alias string) map[string]any {
 	type m = map[string]any
 	properties := m{
@@ -191,7 +198,7 @@ func (d storedProduct) read(id string) (*catalogv1.Product, error) {
 	return p, nil
 }
 
-// readProduct reads a product from its document.
+// readProduct reads a product from its document in a response to a search.
 func readProduct(id string, stored json.RawMessage) (*catalogv1.Product, error) {
 	var d storedProduct
 	if err := json.Unmarshal(stored, &d); err != nil {
@@ -205,6 +212,7 @@ func readProduct(id string, stored json.RawMessage) (*catalogv1.Product, error) 
 func (x *Index) create(ctx context.Context) error {
 	// The number leaves room for a successor behind the same alias.
 	index := x.alias + "-000001"
+	// The alias is created in the same request, so no process sees this index without it.
 	err := x.do(ctx, esapi.IndicesCreateRequest{Index: index, Body: jsonBody(mappingOf(x.alias))}, nil)
 	var refused *responseError
 	if errors.As(err, &refused) && refused.Type == "resource_already_exists_exception" {
@@ -231,7 +239,7 @@ func (x *Index) exists(ctx context.Context) (bool, error) {
 	return err == nil, err
 }
 
-// Load implements catalog.Index.
+// Load implements catalog.Index. It reads by id, so it also finds what is not refreshed yet.
 func (x *Index) Load(ctx context.Context, skus ...string) (map[string]*catalogv1.Product, error) {
 	products := make(map[string]*catalogv1.Product, len(skus))
 	// Damaged products are collected, and the readable ones returned as well.
@@ -270,6 +278,7 @@ func (x *Index) Save(ctx context.Context, products []*catalogv1.Product) error {
 	var body bytes.Buffer
 	// The format of bulk requests: a line with the action, then a line with the document.
 	lines := json.NewEncoder(&body)
+	// The products from first on are in body, and not sent yet.
 	first := 0
 	for i, p := range products {
 		stored, err := proto.Marshal(p)
@@ -277,6 +286,7 @@ func (x *Index) Save(ctx context.Context, products []*catalogv1.Product) error {
 			return fmt.Errorf("catalog index: marshal product %q: %w", p.Sku, err)
 		}
 		document := analysis.Document(p)
+		// The terms are for searching, and the whole product is for reading.
 		document[fieldSKU], document[fieldProduct] = p.Sku, stored
 		err = errors.Join(
 			lines.Encode(map[string]any{"index": map[string]any{"_id": p.Sku, "version": p.Version,
@@ -298,6 +308,7 @@ func (x *Index) Save(ctx context.Context, products []*catalogv1.Product) error {
 		Shards struct{ Failed int } `json:"_shards"`
 	}
 	err := x.do(ctx, esapi.IndicesRefreshRequest{Index: []string{x.alias}}, &answer)
+	// A refresh that failed on a shard is a success by its status, but leaves products unfindable.
 	if err == nil && answer.Shards.Failed > 0 {
 		err = fmt.Errorf("%d shards failed", answer.Shards.Failed)
 	}
@@ -308,7 +319,7 @@ func (x *Index) Save(ctx context.Context, products []*catalogv1.Product) error {
 }
 
 // send writes a batch. RequireAlias prevents Elasticsearch from creating a deleted index
-// automatically, without its mapping.
+// automatically, without its mapping. The response has an item for each product, in the same order.
 func (x *Index) send(ctx context.Context, body []byte, products []*catalogv1.Product) error {
 	var answer struct {
 		Errors bool
@@ -354,6 +365,7 @@ func (x *Index) present(ctx context.Context, skus []string) error {
 	if err != nil && !errors.As(err, &damaged) {
 		return err
 	}
+	// The error makes the runtime deliver the batch again.
 	for _, sku := range skus {
 		if _, ok := found[sku]; !ok && (damaged == nil || !slices.Contains(damaged.SKUs, sku)) {
 			return fmt.Errorf("product %q was discarded, but Elasticsearch still remembers its version", sku)
@@ -362,7 +374,8 @@ func (x *Index) present(ctx context.Context, skus []string) error {
 	return nil
 }
 
-// hits is a response to a search. Sort has the values that search_after of the next page needs.
+// hits is a response to a search. Sort has the values that search_after of the next page needs. PIT
+// is the id of the point in time, which may change with each page.
 type hits struct {
 	PIT  string `json:"pit_id"`
 	Hits struct {
@@ -378,6 +391,8 @@ type hits struct {
 // Search implements catalog.Index. The copies of a shard score slightly differently. So the same
 // search always goes to the same copy, to make its pages consistent.
 func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, error) {
+	// The best match first, then by SKU. Without a text, every score is the same, so the SKU is
+	// enough. The cursor has the same values.
 	sort := []any{map[string]string{fieldSKU: "asc"}}
 	if q.Text != "" {
 		sort = slices.Insert(sort, 0, any(map[string]string{"_score": "desc"}))
@@ -395,6 +410,7 @@ func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, erro
 		search["search_after"] = after
 	}
 	var answer hits
+	// A search that a shard did not answer would miss products, so it must be an error.
 	no := false
 	err := x.do(ctx, esapi.SearchRequest{
 		Index: []string{x.alias}, Body: jsonBody(search), AllowPartialSearchResults: &no,
@@ -405,6 +421,7 @@ func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, erro
 	}
 	page, damaged := catalog.Page{Total: answer.Hits.Total.Value}, catalog.DamagedError{}
 	for i, hit := range answer.Hits.Hits {
+		// The extra hit exists: there is a next page, which begins after the last hit of this one.
 		if i == q.Limit {
 			last := answer.Hits.Hits[i-1]
 			page.Next = &catalog.Cursor{SKU: last.ID}
@@ -450,6 +467,7 @@ func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) (er
 	}()
 	search := map[string]any{
 		"query": map[string]any{"bool": map[string]any{"filter": isProduct}}, "size": pageSize,
+		// The order on disk is the cheapest one, and Each promises none.
 		"sort":             []string{"_shard_doc"},
 		"track_total_hits": false, "_source": []string{fieldProduct},
 	}
@@ -477,6 +495,7 @@ func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) (er
 		if len(hits) < pageSize {
 			return cmp.Or(ctx.Err(), damaged.ErrOrNil())
 		}
+		// A page may return a new id of the point in time. The next page needs the newest.
 		state.ID, search["search_after"] = answer.PIT, hits[len(hits)-1].Sort
 	}
 }
@@ -493,6 +512,7 @@ func (x *Index) Count(ctx context.Context) (uint64, error) {
 		Count  uint64
 		Shards struct{ Failed int } `json:"_shards"`
 	}
+	// Without the condition, the document of positions would be counted as well.
 	err := x.do(ctx, esapi.CountRequest{Index: []string{x.alias},
 		Body: jsonBody(map[string]any{"query": isProduct})}, &answer)
 	if err == nil && answer.Shards.Failed > 0 {
@@ -509,7 +529,8 @@ type storedPositions struct {
 	Positions map[int32]string `json:"positions"`
 }
 
-// positionsID returns the id of a topic's positions. No SKU begins with @.
+// positionsID returns the id of a topic's positions. No SKU begins with @. So the id is never that
+// of a product.
 func positionsID(topic string) string { return "@positions." + topic }
 
 // Positions implements catalog.Index. If the index does not exist, there are none.
@@ -598,7 +619,7 @@ func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams
 	}
 }
 
-// Close implements catalog.Index.
+// Close implements catalog.Index. The content is on disk already, so there is nothing to write.
 func (x *Index) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()

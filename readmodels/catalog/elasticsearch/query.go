@@ -5,7 +5,8 @@ import (
 	"github.com/millrace/millrace/readmodels/catalog/analysis"
 )
 
-// queryOf translates a query. Filters do not influence the score.
+// queryOf translates a query. Filters do not influence the score. It translates the clauses of
+// package analysis one by one and adds nothing, so that both engines find the same products.
 func queryOf(q catalog.Query) map[string]any {
 	type m = map[string]any
 	filter := []any{m{"term": m{analysis.FieldListed: true}}}

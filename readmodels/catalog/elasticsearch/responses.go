@@ -50,7 +50,8 @@ func gone(err error) bool {
 	return errors.As(err, &refused) && refused.gone()
 }
 
-// do sends a request and decodes the response into a variable, unless into is nil.
+// do sends a request and decodes the response into a variable, unless into is nil. An error
+// response is returned as a *responseError.
 func (x *Index) do(ctx context.Context, r esapi.Request, into any) error {
 	answer, err := r.Do(ctx, x.client)
 	if err != nil {
@@ -106,7 +107,8 @@ func jsonBody(v any) io.Reader {
 	return bytes.NewReader(b)
 }
 
-// found is a document, or the reason why it could not be read.
+// found is a document, or the reason why it could not be read. SeqNo and Primary identify the state
+// of the document, for a conditional write.
 type found[D any] struct {
 	ID      string          `json:"_id"`
 	Found   bool            `json:"found"`

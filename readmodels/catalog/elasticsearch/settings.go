@@ -14,7 +14,7 @@ import (
 
 // Settings reports differences between the index and the one that this package creates. They may
 // come from an operator, from an index template, or from another program. A missing index has no
-// faults.
+// faults. All faults are fatal: with any of them, searches are wrong or a crash loses products.
 func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 	var mappings map[string]struct{ Mappings json.RawMessage }
 	// Both requests name the alias, and return the index behind it.
@@ -65,7 +65,8 @@ func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 	return faults, nil
 }
 
-// fieldsOf returns the fields of two mappings by name. "dynamic" is included as if it were a field.
+// fieldsOf returns the fields of two mappings by name. "dynamic" is included as if it were a field,
+// under a name that no field has.
 func fieldsOf(ours any, theirs json.RawMessage) (wanted, actual map[string]any, err error) {
 	// Encode and decode ours, so that both sides have the same Go types.
 	encoded, err := json.Marshal(ours)
