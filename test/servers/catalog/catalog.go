@@ -1,5 +1,8 @@
 // Package catalog describes where Iceberg tables are, once for every engine under test. Each engine
 // has its own settings for the same things, which its package derives from a Catalog.
+//
+// History reads the commits to a table without an engine. Create makes the tables of a SQL catalog,
+// for engines that do not create them.
 package catalog
 
 import (
@@ -12,7 +15,8 @@ import (
 	"github.com/millrace/millrace/test/servers/s3"
 )
 
-// Catalog is a REST catalog or a SQL database, with its files in a folder or on S3.
+// Catalog is a REST catalog or a SQL database, with its files in a folder or on S3. Either REST or
+// JDBC is set. Check reports a combination that no engine can use.
 type Catalog struct {
 	// The name in queries. In a SQL database it is also in the rows; iceberg-go uses "millrace".
 	Name string
@@ -41,7 +45,8 @@ func (c Catalog) Driver() string {
 	return "org.postgresql.Driver"
 }
 
-// Check returns an error that names missing fields.
+// Check returns an error that names missing fields. An engine with an incomplete catalog would
+// start, and fail only at a query, with a message of its own.
 func (c Catalog) Check() error {
 	switch {
 	case c.Name == "":

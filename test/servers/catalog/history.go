@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// Commit is a snapshot of a table.
+// Commit is a snapshot of a table. Compactions are commits too: they add rows to files, but not to
+// the table.
 type Commit struct {
 	At    time.Time // by the committer's clock, in milliseconds
 	Added int64     // rows
@@ -34,6 +35,7 @@ func History(ctx context.Context, db *sql.DB, catalog, table string) ([]Commit, 
 	if err != nil {
 		return nil, fmt.Errorf("history of %s: %w", table, err)
 	}
+	// Writers differ in how they write the location of a local file.
 	file, err := os.ReadFile(strings.TrimPrefix(strings.TrimPrefix(at, "file://"), "file:"))
 	if err != nil {
 		return nil, fmt.Errorf("history of %s: %w", table, err)

@@ -1,5 +1,6 @@
 // Package certs creates certificates for servers under test. Each call creates an authority of its
-// own, which nothing else trusts, and a certificate for loopback.
+// own, which nothing else trusts, and a certificate for loopback. So a client that connects has
+// been configured with the authority, and verifies it.
 package certs
 
 import (
@@ -18,12 +19,15 @@ import (
 	"time"
 )
 
-// Files are PEM files.
+// Files are the paths of PEM files: the authority's certificate, the server's certificate, and the
+// server's key.
 type Files struct{ CA, Cert, Key string }
 
 // Write writes a server certificate for loopback, its key and its authority's certificate into dir.
 // They are valid for a day.
 func Write(dir string) (Files, error) {
+	// The validity begins an hour ago, to tolerate clocks that differ. The authority's key is not
+	// stored: it signs one certificate.
 	authority := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "millrace tests"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
@@ -56,6 +60,7 @@ func Write(dir string) (Files, error) {
 		write(f.Key, "PRIVATE KEY", key))
 }
 
+// write writes a file that only its owner may read. PostgreSQL refuses a key that others may read.
 func write(file, kind string, der []byte) error {
 	return os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
 }

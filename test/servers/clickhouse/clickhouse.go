@@ -20,7 +20,7 @@ import (
 )
 
 // Server is one ClickHouse for a test binary. The zero Server starts with the first test that needs
-// it, and TestMain stops it.
+// it, and TestMain stops it. Data survives Kill and Restart, which come from process.Server.
 type Server struct {
 	once   sync.Once
 	err    error
@@ -51,6 +51,8 @@ func (s *Server) Start() (clickhouse.Server, error) {
 	return s.config, s.err
 }
 
+// start builds the program and runs it. The program is a process of its own because tests kill it,
+// and because a crash of the library would end its process.
 func (s *Server) start() error {
 	ports, err := process.FreePorts(1)
 	if err != nil {
@@ -70,7 +72,8 @@ func (s *Server) start() error {
 
 func (s *Server) program() string { return filepath.Join(s.dir, "engine") }
 
-// run starts the program on the existing data.
+// run starts the program on the existing data. It reports ErrMissing if the library is not
+// installed.
 func (s *Server) run() error {
 	library, err := clickhousetest.Config()
 	if errors.Is(err, clickhouse.ErrNoLibrary) {
@@ -86,6 +89,8 @@ func (s *Server) run() error {
 			clickhouse.EnvLibrary + "=" + library.Library, clickhouse.EnvData + "=" + filepath.Join(s.dir, "data"),
 		},
 		Ready: func(ctx context.Context) error {
+			// Each attempt has its own deadline. A server that accepts a connection too early may
+			// not answer on it.
 			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 			defer cancel()
 			client, err := clickhouse.NewServerClient(s.config)

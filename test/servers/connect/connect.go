@@ -1,6 +1,13 @@
 // Package connect starts a private Kafka Connect worker with Iceberg's sink, on loopback and in a
 // temporary folder. Benchmarks compare it with a lander, because it lands topics in Iceberg tables
 // too.
+//
+// A Worker is one stand-alone Connect process. Connectors are created and deleted while it runs, by
+// its REST API. A Sink describes one of them.
+//
+// A stand-alone worker keeps its connectors in memory, and forgets them when it ends. So a Worker
+// remembers its sinks, and Restart creates them again. Positions are not lost: the sink keeps them
+// in Kafka and in the table's snapshots.
 package connect
 
 import (
@@ -23,13 +30,17 @@ import (
 )
 
 // Worker is one Kafka Connect worker, which keeps its connectors in memory. Set its brokers and
-// start it.
+// start it. Create, Delete and Restart must not run concurrently.
 type Worker struct {
 	Brokers string // "host:port,host:port"
 	HeapMB  int    // of Java, allocated at the start; 0 means 1024
 
-	once  sync.Once
-	err   error
+	// once makes the first call of Start the only one that starts something. Later calls return the
+	// same error.
+	once sync.Once
+	err  error
+	// home is the installation folder, java the java program, dir this worker's own folder, and
+	// port that of its API.
 	home  string
 	java  string
 	dir   string
@@ -63,6 +74,8 @@ func (w *Worker) Start() (url string, err error) {
 
 func (w *Worker) url() string { return fmt.Sprintf("http://127.0.0.1:%d", w.port) }
 
+// start finds the programs, writes the configuration, and runs the worker. The port is chosen once,
+// so it remains the same after a Restart.
 func (w *Worker) start() error {
 	var err error
 	if w.java, err = exec.LookPath("java"); err != nil {
@@ -121,6 +134,7 @@ func (w *Worker) properties() []byte {
 	})
 }
 
+// lines returns a properties file. The order of its lines is random, which is of no consequence.
 func lines(properties map[string]string) []byte {
 	var b bytes.Buffer
 	for name, value := range properties {
@@ -129,7 +143,8 @@ func lines(properties map[string]string) []byte {
 	return b.Bytes()
 }
 
-// Create creates a sink and returns once all its tasks run.
+// Create creates a sink and returns once all its tasks run. The caller's deadline bounds the wait.
+// A sink whose tasks do not start is not deleted, and Restart does not create it again.
 func (w *Worker) Create(ctx context.Context, s Sink) error {
 	body, err := json.Marshal(map[string]any{"name": s.Name, "config": s.config()})
 	if err != nil {
@@ -145,7 +160,7 @@ func (w *Worker) Create(ctx context.Context, s Sink) error {
 	return nil
 }
 
-// Delete deletes a sink.
+// Delete deletes a sink. Its tasks stop; its topics, consumer groups and table remain.
 func (w *Worker) Delete(ctx context.Context, name string) error {
 	for i, s := range w.sinks {
 		if s.Name == name {
@@ -157,11 +172,13 @@ func (w *Worker) Delete(ctx context.Context, name string) error {
 	return err
 }
 
-// Restart starts the worker again with its sinks, and kills it first if it runs. The sinks resume.
+// Restart starts the worker again with its sinks, and kills it first if it runs. The sinks resume
+// from their committed offsets.
 func (w *Worker) Restart(ctx context.Context) error {
 	if err := w.Server.Restart(ctx); err != nil {
 		return err
 	}
+	// Create adds each of them again.
 	sinks := w.sinks
 	w.sinks = nil
 	for _, s := range sinks {
@@ -172,7 +189,9 @@ func (w *Worker) Restart(ctx context.Context) error {
 	return nil
 }
 
-// Failed returns the error of a failed task of a sink, or nil.
+// Failed returns the error of a failed task of a sink, with its stack trace, or nil. A failed task
+// does not restart by itself, and the connector stays "running" without it. So a benchmark that
+// does not ask would wait for rows that never come.
 func (w *Worker) Failed(ctx context.Context, name string) error {
 	states, err := w.states(ctx, name)
 	if err != nil {
@@ -186,6 +205,8 @@ func (w *Worker) Failed(ctx context.Context, name string) error {
 	return nil
 }
 
+// state is the state of a task: UNASSIGNED, RUNNING, PAUSED, FAILED and others. Trace is the stack
+// trace of a failed one.
 type state struct{ State, Trace string }
 
 // states returns the states of a sink's tasks.
@@ -236,6 +257,8 @@ func (w *Worker) awaitRunning(ctx context.Context, s Sink) error {
 // httpClient keeps no idle connections, because their goroutines would outlive the tests.
 var httpClient = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 
+// call sends a request to the worker's API and returns the answer's body. Any status from 300 on is
+// an error with the body's text, because the worker explains its refusals there.
 func (w *Worker) call(ctx context.Context, method, path string, body []byte) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, w.url()+path, bytes.NewReader(body))
 	if err != nil {

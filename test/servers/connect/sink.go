@@ -8,6 +8,9 @@ import (
 )
 
 // Sink is a connector that lands one topic of JSON objects in one Iceberg table.
+//
+// Its tasks read the topic and write data files. One of them also coordinates: at each commit
+// interval, it asks all tasks over the control topic for their files, and commits them together.
 type Sink struct {
 	Name         string // new for each run, because its consumer groups are named after it
 	Topic        string
@@ -18,7 +21,9 @@ type Sink struct {
 	Commit       time.Duration   // commit interval
 }
 
-// config returns the connector's configuration, in the terms of Kafka Connect.
+// config returns the connector's configuration, in the terms of Kafka Connect. errors.tolerance
+// "none" makes a task fail at the first bad record, so that a benchmark cannot skip records
+// unnoticed.
 func (s Sink) config() map[string]string {
 	c := map[string]string{
 		"connector.class": "org.apache.iceberg.connect.IcebergSinkConnector",

@@ -1,6 +1,9 @@
 // Package elasticsearch starts a private Elasticsearch node for tests, on loopback and in a
 // temporary folder. Data survives Kill and Restart. It has no security: tests of TLS or passwords
 // put a proxy in front of it.
+//
+// It needs some 0.5 GB of heap at most, and starts in about 8 seconds on an idle machine. Tests of
+// a package share it, so each uses indexes with names of its own.
 package elasticsearch
 
 import (
@@ -19,7 +22,7 @@ import (
 )
 
 // Server is one Elasticsearch for a test binary. The zero Server starts with the first test that
-// needs it, and TestMain stops it.
+// needs it, and TestMain stops it. Kill, Pause, Restart and the rest come from process.Server.
 type Server struct {
 	once sync.Once
 	err  error
@@ -55,6 +58,8 @@ func (s *Server) Start() (url string, err error) {
 
 func (s *Server) url() string { return fmt.Sprintf("http://127.0.0.1:%d", s.port) }
 
+// start finds the programs, chooses the port, and runs the server. The port remains the same after
+// a Restart.
 func (s *Server) start() error {
 	var err error
 	if s.home, err = process.InstallDir("elasticsearch"); err != nil {
@@ -77,6 +82,9 @@ func (s *Server) start() error {
 // startTimeout bounds a start, which is some 8 seconds of work, on a busy machine.
 const startTimeout = 3 * time.Minute
 
+// run launches the server. A launcher of the installer starts the node directly, without
+// Elasticsearch's own scripts. A full disk of the machine does not make the node refuse writes, as
+// it would by default.
 func (s *Server) run(ctx context.Context) error {
 	config := filepath.Join(s.dir, "config") // the log is beside it
 	if err := os.MkdirAll(config, 0o700); err != nil {

@@ -12,7 +12,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Leader returns the node that leads a partition.
+// Leader returns the node that leads a partition, counted from 0 like those of KillNode. It fails
+// if the partition has no leader at the moment.
 func (c *Cluster) Leader(ctx context.Context, topic string, partition int32) (node int, err error) {
 	err = c.withAdmin(func(admin *kadm.Client) error {
 		topics, err := admin.ListTopics(ctx, topic)
@@ -25,7 +26,8 @@ func (c *Cluster) Leader(ctx context.Context, topic string, partition int32) (no
 	return node, err
 }
 
-// Coordinator returns the node that coordinates the transactions of a transactional id.
+// Coordinator returns the node that coordinates the transactions of a transactional id. A test
+// kills it to interrupt a transaction.
 func (c *Cluster) Coordinator(ctx context.Context, transactionalID string) (node int, err error) {
 	err = c.withAdmin(func(admin *kadm.Client) error {
 		found := admin.FindTxnCoordinators(ctx, transactionalID)
@@ -36,7 +38,9 @@ func (c *Cluster) Coordinator(ctx context.Context, transactionalID string) (node
 }
 
 // AwaitInSync returns once every partition, including those of Kafka's own topics, has all its
-// replicas in sync, so that the next node may fail.
+// replicas in sync, so that the next node may fail. A test that kills one node after another calls
+// it in between. Otherwise two of three replicas could be missing, and the cluster could not accept
+// records.
 func (c *Cluster) AwaitInSync(ctx context.Context) error {
 	return c.withAdmin(func(admin *kadm.Client) error {
 		for {
@@ -53,7 +57,8 @@ func (c *Cluster) AwaitInSync(ctx context.Context) error {
 	})
 }
 
-// behind returns a partition without all its replicas, or "".
+// behind describes the first partition that it finds without all its replicas. It returns "" if
+// there is none.
 func behind(ctx context.Context, admin *kadm.Client) (string, error) {
 	topics, err := admin.ListTopicsWithInternal(ctx)
 	if err != nil {
@@ -72,6 +77,9 @@ func behind(ctx context.Context, admin *kadm.Client) (string, error) {
 	return "", nil
 }
 
+// withAdmin runs a function with a client of the whole cluster. The client is new each time, so
+// that it is not affected by nodes that an earlier call has seen. It may refresh its metadata every
+// 10 ms, because the callers poll for changes.
 func (c *Cluster) withAdmin(do func(*kadm.Client) error) error {
 	brokers, err := c.Start()
 	if err != nil {
@@ -87,7 +95,8 @@ func (c *Cluster) withAdmin(do func(*kadm.Client) error) error {
 }
 
 // Assigned returns how many of a topic's partitions are assigned to the members of a consumer
-// group. It is 0 during a rebalance.
+// group. It is 0 during a rebalance, and before the group exists. So a test can poll it until all
+// partitions have a consumer.
 func (c *Cluster) Assigned(ctx context.Context, group, topic string) (partitions int, err error) {
 	err = c.withAdmin(func(admin *kadm.Client) error {
 		groups, err := admin.DescribeGroups(ctx, group)

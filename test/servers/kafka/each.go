@@ -8,7 +8,8 @@ import (
 )
 
 // Each runs a test twice, in parallel: on an embedded broker of its own, and on the cluster, which
-// the binary's other tests share. So topics, groups and transactional ids need unique names.
+// the binary's other tests share. So topics, groups and transactional ids need unique names. It
+// shows that the embedded broker behaves like Apache Kafka in what the test covers.
 func (c *Cluster) Each(t *testing.T, test func(t *testing.T, brokers string)) {
 	t.Helper()
 	t.Run("embedded", func(t *testing.T) {

@@ -1,6 +1,15 @@
 // Package kafka starts a private Apache Kafka for tests, with one node or three, on loopback and in
 // a temporary folder. Nodes can be killed, frozen and restarted. A proxy can be put in front of
 // them. A second listener can require TLS and a password.
+//
+// Cluster has the life cycle, failures of nodes (kafka.go), and questions about the cluster's state
+// (admin.go). node is one process with its configuration (node.go). The functions in topics.go
+// change topics on any broker, embedded or not.
+//
+// Every node is both broker and controller (KRaft), with up to four listeners: CLIENT for tests,
+// INTERNAL between brokers, CONTROLLER for the quorum, SECURE with TLS and SASL. The listeners
+// between nodes do not pass the proxy, so a test that breaks the proxy breaks only the clients'
+// connections.
 package kafka
 
 import (
@@ -41,6 +50,7 @@ type Cluster struct {
 	// Connections between brokers do not use it.
 	Advertise func(node, port int) (int, error)
 
+	// Set by the first start, and then unchanged. A node's own lock guards its process.
 	once  sync.Once
 	err   error
 	dir   string
@@ -111,10 +121,11 @@ func (c *Cluster) Stop() error {
 	return errors.Join(errs...)
 }
 
-// KillNode kills a node with SIGKILL.
+// KillNode kills a node with SIGKILL. It may be called for a node that does not run.
 func (c *Cluster) KillNode(i int) error { return c.nodes[i].kill() }
 
-// PauseNode freezes a node: its connections remain open, but nothing answers.
+// PauseNode freezes a node: its connections remain open, but nothing answers. The others consider
+// it dead after broker.session.timeout.ms: see node.properties.
 func (c *Cluster) PauseNode(i int) error { return c.nodes[i].signal(syscall.SIGSTOP) }
 
 // ResumeNode resumes a frozen node.
@@ -134,6 +145,9 @@ func (c *Cluster) ResidentMB(i int) (int, error) { return c.nodes[i].residentMB(
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
+// start chooses all ports first, because each node's configuration names the controllers of all
+// nodes. Then it formats and starts the nodes concurrently: none is ready before a majority of them
+// runs.
 func (c *Cluster) start() error {
 	if c.Nodes == 0 {
 		c.Nodes = 1
@@ -154,6 +168,8 @@ func (c *Cluster) start() error {
 			return fmt.Errorf("create a certificate authority: %w", err)
 		}
 	}
+	// The ports client, internal, controller and secure of each node. The last is unused without
+	// Secure.
 	const perNode = 4
 	ports, err := process.FreePorts(perNode * c.Nodes)
 	if err != nil {
@@ -187,9 +203,11 @@ func (c *Cluster) start() error {
 	return c.awaitMembers()
 }
 
+// membersTimeout bounds awaitMembers, on a busy machine.
 const membersTimeout = 3 * time.Minute
 
-// awaitMembers returns once every node knows all the others.
+// awaitMembers returns once every node knows all the others. A node is ready as soon as it knows
+// itself. A topic that is created before the others have registered would have too few replicas.
 func (c *Cluster) awaitMembers() error {
 	ctx, cancel := context.WithTimeout(context.Background(), membersTimeout)
 	defer cancel()

@@ -20,7 +20,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// node is one server, both broker and controller.
+// node is one server, both broker and controller. All its files are in one folder: configuration,
+// data and log. It keeps its folder and ports over restarts.
 type node struct {
 	id        int // Kafka's id, from 1
 	dir       string
@@ -31,15 +32,18 @@ type node struct {
 	// client. Brokers use internal among each other, and controller for the quorum.
 	client, advertised, internal, controller, secure int
 
+	// The lock is held during a start, so a kill does not miss a process that is about to run.
 	mu      sync.Mutex       // serialises start, kill and signals
 	process *process.Process // nil unless it runs
 }
 
-// clusterID is a UUID in Kafka's notation, that of the installed data folder.
+// clusterID is a UUID in Kafka's notation, that of the installed data folder. A node refuses to
+// start on data of another cluster.
 const clusterID = "wN5EzFFoRB-eNLVEQS0m0Q"
 
 // format writes the node's configuration and its data folder. The installer has formatted one in
-// advance, because that takes Java a second.
+// advance, because that takes Java a second. The copy contains the accounts of the secure listener,
+// so they need not be created later.
 func (n *node) format(c *Cluster) error {
 	if err := os.MkdirAll(n.dir, 0o700); err != nil {
 		return err
@@ -54,7 +58,8 @@ func (n *node) format(c *Cluster) error {
 	if err := os.CopyFS(n.data(), os.DirFS(filepath.Join(n.installed, "formatted"))); err != nil {
 		return err
 	}
-	// Each data folder needs an id of its own.
+	// Each data folder needs an id of its own. Kafka writes ids as 22 characters of URL-safe
+	// base64, and never generates one that begins with "-". So the first character is fixed.
 	id := uuid.New()
 	meta := fmt.Sprintf("version=1\ncluster.id=%s\nnode.id=%d\ndirectory.id=0%s\n", clusterID, n.id,
 		base64.RawURLEncoding.EncodeToString(id[:])[1:])
@@ -65,8 +70,9 @@ func (n *node) data() string { return filepath.Join(n.dir, "data") }
 
 func (n *node) config() string { return filepath.Join(n.dir, "server.properties") }
 
-// jvm returns the options for Java. The installer's archive of loaded classes halves the time of a
-// start. Java also starts without it, or if the class path has changed.
+// jvm returns the options for Java. Its small heap and simple garbage collector suit tests with
+// little data. The installer's archive of loaded classes halves the time of a start. Java also
+// starts without it, or if the class path has changed.
 func (n *node) jvm() []string {
 	jars, _ := filepath.Glob(filepath.Join(n.installed, "lib", "*.jar")) // sorted, as the installer's; the pattern is well formed
 	return []string{
@@ -97,7 +103,8 @@ func (n *node) start(ctx context.Context) error {
 	return nil
 }
 
-// brokers asks the node how many brokers of the cluster are alive.
+// brokers asks the node how many brokers of the cluster are alive. It asks exactly this node:
+// SeedBrokers bypasses the client's choice among the brokers that it discovers.
 func (n *node) brokers(ctx context.Context) (int, error) {
 	client, err := kgo.NewClient(kgo.SeedBrokers(loopback(n.client)))
 	if err != nil {
@@ -113,6 +120,8 @@ func (n *node) brokers(ctx context.Context) (int, error) {
 	return len(response.(*kmsg.MetadataResponse).Brokers), nil
 }
 
+// kill ends the process, if one runs, and returns once it has ended, so that a restart finds the
+// ports free.
 func (n *node) kill() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -124,6 +133,7 @@ func (n *node) kill() error {
 	return p.Kill()
 }
 
+// signal sends a signal to the process. It returns before the signal has taken effect.
 func (n *node) signal(s syscall.Signal) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -142,11 +152,15 @@ func (n *node) residentMB() (int, error) {
 	return n.process.ResidentMB()
 }
 
+// properties returns the node's configuration file. c.nodes must be complete, because every node
+// lists all voters of the quorum. With Secure, it also issues the node's certificate.
 func (n *node) properties(c *Cluster) (string, error) {
 	voters := make([]string, len(c.nodes))
 	for i, v := range c.nodes {
 		voters[i] = fmt.Sprintf("%d@%s", v.id, loopback(v.controller))
 	}
+	// Two of three replicas must have a record before it is acknowledged. So any one node may fail
+	// without loss, and without refusing records.
 	replicas, insync := strconv.Itoa(c.Nodes), strconv.Itoa(min(c.Nodes, 2))
 	listeners := []string{"CLIENT://" + loopback(n.client), "INTERNAL://" + loopback(n.internal),
 		"CONTROLLER://" + loopback(n.controller)}
@@ -169,6 +183,7 @@ func (n *node) properties(c *Cluster) (string, error) {
 		set(prefix+"plain.sasl.jaas.config",
 			fmt.Sprintf("org.apache.kafka.common.security.plain.PlainLoginModule required user_%s=%q;", Username,
 				Password))
+		// PLAIN has its account in the configuration. Those of SCRAM are in the data folder.
 		for _, mechanism := range []string{"scram-sha-256", "scram-sha-512"} {
 			set(prefix+mechanism+".sasl.jaas.config",
 				"org.apache.kafka.common.security.scram.ScramLoginModule required;")
@@ -192,6 +207,7 @@ func (n *node) properties(c *Cluster) (string, error) {
 	set("min.insync.replicas", insync)
 	set("transaction.state.log.min.isr", insync)
 	set("share.coordinator.state.topic.min.isr", insync)
+	// By default, a new group waits 3 s for further members.
 	set("group.initial.rebalance.delay.ms", "0")
 	// The time until a killed broker is considered dead. The default, 9 s, would slow the tests.
 	set("broker.session.timeout.ms", "3000")

@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// authority signs the nodes' certificates.
+// authority signs the nodes' certificates. It is new for each cluster, so a client that trusts
+// anything else fails.
 type authority struct {
 	file        string // its own certificate, PEM
 	certificate *x509.Certificate
@@ -45,6 +46,7 @@ func newAuthority(dir string) (*authority, error) {
 }
 
 // issue writes a key and a certificate for loopback into one PEM file, which is the form for Kafka.
+// Clients verify the name of the host, so the certificate contains 127.0.0.1.
 func (a *authority) issue(dir string) (file string, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

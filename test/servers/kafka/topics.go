@@ -12,7 +12,8 @@ import (
 // These functions change topics as an operator or an accident does. brokers are those that Each
 // passes.
 
-// AddPartitions adds partitions to a topic.
+// AddPartitions adds partitions to a topic. Existing records stay where they are. New records of a
+// key may go to another partition than its earlier ones.
 func AddPartitions(ctx context.Context, brokers, topic string, partitions int) error {
 	return withClient(brokers, func(admin *kadm.Client) error {
 		answers, err := admin.UpdatePartitions(ctx, partitions, topic)
@@ -28,7 +29,8 @@ func Delete(ctx context.Context, brokers, topic string) error {
 	})
 }
 
-// DeleteRecords deletes all current records of a topic.
+// DeleteRecords deletes all current records of a topic, as its retention would. Offsets continue,
+// so the topic then starts at a later offset than 0.
 func DeleteRecords(ctx context.Context, brokers, topic string) error {
 	return withClient(brokers, func(admin *kadm.Client) error {
 		ends, err := admin.ListEndOffsets(ctx, topic)
@@ -40,6 +42,7 @@ func DeleteRecords(ctx context.Context, brokers, topic string) error {
 	})
 }
 
+// withClient runs a function with a client that exists only for that call.
 func withClient(brokers string, with func(*kadm.Client) error) error {
 	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(brokers, ",")...))
 	if err != nil {

@@ -3,6 +3,10 @@
 //
 // Its Unix socket trusts every user. TCP requires TLS and a password (SCRAM-SHA-256), like a
 // company's server.
+//
+// A Cluster, in PostgreSQL's sense, is one server with its databases. PostgreSQL is a parent
+// process with a child for each connection. So this package signals children too, which
+// process.Server does not.
 package postgres
 
 import (
@@ -26,13 +30,16 @@ import (
 )
 
 // Cluster is one PostgreSQL for a test binary. The zero Cluster starts with the first test that
-// needs it, and TestMain stops it.
+// needs it, and TestMain stops it. Start is safe for concurrent use. Other methods require a
+// started cluster, and must not run concurrently.
 type Cluster struct {
-	once       sync.Once
-	err        error
-	bin        string // the server's programs
-	dir        string
-	port       int
+	once sync.Once
+	err  error
+	bin  string // the server's programs
+	dir  string
+	// port is that of TCP, and is also part of the socket's name.
+	port int
+	// credential is the account that the server runs as. It is nil for that of the test.
 	credential *syscall.Credential
 	certs      certs.Files
 	process    *process.Process
@@ -55,7 +62,8 @@ func (c *Cluster) Start() (conn string, err error) {
 	return fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres", c.dir, c.port), c.err
 }
 
-// TLS returns the connection string of a role over TLS, without its password.
+// TLS returns the connection string of a role over TLS, without its password. The client verifies
+// the server's certificate and name.
 func (c *Cluster) TLS(role, database string) (conn string) {
 	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=verify-full&sslrootcert=%s", role, c.port, database,
 		c.certs.CA)
@@ -104,7 +112,7 @@ func (c *Cluster) Kill() error {
 	return err
 }
 
-// Restart starts a killed server again, and returns once it has recovered.
+// Restart starts a killed server again on its data and port, and returns once it has recovered.
 func (c *Cluster) Restart() error {
 	return c.run()
 }
@@ -136,6 +144,7 @@ func (c *Cluster) Pause() error { return c.signalAll(syscall.SIGSTOP) }
 // Resume resumes a paused server.
 func (c *Cluster) Resume() error { return c.signalAll(syscall.SIGCONT) }
 
+// signalAll signals the parent first, so that it creates no child that a pause would miss.
 func (c *Cluster) signalAll(s syscall.Signal) error {
 	err := c.process.Signal(s)
 	children, err2 := c.children()
@@ -182,11 +191,14 @@ const (
 	stopTimeout  = 20 * time.Second
 )
 
-// hba is the content of pg_hba.conf.
+// hba is the content of pg_hba.conf. Its lines are tried in order. A connection that matches none,
+// such as TCP without TLS, is refused.
 const hba = `local   all all                trust
 hostssl all all 127.0.0.1/32 scram-sha-256
 `
 
+// prepare creates the server's folder, certificates and database files, and starts the server. If a
+// step fails, it removes the folder.
 func (c *Cluster) prepare() (err error) {
 	if c.bin, err = programs(); err != nil {
 		return err
@@ -225,6 +237,8 @@ func (c *Cluster) prepare() (err error) {
 
 func (c *Cluster) data() string { return filepath.Join(c.dir, "data") }
 
+// run starts the server on the existing data. Tests run in parallel, with pools of their own, so
+// they may need more connections than the default of 100.
 func (c *Cluster) run() (err error) {
 	set := func(name string, value any) []string { return []string{"-c", fmt.Sprint(name, "=", value)} }
 	c.process, err = process.Start(context.Background(), process.Command{

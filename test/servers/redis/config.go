@@ -6,7 +6,8 @@ import (
 	"github.com/millrace/millrace/internal/redis"
 )
 
-// Config starts the servers if necessary, and returns the configuration of a client.
+// Config starts the servers if necessary, and returns the configuration of a client. With Secure,
+// the client is the user of a view.
 func (s *Servers) Config(tb testing.TB) redis.Config {
 	tb.Helper()
 	cfg := redis.Config{Addr: s.Addr(tb)}

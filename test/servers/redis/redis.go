@@ -1,6 +1,10 @@
 // Package redis starts Redis for tests, from Debian's package: one server, or a cluster of masters
 // without replicas, with or without TLS and passwords. Everything ends with the test process, even
 // if that is killed.
+//
+// Tests lose data on purpose with Kill, Restart and FlushAll, because Millrace must notice that a
+// view has lost its data. So the servers never write to disk on their own. Save determines what a
+// Restart finds.
 package redis
 
 import (
@@ -26,26 +30,33 @@ type Servers struct {
 	Nodes  int  // number of masters of a cluster, at least 3; 0 or 1 means a single server
 	Secure bool // TLS only, with a login for every user; the default user is off
 
-	once  sync.Once
-	err   error
-	dir   string
+	once sync.Once
+	// err is the result of the first start.
+	err error
+	dir string
+	// certs are written in any case, but used only with Secure.
 	certs certs.Files
 	nodes []*node
 }
 
 // With Secure, User has exactly the rights of a view, as in deploy/redis. Reader may only read.
 const (
+	// The password has characters that a URL or a query string would change, so a client that does
+	// not escape it fails.
 	User     = "views"
 	Reader   = "query"
 	Password = "pass word+of%views"
 
+	// Rules of Redis' access control: keys, then commands. A client of a cluster needs the three
+	// commands of "cluster" to find the nodes. INFO is allowed because -@dangerous excludes it.
 	viewRules   = "resetchannels ~millrace:* -@all +@read +@write +@scripting +@connection -@dangerous +cluster|slots +cluster|shards +cluster|nodes +info"
 	readerRules = "resetchannels %R~millrace:* -@all +@read +@connection -@dangerous +cluster|slots +cluster|shards +cluster|nodes +info"
 
 	operator = "operator" // the user of Do
 )
 
-// node is one server.
+// node is one server. Its folder has its configuration, its log, its dump and, in a cluster, what
+// it knows of the other nodes.
 type node struct {
 	servers *Servers
 	number  int
@@ -94,11 +105,12 @@ func (s *Servers) Stop() error {
 	return errors.Join(err, os.RemoveAll(s.dir))
 }
 
-// Kill kills one node with SIGKILL. Restart starts it again.
+// Kill kills one node with SIGKILL. Restart starts it again. Data since the last Save is lost.
 func (s *Servers) Kill(node int) error { return s.nodes[node].process.Kill() }
 
 // Restart starts a killed node again, with the data of its last Save or with none. A cluster's node
-// keeps its slots in either case.
+// keeps its slots in either case, because they are in nodes.conf. It returns once all nodes
+// consider the cluster complete.
 func (s *Servers) Restart(node int, withData bool) error {
 	n := s.nodes[node]
 	if !withData {
@@ -109,7 +121,8 @@ func (s *Servers) Restart(node int, withData bool) error {
 	return errors.Join(n.start(), s.awaitCluster())
 }
 
-// Save makes a node write its data to disk. With Redis' defaults, that happens every few minutes.
+// Save makes a node write its data to disk, and returns when that is done. With Redis' defaults,
+// that happens every few minutes.
 func (s *Servers) Save(node int) error { return s.must(node, "SAVE") }
 
 // FlushAll deletes all data of a node.
@@ -127,7 +140,9 @@ func (s *Servers) ResidentMB(node int) (int, error) { return s.nodes[node].proce
 // CA returns the file of the authority that signed the servers' certificates.
 func (s *Servers) CA() string { return s.certs.CA }
 
-// Do sends a command to a node, and returns the answer as redis-cli prints it.
+// Do sends a command to a node, and returns the answer as redis-cli prints it. With Secure, the
+// user is one that may do everything. It uses redis-cli, so that the state of Redis is checked
+// without Millrace's own client.
 func (s *Servers) Do(ctx context.Context, node int, command ...string) (string, error) {
 	n := s.nodes[node]
 	args := []string{"-e", "-h", "127.0.0.1", "-p", strconv.Itoa(n.port)}
@@ -136,6 +151,7 @@ func (s *Servers) Do(ctx context.Context, node int, command ...string) (string, 
 	}
 	cli := exec.CommandContext(ctx, "redis-cli", append(args, command...)...) //nolint:gosec // a test's own server
 	if s.Secure {
+		// In the environment, which other users cannot read, unlike the arguments.
 		cli.Env = append(os.Environ(), "REDISCLI_AUTH="+Password)
 	}
 	out, err := cli.CombinedOutput()
@@ -146,18 +162,26 @@ func (s *Servers) Do(ctx context.Context, node int, command ...string) (string, 
 	return answer, nil
 }
 
+// must is Do without the answer.
 func (s *Servers) must(node int, command ...string) error {
 	_, err := s.Do(context.Background(), node, command...)
 	return err
 }
 
 const (
+	// slots is Redis' number of hash slots. A key belongs to one of them, and each to a node.
 	slots        = 16384
 	startTimeout = time.Minute
 	pollInterval = 20 * time.Millisecond
 )
 
-// start starts the nodes. For a cluster, it also assigns the slots and makes the nodes meet.
+// start starts the nodes. For a cluster, it then does what `redis-cli --cluster create` does, but
+// without its pauses:
+//
+// 1. Each node gets a contiguous range of the slots, and an epoch of its own, so that no two nodes
+// claim the same configuration.
+//
+// 2. The first node meets each of the others. They learn of each other by gossip.
 func (s *Servers) start() (err error) {
 	for _, program := range []string{"redis-server", "redis-cli"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -206,7 +230,8 @@ func (s *Servers) start() (err error) {
 	return s.awaitCluster()
 }
 
-// awaitCluster waits until every node knows the location of every slot.
+// awaitCluster waits until every node knows the location of every slot. Before that, nodes refuse
+// commands with CLUSTERDOWN.
 func (s *Servers) awaitCluster() error {
 	if len(s.nodes) == 1 {
 		return nil
@@ -233,8 +258,11 @@ func (s *Servers) awaitCluster() error {
 
 func (n *node) addr() string { return fmt.Sprint("127.0.0.1:", n.port) }
 
-// configure writes the node's settings. Passwords are in a file, because every user can read the
-// arguments of a process.
+// configure writes the node's settings. bus is the port on which the nodes of a cluster talk to
+// each other. Passwords are in a file, because every user can read the arguments of a process.
+//
+// A node that does not answer for 2 s is considered dead, instead of 15 s by default, to keep tests
+// short.
 func (n *node) configure(bus int) error {
 	s := n.servers
 	if err := os.Mkdir(n.dir, 0o700); err != nil {
@@ -262,6 +290,7 @@ func (n *node) configure(bus int) error {
 
 func (n *node) file() string { return filepath.Join(n.dir, "redis.conf") }
 
+// start runs the server on its existing folder, and returns once it has loaded its data.
 func (n *node) start() (err error) {
 	program, err := exec.LookPath("redis-server")
 	if err != nil {

@@ -1,5 +1,8 @@
 // Package registry starts a private schema registry for tests: Apicurio, with Confluent's API, on
 // loopback and in a temporary folder. Schemas survive Kill and Restart.
+//
+// Millrace uses only Confluent's API, which most registries have. Tests against Apicurio show that
+// it does not depend on the registry of one vendor.
 package registry
 
 import (
@@ -18,7 +21,7 @@ import (
 )
 
 // Server is one registry for a test binary. The zero Server starts with the first test that needs
-// it, and TestMain stops it.
+// it, and TestMain stops it. Kill, Pause, Restart and the rest come from process.Server.
 type Server struct {
 	once sync.Once
 	err  error
@@ -55,6 +58,8 @@ func (s *Server) Start() (url string, err error) {
 
 func (s *Server) url() string { return fmt.Sprintf("http://127.0.0.1:%d/apis/ccompat/v7", s.port) }
 
+// start finds the programs, chooses the ports, and runs the server. The ports remain the same after
+// a Restart.
 func (s *Server) start() error {
 	var err error
 	if s.app, err = process.InstallDir("registry"); err != nil {
@@ -74,6 +79,8 @@ func (s *Server) start() error {
 	return s.run(context.Background())
 }
 
+// run launches the server with its database, H2 in a file. The installer's archive of loaded
+// classes makes the start faster.
 func (s *Server) run(ctx context.Context) error {
 	run := filepath.Join(s.dir, "run") // for the log
 	if err := os.MkdirAll(run, 0o700); err != nil {
@@ -92,7 +99,8 @@ func (s *Server) run(ctx context.Context) error {
 			"-Dapicurio.datasource.jdbc.initial-size=2", "-Dapicurio.datasource.jdbc.min-size=2",
 			"-jar", filepath.Join(s.app, "app", "quarkus-run.jar"),
 		},
-		Dir:   run,
+		Dir: run,
+		// Listing the subjects needs the database, so it succeeds only once that is open.
 		Ready: process.HTTPReady(s.url()+"/subjects", http.StatusOK), StartTimeout: 3 * time.Minute, // 4 s on an idle machine, ten times as long on a busy one
 	})
 }

@@ -12,26 +12,31 @@ import (
 	"time"
 )
 
-// Fault is what happens to a call. The zero Fault is none.
+// Fault is what happens to a call. The zero Fault is none. A Delay can be combined with the others.
 type Fault struct {
 	Delay  time.Duration // before the call is forwarded
 	Status int           // 500 or 503, answered without forwarding the call
 	Lost   bool          // the server handles the call, but the connection breaks before the answer
 }
 
-// Proxy is between a server and its clients, and breaks the calls that a test chooses.
+// Proxy is between a server and its clients, and breaks the calls that a test chooses. It shows
+// what a client does if storage is slow, refuses a call, or breaks the connection after a call has
+// taken effect.
 type Proxy struct {
 	Endpoint string // http://host:port
 
-	server    *http.Server
+	server *http.Server
+	// done is closed when the server's goroutine has ended.
 	done      chan struct{}
 	transport *http.Transport
 
+	// mu guards choose, and is held while choose runs. So choose may use variables without a lock.
 	mu     sync.Mutex
 	choose func(*http.Request) Fault
 }
 
-// lost is the key of a context value that drops the answer.
+// lost is the key of a context value that drops the answer. The context carries it from the handler
+// to ModifyResponse, which sees only the request and its response.
 type lost struct{}
 
 // NewProxy returns a proxy for an endpoint. It breaks nothing yet.
@@ -46,6 +51,8 @@ func NewProxy(endpoint string) (*Proxy, error) {
 	}
 	p := &Proxy{
 		Endpoint: "http://" + l.Addr().String(), done: make(chan struct{}),
+		// A connection for each call: a broken one affects no other call. Compression would change
+		// the answers' headers.
 		transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true},
 	}
 	forward := &httputil.ReverseProxy{
@@ -61,6 +68,8 @@ func NewProxy(endpoint string) (*Proxy, error) {
 			_, err := io.Copy(io.Discard, r.Body) // the server has done the work
 			return errors.Join(errors.New("the answer is lost"), err)
 		},
+		// The server recovers this panic and closes the connection without an answer. The default
+		// would be an answer with status 502.
 		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
 	}
 	p.server = &http.Server{ReadHeaderTimeout: 10 * time.Second,

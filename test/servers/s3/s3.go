@@ -1,5 +1,9 @@
 // Package s3 starts a private S3 server for tests, versitygw on a temporary folder. A Proxy can
 // break calls to it.
+//
+// Objects are files below the folder, and buckets are its top-level folders. Requests must be
+// signed: by the root account, or by a second one, for tests in which other engines have
+// credentials of their own.
 package s3
 
 import (
@@ -30,7 +34,8 @@ type Config struct {
 type Keys struct{ AccessKey, SecretKey string }
 
 // Server is one S3 server for a test binary. The zero Server starts with the first test that needs
-// it, and TestMain stops it. Data survives Kill and Restart, and Stop removes it.
+// it, and TestMain stops it. Data survives Kill and Restart, and Stop removes it. Kill, Pause,
+// Restart and the rest come from process.Server.
 type Server struct {
 	once   sync.Once
 	err    error
@@ -61,8 +66,11 @@ func (s *Server) Start() (Config, error) {
 	return s.config, s.err
 }
 
+// bucket is the only bucket.
 const bucket = "lake"
 
+// start creates the bucket and the accounts, and runs the server. The secrets have characters that
+// a URL would change, so a client that does not escape them fails.
 func (s *Server) start() error {
 	if _, err := process.InstallDir("s3"); err != nil {
 		return err
@@ -96,6 +104,7 @@ func (s *Server) start() error {
 	return s.run()
 }
 
+// accounts is the folder with the file of the accounts besides root.
 func (s *Server) accounts() string { return filepath.Join(s.dir, "accounts") }
 
 // run starts the program on the existing data.
@@ -108,6 +117,8 @@ func (s *Server) run() error {
 	// No --keep-alive: with it, multipart uploads fail.
 	args := []string{"--port", s.config.Endpoint[len("http://"):], "--region", s.config.Region, "--iam-dir",
 		s.accounts(), "--quiet", "posix"}
+	// Some file systems of temporary folders have no extended attributes. The server then stores
+	// metadata in files of a second folder.
 	if syscall.Setxattr(data, "user.millrace", []byte("1"), 0) != nil { // it stores metadata of objects in extended attributes
 		args = append(args, "--sidecar", filepath.Join(s.dir, "attributes"))
 	}

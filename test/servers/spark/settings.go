@@ -8,7 +8,9 @@ import (
 	"github.com/millrace/millrace/test/servers/catalog"
 )
 
-// settings returns Spark's settings as JSON.
+// settings returns Spark's settings as JSON, the argument of session.py. They keep Spark small and
+// on loopback: driver and executors are one JVM with two threads, and a query shuffles into two
+// partitions instead of 200. Times are in UTC, as the comparison with other engines expects.
 func (s *Session) settings() (string, error) {
 	jars, err := filepath.Glob(filepath.Join(s.home, "jars", "*.jar"))
 	if err != nil {
@@ -40,7 +42,8 @@ func (s *Session) settings() (string, error) {
 	return string(settings), err
 }
 
-// iceberg returns the settings of a catalog in the terms of Iceberg's Java library.
+// iceberg returns the settings of a catalog in the terms of Iceberg's Java library. The keys are
+// suffixes of "spark.sql.catalog.NAME". The empty key is the class that implements the catalog.
 func iceberg(c catalog.Catalog) map[string]string {
 	p := map[string]string{
 		"":           "org.apache.iceberg.spark.SparkCatalog",
@@ -61,6 +64,8 @@ func iceberg(c catalog.Catalog) map[string]string {
 			p[".header.X-Iceberg-Access-Delegation"] = "vended-credentials"
 		}
 	} else {
+		// Version V1 of the tables distinguishes tables from views. The Java library would
+		// otherwise assume V0.
 		p[".type"], p[".uri"] = "jdbc", c.JDBC
 		p[".jdbc.schema-version"] = "V1"
 		if c.User != "" {
@@ -70,6 +75,8 @@ func iceberg(c catalog.Catalog) map[string]string {
 	if c.OnS3() {
 		p[".io-impl"] = "org.apache.iceberg.aws.s3.S3FileIO"
 		p[".s3.endpoint"], p[".s3.path-style-access"] = c.S3.Endpoint, "true"
+		// Without keys of its own, Spark can use only those that the catalog vends. So a query that
+		// succeeds shows that vending works.
 		if !c.Vended {
 			p[".s3.access-key-id"], p[".s3.secret-access-key"] = c.S3.AccessKey, c.S3.SecretKey
 		}

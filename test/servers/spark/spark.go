@@ -1,5 +1,12 @@
 // Package spark runs a Spark session with Iceberg catalogs for tests, in a process of its own and a
 // temporary folder. It is heavy: some 1 GB in two processes, and 15 to 60 seconds to start.
+//
+// The process is Python (session.py), which starts Spark's JVM. A Session sends it one query at a
+// time as a line of JSON and reads one line as the answer. Spark's own messages go to a log, so
+// they cannot mix with answers.
+//
+// Invariant: an answer always belongs to the last query. If that is uncertain, because a query was
+// given up, the session is killed.
 package spark
 
 import (
@@ -25,15 +32,20 @@ import (
 )
 
 // Session is one Spark for a test binary, with the given catalogs. It starts with the first test
-// that needs it, and TestMain stops it. It runs one query at a time.
+// that needs it, and TestMain stops it. It runs one query at a time. Further queries block until it
+// has been answered.
 type Session struct {
 	Catalogs []catalog.Catalog
 
+	// Set by the first start, and then unchanged.
 	once sync.Once
 	err  error
+	// home is the installation folder, shared by all sessions. dir is the session's own folder,
+	// with its program, its log and Spark's temporary files.
 	home string
 	dir  string
 
+	// mu serialises queries, kills and restarts. Queries hold it until they are answered.
 	mu  sync.Mutex
 	run *run // nil unless one runs
 }
@@ -47,6 +59,9 @@ type run struct {
 	log     *os.File
 }
 
+// program is the Python side of the session. It is embedded, so a test finds it from any working
+// directory.
+//
 //go:embed session.py
 var program []byte
 
@@ -75,6 +90,7 @@ func (s *Session) Start() error {
 	return s.err
 }
 
+// start prepares the folder and launches the first process.
 func (s *Session) start() error {
 	var err error
 	if s.home, err = process.InstallDir("spark"); err != nil {
@@ -92,6 +108,8 @@ func (s *Session) start() error {
 // startTimeout bounds a start, which is some 20 seconds of work, on a busy machine.
 const startTimeout = 10 * time.Minute
 
+// launch runs a process with the current catalogs, and returns once it has answered a query. Python
+// is ready long before Spark, so only an answer shows that both are.
 func (s *Session) launch(ctx context.Context) error {
 	settings, err := s.settings()
 	if err != nil {
@@ -112,9 +130,11 @@ func (s *Session) launch(ctx context.Context) error {
 	return nil
 }
 
+// startProcess starts the Python process. It does not wait until Spark is ready.
 func (s *Session) startProcess(ctx context.Context, settings string) (*run, error) {
 	java, err := exec.LookPath("java")
 	if err == nil {
+		// /usr/bin/java is a chain of links, and JAVA_HOME must be the folder of the JDK itself.
 		java, err = filepath.EvalSymlinks(java)
 	}
 	if err != nil {
@@ -124,6 +144,7 @@ func (s *Session) startProcess(ctx context.Context, settings string) (*run, erro
 	if r.log, err = os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
 		return nil, err
 	}
+	// Not StdoutPipe, because only an os.File supports the deadline that ends a read.
 	answers, output, err := os.Pipe()
 	if err != nil {
 		return nil, errors.Join(err, r.log.Close())
@@ -139,6 +160,8 @@ func (s *Session) startProcess(ctx context.Context, settings string) (*run, erro
 		// ends with it.
 		err = r.cmd.Start()
 	}
+	// The child has its own copy of the output. While the parent keeps one open too, the end of the
+	// child would not end a read.
 	if err = errors.Join(err, output.Close()); err != nil {
 		return nil, errors.Join(err, answers.Close(), r.log.Close())
 	}
@@ -154,6 +177,8 @@ func (s *Session) Query(ctx context.Context, statement string) ([][]any, error) 
 	if s.run == nil {
 		return nil, errors.New("spark does not run")
 	}
+	// An error here is one of the connection. A query that Spark rejects has an answer with an
+	// error, and leaves the session usable.
 	line, err := s.run.query(ctx, statement)
 	if err != nil {
 		tail := s.logTail()
@@ -164,6 +189,7 @@ func (s *Session) Query(ctx context.Context, statement string) ([][]any, error) 
 		Error string
 	}
 	decoder := json.NewDecoder(bytes.NewReader(line))
+	// A float64 would round large integers.
 	decoder.UseNumber()
 	if err := decoder.Decode(&answer); err != nil {
 		return nil, fmt.Errorf("spark: decode answer %.200q: %w", line, err)
@@ -180,6 +206,7 @@ func (r *run) query(ctx context.Context, statement string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A deadline in the past ends a read that is already blocked.
 	stop := context.AfterFunc(ctx, func() { _ = r.answers.SetReadDeadline(time.Now()) })
 	defer stop()
 	if _, err := r.input.Write(append(question, '\n')); err != nil {
@@ -199,6 +226,7 @@ func (s *Session) Kill() error {
 	return s.kill()
 }
 
+// kill is Kill for callers that hold mu.
 func (s *Session) kill() error {
 	if s.run == nil {
 		return nil
@@ -206,6 +234,7 @@ func (s *Session) kill() error {
 	r := s.run
 	s.run = nil
 	var killed []error
+	// List the children first: once the parent is dead, they can no longer be found through it.
 	for _, pid := range append(children(r.cmd.Process.Pid), r.cmd.Process.Pid) {
 		if p, err := os.FindProcess(pid); err == nil {
 			killed = append(killed, ended(p.Kill()))
@@ -258,7 +287,8 @@ func (s *Session) ResidentMB() (int, error) {
 	return sum, nil
 }
 
-// children returns the child processes of a process.
+// children returns the child processes of a process. Linux lists them by the thread that started
+// them.
 func children(pid int) (pids []int) {
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is well formed
 	for _, task := range tasks {
@@ -272,6 +302,7 @@ func children(pid int) (pids []int) {
 	return pids
 }
 
+// logTail returns the end of the log, for error messages: Spark explains a failed start only there.
 func (s *Session) logTail() string {
 	const most = 4 << 10
 	log, _ := os.ReadFile(filepath.Join(s.dir, "log")) // best effort

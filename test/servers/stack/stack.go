@@ -1,6 +1,12 @@
 // Package stack starts every real server that Millrace uses, with TLS and passwords if the server
 // supports them, and returns the settings for Millrace. The end-to-end tests and `make up-real` use
 // it.
+//
+// A Stack has one server of each kind, from the packages beside this one. Start starts them
+// concurrently. Each start function then adds the settings with which Millrace reaches its server.
+//
+// Passwords are in files, as an operator would configure them, so the tests also cover reading
+// secrets from files.
 package stack
 
 import (
@@ -35,8 +41,10 @@ type Stack struct {
 
 	secrets string // folder
 
-	mu    sync.Mutex // guards the fields below
-	env   []string
+	mu sync.Mutex // guards the fields below
+	// env is the result of Env, "NAME=value". The order depends on which server starts first.
+	env []string
+	// costs has an entry for each server that Start has tried, including those that failed.
 	costs []Cost
 }
 
@@ -45,12 +53,14 @@ type Cost struct {
 	Server string
 	Start  time.Duration // until it was ready
 	MB     int           // memory once all servers were up; 0 if unknown
-	stop   func() error
-	mb     func() (int, error)
+	// stop and mb are the server's methods, for Stop and Costs.
+	stop func() error
+	mb   func() (int, error)
 }
 
 // Passwords of the servers under test.
 const (
+	// The password has spaces, so a setting that is not quoted or escaped fails.
 	database = "millrace"
 	password = "a password of the tests"
 )
@@ -66,6 +76,7 @@ func (s *Stack) Start() (err error) {
 		return err
 	}
 	var g errgroup.Group
+	// Kafka and Redis are measured by their first node, which is the only one of the zero Stack.
 	for _, server := range []struct {
 		name  string
 		start func() error
@@ -84,6 +95,8 @@ func (s *Stack) Start() (err error) {
 			err := server.start()
 			s.mu.Lock()
 			defer s.mu.Unlock()
+			// Record the server even if it failed: Stop must also clean up a start that got half
+			// way.
 			s.costs = append(s.costs,
 				Cost{Server: server.name, Start: time.Since(begun), stop: server.stop, mb: server.mb})
 			if err != nil {
@@ -95,7 +108,7 @@ func (s *Stack) Start() (err error) {
 	return g.Wait()
 }
 
-// Stop stops all servers and removes their data.
+// Stop stops all servers and removes their data. It must not run concurrently with Start.
 func (s *Stack) Stop() error {
 	var errs []error
 	for _, c := range s.costs {
@@ -105,8 +118,8 @@ func (s *Stack) Stop() error {
 	return errors.Join(append(errs, os.RemoveAll(s.secrets))...)
 }
 
-// Env returns the environment variables with which Millrace reaches the servers. Secrets are in
-// files.
+// Env returns the environment variables with which Millrace reaches the servers, as "NAME=value".
+// Secrets are in files. Call it after Start.
 func (s *Stack) Env() []string { return s.env }
 
 // Costs returns how long the servers took to start, and their current memory.
@@ -145,6 +158,8 @@ func (s *Stack) startKafka() error {
 }
 
 func (s *Stack) startPostgres() error {
+	// The superuser's connection, over the Unix socket, is only for creating an ordinary role.
+	// Millrace connects as that role, over TLS.
 	super, err := s.Postgres.Start()
 	if err != nil {
 		return err
@@ -157,6 +172,7 @@ func (s *Stack) startPostgres() error {
 	}
 	file, err := s.secret("postgres", password)
 	conn := s.Postgres.TLS("millrace", database)
+	// One database holds both the event store and the lake's catalog.
 	s.set("STORE_POSTGRES", conn, "STORE_PASSWORD_FILE", file, "LAKE_CATALOG", conn, "LAKE_PASSWORD_FILE", file)
 	return err
 }
@@ -173,6 +189,8 @@ func (s *Stack) startRedis() error {
 	return err
 }
 
+// startElasticsearch starts it without TLS and without a password, because the test server has no
+// security.
 func (s *Stack) startElasticsearch() error {
 	at, err := s.Elasticsearch.Start()
 	s.set("SEARCH_ELASTICSEARCH", at)

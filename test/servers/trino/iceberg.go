@@ -6,7 +6,7 @@ import (
 	"github.com/millrace/millrace/test/servers/catalog"
 )
 
-// properties are the content of a properties file, in order.
+// properties are the content of a properties file: names and values, in order.
 type properties [][2]string
 
 func (p *properties) add(name, value string) { *p = append(*p, [2]string{name, value}) }
@@ -19,7 +19,9 @@ func (p properties) bytes() []byte {
 	return b.Bytes()
 }
 
-// iceberg returns the settings of a catalog in Trino's terms.
+// iceberg returns the settings of a catalog in Trino's terms, the content of NAME.properties. Trino
+// has its own client for each kind of catalog, and its own file systems, which are all off unless
+// enabled.
 func iceberg(c catalog.Catalog) properties {
 	p := properties{{"connector.name", "iceberg"}}
 	if c.REST != "" {
@@ -42,6 +44,7 @@ func iceberg(c catalog.Catalog) properties {
 			p.add("iceberg.rest-catalog.vended-credentials-enabled", "true")
 		}
 	} else {
+		// The tables of this catalog must exist: see catalog.Create.
 		p.add("iceberg.catalog.type", "jdbc")
 		p.add("iceberg.jdbc-catalog.catalog-name", c.Name)
 		p.add("iceberg.jdbc-catalog.driver-class", c.Driver())
@@ -57,6 +60,7 @@ func iceberg(c catalog.Catalog) properties {
 		p.add("s3.endpoint", c.S3.Endpoint)
 		p.add("s3.region", c.S3.Region)
 		p.add("s3.path-style-access", "true")
+		// Without keys of its own, Trino can use only those that the catalog vends.
 		if !c.Vended {
 			p.add("s3.aws-access-key", c.S3.AccessKey)
 			p.add("s3.aws-secret-key", c.S3.SecretKey)

@@ -1,5 +1,9 @@
 // Package trino starts a private Trino node with Iceberg catalogs for tests, on loopback and in a
 // temporary folder. It is heavy: some 0.9 GB, and 10 to 60 seconds to start.
+//
+// Server is one node, which is both coordinator and worker. Each of its catalogs becomes a
+// properties file, which Trino reads only at the start. Kill, Pause, Restart and the rest come from
+// process.Server. Nothing of the node's own survives a restart: the tables are in the catalogs.
 package trino
 
 import (
@@ -23,8 +27,11 @@ import (
 // Server is one Trino for a test binary, with the given catalogs. It starts with the first test
 // that needs it, and TestMain stops it.
 type Server struct {
+	// Catalogs are those that queries can name. Set them before the start.
 	Catalogs []catalog.Catalog
 
+	// once makes the first call of Start the only one that starts something. Later calls return the
+	// same error.
 	once sync.Once
 	err  error
 
@@ -33,6 +40,7 @@ type Server struct {
 	dir  string // folder of this server
 	port int
 
+	// The client of Query. It is created before the server is ready, because readiness is a query.
 	connections *http.Transport
 	db          *sql.DB
 
@@ -72,7 +80,8 @@ func (s *Server) Stop() error {
 }
 
 // Query runs a statement and returns its rows. Values are those of trino-go-client: int64, float64,
-// string (also decimals), bool, []byte, time.Time, or nil for null.
+// string (also decimals), bool, []byte, time.Time, or nil for null. Call it after Start or URL.
+// Queries may run concurrently.
 func (s *Server) Query(ctx context.Context, statement string) ([][]any, error) {
 	rows, err := s.db.QueryContext(ctx, statement)
 	if err != nil {
@@ -85,6 +94,7 @@ func (s *Server) Query(ctx context.Context, statement string) ([][]any, error) {
 	}
 	all := [][]any{}
 	for rows.Next() {
+		// Scan needs a pointer for each column. The row keeps the values.
 		row, into := make([]any, len(columns)), make([]any, len(columns))
 		for i := range row {
 			into[i] = &row[i]
@@ -100,8 +110,11 @@ func (s *Server) Query(ctx context.Context, statement string) ([][]any, error) {
 	return all, nil
 }
 
+// url returns the address without starting the server.
 func (s *Server) url() string { return fmt.Sprintf("http://127.0.0.1:%d", s.port) }
 
+// start finds the programs, writes the configuration, and runs the server. The port is chosen once,
+// so it remains the same after a Restart.
 func (s *Server) start() error {
 	var err error
 	if s.home, err = process.InstallDir("trino"); err != nil {
@@ -128,6 +141,8 @@ func (s *Server) start() error {
 }
 
 // connect creates the client. Its connections end with it, so no goroutine outlives the tests.
+// trino-go-client finds an HTTP client by a name in a global registry, so each server registers one
+// under the name of its folder.
 func (s *Server) connect() error {
 	s.connections = &http.Transport{MaxIdleConnsPerHost: 4}
 	name := "millrace-" + filepath.Base(s.dir)
@@ -146,6 +161,8 @@ func (s *Server) connect() error {
 // startTimeout bounds a start, which is some 20 seconds of work, on a busy machine.
 const startTimeout = 10 * time.Minute
 
+// run launches the server. A small heap, one garbage collector thread and the first tier of the
+// compiler suit short queries on small tables.
 func (s *Server) run(ctx context.Context) error {
 	return s.Launch(ctx, process.Command{
 		Name: "Trino",
@@ -158,13 +175,15 @@ func (s *Server) run(ctx context.Context) error {
 			"-cp", filepath.Join(s.home, "lib", "*"), "Launcher",
 		},
 		Dir: s.dir,
-		// It accepts queries some time before it has a node to run them on.
+		// It accepts queries some time before it has a node to run them on. A query at that time
+		// would fail, so readiness is a query of the nodes.
 		Ready: func(ctx context.Context) error {
 			if err := process.HTTPReady(s.url()+"/v1/info", http.StatusOK)(ctx); err != nil {
 				return err
 			}
 			ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 			defer cancel()
+			// A query during the start may take long, so this one has a deadline of its own.
 			nodes, err := s.Query(ctx, "SELECT node_id FROM system.runtime.nodes WHERE state = 'active'")
 			if err == nil && len(nodes) == 0 {
 				err = errors.New("no node is active")
@@ -175,9 +194,11 @@ func (s *Server) run(ctx context.Context) error {
 	})
 }
 
+// file returns the path of one of the server's own files.
 func (s *Server) file(name string) string { return filepath.Join(s.dir, name) }
 
-// configure writes the server's files, and one for each catalog.
+// configure writes the server's files, and one for each catalog. Only the owner may read them,
+// because those of catalogs contain passwords.
 func (s *Server) configure() error {
 	catalogs := s.file("catalogs")
 	if err := os.Mkdir(catalogs, 0o700); err != nil {
@@ -185,6 +206,8 @@ func (s *Server) configure() error {
 	}
 	files := map[string]properties{
 		s.file("log.properties"): {{"io.trino", "WARN"}, {"io.airlift", "WARN"}, {"Bootstrap", "WARN"}},
+		// One node does everything. The memory of a query and the headroom must fit into the heap
+		// together: otherwise Trino refuses to start.
 		s.file("config.properties"): {
 			{"node.environment", "test"}, {"node.bind-ip", "127.0.0.1"}, {"node.internal-address", "127.0.0.1"},
 			{"coordinator", "true"}, {"node-scheduler.include-coordinator", "true"},

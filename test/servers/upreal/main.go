@@ -1,6 +1,10 @@
-// Command upreal implements `make up-real`: every real server on loopback, every role of Millrace
-// in a process of its own, a demo through all of it, and settings for a shell, until Ctrl-C. With
-// -costs it only reports the costs of the servers.
+// Command upreal implements `make up-real`. It starts every real server on loopback and every role
+// of Millrace in a process of its own, runs a demo through all of them, and writes settings for a
+// shell. It runs until Ctrl-C. With -costs it only reports the start times and memory of the
+// servers.
+//
+// It is the manual counterpart of the end-to-end tests: both use the servers of test/servers/stack,
+// so an operator can reproduce by hand what a test does.
 package main
 
 import (
@@ -33,6 +37,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	// An error after Ctrl-C is usually a consequence of it, such as an interrupted demo.
 	if err := run(ctx, *binary, *costs); err != nil && ctx.Err() == nil {
 		fmt.Fprintln(os.Stderr, "up-real:", err)
 		stop()
@@ -41,7 +46,8 @@ func main() {
 }
 
 // run starts the servers and the roles, runs the demo, verifies it, and blocks until ctx ends. It
-// stops everything in reverse order.
+// stops everything in reverse order: each role before the roles that started earlier, and the
+// servers last. With costsOnly it returns once the servers have started.
 func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 	fmt.Println("starting the servers…")
 	var servers stack.Stack
@@ -60,6 +66,8 @@ func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // the system's temporary folder
 	api, admin := "", ""
+	// The settings for the operator's shell: those of the servers, and the addresses of the query
+	// and admin roles.
 	var env []string
 	for _, role := range []string{"commands", "relay", "lake", "views", "admin", "query"} { // roles that create things start before roles that read them
 		r, err := start(ctx, binary, filepath.Join(dir, role), role, servers.Env())
@@ -74,20 +82,25 @@ func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 		case "admin":
 			admin = r.admin
 		case "query":
+			// The query role starts last, so the address of the admin role is known.
 			env = append(slices.Clone(servers.Env()), "MILLRACE_ADDR="+r.api, "MILLRACE_ADMIN_ADDR="+admin)
 		}
 	}
+	// The demo's commands travel through every process: store, relay, Kafka, views and lake.
 	shop, err := demo.Run(ctx, demo.Config{BaseURL: "http://" + api})
 	if err != nil {
 		return err
 	}
+	// verify compares the digests of all copies of the data. Its failure is one of the demo.
 	for _, command := range []string{"verify", "status"} {
+		// They get the settings that the operator's shell gets below.
 		cmd := exec.CommandContext(ctx, binary, command) //nolint:gosec // the operator's own binary
 		cmd.Env, cmd.Stdout, cmd.Stderr = append(os.Environ(), env...), os.Stdout, os.Stderr
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("millrace %s: %w", command, err)
 		}
 	}
+	// The file is private to the operator, and is removed with the folder at the end.
 	file := filepath.Join(dir, "env")
 	var settings strings.Builder
 	for _, e := range env {
@@ -104,16 +117,20 @@ func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 	return nil
 }
 
-// running is the process of a role.
+// running is the process of a role, with the addresses (host:port) of its API and of its operations
+// endpoints.
 type running struct {
 	*process.Process
 	api, admin string
 }
 
+// start starts a role in its own folder, where its log is too, with the servers' settings and free
+// ports for its two listeners. It returns once the role reports that it is ready.
 func start(ctx context.Context, binary, dir, role string, env []string) (running, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return running{}, err
 	}
+	// The process has another working directory, so a relative path would not be found.
 	path, err := filepath.Abs(binary)
 	if err != nil {
 		return running{}, err
@@ -127,6 +144,7 @@ func start(ctx context.Context, binary, dir, role string, env []string) (running
 		Name: "millrace serve --role " + role, Path: path, Args: []string{"serve", "--role", role}, Dir: dir,
 		Env: append(slices.Clone(env), "MILLRACE_ADDR="+r.api, "MILLRACE_ADMIN_ADDR="+r.admin),
 		Ready: func(ctx context.Context) error {
+			// The status is 200 once the role does its work: see "Readiness" in docs/operations.md.
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.admin+"/readyz", nil)
 			if err != nil {
 				return err
@@ -145,6 +163,8 @@ func start(ctx context.Context, binary, dir, role string, env []string) (running
 	return r, err
 }
 
+// printCosts prints a table of the servers in alphabetical order, because they start concurrently
+// and finish in any order. The Markdown form is for the documentation.
 func printCosts(costs []stack.Cost, markdown bool) {
 	t := table.NewWriter()
 	t.SetOutputMirror(os.Stdout)

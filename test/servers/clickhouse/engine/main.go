@@ -1,5 +1,6 @@
 // Command engine is the embedded ClickHouse engine as a server of its own. Its settings are
-// environment variables: see clickhouse.EnvListen.
+// environment variables: see clickhouse.EnvListen. The package clickhouse above builds and runs it.
+// It ends when it is killed.
 package main
 
 import (
