@@ -20,13 +20,19 @@ import (
 
 // caller makes requests of subcommands to a running system: by TLS if the configuration has a
 // certificate, with a token if it has one. It is also the http.RoundTripper of its clients.
+//
+// Connections use HTTP/2, with pings. A response can take minutes (a query, a verification), so
+// there is no timeout for it. A server that has vanished is noticed by a missing answer to a ping
+// instead.
 type caller struct {
+	// Its addresses may be those of a system on another machine.
 	c     config.Config
 	tls   *tls.Config
 	token string
 }
 
-// newCaller returns a caller for the addresses, the token and the authority of a configuration.
+// newCaller returns a caller for the addresses, the token and the authority of a configuration. It
+// makes no request.
 func newCaller(c config.Config) (caller, error) {
 	// Read errors of files now, and not at the first request.
 	token, err := c.Auth.Token.Reveal("")
@@ -43,6 +49,7 @@ func newCaller(c config.Config) (caller, error) {
 // url returns the URL of one of the system's listeners. One that listens on all addresses is
 // reached on loopback.
 func (c caller) url(addr string) string {
+	// "" and 0.0.0.0 are addresses to listen on, but not to connect to.
 	if host, port, err := net.SplitHostPort(addr); err == nil && (host == "" || net.ParseIP(host).IsUnspecified()) {
 		addr = net.JoinHostPort("127.0.0.1", port)
 	}
@@ -63,6 +70,7 @@ func (c caller) options() []client.Option {
 // RoundTrip implements http.RoundTripper: it adds the token.
 func (c caller) RoundTrip(r *http.Request) (*http.Response, error) {
 	if c.token != "" {
+		// A RoundTripper must not change its request.
 		r = r.Clone(r.Context())
 		r.Header.Set("Authorization", "Bearer "+c.token)
 	}
@@ -104,6 +112,9 @@ const (
 // caller returns a caller for a command that talks to one listener, by the configuration in force.
 // It is an error if flags name only the other listener: the default address of this one probably
 // belongs to another system.
+//
+// Commands that need a listener call it first, so a mistake in the flags is reported before any
+// request.
 func (a *cli) caller(l listener) (caller, error) {
 	// The flags alone are compared: addresses from the configuration belong together.
 	switch {
@@ -130,11 +141,13 @@ func (a *cli) caller(l listener) (caller, error) {
 // request.
 func explain(err error) error {
 	switch {
+	// Nothing listens there.
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("cannot connect to millrace: %w: start it with `millrace up`, or set --addr and --admin-addr", err)
 	// net/http does not export the error of a missed ping.
 	case strings.Contains(err.Error(), "client connection lost"), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("the server accepts connections but does not respond: %w: check that the process is not hanging and that the address is Millrace's", err)
+	// The system has auth.tokens, and the token of this command is missing or wrong.
 	case connect.CodeOf(err) == connect.CodeUnauthenticated:
 		return fmt.Errorf("%w: set auth.token, or MILLRACE_AUTH_TOKEN, to the token of a caller", err)
 	// The path of the admin API is served by the role admin only.

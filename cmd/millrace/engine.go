@@ -12,6 +12,10 @@ import (
 
 // newEngine returns the hidden command that runs the SQL engine. Other processes of Millrace start
 // it; users do not.
+//
+// The engine is a C++ library. It runs in a process of its own, so that a crash in it ends queries
+// only. That process is the same binary under a hidden command, so there is nothing else to
+// install.
 func newEngine() *cobra.Command {
 	return &cobra.Command{
 		Use:    app.EngineCommand,

@@ -9,7 +9,7 @@ import (
 	"github.com/millrace/millrace/ingest/onlineretail"
 )
 
-// newImport returns the command import with its subcommands.
+// newImport returns the command import with its subcommands, one per data set.
 func newImport(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import",
@@ -20,6 +20,9 @@ func newImport(a *cli) *cobra.Command {
 }
 
 // newImportOnlineRetail returns the command import online-retail.
+//
+// The work is in package onlineretail. The command maps its flags to onlineretail.Config, shows the
+// progress by rows of the file, and prints the summary.
 func newImportOnlineRetail(a *cli) *cobra.Command {
 	var limit int
 	var rejects string
@@ -57,7 +60,8 @@ start it with MILLRACE_COMMANDS_CURRENCIES='{GBP: 3}'.`,
 			Progress:    func(p onlineretail.Progress) { b.set(p.RowsRead, p.RowsTotal, "") },
 		})
 		b.end(err)
-		// Every command has an idempotency key, so a repeated run skips what is done.
+		// Every command has an idempotency key, so a repeated run skips what is done. An interrupt
+		// is reported as such, rather than by the errors of the requests that it cancelled.
 		if cmd.Context().Err() != nil {
 			return fmt.Errorf("stopped (%w); run the same command again to resume", err)
 		}

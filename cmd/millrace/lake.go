@@ -21,6 +21,9 @@ import (
 )
 
 // newLake returns the command lake with its subcommands.
+//
+// Every subcommand is built with onLake, which opens the lake. Landing is an exception: it opens
+// the lake itself, with the table that it lands.
 func newLake(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lake",
@@ -35,6 +38,9 @@ configuration or --data, so they work with and without a running system.`,
 
 // onLake completes a command with --data, and with a run function that receives an open lake. The
 // lake is read-only, unless the command has the annotation "writes".
+//
+// RunE is set here, so that every subcommand opens and closes the lake in the same way. An error of
+// closing fails the command, too.
 func (a *cli) onLake(
 	cmd *cobra.Command, run func(ctx context.Context, l *lake.Lake, args []string) error,
 ) *cobra.Command {
@@ -71,6 +77,9 @@ func (a *cli) onLake(
 }
 
 // newLakeTables returns the command lake tables.
+//
+// A broken table does not fail the command, because an operator needs the list most when something
+// is broken.
 func newLakeTables(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tables",
@@ -87,6 +96,7 @@ the table's files. "rows in files" include rows that deletes hide, until mainten
 		}
 		all := make([]lake.Summary, 0, len(names))
 		for _, name := range names {
+			// A summary reads metadata only, so its cost does not depend on the number of rows.
 			s, err := l.Summarize(ctx, name)
 			// A broken table is reported on standard error, and the others are listed.
 			if broken := (*faults.TableError)(nil); errors.As(err, &broken) {
@@ -113,7 +123,8 @@ the table's files. "rows in files" include rows that deletes hide, until mainten
 	})
 }
 
-// newLakeFiles returns the command lake files.
+// newLakeFiles returns the command lake files. It shows what maintenance would work on: the sizes
+// of files, and the delete files that apply to each.
 func newLakeFiles(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "files TABLE",
@@ -125,13 +136,15 @@ func newLakeFiles(a *cli) *cobra.Command {
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
 		return showTable(ctx, cmd, args[0], *output, l.Files,
 			[]string{"file", "rows", "bytes", "partition", "delete files", "sorted"}, func(f lake.FileState) []any {
+				// The table has only the name of the file, and JSON its whole path.
 				return []any{f.Path[strings.LastIndex(f.Path, "/")+1:], f.Rows, bytesText(f.Bytes), orNone(f.Partition),
 					f.Deletes, f.Sorted}
 			})
 	})
 }
 
-// showTable prints what list returns about a table: a row for each element.
+// showTable prints what list returns about a table: a row for each element. It is shared by the
+// commands that have one table as their argument.
 func showTable[T any](
 	ctx context.Context, cmd *cobra.Command, table, output string, list func(context.Context, lake.Name) ([]T, error),
 	header []string, row func(T) []any,
@@ -156,7 +169,8 @@ func showTable[T any](
 	return nil
 }
 
-// newLakeSnapshots returns the command lake snapshots.
+// newLakeSnapshots returns the command lake snapshots. With the topic, its offsets can be used in
+// --as-of of the command sql.
 func newLakeSnapshots(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "snapshots TABLE",
@@ -178,6 +192,9 @@ first offsets that are not in the table.`,
 }
 
 // newLakeMaintain returns the command lake maintain.
+//
+// The tables are maintained one after the other, each with its own progress bar. The report of a
+// table says what was done, and in its last column what was left out.
 func newLakeMaintain(a *cli) *cobra.Command {
 	// A duty cycle of 1: nothing else in this process needs the time, so there is no pause between steps.
 	c := maintenance.Config{DutyCycle: 1}
@@ -255,7 +272,8 @@ the same periodically.`,
 	})
 }
 
-// tablesNamed returns the tables named by the arguments, or all tables if there are none.
+// tablesNamed returns the tables named by the arguments, or all tables if there are none. It checks
+// every name before it returns, so that a command does all of its work or none of it.
 func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]lake.Name, error) {
 	if len(args) == 0 {
 		return l.All(ctx)
@@ -277,7 +295,8 @@ func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]lake.Name,
 	return names, nil
 }
 
-// planMaintenance prints what maintenance would do to each table.
+// planMaintenance prints what maintenance would do to each table. The figures are estimates:
+// landers may commit between the plan and its execution.
 func planMaintenance(
 	ctx context.Context, cmd *cobra.Command, l *lake.Lake, names []lake.Name, c maintenance.Config,
 	output string,

@@ -18,8 +18,8 @@ import (
 	"github.com/millrace/millrace/lake/external"
 )
 
-// landing holds the flags of "lake land". One of proto, registry and json is set: the format of the
-// values.
+// landing holds the flags of "lake land". Exactly one of proto, registry and json is set: it is the
+// format of the values, and decides how the columns are found.
 type landing struct {
 	topic, table string
 	proto        string   // FILE:MESSAGE
@@ -33,6 +33,9 @@ type landing struct {
 }
 
 // newLakeLand returns the command lake land.
+//
+// Any topic can be landed, so the table is not one of the declared ones. The names of the columns
+// and the handling of values are those of package external.
 func newLakeLand(a *cli) *cobra.Command {
 	var l landing
 	cmd := &cobra.Command{
@@ -118,7 +121,7 @@ Brokers and lake come from the configuration: kafka.*, lake.*; see "millrace con
 }
 
 // run lands the topic until it is interrupted, or with --until-end until the table has what was on
-// the topic.
+// the topic when the command began.
 func (l landing) run(cmd *cobra.Command, c config.Config) error {
 	// The default name must be valid in every engine, so dots and hyphens become underscores.
 	into := lake.Name{"foreign", strings.NewReplacer(".", "_", "-", "_").Replace(l.topic)}
@@ -147,7 +150,8 @@ func (l landing) run(cmd *cobra.Command, c config.Config) error {
 }
 
 // source returns a function that returns the table's declaration. Only a table from the registry
-// needs the function, because the registry may be unavailable for a while.
+// needs the function, because the registry may be unavailable for a while. The table of a .proto
+// file or of JSON is known at once.
 func (l landing) source(
 	ctx context.Context, c *config.Config, into lake.Name,
 ) (func(context.Context, *registry.Client) (declare.Table, error), error) {

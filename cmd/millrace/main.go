@@ -113,12 +113,14 @@ func suggest(group *cobra.Command) {
 	}
 }
 
-// dataFlag adds --data to a command.
+// dataFlag adds --data to a command. It is not persistent, because most commands call a system
+// elsewhere, which has its own data folder.
 func (a *cli) dataFlag(cmd *cobra.Command, usage string) {
 	cmd.Flags().StringVar(&a.data, "data", "", usage)
 }
 
-// config returns the configuration with the flags applied to it.
+// config returns the configuration with the flags applied to it. The check refuses settings that
+// cannot work on this machine, before anything is opened.
 func (a *cli) config() (config.Config, error) {
 	c, err := a.loadConfig()
 	if err != nil {
@@ -148,6 +150,8 @@ func (a *cli) loadConfig() (config.Config, error) {
 }
 
 // newConfig returns the command config.
+//
+// A secret is printed as its file, or as a placeholder, never as its value.
 func newConfig(a *cli) *cobra.Command {
 	return &cobra.Command{
 		Use:   "config",

@@ -9,6 +9,9 @@ import (
 )
 
 // newMigrate returns the command migrate.
+//
+// Only PostgreSQL needs it, where the services' own users may lack the right to change schemas.
+// Embedded stores are migrated at each start.
 func newMigrate(a *cli) *cobra.Command {
 	return &cobra.Command{
 		Use:   "migrate",

@@ -18,14 +18,16 @@ import (
 	"golang.org/x/term"
 )
 
-// outputFlag adds the flag --output. The first format is the default.
+// outputFlag adds the flag --output, and returns the variable that has its value. The first format
+// is the default.
 func outputFlag(cmd *cobra.Command, formats ...string) *string {
 	o := &choice{value: formats[0], of: formats}
 	cmd.Flags().VarP(o, "output", "o", "output format: "+strings.Join(formats, ", "))
 	return &o.value
 }
 
-// choice is a flag whose value is one of a few words.
+// choice is a flag whose value is one of a few words. It implements pflag.Value, so a wrong word is
+// an error of parsing, before the command does anything.
 type choice struct {
 	value string
 	of    []string
@@ -41,7 +43,8 @@ func (c *choice) Set(s string) error {
 	return nil
 }
 
-// printTable prints rows under a header. Numbers are aligned to the right.
+// printTable prints rows under a header. Numbers are aligned to the right. The format is for
+// people; scripts use --output json.
 func printTable(w io.Writer, header []string, rows [][]any) {
 	t := table.NewWriter()
 	t.SetStyle(table.StyleLight)
@@ -59,7 +62,7 @@ func printTable(w io.Writer, header []string, rows [][]any) {
 	t.Render()
 }
 
-// printJSON prints a value as indented JSON.
+// printJSON prints a value as indented JSON. The names of its fields are an interface for scripts.
 func printJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
@@ -68,6 +71,9 @@ func printJSON(w io.Writer, v any) error {
 
 // bar is a progress bar on standard error. On a terminal it is drawn. Otherwise it is one line at
 // the start and one at the end.
+//
+// Standard error, because standard output has the result only. The bar is drawn by a goroutine,
+// which end stops.
 type bar struct {
 	out     io.Writer
 	writer  progress.Writer // nil if standard error is not a terminal
@@ -100,7 +106,8 @@ func newBar(label string) *bar {
 	return b
 }
 
-// set moves the bar. A message replaces the label, unless it is empty.
+// set moves the bar. A message replaces the label, unless it is empty. Without a terminal it shows
+// nothing, because a log needs no progress.
 func (b *bar) set(done, total int64, message string) {
 	b.tracker.UpdateTotal(total)
 	b.tracker.SetValue(done)

@@ -12,7 +12,11 @@ import (
 	"github.com/millrace/millrace/internal/app"
 )
 
-// newRebuild returns the command rebuild. It deletes data, so it requires --yes.
+// newRebuild returns the command rebuild. It deletes data, so it requires --yes, and never asks: a
+// script must not block on a question.
+//
+// The store is the source of truth, and everything that is deleted is derived from it. Only what
+// the log has beyond the store is lost.
 func newRebuild(a *cli) *cobra.Command {
 	var service string
 	var yes bool

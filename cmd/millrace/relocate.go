@@ -10,6 +10,9 @@ import (
 
 // newLakeRelocate returns the command lake relocate. It rewrites metadata, so it has the annotation
 // "writes"; see onLake.
+//
+// Iceberg's metadata contains absolute locations only, so a moved warehouse is unreadable until
+// this command has run.
 func newLakeRelocate(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "relocate FROM",

@@ -11,6 +11,9 @@ import (
 )
 
 // newServe returns the command serve, which runs roles until a signal or until a part fails.
+//
+// A failing part ends the process instead of running without it, so that a supervisor restarts the
+// process and sees the error.
 func newServe(a *cli) *cobra.Command {
 	var names string
 	cmd := &cobra.Command{

@@ -20,6 +20,9 @@ import (
 
 // newSQL returns the command sql. It sends the query to a running system, or with --data runs its
 // own engine.
+//
+// Both ways use the same package lake/sql, so they accept the same queries and return the same
+// formats. With a server, its rights and limits apply.
 func newSQL(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sql QUERY",
@@ -99,7 +102,9 @@ no running system.`,
 	return cmd
 }
 
-// sqlOnFiles runs the query on the lake of a data folder, with an engine of its own.
+// sqlOnFiles runs the query on the lake of a data folder, with an engine of its own. It needs no
+// running system, and can run beside one: it only reads. No rights are checked, because the caller
+// can read the files.
 func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment string) (err error) {
 	ctx := cmd.Context()
 	where, err := app.LakeConfig(c, c.Log.Logger(os.Stderr))
@@ -113,6 +118,7 @@ func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment strin
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
+	// An empty folder: the engine's scratch files are in a temporary one.
 	engine, err := app.StartEngine(ctx, c, "", where.Logger)
 	if err != nil {
 		return err
@@ -138,7 +144,8 @@ func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment strin
 	return errors.Join(err, rows.Close())
 }
 
-// printReadAt prints which snapshots of the tables were read.
+// printReadAt prints which snapshots of the tables were read. The output is one line per table, or
+// one JSON object.
 func printReadAt(out io.Writer, read []lakesql.ReadAt, output string) error {
 	if output == "json" {
 		return printJSON(out, map[string]any{"read_at": read})

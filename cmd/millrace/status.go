@@ -15,7 +15,8 @@ import (
 )
 
 // newStatus returns the command status. It prints three parts: the sinks, the faults, and the
-// addresses of the servers.
+// addresses of the servers. It exits with 0 even if there are faults; readiness and metrics are for
+// monitoring.
 func newStatus(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -49,7 +50,8 @@ func newStatus(a *cli) *cobra.Command {
 	return cmd
 }
 
-// printSinks prints the table of sinks.
+// printSinks prints the table of sinks. Counts of different sinks have different units: events,
+// documents, rows.
 func printSinks(w io.Writer, s *adminv1.StatusResponse) {
 	now := time.Now()
 	rows := make([][]any, 0, len(s.Sinks))

@@ -19,6 +19,9 @@ import (
 
 // newUp returns the command up. It is "serve --role all" with a demo, a status and proposals for
 // what to try next.
+//
+// The demo's commands have fixed idempotency keys. So each start sends the same commands, and only
+// the first start has an effect.
 func newUp(a *cli) *cobra.Command {
 	var noDemo bool
 	cmd := &cobra.Command{
@@ -75,7 +78,8 @@ The next start continues from the data on disk. The demo's commands are not dupl
 	return cmd
 }
 
-// present runs the demo unless noDemo is set, and prints the status of the system.
+// present runs the demo unless noDemo is set, and prints the status of the system. It returns an
+// error only if the demo fails; the system then stops.
 func present(ctx context.Context, out io.Writer, p *app.App, caller caller, noDemo bool) error {
 	var sample demo.Result
 	if !noDemo {
@@ -111,7 +115,8 @@ func present(ctx context.Context, out io.Writer, p *app.App, caller caller, noDe
 }
 
 // printTryNext prints three commands that can be copied. They contain addresses only if those are
-// not the defaults.
+// not the defaults. A copied command works in a shell in the same folder, because it uses the path
+// by which this process was started.
 func printTryNext(out io.Writer, caller caller, sample demo.Result) {
 	// A command that is copied must reach this system and no other.
 	usual := config.Default()

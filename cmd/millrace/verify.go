@@ -15,6 +15,9 @@ import (
 
 // newVerify returns the command verify. The server does the comparison. This command shows progress
 // and the result.
+//
+// A difference is a result and not an error of the command. It is printed with the digests, and
+// then the exit code is 1, for scripts.
 func newVerify(a *cli) *cobra.Command {
 	var wait time.Duration
 	cmd := &cobra.Command{
@@ -60,6 +63,9 @@ It calls the system at --admin-addr. --addr alone is refused, because it does no
 }
 
 // receiveResult shows the progress of a verification and returns its result.
+//
+// The server sends progress for as long as it works. A stream that ends without a result was cut,
+// which must not look like equality.
 func receiveResult(stream *connect.ServerStreamForClient[adminv1.VerifyResponse]) (*adminv1.VerifyResult, error) {
 	// The stream has progress messages, and one result at its end.
 	b := newBar("verify")
