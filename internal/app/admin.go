@@ -33,7 +33,8 @@ const (
 	attempts     = 3    // at a comparison, while commands keep coming
 )
 
-// Status implements AdminService.
+// Status implements AdminService. It reports what this process can see: its roles decide which
+// sinks those are.
 func (p *App) Status(
 	ctx context.Context, _ *connect.Request[adminv1.StatusRequest],
 ) (*connect.Response[adminv1.StatusResponse], error) {
@@ -116,7 +117,7 @@ func (p *App) sinks(ctx context.Context) ([]telemetry.Sink, error) {
 }
 
 // storeSinks returns, for each service, how many events its store has and how many of them are on
-// its topic.
+// its topic. A process without Kafka reports the stores only.
 func (p *App) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err error) {
 	stored := map[string]uint64{} // by topic
 	for _, a := range p.modules.aggregates() {
@@ -202,7 +203,8 @@ func (p *App) tableSinks(ctx context.Context) ([]telemetry.Sink, error) {
 	return sinks, nil
 }
 
-// Verify implements AdminService.
+// Verify implements AdminService. It streams its progress, and ends with one result. A difference
+// is a result; an error means that the sides could not be compared.
 func (p *App) Verify(
 	ctx context.Context, req *connect.Request[adminv1.VerifyRequest],
 	stream *connect.ServerStream[adminv1.VerifyResponse],
@@ -283,7 +285,7 @@ func (p *App) heads(ctx context.Context) (map[string]event.Position, error) {
 
 // CatchUp returns once every sink contains what the stores contain now. The order matters: the ends
 // of the topics are read after the stores are published, so views and tables that have reached
-// these ends contain all of it.
+// these ends contain all of it. ctx bounds the wait. A broken table does not block it.
 func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 	// A step for each topic, each view, and the tables of each topic.
 	total := 2*len(p.modules.aggregates()) + len(p.views)
@@ -377,7 +379,8 @@ func (p *App) ends(ctx context.Context) (map[string]map[int32]int64, error) {
 }
 
 // subjects returns all comparisons: for each service, its events in store, topic and table, and
-// each view and derived table against a digest of what the store's events should produce.
+// each view and derived table against a digest of what the store's events should produce. Each
+// digest is computed only when the comparison runs, by a function that the side contains.
 func (p *App) subjects() []verify.Subject {
 	var subjects []verify.Subject
 	for _, s := range p.modules.Services {
@@ -444,7 +447,8 @@ func tableDigest(of func(context.Context) (*digest.Digest, error)) func(context.
 	}
 }
 
-// events reads a store from its beginning, in batches.
+// events reads a store from its beginning, in batches. It ends with the first error, which the last
+// pair contains.
 func events(ctx context.Context, store eventstore.Store) iter.Seq2[event.Event, error] {
 	return func(yield func(event.Event, error) bool) {
 		var after event.Position
@@ -479,7 +483,8 @@ func readable(a event.Aggregate, events iter.Seq2[event.Event, error]) iter.Seq2
 	}
 }
 
-// eventsDigest returns the digest of events.
+// eventsDigest returns the digest of events. A digest does not depend on the order of the events,
+// so sides that are read in different orders can be compared.
 func eventsDigest(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
 	d := digest.New()
 	for e, err := range events {

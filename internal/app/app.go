@@ -42,7 +42,9 @@ import (
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
-// App is a running process with some of the roles, or all of them.
+// App is a running process with some of the roles, or all of them. The steps of the start set its
+// fields, and each step may use what earlier ones have set. Most fields are nil if no role of the
+// process needs them.
 type App struct {
 	modules   Modules
 	cfg       config.Config
@@ -188,11 +190,14 @@ func (p *App) Close() error {
 	return errors.Join(append([]error{p.failure}, errs...)...)
 }
 
-// onStop registers a function that undoes a step of the start.
+// onStop registers a function that undoes a step of the start. Each step registers it as soon as it
+// has succeeded, so that a failure of a later step undoes it.
 func (p *App) onStop(stop func() error) { p.stops = append(p.stops, stop) }
 
 // background runs a part until the system stops. A part that ends before that, with or without an
 // error, fails the system.
+//
+// Its stop blocks until run has returned. So the stops of earlier steps can close what run uses.
 func (p *App) background(name string, run func(context.Context) error) {
 	// Not the context of the start, which may have a deadline.
 	ctx, cancel := context.WithCancel(context.Background())

@@ -19,6 +19,7 @@ import (
 const EngineCommand = "clickhouse-engine"
 
 // startEngine connects to the configured ClickHouse, or starts an engine if none is configured.
+// Either way, the engine reads the tables' files itself, so it gets the keys of the object store.
 func (p *App) startEngine(ctx context.Context) error {
 	// A configured server is used as it is. An embedded engine is a child process.
 	c := p.cfg.ClickHouse
@@ -73,7 +74,8 @@ func sqlStore(c config.Config) (lakesql.S3, error) {
 		SecretKey: l.S3.SecretKey}, err
 }
 
-// SQL returns a runner of queries on an engine that StartEngine started.
+// SQL returns a runner of queries on an engine that StartEngine started. The command sql with
+// --data uses it, without an App.
 func SQL(c config.Config, l *lake.Lake, engine *clickhouse.Engine) (*lakesql.SQL, error) {
 	store, err := sqlStore(c)
 	return lakesql.New(SQLTables(l), engine.Client(), store), err

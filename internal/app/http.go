@@ -30,7 +30,8 @@ const (
 	probeTimeout = 2 * time.Second
 )
 
-// startServers serves both listeners: api for all callers, admin for operators.
+// startServers serves both listeners: api for all callers, admin for operators. It is the last step
+// of the start, so every handler finds what it needs.
 func (p *App) startServers(ctx context.Context) error {
 	p.limiter = server.NewLimiter(p.cfg.Limits.Calls)
 	p.slots = server.NewSlots(p.cfg.Limits.SQL, maxQueuedQueries, p.cfg.Limits.SQLWait)
@@ -73,7 +74,8 @@ func (p *App) startServers(ctx context.Context) error {
 }
 
 // api returns the handler of every service of this process by Connect, gRPC and gRPC-Web, with
-// health, reflection and SQL.
+// health, reflection and SQL. A process that lacks a role does not have its paths. It answers 404
+// there, which Connect's clients report as unimplemented.
 func (p *App) api() http.Handler {
 	mux := http.NewServeMux()
 	// Counts calls and their durations by procedure and code.
@@ -251,7 +253,8 @@ func (p *App) awaitViews(ctx context.Context) error {
 	return nil
 }
 
-// unready returns the reason why this process does not do all of its work now, or nil.
+// unready returns the reason why this process does not do all of its work now, or nil. Probes call
+// it often and do not wait long, so its requests have a short timeout.
 func (p *App) unready(ctx context.Context) error {
 	if p.draining.Load() {
 		return errors.New("stopping")
@@ -280,7 +283,8 @@ func (p *App) unready(ctx context.Context) error {
 	return nil
 }
 
-// serveReady answers "ready", "degraded" with the broken parts, or 503.
+// serveReady answers "ready", "degraded" with the broken parts, or 503. "Degraded" has the status
+// 200: taking the process out of service would not repair the part, and would lose the rest.
 func (p *App) serveReady(w http.ResponseWriter, r *http.Request) {
 	if err := p.unready(r.Context()); err != nil {
 		http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)

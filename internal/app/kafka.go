@@ -130,7 +130,9 @@ func (p *App) startSeals() error {
 	return nil
 }
 
-// encoder returns the encoder of a topic's values, or nil for plain values.
+// encoder returns the encoder of a topic's values, or nil for plain values. Only the role relay
+// encodes. Readers recognise the codec of each value, so a codec can change while a topic is in
+// use.
 func (p *App) encoder(a event.Aggregate) (*registry.Encoder, error) {
 	// A topic without a codec of its own has the default of kafka.codec.
 	codec, err := registry.ParseCodec(p.cfg.Codec(a.Topic))
@@ -147,7 +149,7 @@ func (p *App) encoder(a event.Aggregate) (*registry.Encoder, error) {
 	})
 }
 
-// kafkaAccess returns how to log in to the brokers.
+// kafkaAccess returns how to log in to the brokers. Both TLS and SASL are off by default.
 func kafkaAccess(c config.Kafka) (security.Config, error) {
 	password, err := c.SASL.Password.Reveal("")
 	if err != nil {

@@ -17,7 +17,8 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// LakeConfig returns the location of the lake: the configured servers, or else the data folder.
+// LakeConfig returns the location of the lake: the configured servers, or else the data folder. The
+// commands under "millrace lake" and the roles share it, so both find the same tables.
 func LakeConfig(c config.Config, log *slog.Logger) (lake.Config, error) {
 	out := lake.Config{
 		Warehouse: cmp.Or(c.Lake.Warehouse, c.Path("lake", "warehouse")),
@@ -81,7 +82,8 @@ func openLake(ctx context.Context, c lake.Config) (*lake.Lake, error) {
 	}
 }
 
-// startLanding runs the landers, and turns records that cannot be rows into dead letters.
+// startLanding runs the landers, and turns records that cannot be rows into dead letters. One group
+// of landers lands all tables of the modules. A broken table stops alone, and the others continue.
 func (p *App) startLanding(context.Context) error {
 	deadLetters := streams.NewDeadLetters(p.kafka)
 	p.onStop(func() error {

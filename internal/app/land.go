@@ -33,7 +33,9 @@ type Landing struct {
 	Progress func(have, of int64)
 }
 
-// Land lands any one topic in one table, with the configured Kafka and lake.
+// Land lands any one topic in one table, with the configured Kafka and lake. It starts only what
+// landing needs, without stores, views or listeners. A broken table is an error here, because the
+// process has no other work.
 func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (err error) {
 	if cfg.Kafka.Brokers == "" {
 		return errors.New("kafka.brokers is empty: set it in millrace.yaml or MILLRACE_KAFKA_BROKERS to the brokers that have the topic")
@@ -136,7 +138,8 @@ func (p *App) hasTopic(ctx context.Context, topic string) error {
 }
 
 // watch reports progress, and returns when the landing is to end. It fixes the ends of the topic
-// once: records that arrive later do not extend a landing with Until.
+// once: records that arrive later do not extend a landing with Until. A temporary error of reading
+// offsets is not one of the landing, so it is logged and retried.
 func (p *App) watch(ctx context.Context, l Landing, topic string) error {
 	var ends map[int32]int64
 	tick := time.NewTicker(watchEvery)

@@ -20,7 +20,8 @@ import (
 const drainTimeout = 15 * time.Second
 
 // serve serves a listener until the process stops. Calls in progress then have drainTimeout to
-// finish.
+// finish. It registers the stop of the server, which runs before those of the components that the
+// handlers use.
 func (p *App) serve(name string, h http.Handler) error {
 	bodies := &server.Bodies{Timeout: p.cfg.Limits.BodyTimeout, MaxBytes: p.cfg.Limits.BodyBytes, Stream: isStream,
 		Silence: p.cfg.Limits.IdleTimeout}
@@ -93,7 +94,8 @@ func (p *App) hosts(listener string) server.Hosts {
 	return server.Hosts{Names: names, Any: beyond && p.cfg.Hosts == ""}
 }
 
-// refuse returns a function that rejects a request in the format of its protocol.
+// refuse returns a function that rejects a request in the format of its protocol. Clients of
+// Connect and gRPC need a status that they can decode, and others get plain text.
 func refuse(code connect.Code, status int) func(w http.ResponseWriter, r *http.Request, why string) {
 	errs := connect.NewErrorWriter()
 	return func(w http.ResponseWriter, r *http.Request, why string) {
@@ -135,7 +137,7 @@ func admit(limiter *server.Limiter, class func(*http.Request) server.Class, next
 	}, next)
 }
 
-// byMethod returns the class of a request to the REST catalog.
+// byMethod returns the class of a request to the REST catalog. Only GET and HEAD change nothing.
 func byMethod(r *http.Request) server.Class {
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
 		return server.Query

@@ -46,7 +46,7 @@ func Shop() Modules {
 }
 
 // Modules are the services and views that a process consists of. The rest of this package iterates
-// over them and names none.
+// over them and names none. Tests pass others than those of Shop.
 type Modules struct {
 	Services []Service
 	Views    []View

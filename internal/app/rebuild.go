@@ -76,7 +76,8 @@ func Rebuild(
 	return nil
 }
 
-// fenceRelays ends relays in other processes by taking over their transactional ids.
+// fenceRelays ends relays in other processes by taking over their transactional ids. A fenced relay
+// cannot commit a transaction, so it writes nothing to the new topic.
 func (p *App) fenceRelays(ctx context.Context) error {
 	for _, a := range p.modules.aggregates() {
 		// The same id as in startRelays. With real brokers it has no suffix.

@@ -39,7 +39,8 @@ func rightTo(path string) func(*http.Request) auth.Right {
 }
 
 // methodRight returns the right to a method: queries of its service if the method has no side
-// effects, else commands.
+// effects, else commands. An unknown method needs the right to commands, which is the safer
+// assumption.
 func methodRight(service protoreflect.ServiceDescriptor, method string) auth.Right {
 	part := strings.Split(string(service.FullName()), ".")[1] // of millrace.order.v1
 	if m := service.Methods().ByName(protoreflect.Name(method)); m != nil {

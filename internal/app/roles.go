@@ -27,7 +27,8 @@ const (
 // Roles returns all roles.
 func Roles() []Role { return []Role{Commands, Relay, Views, Lake, Query, Admin, Iceberg} }
 
-// component is something that a process starts. start in app.go defines the order.
+// component is something that a process starts. start in app.go defines the order. Roles share
+// components: a process with two roles that need Kafka connects once.
 type component int
 
 const (
@@ -45,7 +46,8 @@ const (
 )
 
 // needs maps each role to the components that it needs. docs/real-servers.md has the same table for
-// operators.
+// operators. The role commands does not need Kafka: a command is accepted once its store has it,
+// and the relay publishes it later.
 var needs = map[Role][]component{
 	Commands: {stores},
 	Relay:    {stores, eventLog, relays},

@@ -15,7 +15,7 @@ import (
 const settingsTimeout = 20 * time.Second // for all servers together
 
 // checker is a client that can check the settings of its server. A fault is fatal if the setting
-// would lose or falsify data.
+// would lose or falsify data. Other faults are reported only.
 type checker interface {
 	Settings(ctx context.Context) ([]settings.Fault, error)
 }
@@ -55,6 +55,8 @@ func (p *App) checkers() map[string]func(context.Context) ([]settings.Fault, err
 }
 
 // startSettings fails if a setting would lose or falsify data, and then checks again periodically.
+// A fatal fault that appears later is reported by log, status and metric, but does not end the
+// process.
 func (p *App) startSettings(ctx context.Context) error {
 	faults := p.checkSettings(ctx)
 	if err := settings.Refuse(faults); err != nil {

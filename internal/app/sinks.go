@@ -28,7 +28,8 @@ type Sinks struct {
 	index  catalog.Index // of products
 }
 
-// inRedis declares a view that keeps its documents in Redis.
+// inRedis declares a view that keeps its documents in Redis. All views in Redis share one client,
+// and each has keys of its own, by its name.
 func inRedis[V OpenView](
 	name string, of event.Aggregate, open func(*redis.Client, *slog.Logger) V,
 	expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error),
@@ -58,7 +59,8 @@ func inRedis[V OpenView](
 	}
 }
 
-// inSearch declares a view that keeps its documents in the search engine.
+// inSearch declares a view that keeps its documents in the search engine. There is one index, and
+// its documents are products.
 func inSearch[V OpenView](
 	name string, of event.Aggregate, open func(catalog.Index, *slog.Logger) V,
 	expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error),
@@ -185,7 +187,8 @@ func elasticsearchConfig(c config.Search, log *slog.Logger) (elasticsearch.Confi
 		Logger: log}, nil
 }
 
-// view is a view that this process feeds or follows, with the goroutine that does so.
+// view is a view that this process feeds or follows, with the goroutine that does so. View is its
+// declaration, and OpenView the view itself.
 type view struct {
 	View
 	OpenView

@@ -86,7 +86,8 @@ func Migrate(ctx context.Context, c config.Config, report func(service string)) 
 }
 
 // startRelays starts a relay for each service. Records on the topics that no relay wrote become
-// dead letters.
+// dead letters. Each relay has its own transactional id, so a second process fences it relay by
+// relay.
 func (p *App) startRelays(context.Context) error {
 	deadLetters := streams.NewDeadLetters(p.kafka)
 	p.onStop(func() error {
