@@ -20,12 +20,16 @@ import (
 const embeddedPartitions = 32
 
 // Check returns an error for settings that cannot work, before anything starts.
+//
+// It looks at the values only: it reads no file and connects to no server. Each error names its
+// key.
 func (c Config) Check() error {
 	return errors.Join(c.checkListeners(), c.CheckClient())
 }
 
 // checkListeners checks the addresses that this process listens on: without authentication, only
-// loopback is allowed.
+// loopback is allowed. Embedded servers have no authentication at all, so theirs are always on
+// loopback.
 func (c Config) checkListeners() error {
 	// All errors are collected, so that one run reports every mistake.
 	var errs []error
@@ -145,7 +149,8 @@ func (c Config) CheckClient() error {
 	return nil
 }
 
-// checkREST checks the settings of the REST catalog.
+// checkREST checks the settings of the REST catalog. Engines must not get the keys of this process:
+// with those they could delete files without the catalog's knowledge.
 func (l Lake) checkREST(bad func(string, ...any)) {
 	// The key remains in the struct, so that files with it get this error and not "unknown key".
 	if len(l.REST.Rights) > 0 {
@@ -217,7 +222,7 @@ func (k Kafka) check(bad func(string, ...any)) {
 	}
 }
 
-// codecs are the valid codecs of a topic.
+// codecs are the valid codecs of a topic. They have the same names as in package registry.
 var codecs = []string{"plain", "protobuf", "avro"}
 
 // check reports limits that are below their minimum to bad.

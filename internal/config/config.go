@@ -233,7 +233,8 @@ type ClickHouse struct {
 	Listen   string    `yaml:"listen" doc:"Address of the embedded engine. Port 0 selects a free port."`
 }
 
-// Default returns the default of every setting.
+// Default returns the default of every setting. Settings of servers are empty, which selects
+// embedded ones, so the defaults need no preparation.
 func Default() Config {
 	return Config{
 		Addr:          "127.0.0.1:7400",
@@ -261,7 +262,7 @@ func Default() Config {
 
 // Load returns the defaults, overridden by the file at path, overridden by the environment. An
 // empty path means `millrace.yaml` in the working directory, which may be missing. Unknown keys are
-// errors.
+// errors. It does not check the values; see Check.
 func Load(path string, lookupEnv func(string) (string, bool)) (Config, error) {
 	// Decoding leaves fields alone whose keys are absent, so they keep their defaults.
 	c := Default()
@@ -288,7 +289,8 @@ func Load(path string, lookupEnv func(string) (string, bool)) (Config, error) {
 	return c, nil
 }
 
-// override sets each setting whose environment variable is set.
+// override sets each setting whose environment variable is set. Names are built from the keys on
+// the path to the setting, so a new setting has its variable without code here.
 func override(v reflect.Value, prefix string, lookupEnv func(string) (string, bool)) error {
 	for i := range v.NumField() {
 		f, name := v.Field(i), prefix+strings.ToUpper(v.Type().Field(i).Tag.Get("yaml"))
@@ -333,6 +335,7 @@ func (c Config) Codec(topic string) string {
 }
 
 // Client returns the TLS configuration of a connection to a server, or nil if TLS is not enabled.
+// Files are read now, so a renewed certificate needs a restart.
 func (t ClientTLS) Client() (*tls.Config, error) {
 	if !t.Enabled {
 		return nil, nil
@@ -375,6 +378,8 @@ func (l Log) Logger(w io.Writer) *slog.Logger {
 }
 
 // WriteTo writes c as a configuration file that documents every key and its environment variable.
+// Load can read it again, except for secrets that are not in a file: only a placeholder is written
+// for those.
 func (c Config) WriteTo(w io.Writer) (int64, error) {
 	var b bytes.Buffer
 	comment(&b, "",
@@ -421,7 +426,8 @@ func comment(b *bytes.Buffer, indent, text string) {
 	b.WriteString(line + "\n")
 }
 
-// scalar returns a value in YAML, on one line. Secrets are hidden.
+// scalar returns a value in YAML, on one line. Secrets are hidden. A string is always quoted, so
+// that it is not read as a number or a boolean.
 func scalar(v reflect.Value) string {
 	switch x := v.Interface().(type) {
 	case string:

@@ -11,8 +11,10 @@ import (
 
 // Secret is a string that is never printed. In the file it is the string, or {file: PATH} with a
 // file that contains it. In the environment, a variable contains the string, or the path if its
-// name ends with _FILE.
-// At most one of the fields is set.
+// name ends with _FILE. At most one of the fields is set.
+//
+// Every method by which fmt, slog and JSON print a value is overridden, because a configuration is
+// easily logged as a whole. Only Reveal returns the value.
 type Secret struct {
 	text string // the value
 	file string // the path of a file that contains it
