@@ -40,7 +40,8 @@ func explainJSON(body []byte, md protoreflect.MessageDescriptor, strict bool, re
 	return errors.New(reason(refused))
 }
 
-// explainer walks through a JSON request and its message descriptor in parallel.
+// explainer walks through a JSON request and its message descriptor in parallel. It reports the
+// first wrong field in the order of the body.
 type explainer struct{ strict bool }
 
 // message returns an error for the first wrong field of an object, or nil if there is none.
@@ -232,7 +233,8 @@ func printable(name string) string {
 // mostEdits is the maximum distance of a suggestion.
 const mostEdits = 2
 
-// didYouMean suggests the most similar name. It returns "" if none is similar.
+// didYouMean suggests the most similar name. It returns "" if none is similar. Long names are not
+// compared, because the cost grows with the length, which the client chooses.
 func didYouMean(given string, names []string) string {
 	best, nearest := mostEdits+1, ""
 	for _, name := range names {

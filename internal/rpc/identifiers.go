@@ -36,7 +36,8 @@ type normalizer struct {
 
 var plans sync.Map // []step, by protoreflect.FullName; bounded by the number of request types
 
-// planOf returns the steps of a message type. It caches them.
+// planOf returns the steps of a message type. It caches them. So the descriptors and options of a
+// type are read once, and a request costs only its steps.
 func planOf(md protoreflect.MessageDescriptor) []step {
 	if plan, ok := plans.Load(md.FullName()); ok {
 		return plan.([]step)
@@ -66,7 +67,8 @@ func planOf(md protoreflect.MessageDescriptor) []step {
 	return plan
 }
 
-// textStep returns the step of a string field, or nil.
+// textStep returns the step of a string field, or nil. UUIDs are recognised by their rule of
+// validation, and other identifiers by an option of the contract.
 func textStep(fd protoreflect.FieldDescriptor) func(*normalizer, protoreflect.Value) (protoreflect.Value, string) {
 	rules, _ := proto.GetExtension(fd.Options(), validate.E_Field).(*validate.FieldRules)
 	if rules.GetString().GetUuid() {
@@ -169,7 +171,8 @@ func (n *normalizer) message(m protoreflect.Message, plan []step, path []pathEle
 	}
 }
 
-// value applies a step to a value. It reports whether the value has changed.
+// value applies a step to a value. It reports whether the value has changed. Messages are changed
+// in place, so only scalars need to be set again.
 func (n *normalizer) value(s step, v protoreflect.Value, path []pathElement) (protoreflect.Value, bool) {
 	if s.sub != nil {
 		n.message(v.Message(), s.sub, path)

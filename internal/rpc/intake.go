@@ -53,7 +53,8 @@ func isBase64(text string) bool {
 	return err == nil
 }
 
-// isMillis reports whether text is a valid timeout in Connect's protocol.
+// isMillis reports whether text is a valid timeout in Connect's protocol. The protocol allows at
+// most ten digits.
 func isMillis(text string) bool {
 	return len(text) <= 10 && strings.Trim(text, "0123456789") == ""
 }
@@ -102,6 +103,9 @@ func Overloaded(why error) *connect.Error {
 
 // frames checks the frames of gRPC, gRPC-Web and Connect's streams: one byte of flags, four bytes
 // of length, and the message.
+//
+// A body is read in pieces that need not end where a frame ends. So the state is kept between calls
+// of check.
 type frames struct {
 	compression bool // a header names the compression, so messages may be compressed
 	last        byte // flag of the end of a stream in Connect; 0 if there is none

@@ -105,7 +105,8 @@ func (operations) WrapStreamingClient(next connect.StreamingClientFunc) connect.
 	return next
 }
 
-// operatorError returns the error that an operator gets.
+// operatorError returns the error that an operator gets. Unavailable means that the call may be
+// tried again.
 func (o operations) operatorError(ctx context.Context, spec connect.Spec, err error) error {
 	var typed *connect.Error
 	switch {
@@ -142,7 +143,8 @@ type handlerConfig struct {
 	currencies event.Currencies // in addition to ISO 4217
 }
 
-// guard validates a request before its handler, and hides internal errors after it.
+// guard validates a request before its handler, and hides internal errors after it. An error of
+// validation passes through publicError as well, because a rule that does not compile is internal.
 func (c handlerConfig) guard(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		err := c.validate(req.Any())
@@ -226,7 +228,8 @@ func (c handlerConfig) futureMessage(now time.Time) string {
 	return text
 }
 
-// publicError returns the part of an error that a caller may see. It logs the rest.
+// publicError returns the part of an error that a caller may see. It logs the rest. An error with a
+// Connect code was made for callers, so it is returned unchanged.
 func (c handlerConfig) publicError(ctx context.Context, spec connect.Spec, err error) error {
 	var typed *connect.Error
 	switch {
