@@ -24,7 +24,8 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// Client sends commands to any service. It is safe for concurrent use.
+// Client sends commands to any service. It is safe for concurrent use. It has no code for single
+// services: the descriptor of a request determines the path and the response.
 type Client struct {
 	url       string
 	http      connect.HTTPClient
@@ -117,7 +118,8 @@ func Name(command proto.Message) string {
 }
 
 // Refusal reports whether the server refused a command for good, and why. The reason is the detail
-// of a business rule, or is made from the error if the request was not valid.
+// of a business rule, or is made from the error if the request was not valid. Errors that the
+// client itself made do not count, even if they have such a code.
 func Refusal(err error) (*eventv1.Rejection, bool) {
 	var refused *connect.Error
 	if !errors.As(err, &refused) || !connect.IsWireError(refused) {

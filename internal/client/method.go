@@ -35,7 +35,8 @@ func methodOf(request protoreflect.MessageDescriptor) protoreflect.MethodDescrip
 	return nil
 }
 
-// method returns the client of a method. It is created at the method's first call.
+// method returns the client of a method. It is created at the method's first call. Two first calls
+// at once may both create one; the same one is then used by both.
 func (c *Client) method(m protoreflect.MethodDescriptor) (*connect.Client[message, message], error) {
 	if call, ok := c.methods.Load(m.FullName()); ok {
 		return call.(*connect.Client[message, message]), nil

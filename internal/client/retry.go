@@ -17,7 +17,8 @@ var ErrUnreachable = errors.New("server cannot be reached")
 const longestAttempt = 30 * time.Second // limit of one attempt
 
 // retry is an interceptor that retries a call, with backoff, until it is answered, ctx ends, or it
-// has failed for retryFor.
+// has failed for retryFor. The request is sent again unchanged. If the first attempt was executed,
+// its idempotency key makes the server return the receipt of that attempt.
 func retry(retryFor time.Duration) connect.UnaryInterceptorFunc {
 	return func(next connect.UnaryFunc) connect.UnaryFunc {
 		return func(ctx context.Context, request connect.AnyRequest) (connect.AnyResponse, error) {
