@@ -58,6 +58,8 @@ func (v *View) version(ctx context.Context, order string) (uint64, error) {
 
 // find returns the requested order, or nil if it does not exist. A shop may give two orders the
 // same reference. Then find returns the one that was placed last.
+//
+// A reference is an entry of its own, which can be damaged, so the document decides.
 func (v *View) find(ctx context.Context, req *orderv1.GetOrderRequest) (*orderv1.OrderStatus, error) {
 	// A request has either an id or a reference.
 	ids := []string{req.GetOrderId()}

@@ -60,6 +60,9 @@ func (v *View) Follower(cfg kafka.Config, logger *slog.Logger) *streams.Follower
 }
 
 // Apply implements streams.Sink: it folds the records into the documents of their orders.
+//
+// Redis saves a document only if its version is higher than the stored one. So a record that is
+// delivered again, or by two processes, changes nothing.
 func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 	docs, err := v.load(ctx, readmodels.Streams(records)...)
 	if err != nil {
@@ -109,7 +112,8 @@ func (v *View) lost(ctx context.Context, err error) error {
 	return fmt.Errorf("view %s: %w: %w", Name, streams.ErrLost, err)
 }
 
-// Inspect implements streams.Inspector. It restores missing references from the documents.
+// Inspect implements streams.Inspector. It restores missing references from the documents. Reading
+// every document also finds damaged ones.
 func (v *View) Inspect(ctx context.Context) error {
 	// Documents are read one by one and checked in batches.
 	some := make([]redis.Document, 0, digestBatch)
