@@ -119,6 +119,9 @@ const fanIn = 16
 
 // index adds products to bleve, and keeps the number of segments small: logarithmic in the number
 // of products, instead of one for each batch.
+//
+// This is the scheme of a log-structured merge tree: when a size class is full, its segments become
+// one of the next class. So a product is indexed again about once for each class.
 func (x *Index) index(skus []string, products map[string]*catalogv1.Product) error {
 	for {
 		batch := x.bleve.NewBatch()
@@ -253,6 +256,7 @@ func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, erro
 			page.Next = &catalog.Cursor{Score: last.Score, SKU: last.ID}
 			break
 		}
+		// Every hit is stored: products are stored before they are indexed, and never removed.
 		page.Products = append(page.Products, x.stored.products[hit.ID])
 	}
 	return page, nil
@@ -318,7 +322,7 @@ func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams
 	return x.compact()
 }
 
-// Close implements catalog.Index.
+// Close implements catalog.Index. The lock is released last, when no file is in use any more.
 func (x *Index) Close() error {
 	var errs []error
 	if x.bleve != nil {

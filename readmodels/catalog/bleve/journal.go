@@ -26,7 +26,8 @@ import (
 //
 // Every entry has a checksum. The first entry with a wrong checksum ends the journal. So the
 // entries before it are a state that the index really had, with positions never ahead of products,
-// and the log supplies the rest. Whatever happens to the file, nothing wrong is read from it.
+// and the log supplies the rest. Whatever happens to the file, nothing wrong is read from it. It is
+// not safe for concurrent use: Index.writing serialises its callers.
 type journal struct {
 	path string
 	file *os.File
@@ -77,7 +78,8 @@ func openJournal(path string, logger *slog.Logger) (j *journal, c content, damag
 	return j, c, damageText, nil
 }
 
-// readJournal reads the entries before the first damaged one. damage describes that one.
+// readJournal reads the entries before the first damaged one. damage describes that one. Damage is
+// not an error, because the entries before it are valid.
 func readJournal(path string) (c content, damage, err error) {
 	c = content{map[string]*catalogv1.Product{}, map[string]map[int32]streams.Applied{}}
 	f, err := os.Open(path) //nolint:gosec // the folder is the operator's choice
@@ -240,7 +242,8 @@ func (j *journal) rewrite(c content) error {
 }
 
 // append writes entries after the last ones. The remains of a failed write are overwritten by the
-// next.
+// next. There is no sync: what was written survives the process, and after a power failure the
+// checksums show where the journal ends.
 func (j *journal) append(entries []byte) error {
 	if _, err := j.file.WriteAt(entries, j.end); err != nil {
 		return fmt.Errorf("write %s: %w", j.path, err)
