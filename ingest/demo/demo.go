@@ -126,6 +126,8 @@ func (p *player) record(command proto.Message, receipt *eventv1.Receipt, last bo
 	if receipt.GetReplayed() {
 		p.result.Replayed++
 	}
+	// The last order's token is that of its confirmation. The commands after that concern the
+	// stock.
 	if last {
 		switch c := command.(type) {
 		case *orderv1.PlaceOrderRequest:

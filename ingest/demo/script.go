@@ -81,7 +81,8 @@ func (w *writer) list(p product) story {
 	return s
 }
 
-// person is a customer to register. Orders refer to it by id.
+// person is a customer to register. Orders refer to it by id. It is made up before its commands,
+// because stories of orders need its id and country.
 type person struct {
 	id, reference, name, email string
 	address                    *customerv1.Address
@@ -129,7 +130,8 @@ func (w *writer) register(p person) story {
 
 // order returns the story of an order. It is placed and its goods are reserved. Then most orders
 // are confirmed and their reservations committed, some are cancelled, and some remain open. The
-// last one is confirmed.
+// last one is confirmed. A reservation is named after the order and its line, so that its commit or
+// release finds it.
 func (w *writer) order(n int, people []person, last bool) story {
 	// The id and all keys derive from the reference.
 	reference := fmt.Sprintf("S-%d", 10_001+n)

@@ -38,7 +38,8 @@ const deliveries = "Delivery"
 var delivery = product{"DEL-STD", deliveries, "Standard delivery", "Two to four working days.", 395}
 
 // products of the shop. delivery, which is a service, must be first, because orders draw from the
-// others only.
+// others only. The commands derive from this list. If it changes, systems that have the demo
+// already refuse the changed commands, because their idempotency keys are in use.
 var products = []product{
 	delivery,
 	{"KIT-0101", "Kitchen", "Enamel mug, midnight blue", "Holds 350 ml; dishwasher safe; chips with dignity.", 950},
