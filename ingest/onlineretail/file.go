@@ -43,7 +43,7 @@ type source struct {
 	rows    int64 // number of rows
 }
 
-// open opens a file and checks its columns.
+// open opens a file and checks its columns. Columns beyond those in columns are ignored.
 func open(ctx context.Context, path string) (_ *source, err error) {
 	reader, err := file.OpenParquetFile(path, false)
 	if err != nil {
@@ -126,7 +126,7 @@ func (s *source) close() error {
 }
 
 // rowReader returns a function that returns the ith row of a batch. The columns must have been
-// checked.
+// checked. The arrays are looked up once per batch, and not for each row.
 func rowReader(batch arrow.RecordBatch) func(i int) row {
 	// The order of the columns is that of the file, so they are found by name.
 	column := func(name string) arrow.Array { return batch.Column(batch.Schema().FieldIndices(name)[0]) }

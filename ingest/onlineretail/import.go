@@ -132,7 +132,8 @@ func (im *importer) run(ctx context.Context) (err error) {
 }
 
 // send sends the commands of a window and writes its rejects. Orders are sent after the
-// prerequisites, because they refer to them.
+// prerequisites, because they refer to them. The rejects of the plan and those of the server are
+// written together, after the window is complete.
 func (im *importer) send(ctx context.Context, w window) error {
 	for _, r := range w.rejects {
 		im.summary.reject(r)
@@ -184,7 +185,7 @@ func (im *importer) sendAll(ctx context.Context, commands []command) error {
 	return group.Wait()
 }
 
-// record counts the result of a command.
+// record counts the result of a command. Many commands are in flight, so it is called concurrently.
 func (im *importer) record(c command, o outcome) {
 	im.mu.Lock()
 	defer im.mu.Unlock()

@@ -9,7 +9,8 @@ import (
 	"github.com/millrace/millrace/internal/client"
 )
 
-// outcome is the server's response to a command.
+// outcome is the server's response to a command. A command is accepted or refused as a whole,
+// except for an order that an earlier import sent with other lines.
 type outcome struct {
 	accepted int    // number of the command's lines that the server accepted
 	refused  string // why it refused the others; empty if it accepted all

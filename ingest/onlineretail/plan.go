@@ -60,7 +60,8 @@ type planner struct {
 	window window // the window that is being planned
 }
 
-// product is the planner's state of a product.
+// product is the planner's state of a product. It is the state after the rows so far, and not what
+// the server has.
 type product struct {
 	service bool
 	titled  bool    // the title is from a sale; otherwise it is the code
@@ -111,7 +112,8 @@ const (
 	maxLines = 2500
 )
 
-// add plans one row.
+// add plans one row. A valid row registers its customer even if it is neither a sale nor a
+// correction.
 func (p *planner) add(r row) {
 	// An invalid row must not register its customer either.
 	if reason := invalid(r); reason != "" {
@@ -130,7 +132,8 @@ func (p *planner) add(r row) {
 }
 
 // end closes the window and returns it. It plans the orders whose invoice is complete, or all at
-// the end of the file. last is the number of the last row.
+// the end of the file. last is the number of the last row. Invoices that may still get lines remain
+// open for a later window.
 func (p *planner) end(last int64, eof bool) window {
 	p.open = slices.DeleteFunc(p.open, func(i *invoice) bool {
 		if !eof && last-i.lines[len(i.lines)-1].row < p.completeAfter {
@@ -155,7 +158,7 @@ func (p *planner) addPrerequisite(stream string, request proto.Message, lines ..
 }
 
 // customer returns the id of the row's customer, or "" for a guest. It plans the registration of a
-// new customer.
+// new customer. The first row of a customer determines when and in which country it is registered.
 func (p *planner) customer(r row) string {
 	if math.IsNaN(r.customer) {
 		return ""

@@ -77,7 +77,8 @@ type rejectsFile struct {
 	csv  *csv.Writer
 }
 
-// createRejects creates the file, unless path is empty.
+// createRejects creates the file, unless path is empty. An existing file is replaced: each import
+// reads the lines from the beginning, so it finds all rejects again.
 func createRejects(path string) (*rejectsFile, error) {
 	if path == "" {
 		return &rejectsFile{}, nil
