@@ -16,6 +16,9 @@ const nullFirst = 0 // index of null in the unions of our schemas
 
 // Decode appends the message for an Avro value that Encode, or another program with the same
 // schema, has written. The value need not be trusted.
+//
+// The input may claim large counts and lengths, so each is compared with the bytes that remain
+// before it is used.
 func (p *Plan) Decode(dst, in []byte) ([]byte, error) {
 	begin := len(dst)
 	// Errors are checked once, at the end.
@@ -244,7 +247,8 @@ func isZero(b []byte) bool {
 	return true
 }
 
-// decodeTime appends the fields of a Timestamp. Nanos are never negative.
+// decodeTime appends the fields of a Timestamp. Nanos are never negative. A time before 1970 has
+// negative microseconds, and in Protobuf negative seconds with a positive fraction.
 func decodeTime(dst []byte, s *source) []byte {
 	micros := s.Long()
 	// Go truncates towards zero, so negative remainders are corrected below.

@@ -61,6 +61,9 @@ type slot struct {
 
 // encode appends a message as a record. lossy reports that it has something that the record cannot
 // represent.
+//
+// It works in two passes over the message, without decoding it to values: the first finds where
+// each field is, the second appends the fields in the order of the schema.
 func (r *record) encode(dst, message []byte, depth int) (_ []byte, lossy bool, err error) {
 	if depth > maxDepth {
 		return nil, false, fmt.Errorf("%s: messages are nested more than %d deep", r.name, maxDepth)
@@ -207,7 +210,8 @@ func (f *field) encode(dst, value []byte, count, depth int) (_ []byte, lossy boo
 }
 
 // encodePacked appends the elements of a packed field. value is their length and then the elements,
-// without tags.
+// without tags. Avro arrays have no such form: their elements are encoded like those of an unpacked
+// field.
 func (f *field) encodePacked(dst, value []byte, depth int) (_ []byte, lossy bool, err error) {
 	packed, _ := protowire.ConsumeBytes(value) // the caller has checked the length
 	for len(packed) > 0 {
@@ -356,7 +360,7 @@ func (e element) encodeVarint(dst []byte, v uint64) (_ []byte, lossy bool, err e
 }
 
 // pair reads fields 1 and 2 of a message, which are the seconds and the nanoseconds of a Timestamp.
-// lossy reports that the message has other fields.
+// lossy reports that the message has other fields. A missing field is 0, as in Protobuf.
 func pair(content []byte) (first, second uint64, lossy bool, err error) {
 	for len(content) > 0 {
 		number, typ, n := protowire.ConsumeTag(content)

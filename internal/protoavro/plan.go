@@ -50,7 +50,8 @@ type field struct {
 	oneof    int // index of its oneof from 1; 0 if none
 }
 
-// presence is the cardinality of a field, and how its absence is represented.
+// presence is the cardinality of a field, and how its absence is represented. It follows from the
+// Avro type: the schema has no attribute for it.
 type presence int8
 
 const (
@@ -172,7 +173,8 @@ type compiler struct {
 	within  string // namespace of the current record
 }
 
-// resolve returns the full name of a type. Registries may shorten names within a namespace.
+// resolve returns the full name of a type. Registries may shorten names within a namespace. The
+// full name identifies a type, because two namespaces may have types of the same name.
 func (c *compiler) resolve(name string) string {
 	if c.within == "" || strings.Contains(name, ".") {
 		return name

@@ -114,7 +114,8 @@ type (
 // first type.
 func nullable(t any) []any { return []any{"null", t} }
 
-// deriver is the state of Schema. It walks the message types depth first.
+// deriver is the state of Schema. It walks the message types depth first. Avro allows one
+// definition of a named type, at its first use in the order of the text.
 type deriver struct {
 	named map[protoreflect.FullName]bool // already defined, so a reference by name suffices
 }
@@ -279,7 +280,8 @@ func suggested(avroType string) kind {
 	return ""
 }
 
-// kindOf returns the kind of a field's values.
+// kindOf returns the kind of a field's values. Timestamp and Money are kinds of their own, because
+// they are not represented like other messages.
 func kindOf(f protoreflect.FieldDescriptor) kind {
 	switch {
 	case f.Kind() == protoreflect.MessageKind &&
