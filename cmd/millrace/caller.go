@@ -62,7 +62,8 @@ func (c caller) url(addr string) string {
 // api returns the URL of commands, queries and SQL.
 func (c caller) api() string { return c.url(c.c.Addr) }
 
-// options returns the options of clients of the command API. Those retry; the other commands do not.
+// options returns the options of clients of the command API. Those retry; the other commands do
+// not.
 func (c caller) options() []client.Option {
 	return []client.Option{client.WithToken(c.token), client.WithTLS(c.tls)}
 }

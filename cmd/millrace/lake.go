@@ -196,7 +196,8 @@ first offsets that are not in the table.`,
 // The tables are maintained one after the other, each with its own progress bar. The report of a
 // table says what was done, and in its last column what was left out.
 func newLakeMaintain(a *cli) *cobra.Command {
-	// A duty cycle of 1: nothing else in this process needs the time, so there is no pause between steps.
+	// A duty cycle of 1: nothing else in this process needs the time, so there is no pause between
+	// steps.
 	c := maintenance.Config{DutyCycle: 1}
 	var dry bool
 	var deletes float64

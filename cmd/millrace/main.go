@@ -45,7 +45,8 @@ func main() {
 var errSilent = errors.New("")
 
 // cli holds the persistent flags, and --data for the commands that have it. An empty flag is not
-// set. config applies the others to the configuration.
+// set. config applies the others to the configuration. All commands share one. Its fields are set
+// by the time that a command runs, and not yet when the command is defined.
 type cli struct {
 	configPath      string
 	addr, adminAddr string

@@ -103,8 +103,8 @@ func (p *player) playAll(ctx context.Context, stories []story) error {
 func (p *player) play(ctx context.Context, s story, last bool) error {
 	for _, command := range s {
 		receipt, err := p.server.Send(ctx, command)
-		// A refusal is a result, for example if a user has changed the data since an earlier run. Any
-		// other error ends the demo.
+		// A refusal is a result, for example if a user has changed the data since an earlier run.
+		// Any other error ends the demo.
 		if _, refused := client.Refusal(err); err != nil && !refused {
 			return fmt.Errorf("demo: %s: %w", client.Name(command), err)
 		}

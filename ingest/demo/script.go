@@ -33,8 +33,8 @@ type writer struct {
 	ids  int // number of ids so far
 }
 
-// script returns all stories: setup lists products and registers customers, and orders refer to them,
-// so setup must be played first.
+// script returns all stories: setup lists products and registers customers, and orders refer to
+// them, so setup must be played first.
 func script(seed uint64, orderCount int) (setup, orders []story) {
 	w := &writer{seed: seed, rand: rand.New(rand.NewPCG(seed, 0))}
 	for _, p := range products {

@@ -35,8 +35,8 @@ var columns = []struct {
 	{"InvoiceDate", []arrow.Type{arrow.TIMESTAMP}},
 }
 
-// source is an open file. It reads one batch of rows at a time, so its memory does not depend on the
-// size of the file.
+// source is an open file. It reads one batch of rows at a time, so its memory does not depend on
+// the size of the file.
 type source struct {
 	parquet *file.Reader
 	records pqarrow.RecordReader

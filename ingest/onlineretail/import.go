@@ -78,8 +78,8 @@ func Import(ctx context.Context, cfg Config) (Summary, error) {
 	return im.summary, im.summary.check()
 }
 
-// importer is the state of one import. One goroutine plans windows, and several send the commands of
-// a window.
+// importer is the state of one import. One goroutine plans windows, and several send the commands
+// of a window.
 type importer struct {
 	Config
 	server  *client.Client
@@ -153,8 +153,9 @@ func (im *importer) send(ctx context.Context, w window) error {
 	return im.rejects.write(rejects)
 }
 
-// sendAll sends the commands of different streams concurrently, and those of one stream in order. It
-// stops at the first command that the server did not answer. A refused command is not an error.
+// sendAll sends the commands of different streams concurrently, and those of one stream in order.
+// It stops at the first command that the server did not answer. A refused command is not an error.
+// A stream is an aggregate, for example one product: its commands depend on each other.
 func (im *importer) sendAll(ctx context.Context, commands []command) error {
 	// One queue per stream keeps its commands in order. The index is the stream's queue.
 	streams := map[string]int{}

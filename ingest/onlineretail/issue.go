@@ -33,8 +33,8 @@ func (im *importer) issue(ctx context.Context, c command) (outcome, error) {
 	if !ok {
 		return outcome{}, err
 	}
-	// An earlier import with another limit sent the same key with other lines. The order exists, but
-	// may lack lines.
+	// An earlier import with another limit sent the same key with other lines. The order exists,
+	// but may lack lines.
 	if refusal.GetRule() == ruleKeyReused {
 		switch r := c.request.(type) {
 		case *orderv1.PlaceOrderRequest:
@@ -47,10 +47,10 @@ func (im *importer) issue(ctx context.Context, c command) (outcome, error) {
 	return outcome{refused: refusal.GetReason()}, nil
 }
 
-// addMissingLines handles an invoice that an earlier import sent under the same key with fewer lines,
-// because its limit was lower, or with more. The refusal contains the number of lines that the order
-// has, and addMissingLines adds the others. all is the request that would add every line of the
-// command.
+// addMissingLines handles an invoice that an earlier import sent under the same key with fewer
+// lines, because its limit was lower, or with more. The refusal contains the number of lines that
+// the order has, and addMissingLines adds the others. all is the request that would add every line
+// of the command.
 func (im *importer) addMissingLines(
 	ctx context.Context, c command, refusal *eventv1.Rejection, all *orderv1.AddLinesRequest,
 ) (outcome, error) {

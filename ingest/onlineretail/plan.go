@@ -38,8 +38,8 @@ type reject struct {
 	reason string
 }
 
-// window is the plan for a range of rows. orders refer to customers and products in prerequisites, so
-// prerequisites are sent first.
+// window is the plan for a range of rows. orders refer to customers and products in prerequisites,
+// so prerequisites are sent first.
 type window struct {
 	prerequisites []command
 	orders        []command
@@ -216,7 +216,8 @@ func (p *planner) product(r row, title string) *product {
 }
 
 // sell adds a sale to its invoice, and plans the product, its price and its stock. The order itself
-// is planned later, when its invoice is complete.
+// is planned later, when its invoice is complete. Everything that can reject the line is checked
+// first, so a rejected line plans nothing here.
 func (p *planner) sell(r row, customer string) {
 	// The shortest decimal that parses to this float is the price that the shop wrote.
 	price, err := event.ParseMoney(currency, strconv.FormatFloat(r.price, 'f', -1, 64))
@@ -257,8 +258,8 @@ func (p *planner) sell(r row, customer string) {
 	}
 }
 
-// updatePrice plans a new price at the first sale of a product, and when priceAfter consecutive sales
-// had the same other price.
+// updatePrice plans a new price at the first sale of a product, and when priceAfter consecutive
+// sales had the same other price.
 func (p *planner) updatePrice(r row, item *product, price *money.Money) {
 	switch {
 	case item.price == r.price:
@@ -300,7 +301,8 @@ func (p *planner) ensureStock(r row, item *product, need int64) {
 	})
 }
 
-// adjustStock plans an adjustment of the stock: goods found, counted, broken or thrown away.
+// adjustStock plans an adjustment of the stock: goods found, counted, broken or thrown away. A
+// correction is a command that represents its line, although it is among the prerequisites.
 func (p *planner) adjustStock(r row) {
 	item := p.product(r, "")
 	p.ensureStock(r, item, -r.quantity)

@@ -110,7 +110,8 @@ const (
 // The range of times that the services accept.
 var earliest, latest = time.Date(1970, 1, 2, 0, 0, 0, 0, time.UTC), time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// invalid returns the reason why a row cannot be part of any command, or "" if it can.
+// invalid returns the reason why a row cannot be part of any command, or "" if it can. If several
+// apply, the first one counts, so that the same file always has the same counts.
 func invalid(r row) string {
 	switch {
 	case !fits(r.invoice, 1, maxName):

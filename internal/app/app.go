@@ -114,7 +114,7 @@ func newApp(m Modules, cfg config.Config, roles []Role, log *slog.Logger) *App {
 }
 
 // start runs the steps in order, each only if a part of the roles needs it. If one fails, it undoes
-// the earlier ones.
+// the earlier ones. The order is that of dependence, except where a comment gives another reason.
 func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log *slog.Logger) (*App, error) {
 	p := newApp(m, cfg, roles, log)
 	// Embedded servers keep their files in the data folder, so this process must own it.

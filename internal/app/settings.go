@@ -16,6 +16,9 @@ const settingsTimeout = 20 * time.Second // for all servers together
 
 // checker is a client that can check the settings of its server. A fault is fatal if the setting
 // would lose or falsify data. Other faults are reported only.
+//
+// The client knows which settings of its server matter, so the checks are beside the clients, and
+// this package only runs them.
 type checker interface {
 	Settings(ctx context.Context) ([]settings.Fault, error)
 }

@@ -20,7 +20,7 @@ import (
 
 // Sinks are the servers that store the views' documents. Each is connected, or started in this
 // process, when the first view needs it. It is not safe for concurrent use: views are opened one by
-// one.
+// one. A process whose modules have no view in Redis needs no Redis.
 type Sinks struct {
 	app    *App
 	redis  *redis.Client

@@ -30,7 +30,8 @@ func (p *App) startStores(ctx context.Context) error {
 	return nil
 }
 
-// storesByService returns the stores that this process has opened.
+// storesByService returns the stores that this process has opened. It is empty in a process without
+// stores, which cannot check the signatures of seals.
 func (p *App) storesByService() map[string]eventstore.Store {
 	stores := map[string]eventstore.Store{}
 	for _, a := range p.modules.aggregates() {
