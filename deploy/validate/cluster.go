@@ -19,27 +19,35 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// cluster is the result of an overlay, for finding references to something that does not exist.
+// cluster is the result of an overlay, for finding references to something that does not exist. The
+// API server accepts such references, because the other object may be created later. Here all
+// objects are known, so each is a fault. Names alone identify objects of a kind: an overlay has one
+// namespace.
 type cluster struct {
 	pods       []pod
 	configMaps map[string][]string // keys by name
-	secrets    map[string][]string
-	accounts   map[string]bool
-	services   []*corev1.Service
-	budgets    []*policyv1.PodDisruptionBudget
-	scalers    []*autoscalingv2.HorizontalPodAutoscaler
-	policies   []*networkingv1.NetworkPolicy
+	// The other kinds: the keys of secrets by name, the names of service accounts, and objects that
+	// select pods or refer to workloads.
+	secrets  map[string][]string
+	accounts map[string]bool
+	services []*corev1.Service
+	budgets  []*policyv1.PodDisruptionBudget
+	scalers  []*autoscalingv2.HorizontalPodAutoscaler
+	policies []*networkingv1.NetworkPolicy
 }
 
-// pod is the template of a workload.
+// pod is the template of a workload. name is "Kind name", for messages and for the targets of
+// scalers.
 type pod struct {
 	name, kind string
 	labels     map[string]string
 	spec       corev1.PodSpec
-	once       bool
-	replicas   int32
-	service    string // of a StatefulSet
-	claims     []string
+	// once means that it runs to completion, like a Job.
+	once     bool
+	replicas int32
+	service  string // of a StatefulSet
+	// claims are the names of a StatefulSet's volume claims.
+	claims []string
 }
 
 // newCluster returns an empty cluster. Every namespace has an account "default".
@@ -47,7 +55,8 @@ func newCluster() *cluster {
 	return &cluster{configMaps: map[string][]string{}, secrets: map[string][]string{}, accounts: map[string]bool{"default": true}}
 }
 
-// add records an object that others may refer to, or that refers to others.
+// add records an object that others may refer to, or that refers to others. Other kinds, such as
+// Namespace, take no part in references.
 func (c *cluster) add(name string, obj runtime.Object) {
 	switch o := obj.(type) {
 	case *corev1.ConfigMap:
@@ -64,6 +73,7 @@ func (c *cluster) add(name string, obj runtime.Object) {
 		c.scalers = append(c.scalers, o)
 	case *networkingv1.NetworkPolicy:
 		c.policies = append(c.policies, o)
+	// Replicas is set, because defaults have been applied.
 	case *appsv1.Deployment:
 		c.pods = append(c.pods, pod{name: name, kind: "Deployment", labels: o.Spec.Template.Labels, spec: o.Spec.Template.Spec, replicas: *o.Spec.Replicas})
 	case *batchv1.Job:
@@ -77,7 +87,12 @@ func (c *cluster) add(name string, obj runtime.Object) {
 	}
 }
 
-// check returns the faults of all objects together.
+// check returns the faults of all objects together. Call it once, after every add: the order of
+// objects in an overlay is arbitrary.
+//
+// It checks each pod by itself and its references. Then it checks that services, disruption
+// budgets, scalers and network policies select something, because an object that selects nothing
+// has no effect, without an error. Last, every pod must be covered by a network policy.
 func (c *cluster) check() []string {
 	var faults []string
 	for _, p := range c.pods {
@@ -116,6 +131,7 @@ func (c *cluster) check() []string {
 }
 
 // checkService reports a service that selects no pod, or a port that its pods do not declare.
+// Kubernetes would accept both and never forward a connection.
 func (c *cluster) checkService(s *corev1.Service, add func(string, ...any)) {
 	pods := c.selected(&metav1.LabelSelector{MatchLabels: s.Spec.Selector})
 	if len(pods) == 0 {
@@ -130,7 +146,8 @@ func (c *cluster) checkService(s *corev1.Service, add func(string, ...any)) {
 	}
 }
 
-// declares reports whether a container declares a port, by name or by number.
+// declares reports whether a container declares a port, by name or by number. An unnamed service
+// port has its own number as its target, by default.
 func declares(c corev1.Container, port intstr.IntOrString) bool {
 	return slices.ContainsFunc(c.Ports, func(d corev1.ContainerPort) bool { return d.Name == port.String() || d.ContainerPort == port.IntVal })
 }
@@ -146,21 +163,25 @@ func (c *cluster) selected(s *metav1.LabelSelector) []pod {
 	return found
 }
 
-// matches reports whether a selector matches labels.
+// matches reports whether a selector matches labels. An empty selector matches all labels, and a
+// nil one matches none.
 func matches(s *metav1.LabelSelector, l map[string]string) bool {
 	selector, err := metav1.LabelSelectorAsSelector(s)
 	return err == nil && selector.Matches(labels.Set(l))
 }
 
 // checkReferences reports references of a pod to something that does not exist: configuration,
-// secrets and their files, accounts, services.
+// secrets and their files, accounts, services. A pod with such a reference would not start, or
+// would start without a file.
 func (c *cluster) checkReferences(p pod, add func(string, ...any)) {
 	if p.spec.ServiceAccountName != "" && !c.accounts[p.spec.ServiceAccountName] {
 		add("ServiceAccount %s does not exist", p.spec.ServiceAccountName)
 	}
+	// A StatefulSet needs a headless service for the names of its pods.
 	if p.service != "" && !slices.ContainsFunc(c.services, func(s *corev1.Service) bool { return s.Name == p.service && s.Spec.ClusterIP == corev1.ClusterIPNone }) {
 		add("headless Service %s does not exist", p.service)
 	}
+	// A volume that is not in the map, such as an empty folder or a claim, may contain any file.
 	files := map[string][]string{} // files by volume, if known
 	for _, v := range p.spec.Volumes {
 		switch {
@@ -186,7 +207,8 @@ func (c *cluster) checkReferences(p pod, add func(string, ...any)) {
 }
 
 // keys returns the file names in a volume made of a ConfigMap or Secret, and reports what is
-// missing.
+// missing. have is the keys of all objects of the kind. Without items, each key is a file of its
+// own name; with items, only the listed ones are, under the listed paths.
 func (c *cluster) keys(have map[string][]string, kind, name string, items []corev1.KeyToPath, add func(string, ...any)) []string {
 	keys, ok := have[name]
 	if !ok {
@@ -207,7 +229,8 @@ func (c *cluster) keys(have map[string][]string, kind, name string, items []core
 }
 
 // checkFiles reports secrets and scripts in a container's command or environment that are not
-// mounted.
+// mounted. It recognises them by their folders, /run/secrets and /etc/millrace, which only mounts
+// fill.
 func (c *cluster) checkFiles(k corev1.Container, files map[string][]string, add func(string, ...any)) {
 	mounted := func(file string) bool {
 		for _, m := range k.VolumeMounts {

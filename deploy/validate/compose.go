@@ -44,8 +44,11 @@ func checkCompose(path string) (int, []string, error) {
 		return 0, nil, err
 	}
 	var faults []string
+	// All faults are collected, so that one run shows everything that is to be corrected.
 	add := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
 
+	// Secrets by name, and volumes as "volume NAME". What no service uses is a leftover, or a
+	// misspelt name.
 	used := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(project.Services)) {
 		checkService(project, project.Services[name], used, func(format string, args ...any) {
@@ -70,6 +73,10 @@ func checkCompose(path string) (int, []string, error) {
 
 // checkService applies the rules to one service. It records in used which secrets and volumes are
 // used.
+//
+// The rules are: mounted files exist, the image has a version, memory and CPU and processes are
+// limited, privileges are dropped, the user is not root, there is a health check, and the service
+// starts only after those that it depends on.
 func checkService(project *types.Project, s types.ServiceConfig, used map[string]bool, add func(string, ...any)) {
 	for _, secret := range s.Secrets {
 		used[secret.Source] = true
@@ -100,12 +107,15 @@ func checkService(project *types.Project, s types.ServiceConfig, used map[string
 	if (user == "" || user == "0" || user == "root") && !mayBeRoot[s.Name] {
 		add("runs as root: set a user")
 	}
+	// A service that is restarted only on failure runs once, such as one that creates topics. It
+	// has nothing to check while it runs.
 	once := strings.HasPrefix(s.Restart, "on-failure")
 	if !once && (s.HealthCheck == nil || s.HealthCheck.Disable || len(s.HealthCheck.Test) == 0) {
 		add("no health check")
 	}
 	for other, dependency := range s.DependsOn {
 		target := project.Services[other]
+		// A service that shares the network of another one may start before that is healthy.
 		switch runsOnce := strings.HasPrefix(target.Restart, "on-failure"); {
 		case runsOnce && dependency.Condition != types.ServiceConditionCompletedSuccessfully:
 			add("depends on %s, which runs once: wait until it has completed", other)
@@ -119,7 +129,8 @@ func checkService(project *types.Project, s types.ServiceConfig, used map[string
 }
 
 // checkVariable reports secrets in the environment, and names of secret files that the service does
-// not have.
+// not have. Docker shows the environment to everyone who may inspect the container. A nil value is
+// taken from the environment of docker compose.
 func checkVariable(s types.ServiceConfig, key string, value *string, add func(string, ...any)) {
 	if value == nil {
 		return
@@ -133,7 +144,9 @@ func checkVariable(s types.ServiceConfig, key string, value *string, add func(st
 	}
 }
 
-// checkScript reports scripts of this repository that are not mounted or not executable.
+// checkScript reports scripts of this repository that are not mounted or not executable. Other
+// words of a command are ignored. Files with an extension are arguments of a program, and so need
+// not be executable.
 func checkScript(s types.ServiceConfig, path string, add func(string, ...any)) {
 	if !strings.HasPrefix(path, "/etc/millrace/") && path != "/etc/trino/start" {
 		return
@@ -154,7 +167,8 @@ func checkScript(s types.ServiceConfig, path string, add func(string, ...any)) {
 	add("%s is not mounted or does not exist", path)
 }
 
-// pinned reports whether an image has a tag other than latest.
+// pinned reports whether an image has a tag other than latest. The registry before the last slash
+// may have a colon too, for its port.
 func pinned(image string) bool {
 	_, tag, ok := strings.Cut(image[strings.LastIndex(image, "/")+1:], ":")
 	return ok && tag != "latest"

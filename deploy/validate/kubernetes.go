@@ -62,6 +62,7 @@ var decoder = serializer.NewCodecFactory(legacyscheme.Scheme, serializer.EnableS
 // it: strict decoding, defaults, validation. Then it applies the rules to all objects together. It
 // returns the number of objects and the faults.
 func checkKustomize(folder string) (int, []string, error) {
+	// Plugins could run programs, and none are needed.
 	options := krusty.MakeDefaultOptions()
 	options.PluginConfig = types.DisabledPluginConfig()
 	built, err := krusty.MakeKustomizer(options).Run(filesys.MakeFsOnDisk(), folder)
@@ -88,7 +89,14 @@ func checkKustomize(folder string) (int, []string, error) {
 }
 
 // admit decodes and validates one object with its defaults, and returns it in its published
-// version.
+// version. The steps are those of the API server for a new object:
+//
+//  1. Decode strictly, and apply the defaults.
+//  2. Convert to the internal version, on which validation is defined.
+//  3. Run the strategy of its kind: prepare for creation, then validate.
+//
+// The object is nil only if it cannot be decoded or converted. An invalid one is returned with its
+// faults, so that its references are still checked.
 func admit(text []byte) (runtime.Object, []string) {
 	obj, kind, err := decoder.Decode(text, nil, nil)
 	if err != nil {
@@ -111,6 +119,7 @@ func admit(text []byte) (runtime.Object, []string) {
 	ctx = request.WithRequestInfo(ctx, &request.RequestInfo{APIGroup: kind.Group, APIVersion: kind.Version})
 	rest.FillObjectMetaSystemFields(internal.(metav1.Object))
 	err = rest.BeforeCreate(strategy, ctx, internal)
+	// A validation error lists all invalid fields as causes.
 	if status, ok := err.(apierrors.APIStatus); ok && status.Status().Details != nil && len(status.Status().Details.Causes) > 0 {
 		var faults []string
 		for _, cause := range status.Status().Details.Causes {
@@ -124,7 +133,8 @@ func admit(text []byte) (runtime.Object, []string) {
 	return obj, nil
 }
 
-// checkPod applies the rules to a pod's template. Pods that run once need no probes.
+// checkPod applies the rules to a pod's template: no access to the API server or the host, the
+// default seccomp profile, bounded volumes. Pods that run once need no probes.
 func checkPod(spec corev1.PodSpec, once bool, add func(string, ...any)) {
 	if spec.AutomountServiceAccountToken == nil || *spec.AutomountServiceAccountToken {
 		add("it mounts a token of the API server: set automountServiceAccountToken to false")
@@ -160,7 +170,9 @@ func checkPod(spec corev1.PodSpec, once bool, add func(string, ...any)) {
 	}
 }
 
-// checkContainer applies the rules to one container of a pod.
+// checkContainer applies the rules to one container of a pod. pod has the settings that apply if
+// the container has none of its own. A limit of CPU is not required: it would slow a process even
+// on an idle node.
 func checkContainer(c corev1.Container, pod *corev1.PodSecurityContext, add func(string, ...any)) {
 	if !pinned(c.Image) {
 		add("image %q has no version", c.Image)
@@ -207,7 +219,8 @@ func checkContainer(c corev1.Container, pod *corev1.PodSecurityContext, add func
 	}
 }
 
-// checkProbe reports probes of ports that the container does not declare.
+// checkProbe reports probes of ports that the container does not declare. Such a probe may work,
+// but hides a misspelt port. Other kinds of probes have no port.
 func checkProbe(p *corev1.Probe, c corev1.Container, add func(string, ...any)) {
 	if p == nil {
 		return

@@ -8,8 +8,11 @@ import (
 )
 
 // Column is a part of a row that every engine can write as text: a column, a field of a struct, or
-// the elements of a list.
+// the elements of a list. Engines print structs, lists and maps in different ways, so those are
+// compared by their parts.
 type Column struct {
+	// Path is the names from the top-level column to the part. The JSON names are those that sum.py
+	// reads.
 	Path []string `json:"path"`
 	Kind string   `json:"kind"` // text, number, time, decimal, binary, bool, size and elements (of a list), entries (of a map: how many)
 	// Element is the field of a list's elements that is read. It is empty for the elements
@@ -18,13 +21,15 @@ type Column struct {
 	Scale   int    `json:"scale"` // of a decimal
 }
 
-// nested reports whether the column is in a struct. If the struct is null, some engines return zero
-// values, so zero and null are equal there.
+// nested reports whether the column is in a struct, or is derived from a list or a map. If the
+// struct is null, some engines return zero values, so zero and null are equal there.
 func (c Column) nested() bool {
 	return len(c.Path) > 1 || c.Kind == "size" || c.Kind == "entries" || c.Kind == "elements"
 }
 
-// zero returns the text that stands for null.
+// zero returns the text that stands for null. For a top-level column, it is one that no other kind
+// of value has, and that is unlikely as a text. For a nested one, it is the text of the zero value:
+// see nested.
 func (c Column) zero() string {
 	if !c.nested() {
 		return "~"
@@ -40,7 +45,8 @@ func (c Column) zero() string {
 	return ""
 }
 
-// ColumnsOf returns the columns of a schema, as the REST catalog describes it in JSON.
+// ColumnsOf returns the columns of a schema, as the REST catalog describes it in JSON. A type
+// without a common text form is an error, so that a new type is not left out by mistake.
 func ColumnsOf(schema json.RawMessage) ([]Column, error) {
 	var s struct{ Fields []field }
 	if err := json.Unmarshal(schema, &s); err != nil {
@@ -49,17 +55,23 @@ func ColumnsOf(schema json.RawMessage) ([]Column, error) {
 	return columnsOf(nil, s.Fields)
 }
 
+// field is a field of a schema. Type is either a JSON string, the name of a primitive type, or an
+// object, a nestedType.
 type field struct {
 	Name string
 	Type json.RawMessage
 }
 
+// nestedType is a struct, a list or a map. Fields belong to a struct, and Element to a list.
 type nestedType struct {
 	Type    string
 	Fields  []field
 	Element json.RawMessage
 }
 
+// columnsOf returns the columns of the struct at a path. Structs are flattened. A list has a column
+// for its size and perhaps some for its elements. Of a map, only the number of entries is read,
+// because its order depends on the engine.
 func columnsOf(at []string, fields []field) (all []Column, err error) {
 	for _, f := range fields {
 		path := append(slices.Clone(at), f.Name)
@@ -93,7 +105,8 @@ func columnsOf(at []string, fields []field) (all []Column, err error) {
 	return all, nil
 }
 
-// elementsOf returns the text columns of a list: its elements, or fields of its structs.
+// elementsOf returns the text columns of a list: its elements, or fields of its structs. Only
+// strings are read: the engines join them to one text without a conversion.
 func elementsOf(path []string, element json.RawMessage) (all []Column) {
 	var name string
 	if json.Unmarshal(element, &name) == nil {
@@ -112,6 +125,8 @@ func elementsOf(path []string, element json.RawMessage) (all []Column) {
 	return all
 }
 
+// kindOf returns the kind of a primitive type, and the scale of a decimal. Types of one kind have
+// the same text in all engines.
 func kindOf(name string) (kind string, scale int, err error) {
 	switch name {
 	case "string", "uuid":

@@ -5,18 +5,27 @@ import (
 	"strings"
 )
 
-// Dialect is the SQL of an engine.
+// Dialect is the SQL of an engine. Its fields are formats, in which %s is an expression. All
+// dialects must produce the same text for the same value, because the text is hashed:
+//
+//   - numbers and decimals in decimal notation, the latter with all digits of their scale,
+//   - times as microseconds since 1970, in UTC,
+//   - bytes in lower-case hexadecimal.
 type Dialect struct {
+	// Columns can have the names of keywords, so names are always quoted.
 	quote string // quotes names
-	as    map[string]string
-	size  string // size of a list
-	join  string // joins the elements of a list, %[1]s, taking %[2]s of each element e
-	row   string // joins the texts of a row, %s
-	hash  string // the first 15 hexadecimal digits of the MD5 of a text, %s, as a number whose sum may exceed 64 bits
+	// as has a format for each simple kind of a Column.
+	as   map[string]string
+	size string // size of a list
+	join string // joins the elements of a list, %[1]s, taking %[2]s of each element e
+	row  string // joins the texts of a row, %s
+	hash string // the first 15 hexadecimal digits of the MD5 of a text, %s, as a number whose sum may exceed 64 bits
 }
 
 // The dialects of the engines.
 var (
+	// Trino has no function for microseconds. to_unixtime returns seconds as a double, which is
+	// exact enough to be rounded to microseconds for times of this century.
 	TrinoSQL = Dialect{
 		quote: `"`,
 		as: map[string]string{
@@ -44,6 +53,9 @@ var (
 		size: "CAST(len(%s) AS varchar)", join: "array_to_string(list_transform(%[1]s, lambda e: coalesce(%[2]s, '')), ',')", row: "concat_ws('|', %s)",
 		hash: "CAST(CAST('0x' || substr(md5(%s), 1, 15) AS bigint) AS hugeint)",
 	}
+	// MD5 returns bytes here, not hexadecimal digits: the first 8 bytes without the last 4 bits are
+	// the first 15 digits. toDecimalString needs a fixed scale, so it fits decimals of scale 9
+	// only.
 	ClickHouseSQL = Dialect{
 		quote: "`",
 		as: map[string]string{
@@ -58,7 +70,8 @@ var (
 // Name returns a quoted name.
 func (d Dialect) Name(name string) string { return d.quote + name + d.quote }
 
-// text returns an expression for a column as text.
+// text returns an expression for a column as text. The expression is never null, because a null
+// would make the text of the whole row null, or be left out of it.
 func (d Dialect) text(c Column) string {
 	parts := make([]string, len(c.Path))
 	for i, p := range c.Path {
@@ -80,7 +93,8 @@ func (d Dialect) text(c Column) string {
 	return "coalesce(" + value + ", '" + c.zero() + "')"
 }
 
-// Sum returns the query for the count and the hash of a table, as in Summed.
+// Sum returns the query for the count and the hash of a table, as in Summed. from is the table in
+// the engine's own notation. The query reads every value of the columns and returns a single row.
 func (d Dialect) Sum(from string, columns []Column) string {
 	texts := make([]string, len(columns))
 	for i, c := range columns {

@@ -4,6 +4,12 @@
 //
 // A View is all rows of a small table. Summed is the count and hash of a large one. Dialect is the
 // SQL of an engine, from which the queries for both are built.
+//
+// Engines runs the queries. Trino and Spark are the servers of test/servers. PyIceberg and DuckDB
+// are run by scripts in testdata, one process for each table.
+//
+// If all engines agree, an error in a table would have to be one that several independent readers
+// interpret alike.
 package engines
 
 import (
@@ -42,7 +48,8 @@ type Engines struct {
 	Script string // testdata/read.py
 }
 
-// Read reads a table, namespace.name, with every engine.
+// Read reads a table, namespace.name, with every engine. The rows are sorted, because a table has
+// no order. The first engine that fails ends it: a table that one engine cannot read is a fault.
 func (e Engines) Read(ctx context.Context, c catalog.Catalog, table string) ([]View, error) {
 	var views []View
 	add := func(engine string, rows [][]any, err error) error {
@@ -77,11 +84,13 @@ func (e Engines) Read(ctx context.Context, c catalog.Catalog, table string) ([]V
 	return views, nil
 }
 
+// pythonView is a line of the output of read.py: a reader, PyIceberg or DuckDB, and all rows.
 type pythonView struct {
 	Reader string
 	Rows   [][]any
 }
 
+// python reads a table with PyIceberg and DuckDB in one process.
 func (e Engines) python(ctx context.Context, c catalog.Catalog, table string) ([]pythonView, error) {
 	if _, err := os.Stat(e.Python); err != nil {
 		return nil, fmt.Errorf("%w: %w", process.ErrMissing, err)
@@ -99,9 +108,11 @@ func (e Engines) python(ctx context.Context, c catalog.Catalog, table string) ([
 	}
 	var views []pythonView
 	lines := bufio.NewScanner(bytes.NewReader(out))
+	// A line has all rows of a reader, and so may be longer than Scanner's default limit.
 	lines.Buffer(nil, len(out)+1)
 	for lines.Scan() {
 		decoder := json.NewDecoder(bytes.NewReader(lines.Bytes()))
+		// A float64 would round large integers and hide a difference.
 		decoder.UseNumber()
 		var v pythonView
 		if err := decoder.Decode(&v); err != nil {
@@ -138,7 +149,8 @@ func pyiceberg(c catalog.Catalog) map[string]string {
 	return p
 }
 
-// Differ describes the first row in which the engines differ. It is nil if they agree.
+// Differ describes the first row in which each engine differs from the first engine, and different
+// numbers of rows. It is nil if they agree.
 func Differ(views []View) error {
 	var errs []error
 	for _, v := range views[1:] {

@@ -17,7 +17,10 @@ import (
 
 // Summed is the number of rows that an engine reads in a table, and the sum of their hashes, which
 // does not depend on the order. The hash of a row is the first 15 hexadecimal digits of the MD5 of
-// its columns' texts, separated by |, as a number.
+// its columns' texts, separated by |, as a number. 15 digits are 60 bits, which every engine can
+// store in a signed 64-bit integer.
+//
+// Count and Hash are decimal numbers as text, because engines return them in different types.
 type Summed struct {
 	Engine string
 	Count  string
@@ -26,15 +29,17 @@ type Summed struct {
 	Refused string
 }
 
-// Hash computes the same sum in Go.
+// Hash computes the same sum in Go, from rows that did not come from an Iceberg reader. The zero
+// Hash is the sum of no rows.
 type Hash struct {
 	Count int64
 	sum   big.Int
 }
 
-// Add adds the text of a row.
+// Add adds the text of a row: its columns' texts, separated by |, as the engines write them.
 func (h *Hash) Add(row []byte) {
 	sum := md5.Sum(row) //nolint:gosec // no secret
+	// 15 hexadecimal digits always fit.
 	n, _ := strconv.ParseInt(hex.EncodeToString(sum[:8])[:15], 16, 64)
 	h.Count++
 	h.sum.Add(&h.sum, big.NewInt(n))
@@ -45,19 +50,21 @@ func (h *Hash) Summed(who string) Summed {
 	return Summed{Engine: who, Count: strconv.FormatInt(h.Count, 10), Hash: h.sum.String()}
 }
 
-// Equal reports whether two results are the same.
+// Equal reports whether two results are the same, regardless of the engine. A refusal equals only
+// the same refusal.
 func (s Summed) Equal(other Summed) bool {
 	return s.Count == other.Count && s.Hash == other.Hash && s.Refused == other.Refused
 }
 
-// Table is one table of a catalog.
+// Table is one table of a catalog, with the columns that are compared.
 type Table struct {
 	Namespace, Name string
 	Columns         []Column
 }
 
 // Sum computes the sum of a table with Trino, Spark, PyIceberg and DuckDB. They find the table
-// through the REST catalog.
+// through the REST catalog. Unlike Read, it moves no rows out of the engines, so it is usable for
+// tables of millions of rows.
 func (e Engines) Sum(ctx context.Context, c catalog.Catalog, t Table) ([]Summed, error) {
 	var all []Summed
 	for _, engine := range []struct {
@@ -79,6 +86,9 @@ func (e Engines) Sum(ctx context.Context, c catalog.Catalog, t Table) ([]Summed,
 	return append(all, python...), nil
 }
 
+// sumPython computes the sum with sum.py, which gets its task on standard input and prints a line
+// for each reader. DuckDB runs the same query as the other engines. PyIceberg has no SQL, so the
+// script computes the sum itself.
 func (e Engines) sumPython(ctx context.Context, c catalog.Catalog, t Table) ([]Summed, error) {
 	ask, err := json.Marshal(map[string]any{
 		"catalog": pyiceberg(c), "table": t.Namespace + "." + t.Name, "columns": t.Columns,

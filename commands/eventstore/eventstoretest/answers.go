@@ -12,10 +12,13 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// answers checks that a key is answered once, whatever its second batch contains.
+// answers checks that a key is answered once, whatever its second batch contains. A client that
+// sends a command again, because it did not get the answer, must get the first answer, and nothing
+// may be appended a second time.
 func answers(t *testing.T, db Database) {
 	ctx, s := testContext(t), db.open(t)
 	mustAppend(ctx, t, s, one("a", 0, 1))
+	// The batch is between two others, so that its position is neither the first nor the last.
 	b := one("a", 1, 2)
 	b.Answer = eventstore.Answer{
 		Key: "key", Fingerprint: []byte{1, 0}, Response: []byte("first"), Stream: "a", Version: 3,
@@ -33,7 +36,8 @@ func answers(t *testing.T, db Database) {
 	}
 
 	// The answer takes precedence over the conflict: a command that is sent again conflicts with
-	// its own events.
+	// its own events. The second batch also has another fingerprint and response, which must not
+	// replace the first ones. It is the caller that compares fingerprints.
 	for name, streams := range map[string][]eventstore.StreamAppend{
 		"the same version":      b.Streams,
 		"a matching version":    one("a", 4, 1).Streams,
@@ -51,16 +55,18 @@ func answers(t *testing.T, db Database) {
 			t.Errorf("the key again, with %s: %v, want the first answer", name, err)
 		}
 	}
+	// 1 + 2 + 1 events were appended before the repetitions.
 	if n := len(mustLoad(ctx, t, s, "a", 0)) + len(mustLoad(ctx, t, s, "b", 0)); n != 4 {
 		t.Errorf("an answered key appended: %d events, want 4", n)
 	}
 }
 
 // racedKey checks that of concurrent batches with one key exactly one is stored, and that all get
-// its answer.
+// its answer. So a client may send a command to two instances of a service at once.
 func racedKey(t *testing.T, db Database) {
 	ctx, s := testContext(t), db.open(t)
 	const racers, rounds = 16, 8
+	// Each round has a new key.
 	for round := range rounds {
 		// Each racer appends to a stream of its own, so only the key can conflict.
 		answered := make([]eventstore.Answer, racers)
@@ -77,6 +83,7 @@ func racedKey(t *testing.T, db Database) {
 					answered[i] = first.Answer
 					return nil
 				}
+				// The position is the only part of an answer that the store sets.
 				won[i], answered[i] = true, b.Answer
 				answered[i].Position = done.Position
 				return err
@@ -104,7 +111,8 @@ func racedKey(t *testing.T, db Database) {
 	}
 }
 
-// answerAlone checks batches without events: the answer has the store's head as its position.
+// answerAlone checks batches without events: the answer has the store's head as its position. A
+// command that changes nothing is such a batch. Its token must cover what the command has seen.
 func answerAlone(t *testing.T, db Database) {
 	ctx, s := testContext(t), db.open(t)
 	alone := func(key string) eventstore.Batch {
@@ -117,6 +125,7 @@ func answerAlone(t *testing.T, db Database) {
 	if p := mustAppend(ctx, t, s, alone("something")); p != last {
 		t.Errorf("its position is %v, want the head %v", p, last)
 	}
+	// A batch may even be empty. It stores nothing and returns the head.
 	if p := mustAppend(ctx, t, s, eventstore.Batch{}); p != last {
 		t.Errorf("the empty batch's position is %v, want the head %v", p, last)
 	}
@@ -132,13 +141,16 @@ func answerAlone(t *testing.T, db Database) {
 	}
 }
 
-// snapshots checks that a snapshot replaces an older one of its stream only.
+// snapshots checks that a snapshot replaces an older one of its stream only. Concurrent commands
+// may store snapshots late and out of order.
 func snapshots(t *testing.T, db Database) {
 	ctx, s := testContext(t), db.open(t)
 	if _, ok, err := s.LoadSnapshot(ctx, "a"); ok || err != nil {
 		t.Fatalf("a snapshot in an empty store (%v)", err)
 	}
 	b := one("a", 0, 5)
+	// The second stream has no events: a store keeps snapshots as they are, without comparing them
+	// with events.
 	b.Snapshots = []eventstore.Snapshot{
 		{Stream: "a", Version: 5, Schema: 1, State: []byte{5, 0}},
 		{Stream: "other", Version: 1},
@@ -158,7 +170,8 @@ func snapshots(t *testing.T, db Database) {
 	}
 }
 
-// sameAnswer compares answers. Nil and empty bytes are equal.
+// sameAnswer compares answers. Nil and empty bytes are equal, because databases do not distinguish
+// them in the same way.
 func sameAnswer(a, b eventstore.Answer) bool {
 	return a.Key == b.Key && bytes.Equal(a.Fingerprint, b.Fingerprint) && bytes.Equal(a.Response, b.Response) &&
 		a.Stream == b.Stream && a.Version == b.Version && a.Position == b.Position

@@ -18,9 +18,10 @@ import (
 )
 
 // everyField checks that Load and Read return every field of an event unchanged, including extreme
-// values.
+// values. Times must be in UTC, whatever location they had when they were appended.
 func everyField(t *testing.T, db Database) {
 	ctx, s := testContext(t), db.open(t)
+	// A stream id may be any text, including quotes that SQL would interpret.
 	const stream = "Öl № 1/ä'\"\\"
 	b := one(stream, 0, 3)
 	// All fields set and the latest year; no optional field; the largest data and the earliest
@@ -52,6 +53,7 @@ func everyField(t *testing.T, db Database) {
 			t.Errorf("read, event %d: %.500s", i, d)
 		}
 	}
+	// The position of a batch is that of its last event.
 	if last != read[2].Position {
 		t.Errorf("Append returned position %v, the last event has %v", last, read[2].Position)
 	}
@@ -69,7 +71,10 @@ func everyField(t *testing.T, db Database) {
 	}
 }
 
-// oneWinner checks that of concurrent appends at one version exactly one succeeds.
+// oneWinner checks that of concurrent appends at one version exactly one succeeds. This is
+// optimistic concurrency control: each command decides on the state of a version, so two commands
+// must not both append to it. The losers learn the new version, and the stream has the winner's
+// events only.
 func oneWinner(t *testing.T, db Database) {
 	ctx, s := testContext(t), db.open(t)
 	const racers, rounds = 32, 10
@@ -90,6 +95,7 @@ func oneWinner(t *testing.T, db Database) {
 				// Not a conflict: this append won, or it failed, which ends the test.
 				mu.Lock()
 				defer mu.Unlock()
+				// The id of the first event identifies the winner.
 				won = append(won, b.Streams[0].Events[0].ID)
 				return err
 			})
@@ -97,6 +103,7 @@ func oneWinner(t *testing.T, db Database) {
 		if err := g.Wait(); err != nil {
 			t.Fatal(err)
 		}
+		// Each round appends two events, so the next round expects a version that is higher by two.
 		if len(won) != 1 {
 			t.Fatalf("round %d has %d winners", round, len(won))
 		}
@@ -106,10 +113,12 @@ func oneWinner(t *testing.T, db Database) {
 	}
 }
 
-// conflicts checks the details of a ConflictError, and that a refused batch leaves nothing.
+// conflicts checks the details of a ConflictError, and that a refused batch leaves nothing. A
+// version that is too high is a conflict too: it would leave a gap.
 func conflicts(t *testing.T, db Database) {
 	ctx, s := testContext(t), db.open(t)
 	mustAppend(ctx, t, s, one("a", 0, 3))
+	// Older versions, the next one, and one far ahead.
 	for _, expected := range []uint64{0, 1, 2, 4, 1000} { // all but the present version 3
 		_, err := s.Append(ctx, one("a", expected, 1))
 		conflict := (*eventstore.ConflictError)(nil)
@@ -127,7 +136,9 @@ func conflicts(t *testing.T, db Database) {
 	}
 }
 
-// severalStreams checks that a batch with several streams is stored completely or not at all.
+// severalStreams checks that a batch with several streams is stored completely or not at all, with
+// its answer and its snapshots. The first stream of the refused batch is right and the second is
+// wrong, so a store that appends stream by stream has something to undo.
 func severalStreams(t *testing.T, db Database) {
 	ctx, s := testContext(t), db.open(t)
 	mustAppend(ctx, t, s, one("z", 0, 1))
@@ -147,6 +158,7 @@ func severalStreams(t *testing.T, db Database) {
 	if n := len(mustLoad(ctx, t, s, "x", 0)) + len(mustLoad(ctx, t, s, "y", 0)); n != 0 {
 		t.Errorf("a refused batch left %d events", n)
 	}
+	// An answer that survived would report success for events that do not exist.
 	if _, ok, err := s.LoadAnswer(ctx, "k"); ok || err != nil {
 		t.Errorf("a refused batch left its answer (%v)", err)
 	}
@@ -162,6 +174,7 @@ func severalStreams(t *testing.T, db Database) {
 	for _, e := range all[1:] {
 		order = append(order, fmt.Sprintf("%s%d", e.Stream, e.Version))
 	}
+	// The order is that of the batch, not that in which a store may lock the streams.
 	if got := strings.Join(order, " "); got != "y1 y2 z2 x1" {
 		t.Errorf("the batch has the order %s", got)
 	}
@@ -177,7 +190,8 @@ func severalStreams(t *testing.T, db Database) {
 }
 
 // crossing checks that two stores that append to the same streams in opposite order do not
-// deadlock.
+// deadlock. A store that locks streams in the order of the batch would: each writer would hold one
+// stream and wait for the other.
 func crossing(t *testing.T, db Database) {
 	ctx := testContext(t)
 	stores := []eventstore.Store{db.open(t), db.open(t)}
@@ -203,6 +217,8 @@ func crossing(t *testing.T, db Database) {
 		t.Fatal(err)
 	}
 	for _, stream := range []string{"left", "right"} {
+		// Every append was retried until it succeeded, so none is missing, and none is stored
+		// twice.
 		if n := len(mustLoad(ctx, t, stores[0], stream, 0)); n != 2*rounds {
 			t.Errorf("%s has %d events, want %d", stream, n, 2*rounds)
 		}
@@ -210,11 +226,12 @@ func crossing(t *testing.T, db Database) {
 }
 
 // appendOnTop appends one event to each stream in one batch, as a service does: it loads, appends,
-// and retries after a conflict.
+// and retries after a conflict. Other writers may append to the same streams meanwhile.
 func appendOnTop(ctx context.Context, s eventstore.Store, streams ...string) error {
 	for {
 		var b eventstore.Batch
 		for _, stream := range streams {
+			// The number of events of a stream is also its version.
 			present, err := s.Load(ctx, stream, 0)
 			if err != nil {
 				return err
@@ -231,14 +248,17 @@ func appendOnTop(ctx context.Context, s eventstore.Store, streams ...string) err
 }
 
 // limits checks that each limit of a batch is enforced, and that the longest stream id is accepted.
+// All stores have the same limits, so services need not know the adapter. Many limits come from a
+// database: PostgreSQL's texts are UTF-8 without zero bytes, and its numbers are signed.
 func limits(t *testing.T, db Database) {
 	ctx, s := testContext(t), db.open(t)
+	// with returns a valid batch with one change to its event.
 	with := func(change func(e *event.Event)) eventstore.Batch {
 		b := one("s", 0, 1)
 		change(&b.Streams[0].Events[0])
 		return b
 	}
-	// One byte longer than a text may be.
+	// One byte longer than a text may be. The limit counts bytes, and ü has two.
 	long := strings.Repeat("ü", eventstore.MaxText/2) + "."
 	for name, b := range map[string]eventstore.Batch{
 		"empty stream id":        one("", 0, 1),
@@ -279,7 +299,8 @@ func limits(t *testing.T, db Database) {
 	mustAppend(ctx, t, s, one(strings.Repeat("ü", eventstore.MaxText/2), 0, 1))
 }
 
-// endedContext checks that calls with an ended context fail and store nothing.
+// endedContext checks that calls with an ended context fail and store nothing. A context that ends
+// during Append is different: the batch may be stored.
 func endedContext(t *testing.T, db Database) {
 	s := db.open(t)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -11,6 +11,10 @@ import (
 
 // Benchmark measures appends as services make them (one event for a new stream, and its answer),
 // with one caller and with 64 concurrent ones. It also measures reading.
+//
+// One caller shows the latency of a transaction. Many callers show what a group commit gains,
+// because their batches can share a transaction. Each caller sends its next append when the
+// previous one has been acknowledged.
 func Benchmark(b *testing.B, open func(b *testing.B) eventstore.Store) {
 	for _, callers := range []int{1, 64} {
 		b.Run(fmt.Sprintf("append/callers=%d", callers), func(b *testing.B) {
@@ -55,6 +59,7 @@ func Benchmark(b *testing.B, open func(b *testing.B) eventstore.Store) {
 				b.Fatal(err)
 			}
 		}
+		// After the last event, start again from the beginning.
 		read, after := 0, event.Position{}
 		for b.Loop() {
 			events, err := s.Read(b.Context(), after, limit)

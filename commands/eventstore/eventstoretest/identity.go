@@ -10,6 +10,8 @@ import (
 )
 
 // known checks Known with events of the store, and with events that differ from them in one field.
+// The relay uses Known to find out whether a log belongs to its store. An event counts as known
+// only if id, stream, version and position all match.
 func known(t *testing.T, db Database) {
 	ctx := testContext(t)
 	s := db.open(t)
@@ -40,6 +42,7 @@ func known(t *testing.T, db Database) {
 	if len(got) != len(asked) {
 		t.Fatalf("%d answers for %d events", len(got), len(asked))
 	}
+	// Only the unchanged events are known. The answers are in the order of the question.
 	for i, known := range got {
 		if want := i < len(events); known != want {
 			t.Errorf("event %d, %+v: known is %v, want %v", i, asked[i], known, want)
@@ -50,7 +53,8 @@ func known(t *testing.T, db Database) {
 	}
 }
 
-// epoch checks that all stores of a database have the same epoch.
+// epoch checks that all stores of a database have the same epoch, and that appends do not change
+// it.
 func epoch(t *testing.T, db Database) {
 	ctx := testContext(t)
 	first, second := db.open(t), db.open(t)
@@ -65,7 +69,8 @@ func epoch(t *testing.T, db Database) {
 }
 
 // secret checks that all stores of a database have the same secret, and that it is not derived from
-// the epoch, which is public.
+// the epoch, which is public. The secret signs checkpoints, so only processes with access to the
+// database may know it.
 func secret(t *testing.T, db Database) {
 	ctx := testContext(t)
 	first, second := db.open(t), db.open(t)

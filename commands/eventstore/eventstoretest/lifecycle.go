@@ -14,7 +14,8 @@ import (
 )
 
 // closed checks that every method of a closed store returns ErrClosed, and that Close may be called
-// twice.
+// twice. Calls may still be in progress when a service stops, and their callers must be able to
+// distinguish that from a fault.
 func closed(t *testing.T, db Database) {
 	ctx, s := testContext(t), db(t)
 	mustAppend(ctx, t, s, one("a", 0, 1))
@@ -43,12 +44,17 @@ func closed(t *testing.T, db Database) {
 	}
 }
 
-// closeDrains checks that every append that was acknowledged before Close is there after reopening.
+// closeDrains checks that every append that was acknowledged before Close is there after reopening,
+// and that no other is. Each append must either be stored and acknowledged, or return ErrClosed and
+// leave nothing.
 func closeDrains(t *testing.T, db Database) {
 	ctx, s := testContext(t), db(t)
 	const writers = 16
+	// Each writer has an element of its own: the number of its acknowledged appends, and so also
+	// the version of its stream.
 	var stored [writers]uint64
 	var total atomic.Int64
+	// enough is closed when the writers are busy, so that Close happens in the middle of appends.
 	enough := make(chan struct{})
 	var g errgroup.Group
 	for i := range writers {
@@ -63,6 +69,7 @@ func closeDrains(t *testing.T, db Database) {
 					return err
 				}
 				stored[i]++
+				// Exactly one writer reaches the number, so the channel is closed once.
 				if total.Add(1) == 5*writers {
 					close(enough)
 				}
@@ -90,18 +97,21 @@ func closeDrains(t *testing.T, db Database) {
 }
 
 // reopen checks that everything is there after reopening, and that positions continue to increase.
+// Consumers store positions, so a position must keep its meaning over restarts.
 func reopen(t *testing.T, db Database) {
 	ctx := testContext(t)
 	var events []event.Event
 	var last event.Position
 	for round := range uint64(3) {
 		s := db(t)
+		// Only the first round begins with an empty store.
 		if head, err := s.Head(ctx); err != nil || (round == 0) != head.IsZero() {
 			t.Fatalf("round %d begins with head %v (%v)", round, head, err)
 		}
 		b := one("a", round*2, 2)
 		b.Answer = eventstore.Answer{Key: fmt.Sprint("key ", round), Response: []byte("r")}
 		b.Snapshots = []eventstore.Snapshot{{Stream: "a", Version: round*2 + 2, State: []byte("s")}}
+		// The positions of this round must be above those of all earlier ones.
 		previous := last
 		if last = mustAppend(ctx, t, s, b); last.Compare(previous) <= 0 {
 			t.Fatalf("round %d: position %v came after %v", round, last, previous)
@@ -129,7 +139,8 @@ func reopen(t *testing.T, db Database) {
 }
 
 // twoStores opens a database twice at the same time, like two instances of a service, or a service
-// and an operator's tool.
+// and an operator's tool. So a store must not rely on what it remembers: another one may have
+// appended since.
 func twoStores(t *testing.T, db Database) {
 	ctx := testContext(t)
 	a, b := db.open(t), db.open(t)
@@ -150,6 +161,7 @@ func twoStores(t *testing.T, db Database) {
 	const racers = 8
 	var won atomic.Int64
 	var g errgroup.Group
+	// Half of the appends go through each store.
 	for i := range 2 * racers {
 		s := a
 		if i%2 == 1 {
@@ -160,6 +172,7 @@ func twoStores(t *testing.T, db Database) {
 			if errors.As(err, new(*eventstore.ConflictError)) {
 				return nil
 			}
+			// It won, or it failed, in which case g.Wait returns the error.
 			won.Add(1)
 			return err
 		})
@@ -170,6 +183,7 @@ func twoStores(t *testing.T, db Database) {
 	if won.Load() != 1 {
 		t.Errorf("version 2 has %d winners", won.Load())
 	}
+	// Events exist after the zero position, so Wait returns at once.
 	if err := a.Wait(context.WithoutCancel(ctx), event.Position{}); err != nil {
 		t.Errorf("wait: %v", err)
 	}

@@ -12,8 +12,11 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// model compares random calls with a model of maps and slices. All runs share one store. Each run
-// uses its own names, and reads only events after the head at its start.
+// model compares random calls with a model of maps and slices. It finds combinations that the other
+// checks do not list, and rapid reduces a failure to a short sequence of calls.
+//
+// All runs share one store, because opening a database for each would be slow. Each run uses its
+// own names, and reads only events after the head at its start.
 func model(t *testing.T, db Database) {
 	ctx, s := testContext(t), db.open(t)
 	run := 0
@@ -28,6 +31,7 @@ func model(t *testing.T, db Database) {
 			versions: map[string]uint64{}, answers: map[string]eventstore.Answer{},
 			snapshots: map[string]eventstore.Snapshot{},
 		}
+		// rapid calls the function with the empty name after each of the others.
 		rt.Repeat(map[string]func(*rapid.T){
 			"append": m.append, "load": m.load, "read": m.read, "": m.checkHead,
 		})
@@ -41,6 +45,8 @@ type machine struct {
 	store eventstore.Store
 	name  string // prefix of this run's streams and keys
 
+	// The model's state. events are in the order of their appends, without positions. versions,
+	// answers and snapshots have the full names with the prefix as their keys.
 	begin, head event.Position // head at the start of the run, and now
 	events      []event.Event
 	versions    map[string]uint64
@@ -53,9 +59,11 @@ func (m *machine) stream(t *rapid.T) string {
 	return m.name + rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "stream")
 }
 
-// append draws a batch, stores it and compares the result with the model's.
+// append draws a batch, stores it and compares the result with the model's. The batch may have
+// streams, an answer, a snapshot, several of them or none.
 func (m *machine) append(t *rapid.T) {
 	var b eventstore.Batch
+	// The batch appends to up to three different streams.
 	versions := map[string]uint64{}
 	names := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "c"}), 0, 3, rapid.ID[string])
 	for _, name := range names.Draw(t, "streams") {
@@ -71,6 +79,7 @@ func (m *machine) append(t *rapid.T) {
 			Stream: stream, ExpectedVersion: expected, Events: events,
 		})
 	}
+	// A few keys, so that some are used again.
 	if key := rapid.SampledFrom([]string{"", "k", "l", "m", "n"}).Draw(t, "key"); key != "" {
 		b.Answer = eventstore.Answer{
 			Key: m.name + key, Fingerprint: rapid.SliceOf(rapid.Byte()).Draw(t, "fingerprint"),
@@ -92,8 +101,10 @@ func (m *machine) append(t *rapid.T) {
 	}
 }
 
-// refuses reports whether the model refuses the batch. It fails unless the store did the same.
+// refuses reports whether the model refuses the batch. It fails unless the store did the same. The
+// order of the checks is part of the contract: first the key, then the versions.
 func (m *machine) refuses(t *rapid.T, b eventstore.Batch, err error) bool {
+	// An empty key is never in the map, so batches without a key pass.
 	if first, ok := m.answers[b.Answer.Key]; ok {
 		answered := (*eventstore.AnsweredError)(nil)
 		if !errors.As(err, &answered) || !sameAnswer(answered.Answer, first) {
@@ -119,10 +130,11 @@ func (m *machine) refuses(t *rapid.T, b eventstore.Batch, err error) bool {
 	return false
 }
 
-// apply adds a stored batch to the model.
+// apply adds a stored batch to the model. last is the position that the store returned.
 func (m *machine) apply(t *rapid.T, b eventstore.Batch, last event.Position) {
 	for _, s := range b.Streams {
 		for _, e := range s.Events {
+			// These are the fields that the store sets.
 			m.versions[s.Stream]++
 			e.Aggregate, e.Stream, e.Version = Aggregate.Name, s.Stream, m.versions[s.Stream]
 			m.events = append(m.events, e)
@@ -148,7 +160,8 @@ func (m *machine) apply(t *rapid.T, b eventstore.Batch, last event.Position) {
 	}
 }
 
-// load compares a stream, its snapshot and all answers with the model's.
+// load compares a stream, its snapshot and all answers with the model's. The drawn version may be
+// beyond the end of the stream.
 func (m *machine) load(t *rapid.T) {
 	stream, after := m.stream(t), rapid.Uint64Range(0, 5).Draw(t, "after")
 	got, err := m.store.Load(m.ctx, stream, after)
@@ -175,15 +188,18 @@ func (m *machine) load(t *rapid.T) {
 	}
 }
 
-// read reads everything since the start of the run, page by page.
+// read reads everything since the start of the run, page by page. Small pages often end within a
+// batch, so they show that Read resumes at any position.
 func (m *machine) read(t *rapid.T) {
 	limit := rapid.IntRange(1, 5).Draw(t, "limit")
 	var got []event.Event
+	// Read until a page is empty. A short page does not mean the end.
 	for after := m.begin; ; {
 		some, err := m.store.Read(m.ctx, after, limit)
 		if err != nil {
 			t.Fatal(err)
 		}
+		// Fewer than the limit are allowed, more are not.
 		if len(some) > limit {
 			t.Fatalf("read %d events, the limit is %d", len(some), limit)
 		}
@@ -199,6 +215,7 @@ func (m *machine) read(t *rapid.T) {
 		got = append(got, some...)
 	}
 	compare(t, got, m.events)
+	// Batches without events do not move the head, so it is the position of the last event.
 	if len(got) > 0 && got[len(got)-1].Position != m.head {
 		t.Fatalf("the last event has position %v, Append returned %v", got[len(got)-1].Position, m.head)
 	}
@@ -218,6 +235,7 @@ func (m *machine) checkHead(t *rapid.T) {
 		case c > 0:
 			t.Fatalf("head is %v, the last Append returned %v", head, m.head)
 		}
+		// Wait returns when there may be events after head, so the loop does not spin.
 		if err := m.store.Wait(m.ctx, head); err != nil {
 			t.Fatal(err)
 		}

@@ -18,6 +18,11 @@ import (
 
 // gapSafe reads from the beginning while writers on two stores race, and again when they have
 // ended. Both reads must return the same events.
+//
+// It checks the property on which every consumer relies: a reader that has seen a position never
+// misses an event at a lower one. A database does not provide it by itself. Concurrent transactions
+// get numbers in one order and become visible in another, so a store must hold back events while an
+// older transaction is open.
 func gapSafe(t *testing.T, db Database) {
 	ctx := testContext(t)
 	stores := []eventstore.Store{db.open(t), db.open(t)}
@@ -49,6 +54,8 @@ func gapSafe(t *testing.T, db Database) {
 	// Read with a small limit while the writers run, so that many reads overlap with appends.
 	var seen []event.Event
 	var after event.Position
+	// Continue until the writers have ended and all of their events were read. A missed event would
+	// make the read go on until its context ends.
 	for running := true; running || len(seen) < int(stored.Load()); {
 		select {
 		case err := <-done:
@@ -58,6 +65,7 @@ func gapSafe(t *testing.T, db Database) {
 			running = false
 		default:
 		}
+		// Events of both stores must appear, although only one is read.
 		some, err := stores[0].Read(ctx, after, 5)
 		if err != nil {
 			t.Fatal(err)
@@ -97,7 +105,9 @@ func gapSafe(t *testing.T, db Database) {
 }
 
 // guessedVersions appends at versions that are not stored yet and retries on conflicts, so appends
-// may overtake each other. The order of Read must be the order of versions all the same.
+// may overtake each other. The order of Read must be the order of versions all the same. A store
+// that assigns positions before it checks versions would fail: a later version could get a lower
+// position.
 func guessedVersions(t *testing.T, db Database) {
 	ctx := testContext(t)
 	stores := []eventstore.Store{db.open(t), db.open(t)}
@@ -105,7 +115,11 @@ func guessedVersions(t *testing.T, db Database) {
 	var g errgroup.Group
 	for i := range versions * streams {
 		g.Go(func() error {
+			// All versions of a stream are appended concurrently, one goroutine for each. A
+			// goroutine conflicts until its predecessor has been stored.
 			b := one(fmt.Sprintf("guessed %d", i%streams), uint64(i/streams), 1)
+			// With a key, an append that was stored despite an error would be noticed when it is
+			// repeated.
 			b.Answer.Key = fmt.Sprint("guess ", i)
 			for {
 				_, err := stores[i%2].Append(ctx, b)
@@ -127,7 +141,8 @@ func guessedVersions(t *testing.T, db Database) {
 	}
 }
 
-// readLimit checks limits, and reads after the last position.
+// readLimit checks limits, and reads after the last position. A limit of zero or less returns
+// nothing, and a limit above the number of events is not an error.
 func readLimit(t *testing.T, db Database) {
 	ctx, s := testContext(t), db.open(t)
 	if got, err := s.Read(ctx, event.Position{}, 10); err != nil || len(got) != 0 {
@@ -138,6 +153,7 @@ func readLimit(t *testing.T, db Database) {
 	}
 	last := mustAppend(ctx, t, s, one("a", 0, 10))
 	all := mustRead(ctx, t, s, event.Position{}, 10)
+	// The store has ten events. A huge limit must not allocate room for as many.
 	for limit, want := range map[int]int{-1: 0, 0: 0, 1: 1, 9: 9, 10: 10, 11: 10, math.MaxInt32: 10} {
 		if got, err := s.Read(ctx, event.Position{}, limit); err != nil || len(got) != want {
 			t.Errorf("limit %d returned %d events (%v), want %d", limit, len(got), err, want)
@@ -162,9 +178,11 @@ func readLimit(t *testing.T, db Database) {
 	}
 }
 
-// waitWakes checks that Wait returns for all waiters after an append.
+// waitWakes checks that Wait returns for all waiters after an append. The append may happen before,
+// during or after the call of Wait, so a store that only wakes current waiters would miss some.
 func waitWakes(t *testing.T, db Database) {
 	ctx, s := testContext(t), db.open(t)
+	// Each round waits after the position of the previous one.
 	var head event.Position
 	for i := range 5 {
 		const waiters = 4
@@ -188,11 +206,13 @@ func waitWakes(t *testing.T, db Database) {
 	}
 }
 
-// waitEnds checks that Wait returns when its context ends, and when the store is closed.
+// waitEnds checks that Wait returns when its context ends, and when the store is closed. Otherwise
+// a stopping service would hang.
 func waitEnds(t *testing.T, db Database) {
 	s := db(t)
 	last := mustAppend(testContext(t), t, s, one("a", 0, 1))
 
+	// There are no events after the last position, so Wait blocks until the deadline.
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	if err := s.Wait(ctx, last); !errors.Is(err, context.DeadlineExceeded) {
@@ -210,10 +230,12 @@ func waitEnds(t *testing.T, db Database) {
 	}
 }
 
-// stats checks counts and times after each position.
+// stats checks counts and times after each position. They are what the reported lag of a sink is
+// computed from.
 func stats(t *testing.T, db Database) {
 	ctx := testContext(t)
 	s := db.open(t)
+	// expect compares the statistics with those of the events after the position.
 	expect := func(after event.Position, events []event.Event) {
 		t.Helper()
 		got, err := s.Stats(ctx, after)

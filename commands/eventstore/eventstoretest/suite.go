@@ -4,6 +4,12 @@
 //
 // The checks are grouped by file: append.go, read.go, answers.go, identity.go and lifecycle.go.
 // model.go compares random sequences of calls with a model.
+//
+// An adapter's test provides a Database. Checks that race open it twice, because in operation
+// several processes share a database. They use only the methods of Store, so nothing depends on how
+// an adapter stores its data.
+//
+// A new guarantee of Store needs a check here first. All adapters then have to pass it.
 package eventstoretest
 
 import (
@@ -26,6 +32,8 @@ type Database func(t *testing.T) eventstore.Store
 var Aggregate = event.Order
 
 // Run checks an adapter. Each call of newDatabase must return the opener of a new, empty database.
+// The checks run in parallel, so the databases must be independent. Each name is the guarantee that
+// its check shows.
 func Run(t *testing.T, newDatabase func(t *testing.T) Database) {
 	for _, check := range []struct {
 		name string
@@ -64,7 +72,8 @@ func Run(t *testing.T, newDatabase func(t *testing.T) Database) {
 	}
 }
 
-// open opens a store and closes it at the end of the test.
+// open opens a store and closes it at the end of the test. Checks that close a store themselves
+// call the Database directly.
 func (p Database) open(t *testing.T) eventstore.Store {
 	t.Helper()
 	s := p(t)
@@ -87,10 +96,12 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// newEvents returns n events as a command handler would create them.
+// newEvents returns n events as a command handler would create them. The store sets the fields that
+// are missing: aggregate, stream, version and position.
 func newEvents(n int) []event.Event {
 	events := make([]event.Event, n)
 	for i := range events {
+		// Times of events are in UTC with whole microseconds.
 		now := event.Time(time.Now())
 		events[i] = event.Event{
 			ID: uuid.Must(uuid.NewV7()), Type: "millrace.order.v1.OrderPlaced", Data: []byte(fmt.Sprintf("data %d", i)),
@@ -100,7 +111,7 @@ func newEvents(n int) []event.Event {
 	return events
 }
 
-// one returns a batch of n new events for one stream.
+// one returns a batch of n new events for one stream, which must have the expected version.
 func one(stream string, expected uint64, n int) eventstore.Batch {
 	return eventstore.Batch{Streams: []eventstore.StreamAppend{{
 		Stream: stream, ExpectedVersion: expected, Events: newEvents(n),
@@ -127,8 +138,9 @@ func mustLoad(ctx context.Context, t *testing.T, s eventstore.Store, stream stri
 	return events
 }
 
-// mustRead reads until it has n events after a position. It waits for them, because a store may
-// hold events back while an older transaction is open.
+// mustRead reads until it has n events after a position, and fails if there are more. It waits for
+// them, because a store may hold events back while an older transaction is open. It reads in small
+// pages, and checks that positions increase.
 func mustRead(ctx context.Context, t *testing.T, s eventstore.Store, after event.Position, n int) []event.Event {
 	t.Helper()
 	var all []event.Event
@@ -154,12 +166,14 @@ func mustRead(ctx context.Context, t *testing.T, s eventstore.Store, after event
 	return all
 }
 
-// difference returns how two events differ, or "" if they are equal.
+// difference returns how two events differ, or "" if they are equal. Times are compared as
+// instants, but those that a store returns must be in UTC.
 func difference(got, want event.Event) string {
 	switch {
 	case !got.OccurredAt.Equal(want.OccurredAt) || !got.RecordedAt.Equal(want.RecordedAt):
 		return fmt.Sprintf("times %v, %v, want %v, %v",
 			got.OccurredAt, got.RecordedAt, want.OccurredAt, want.RecordedAt)
+	// Equal ignores the location, so it is compared by itself.
 	case got.OccurredAt.Location() != time.UTC || got.RecordedAt.Location() != time.UTC:
 		return "times are not in UTC"
 	case string(got.Data) != string(want.Data):

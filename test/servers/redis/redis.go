@@ -178,10 +178,9 @@ const (
 // start starts the nodes. For a cluster, it then does what `redis-cli --cluster create` does, but
 // without its pauses:
 //
-// 1. Each node gets a contiguous range of the slots, and an epoch of its own, so that no two nodes
-// claim the same configuration.
-//
-// 2. The first node meets each of the others. They learn of each other by gossip.
+//  1. Each node gets a contiguous range of the slots, and an epoch of its own, so that no two nodes
+//     claim the same configuration.
+//  2. The first node meets each of the others. They learn of each other by gossip.
 func (s *Servers) start() (err error) {
 	for _, program := range []string{"redis-server", "redis-cli"} {
 		if _, err := exec.LookPath(program); err != nil {
