@@ -46,10 +46,10 @@ func New(addr string, retryFor time.Duration, opts ...Option) *Client {
 		addr = "http://" + addr
 	}
 	transport := &http.Transport{
-		Protocols: new(http.Protocols),
-		// Pings detect a server that disappeared without closing the connection.
+		Protocols:       new(http.Protocols),
 		TLSClientConfig: o.tls,
-		HTTP2:           &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
+		// Pings detect a server that disappeared without closing the connection.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
 	}
 	// HTTP/2 without TLS, for addresses with http.
 	transport.Protocols.SetUnencryptedHTTP2(true)
