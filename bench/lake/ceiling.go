@@ -15,7 +15,8 @@ import (
 )
 
 // ceiling is the upper limit of the lander: the same bytes, from memory to one closed Parquet file,
-// through the same decoder and the same writer, without Kafka and without a commit.
+// through the same decoder and the same writer, without Kafka and without a commit. The distance of
+// the lander from it is what Kafka's client, the commits and the table's upkeep cost.
 type ceiling struct{ *bench }
 
 // Name implements contender.
@@ -96,7 +97,8 @@ func (c ceiling) Land(ctx context.Context, _ string, n int64) (r result, err err
 	return r, nil
 }
 
-// ownCPU returns the CPU time of this process.
+// ownCPU returns the CPU time of this process, in user and in system mode. It is 0 if the system
+// does not report it.
 func ownCPU() time.Duration {
 	var use syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &use); err != nil {

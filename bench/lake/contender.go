@@ -9,7 +9,7 @@ import (
 )
 
 // contender lands a topic in an Iceberg table. To measure another one, add a type to the list of
-// contenders.
+// contenders. Contenders run one after the other, so that they do not compete for the machine.
 type contender interface {
 	// Name is the key of the result: the kind, a slash, and the variant.
 	Name() string
@@ -53,7 +53,8 @@ type result struct {
 	BytesPerRow float64 `json:"bytes_per_row"`
 }
 
-// measure returns a result with the rates of n rows. The caller adds the figures of the table.
+// measure returns a result with the rates of n rows. The caller adds the figures of the table: see
+// warehouse.describe.
 func measure(rows int64, wall, cpu time.Duration, peakMB int) result {
 	return result{
 		Rows: rows, Seconds: wall.Seconds(), RowsPerSecond: float64(rows) / wall.Seconds(),

@@ -8,7 +8,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// event is a record of the benchmark: the message Event of flat.proto.
+// event is a record of the benchmark: the message Event of flat.proto. It resembles a click in a
+// shop: short texts from small sets, which compress well, and random numbers, which do not.
 type event struct {
 	ID, Customer int64
 	Type, SKU    string

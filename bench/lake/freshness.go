@@ -41,7 +41,8 @@ func (f freshness) variant() string {
 	return "landing_alone"
 }
 
-// distribution is the distribution of the waits, in milliseconds.
+// distribution is the distribution of the waits, in milliseconds. Its names in JSON are those that
+// reports and earlier results use.
 type distribution struct {
 	EventsPerSecond float64 `json:"events_per_second"`
 	Median          int     `json:"p50_ms"`
@@ -53,7 +54,7 @@ type distribution struct {
 }
 
 // observation is the next offset of a partition in the table at a moment: every row before it could
-// be queried.
+// be queried. A partition's observations are in the order of time, and so also of offsets.
 type observation struct {
 	at   time.Time
 	next int64
@@ -163,7 +164,7 @@ func (f freshness) produce(ctx context.Context, topic string, rate int64, durati
 	return float64(n) / time.Since(started).Seconds(), nil
 }
 
-// ends returns the end of each partition.
+// ends returns the end of each partition: the next offset of the table once it has everything.
 func (f freshness) ends(ctx context.Context, topic string) (map[int32]int64, error) {
 	admin, err := kafka.NewAdmin(f.kafka)
 	if err != nil {

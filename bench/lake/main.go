@@ -56,7 +56,8 @@ const (
 	maxWarmRows  = 1_000_000
 )
 
-// run lands the topics with each contender, measures freshness, and prints the results.
+// run lands the topics with each contender, measures freshness, and prints the results. It prints
+// nothing to stdout if anything fails, so a script never reads the figures of an incomplete run.
 func run(ctx context.Context) (err error) {
 	b := &bench{}
 	rows := flag.Int64("rows", 10_000_000, "number of events to land")
@@ -72,6 +73,7 @@ func run(ctx context.Context) (err error) {
 	if flag.NArg() > 0 || *rows < 1 || b.partitions < 1 {
 		return errors.New("want no arguments, at least one row and at least one partition: see -help")
 	}
+	// Only contenders in Java use the warm-up topics, but each encoding has one.
 	b.warmRows = max(1, min(*rows/warmFraction, maxWarmRows))
 
 	contenders, err := selectContenders(b, *wanted)
@@ -167,7 +169,7 @@ func names(contenders []contender) string {
 }
 
 // kind is the result of all runs of one kind of contender, with the run of the least CPU time at
-// the top level.
+// the top level. Runs has all of them by variant, such as the number of landers.
 type kind struct {
 	result
 	Runs map[string]result `json:"runs"`
@@ -218,7 +220,7 @@ var (
 )
 
 // progress reports progress on stderr. It omits repetitions, and prints at most one line in two
-// seconds while only numbers change.
+// seconds while only numbers change. So it may be called at every poll.
 func progress(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	if text == lastText || format == lastFormat && time.Since(lastAt) < 2*time.Second {

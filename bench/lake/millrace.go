@@ -98,7 +98,9 @@ func (m millrace) location() location {
 	return location{"millrace", filepath.Join(lake, "catalog.db"), filepath.Join(lake, "warehouse")}
 }
 
-// start starts the process, and returns when its landers have the topic's partitions.
+// start starts the process, and returns when its landers have the topic's partitions. The table
+// must exist, because the name of the group follows from it. env has settings in addition to the
+// brokers.
 func (m millrace) start(ctx context.Context, w *warehouse, topic string, env ...string) (*process.Process, error) {
 	binary, err := m.build(ctx)
 	if err != nil {

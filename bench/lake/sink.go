@@ -98,7 +98,7 @@ func (s icebergSink) Land(ctx context.Context, topic string, n int64) (r result,
 	return r, w.describe(ctx, "events", n, &r)
 }
 
-// sinkRun is a running sink.
+// sinkRun is a running sink, for warming up or for the measurement, and the table that it fills.
 type sinkRun struct {
 	worker *connect.Worker
 	into   *warehouse

@@ -27,6 +27,7 @@ type warehouse struct {
 	catalog  *sqlcatalog.Catalog
 }
 
+// namespace is that of all tables.
 const namespace = "lake"
 
 // location is where a warehouse is: the name of its catalog, the catalog's file, and the folder of
@@ -195,7 +196,8 @@ func checkBatch(batch arrow.RecordBatch, n int64, seen []uint64) error {
 	return nil
 }
 
-// describe checks a table, and adds the figures to a result that can be derived from the table.
+// describe checks a table, and adds the figures to a result that can be derived from the table. A
+// contender that lands wrong or incomplete rows has no result.
 func (w *warehouse) describe(ctx context.Context, name string, n int64, r *result) error {
 	if err := w.check(ctx, name, n); err != nil {
 		return err

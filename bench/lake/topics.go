@@ -13,6 +13,7 @@ import (
 type encoding string
 
 const (
+	// JSON is for the sink, and Protobuf is for the lander and the ceiling.
 	asJSON     encoding = "json"
 	asProtobuf encoding = "protobuf"
 )
@@ -29,7 +30,7 @@ func (e encoding) append(b []byte, i int64) []byte {
 const eventsPerTransaction = 200_000
 
 // fill creates a topic with the first n events, without keys, distributed over its partitions in
-// turn.
+// turn. So all partitions are equally long, and no task or lander ends early.
 func fill(ctx context.Context, cfg kafka.Config, topic string, as encoding, partitions int32, n int64) error {
 	if err := kafka.EnsureTopics(ctx, cfg, kafka.Topic{Name: topic, Partitions: partitions}); err != nil {
 		return err

@@ -41,7 +41,8 @@ func main() {
 	}
 }
 
-// class is a kind of request, and the share of clients that send it.
+// class is a kind of request, and the share of clients that send it. Under load, the system refuses
+// SQL first, then queries, and commands last, so the classes are counted separately.
 type class struct {
 	name, path, contentType string
 	share                   int // in eighths
@@ -71,7 +72,8 @@ func classes() []*class {
 	}
 }
 
-// order returns a command that places a new order.
+// order returns a command that places a new order. Its id is new, so no command conflicts with
+// another one or repeats it.
 func order() string {
 	return `{"orderId":"` + uuid.Must(uuid.NewV7()).String() + `","currency":"GBP","country":"GB",` +
 		`"lines":[{"sku":"MUG","quantity":1,"unitPrice":{"currencyCode":"GBP","units":9}}]}`
@@ -200,14 +202,15 @@ func (c *class) send(ctx context.Context, client *http.Client, addr string) {
 	}
 }
 
-// update calls change with the lock held.
+// update calls change with the lock held. The clients of a class share it.
 func (c *class) update(change func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	change()
 }
 
-// milliseconds returns a percentile of sorted durations.
+// milliseconds returns a percentile of sorted durations, in milliseconds. It is 0 if there are
+// none.
 func milliseconds(sorted []time.Duration, percent int) float64 {
 	if len(sorted) == 0 {
 		return 0
@@ -218,7 +221,8 @@ func milliseconds(sorted []time.Duration, percent int) float64 {
 // residentBytes matches the metric with the memory of the process.
 var residentBytes = regexp.MustCompile(`(?m)^process_resident_memory_bytes (\S+)`)
 
-// resident returns the system's memory in MB, as its metrics report it.
+// resident returns the system's memory in MB, as its metrics report it. So the system may run on
+// another machine.
 func resident(ctx context.Context, admin string) (float64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+admin+"/metrics", nil)
 	if err != nil {

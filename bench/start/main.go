@@ -29,7 +29,8 @@ import (
 	"time"
 )
 
-// main runs the benchmark until it ends or is interrupted.
+// main runs the benchmark until it ends or is interrupted. An interrupt also ends the system under
+// test, which does not outlive this process.
 func main() {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
@@ -40,7 +41,8 @@ func main() {
 	}
 }
 
-// run measures each number of orders, and prints a row for each start.
+// run measures each number of orders, and prints a row for each start. For every number there is a
+// data folder, on which the three kinds of start are measured one after the other.
 func run(ctx context.Context) (err error) {
 	orders := flag.String("orders", "37000,200000,1000000", "numbers of orders to measure, comma-separated")
 	keep := flag.String("keep", "",
@@ -104,14 +106,15 @@ func run(ctx context.Context) (err error) {
 	return nil
 }
 
-// measurement is the result of one start.
+// measurement is the result of one start. It does not include the query afterwards.
 type measurement struct {
 	ready         time.Duration // from the start of the process to the first 200 of /readyz
 	rssMB, peakMB int64         // memory when it became ready, and the highest until then
 }
 
 // measure runs the system, ends it with a signal, and measures the next start. The first run waits
-// for all sinks, so that the measured start does not have to catch up.
+// for all sinks, so that the measured start does not have to catch up. The measured run is stopped
+// cleanly, so the folder is as it was for the next measurement.
 func (s system) measure(ctx context.Context, end syscall.Signal, dropViews bool) (m measurement, err error) {
 	before, err := s.start(ctx)
 	if err != nil {
@@ -128,6 +131,7 @@ func (s system) measure(ctx context.Context, end syscall.Signal, dropViews bool)
 			}
 		}
 	}
+	// The time includes the start of the process itself, as an operator would experience it.
 	started := time.Now()
 	p, err := s.start(ctx)
 	if err != nil {

@@ -28,7 +28,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// system is a data folder with orders, and the binary to run on it.
+// system is a data folder with orders, and the binary to run on it. The folder is used by one
+// process at a time.
 type system struct {
 	binary, data string
 	orders       int
@@ -72,6 +73,7 @@ func (s system) prepare(ctx context.Context) error {
 		return err
 	}
 	fmt.Fprintln(os.Stderr, "bench start: the first run")
+	// The first run fills the views and the lake, which a measured start must not have to do.
 	p, err := s.start(ctx)
 	if err != nil {
 		return err
@@ -132,14 +134,16 @@ func newOrder(n int) (eventstore.StreamAppend, error) {
 	return order, nil
 }
 
-// running is one run of a system, with the addresses that it listens on.
+// running is one run of a system, with the addresses that it listens on: that of commands and
+// queries, and that of operations.
 type running struct {
 	system
 	process    *process.Process
 	api, admin string
 }
 
-// start starts the system on free ports, and returns once it is ready.
+// start starts the system on free ports, and returns once it is ready. The binary and the folder
+// may be relative paths, which are resolved here, because the process runs in its data folder.
 func (s system) start(ctx context.Context) (*running, error) {
 	ports, err := process.FreePorts(2)
 	if err != nil {
@@ -176,14 +180,16 @@ func (s system) start(ctx context.Context) (*running, error) {
 	return r, err
 }
 
-// memory returns the current and the highest memory of the process, in MB.
+// memory returns the current and the highest memory of the process, in MB. The highest is that
+// since its start.
 func (r *running) memory() (rssMB, peakMB int64, err error) {
 	rss, err1 := r.process.ResidentMB()
 	peak, err2 := r.process.PeakMB()
 	return int64(rss), int64(peak), errors.Join(err1, err2)
 }
 
-// stop ends the run: at once with SIGKILL, and otherwise with a clean stop.
+// stop ends the run: at once with SIGKILL, and otherwise with a clean stop, which may take a
+// minute. After that, the process is killed, and stop returns an error.
 func (r *running) stop(how syscall.Signal) error {
 	if how == syscall.SIGKILL {
 		return r.process.Kill()
@@ -191,7 +197,8 @@ func (r *running) stop(how syscall.Signal) error {
 	return r.process.Stop(time.Minute)
 }
 
-// awaitSinks blocks until every sink has all orders.
+// awaitSinks blocks until every sink has all orders. A system becomes ready when its views have
+// caught up, but the lake may still be behind.
 func (r *running) awaitSinks(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()

@@ -18,7 +18,8 @@ import (
 )
 
 // OpenStore opens an empty store in a temporary folder, and closes it at the end of the test. It is
-// an SQLite store, because its tests need no server.
+// an SQLite store, because its tests need no server. Other adapters behave alike: eventstoretest
+// checks that.
 func OpenStore(t testing.TB, agg event.Aggregate) eventstore.Store {
 	t.Helper()
 	store, err := sqlite.Open(context.Background(), filepath.Join(t.TempDir(), agg.Service+".db"), agg)
@@ -33,7 +34,8 @@ func OpenStore(t testing.TB, agg event.Aggregate) eventstore.Store {
 	return store
 }
 
-// Server is a running service on loopback. Its clients end with the test.
+// Server is a running service on loopback. Its clients end with the test, so that no goroutine of a
+// connection outlives it.
 type Server struct {
 	URL   string
 	HTTP1 *http.Client // for Connect, gRPC-Web and JSON

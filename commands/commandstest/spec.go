@@ -23,7 +23,8 @@ import (
 	"github.com/millrace/millrace/commands"
 )
 
-// Spec is one example of a decider's behaviour.
+// Spec is one example of a decider's behaviour. C is the type of its commands, and E that of its
+// events. Either Then or Refused is the expected result.
 type Spec[C any, E proto.Message] struct {
 	Given   []E                     // history of the stream
 	When    C                       // the command
@@ -31,7 +32,8 @@ type Spec[C any, E proto.Message] struct {
 	Refused *commands.RejectedError // instead of Then; its Reason is prose and is not compared
 }
 
-// Check runs specs as subtests, by name.
+// Check runs specs as subtests, by name. It also checks of each that Decide is pure with respect to
+// the state.
 func Check[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C, E], specs map[string]Spec[C, E]) {
 	t.Helper()
 	for _, name := range slices.Sorted(maps.Keys(specs)) {
@@ -86,7 +88,9 @@ func Fold[S, C any, E proto.Message](d commands.Decider[S, C, E], events []E) S 
 }
 
 // Snapshots checks that a random history results in the same state with and without a snapshot in
-// between. draw draws a command for a state. Rejected commands add nothing to the history.
+// between. draw draws a command for a state. Rejected commands add nothing to the history. A field
+// of the state that its encoding omits would be lost in the snapshot, and change what later events
+// result in.
 func Snapshots[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C, E], draw func(t *rapid.T, s S) C) {
 	t.Helper()
 	rapid.Check(t, func(t *rapid.T) {

@@ -3,6 +3,9 @@
 //
 // Start runs a Runtime for a test, CatchUp blocks until its sink has applied the log, and
 // NoopRuntime is a runtime without a sink's cost, for comparison in benchmarks.
+//
+// A Log remembers its events, so a test can compute from them what a sink should contain. It needs
+// no event store: its positions are simply consecutive numbers.
 package streamstest
 
 import (
@@ -92,8 +95,8 @@ func NewLog(t testing.TB, cfg kafka.Config, topic string) *Log {
 	return &Log{Topic: topic, on: cfg, Versions: map[string]uint64{}, producer: p}
 }
 
-// Next returns the next event of a stream. If data is a message of a known aggregate, Next sets the
-// field that names the stream.
+// Next returns the next event of a stream, without writing it. If data is a message of a known
+// aggregate, Next sets the field that names the stream.
 func (l *Log) Next(aggregate, stream string, data []byte) event.Event {
 	l.Versions[stream]++
 	kind, data := describe(aggregate, stream, data)
@@ -144,7 +147,7 @@ func (l *Log) Record(e event.Event) kafka.Record {
 	}
 }
 
-// Write publishes events.
+// Write publishes events, in the given order.
 func (l *Log) Write(t testing.TB, events ...event.Event) {
 	t.Helper()
 	records := make([]kafka.Record, len(events))

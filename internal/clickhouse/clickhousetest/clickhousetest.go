@@ -24,7 +24,7 @@ import (
 
 // Main is a package's TestMain. It runs the tests, stops the shared engine and calls stops, and
 // checks for leaked goroutines. In a process that Start or Shared has started, it runs the engine
-// instead.
+// instead. So no second binary has to be built for tests.
 func Main(m *testing.M, stops ...func() error) {
 	if os.Getenv(clickhouse.EnvListener) != "" {
 		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
@@ -82,7 +82,8 @@ func Shared(t testing.TB) *clickhouse.Engine {
 	return shared.engine
 }
 
-// Start starts an engine that ends with the test.
+// Start starts an engine that ends with the test. Tests that kill the engine or change its settings
+// need one of their own.
 func Start(t testing.TB) *clickhouse.Engine {
 	t.Helper()
 	c, err := Config()

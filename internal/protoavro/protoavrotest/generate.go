@@ -3,6 +3,9 @@
 // Compile returns descriptors for the text of a .proto file, such as Everything, which has a field
 // of every kind. Generate draws random messages for a descriptor, and Marshal encodes them as the
 // services do. A codec under test must return the bytes of Marshal unchanged.
+//
+// Bytes are compared, not messages, because a record's bytes are what the services have stored and
+// what readers compare.
 package protoavrotest
 
 import (
@@ -21,7 +24,7 @@ import (
 
 // Generate draws a message whose times have whole microseconds and whose amounts are valid. All
 // else is arbitrary. If newer is set, the message may have fields and enum numbers that its
-// descriptor lacks.
+// descriptor lacks. depth is how deep the message is nested in another one; callers pass 0.
 func Generate(t *rapid.T, of protoreflect.MessageDescriptor, newer bool, depth int) proto.Message {
 	m := newMessage(of)
 	for i := range of.Fields().Len() {
@@ -79,6 +82,7 @@ func value(t *rapid.T, f protoreflect.FieldDescriptor, newer bool, depth int) pr
 	case protoreflect.Int64Kind, protoreflect.Sint64Kind, protoreflect.Sfixed64Kind:
 		return protoreflect.ValueOfInt64(rapid.Int64().Draw(t, "int64"))
 	case protoreflect.Uint64Kind, protoreflect.Fixed64Kind:
+		// Avro's largest integer is a signed 64-bit one.
 		return protoreflect.ValueOfUint64(rapid.Uint64Max(math.MaxInt64).Draw(t, "uint64"))
 	case protoreflect.FloatKind:
 		return protoreflect.ValueOfFloat32(rapid.Float32().Draw(t, "float"))
@@ -97,6 +101,7 @@ func value(t *rapid.T, f protoreflect.FieldDescriptor, newer bool, depth int) pr
 	}
 	// Times and amounts must be valid. All other messages are drawn field by field.
 	switch m := newMessage(f.Message()); f.Message().FullName() {
+	// The years 1 to 9999, in seconds since 1970, which is the range of a valid Timestamp.
 	case "google.protobuf.Timestamp":
 		m.Set(m.Descriptor().Fields().ByName("seconds"),
 			protoreflect.ValueOfInt64(rapid.Int64Range(-62_135_596_800, 253_402_300_799).Draw(t, "seconds")))
@@ -104,6 +109,7 @@ func value(t *rapid.T, f protoreflect.FieldDescriptor, newer bool, depth int) pr
 			protoreflect.ValueOfInt32(1000*rapid.Int32Range(0, 999_999).Draw(t, "micros")))
 		return protoreflect.ValueOfMessage(m)
 	case "google.type.Money":
+		// The units and nanos of a valid Money have the same sign.
 		units, nanos := rapid.Int64().Draw(t, "units"), rapid.Int32Range(0, 999_999_999).Draw(t, "nanos")
 		if units < 0 || units == 0 && rapid.Bool().Draw(t, "negative") {
 			nanos = -nanos

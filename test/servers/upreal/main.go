@@ -135,6 +135,7 @@ func start(ctx context.Context, binary, dir, role string, env []string) (running
 	if err != nil {
 		return running{}, err
 	}
+	// Every role needs ports of its own, because all of them are on one machine.
 	ports, err := process.FreePorts(2)
 	if err != nil {
 		return running{}, err

@@ -1,5 +1,8 @@
 // Package fetchtest writes records to topics for tests of package fetch and its users: in
 // transactions that commit or abort, or as raw batches with any timestamps.
+//
+// A Producer writes, and also changes topics as an operator would. It returns only once the written
+// records are readable, or known to be aborted, so tests need not wait.
 package fetchtest
 
 import (
@@ -15,7 +18,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Record is a record to produce.
+// Record is a record to produce. The test chooses its partition, so that it knows the order of
+// records on each.
 type Record struct {
 	Partition  int32
 	Key, Value []byte
@@ -27,7 +31,7 @@ func Event(partition int32, e event.Event) Record {
 	return Record{Partition: partition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()}
 }
 
-// Producer writes to the topics of one cluster.
+// Producer writes to the topics of one cluster, one transaction at a time.
 type Producer struct {
 	client *kgo.Client
 	admin  *kadm.Client
@@ -56,7 +60,7 @@ func (p *Producer) CreateTopic(ctx context.Context, topic string, partitions int
 	return err
 }
 
-// AddPartitions adds partitions to a topic.
+// AddPartitions adds partitions to a topic. add is how many more there will be.
 func (p *Producer) AddPartitions(ctx context.Context, topic string, add int) error {
 	r, err := p.admin.CreatePartitions(ctx, add, topic)
 	p.client.PurgeTopicsFromClient(topic) // so that the client asks for the new partitions
@@ -71,7 +75,8 @@ func (p *Producer) DeleteTopic(ctx context.Context, topic string) error {
 	return err
 }
 
-// DeleteRecords deletes the records before an offset.
+// DeleteRecords deletes the records before an offset, as retention would. The partition then starts
+// at that offset.
 func (p *Producer) DeleteRecords(ctx context.Context, topic string, partition int32, before int64) error {
 	offsets := kadm.Offsets{}
 	offsets.Add(kadm.Offset{Topic: topic, Partition: partition, At: before})
@@ -79,7 +84,8 @@ func (p *Producer) DeleteRecords(ctx context.Context, topic string, partition in
 	return errors.Join(err, r.Error())
 }
 
-// Ends returns the offset after the last record or marker, by partition.
+// Ends returns the offset after the last record or marker, by partition. Each end of a transaction
+// adds a marker, which takes an offset of its own.
 func (p *Producer) Ends(ctx context.Context, topic string) (map[int32]int64, error) {
 	listed, err := p.admin.ListEndOffsets(ctx, topic)
 	if err = errors.Join(err, listed.Error()); err != nil {

@@ -48,7 +48,8 @@ func (p *Producer) Stamp(ctx context.Context, topic string, partition int32, val
 	return kerr.ErrorForCode(produced.Topics[0].Partitions[0].ErrorCode)
 }
 
-// batch encodes a batch in Kafka's format, version 2.
+// batch encodes a batch in Kafka's format, version 2. It has no producer id, so the broker neither
+// checks sequence numbers nor includes it in a transaction. values must not be empty.
 func batch(values []Stamped) []byte {
 	first, highest := values[0].Millis, values[0].Millis
 	var records []byte

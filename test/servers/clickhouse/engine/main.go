@@ -13,6 +13,7 @@ import (
 
 func main() {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	// The log goes to stderr, and so to the file that package process keeps for each server.
 	c, err := engine.FromEnv(log)
 	if err == nil {
 		err = engine.Main(context.Background(), c)
