@@ -31,8 +31,8 @@ type bench struct {
 	heapMB     int           // of contenders in Java
 }
 
-// result is the cost of a contender, from its first row to the commit of the last. Its names in JSON
-// are those that reports and earlier results use.
+// result is the cost of a contender, from its first row to the commit of the last. Its names in
+// JSON are those that reports and earlier results use.
 type result struct {
 	Rows int64 `json:"rows"`
 	// Seconds is the wall time.

@@ -101,7 +101,8 @@ func (e event) appendProtobuf(b []byte) []byte {
 // cheapest form for the sink.
 func (e event) appendJSON(b []byte) []byte {
 	number := func(name string, v int64) { b = strconv.AppendInt(append(b, name...), v, 10) }
-	text := func(name, v string) { b = append(append(append(b, name...), v...), '"') } // no value needs escaping
+	// No value needs escaping.
+	text := func(name, v string) { b = append(append(append(b, name...), v...), '"') }
 	number(`{"id":`, e.ID)
 	number(`,"customer":`, e.Customer)
 	text(`,"type":"`, e.Type)

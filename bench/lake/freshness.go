@@ -88,7 +88,8 @@ func (f freshness) measure(ctx context.Context, rate int64, duration time.Durati
 
 	observed := make([][]observation, f.partitions)
 	ends := make(chan map[int32]int64, 1) // from the producer, when it has finished, to the watcher
-	// Produce and watch at the same time. The watcher ends when the table has all that was produced.
+	// Produce and watch at the same time. The watcher ends when the table has all that was
+	// produced.
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
 		d.EventsPerSecond, err = f.produce(ctx, topic, rate, duration)
@@ -115,8 +116,8 @@ func (f freshness) measure(ctx context.Context, rate int64, duration time.Durati
 // transactionsPerSecond is the number of transactions per second of a producer.
 const transactionsPerSecond = 10
 
-// produce sends events at a rate, and returns the rate that it achieved, which is lower if the broker
-// cannot keep up.
+// produce sends events at a rate, and returns the rate that it achieved, which is lower if the
+// broker cannot keep up.
 func (f freshness) produce(ctx context.Context, topic string, rate int64, duration time.Duration) (float64, error) {
 	var values [][]byte // generated once and repeated, because generating them is slow
 	for i := range min(rate, eventsInMemory) {
@@ -140,8 +141,8 @@ func (f freshness) produce(ctx context.Context, topic string, rate int64, durati
 		if err := p.Begin(); err != nil {
 			return 0, err
 		}
-		// Send the events that are due by now, to catch up after a slow transaction, but at most those
-		// of two intervals.
+		// Send the events that are due by now, to catch up after a slow transaction, but at most
+		// those of two intervals.
 		due := min(int64(time.Since(started).Seconds()*float64(rate)), n+2*rate/transactionsPerSecond)
 		for ; n < due; n++ {
 			r := kafka.Record{
@@ -174,8 +175,8 @@ func (f freshness) ends(ctx context.Context, topic string) (map[int32]int64, err
 	return admin.HighWatermarks(ctx, topic)
 }
 
-// watch polls the table and records when its offsets change, until they have reached the ends. So the
-// measured waits are up to pollInterval too long.
+// watch polls the table and records when its offsets change, until they have reached the ends. So
+// the measured waits are up to pollInterval too long.
 func (f freshness) watch(
 	ctx context.Context, p *process.Process, w *warehouse, topic string,
 	observed [][]observation, ends <-chan map[int32]int64,
@@ -213,8 +214,8 @@ func (f freshness) watch(
 	})
 }
 
-// fill computes the distribution: for each row, the time from its timestamp, which the producer set,
-// to the first observation of the table with the row.
+// fill computes the distribution: for each row, the time from its timestamp, which the producer
+// set, to the first observation of the table with the row.
 func (d *distribution) fill(ctx context.Context, w *warehouse, observed [][]observation) error {
 	t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, events})
 	if err != nil {

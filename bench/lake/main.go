@@ -7,9 +7,9 @@
 // Then events arrive at half of the rate that a lander achieved. The benchmark measures how long
 // each event waits until it can be queried, with maintenance and without.
 //
-// contender.go defines what a contender does. millrace.go, sink.go and ceiling.go are the contenders,
-// and freshness.go is the second part. event.go generates the events, topics.go fills the topics, and
-// table.go creates and checks the tables.
+// contender.go defines what a contender does. millrace.go, sink.go and ceiling.go are the
+// contenders, and freshness.go is the second part. event.go generates the events, topics.go fills
+// the topics, and table.go creates and checks the tables.
 //
 // It prints tables, and one line of JSON at the end:
 // {"millrace":{"rows_per_second":…,"rows_per_cpu_second":…,"peak_mb":…,"runs":{…}},

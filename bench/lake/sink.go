@@ -132,7 +132,8 @@ func (s icebergSink) begin(
 // pollInterval is the interval of polls. Each reads a few small files, which costs almost nothing.
 const pollInterval = 20 * time.Millisecond
 
-// await blocks until a condition is true. It returns an error if the sink fails or the worker exits.
+// await blocks until a condition is true. It returns an error if the sink fails or the worker
+// exits.
 func (s *sinkRun) await(ctx context.Context, condition func() (bool, error)) error {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()

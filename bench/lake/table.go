@@ -158,8 +158,8 @@ func (w *warehouse) check(ctx context.Context, name string, n int64) error {
 	return nil
 }
 
-// checkBatch compares rows with the generated events. The columns are in the order of schema. seen is
-// a bit set of the ids so far, to detect duplicates.
+// checkBatch compares rows with the generated events. The columns are in the order of schema. seen
+// is a bit set of the ids so far, to detect duplicates.
 func checkBatch(batch arrow.RecordBatch, n int64, seen []uint64) error {
 	c := batch.Columns()
 	if len(c) != len(schema.Fields()) {
@@ -213,8 +213,8 @@ func (w *warehouse) describe(ctx context.Context, name string, n int64, r *resul
 	return err
 }
 
-// steady returns the rate of the commits between the first and the last, in rows per second. It is 0
-// if there are fewer than four commits.
+// steady returns the rate of the commits between the first and the last, in rows per second. It is
+// 0 if there are fewer than four commits.
 //
 // The first commit is left out because its time includes the start, and the last one because it may
 // have waited for its interval with few rows.

@@ -157,7 +157,8 @@ func runClients(
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				if rss, err := resident(ctx, admin); err == nil { // the next sample makes up for a failed one
+				// The next sample makes up for a failed one.
+				if rss, err := resident(ctx, admin); err == nil {
 					peak = max(peak, rss)
 				}
 			}
@@ -167,8 +168,8 @@ func runClients(
 	return peak
 }
 
-// send sends one request and counts its result. After a rejection, it waits for Retry-After. Requests
-// that the end of the load interrupts do not count.
+// send sends one request and counts its result. After a rejection, it waits for Retry-After.
+// Requests that the end of the load interrupts do not count.
 func (c *class) send(ctx context.Context, client *http.Client, addr string) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+c.path, strings.NewReader(c.body()))
 	if err != nil {

@@ -42,8 +42,8 @@ const (
 )
 
 // prepare creates the data folder, unless it exists. It appends the orders to the store directly,
-// which is much faster than commands, and runs the system once until every sink has them. The marker
-// is written last, so an interrupted preparation is repeated.
+// which is much faster than commands, and runs the system once until every sink has them. The
+// marker is written last, so an interrupted preparation is repeated.
 func (s system) prepare(ctx context.Context) error {
 	marker := filepath.Join(s.data, preparedMarker)
 	if _, err := os.Stat(marker); err == nil {
@@ -84,8 +84,8 @@ func (s system) prepare(ctx context.Context) error {
 	return os.WriteFile(marker, nil, 0o600)
 }
 
-// orderID returns the id of the n-th order, in the form of a UUIDv7. It is the same in every run, so
-// that a folder can be reused.
+// orderID returns the id of the n-th order, in the form of a UUIDv7. It is the same in every run,
+// so that a folder can be reused.
 func orderID(n int) string { return fmt.Sprintf("0199c1d2-7b1c-7000-8000-%012d", n) }
 
 const currency = "EUR"

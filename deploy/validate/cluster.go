@@ -120,7 +120,8 @@ func (c *cluster) check() []string {
 			add("NetworkPolicy %s: selects no pods", p.Name)
 		}
 	}
-	for _, p := range c.pods { // without a policy that selects it, a pod accepts connections from anywhere
+	// Without a policy that selects it, a pod accepts connections from anywhere.
+	for _, p := range c.pods {
 		if !slices.ContainsFunc(c.policies, func(n *networkingv1.NetworkPolicy) bool {
 			return slices.Contains(n.Spec.PolicyTypes, networkingv1.PolicyTypeIngress) && matches(&n.Spec.PodSelector, p.labels)
 		}) {

@@ -14,7 +14,9 @@ type Column struct {
 	// Path is the names from the top-level column to the part. The JSON names are those that sum.py
 	// reads.
 	Path []string `json:"path"`
-	Kind string   `json:"kind"` // text, number, time, decimal, binary, bool, size and elements (of a list), entries (of a map: how many)
+	// Kind is text, number, time, decimal, binary or bool. It is size or elements for parts of a
+	// list, and entries for the number of entries of a map.
+	Kind string `json:"kind"`
 	// Element is the field of a list's elements that is read. It is empty for the elements
 	// themselves.
 	Element string `json:"element"`

@@ -19,7 +19,9 @@ type Dialect struct {
 	size string // size of a list
 	join string // joins the elements of a list, %[1]s, taking %[2]s of each element e
 	row  string // joins the texts of a row, %s
-	hash string // the first 15 hexadecimal digits of the MD5 of a text, %s, as a number whose sum may exceed 64 bits
+	// hash is the first 15 hexadecimal digits of the MD5 of a text, %s, as a number whose sum may
+	// exceed 64 bits.
+	hash string
 }
 
 // The dialects of the engines.

@@ -29,7 +29,8 @@ func Generate(t *rapid.T, of protoreflect.MessageDescriptor, newer bool, depth i
 	m := newMessage(of)
 	for i := range of.Fields().Len() {
 		f := of.Fields().Get(i)
-		deep := depth > 2 && f.Message() != nil // ends the recursion of types that contain themselves
+		// This ends the recursion of types that contain themselves.
+		deep := depth > 2 && f.Message() != nil
 		if deep || f.HasPresence() && rapid.Bool().Draw(t, "absent") {
 			continue
 		}

@@ -120,11 +120,12 @@ func (w *Worker) start() error {
 // properties returns the worker's configuration file.
 func (w *Worker) properties() []byte {
 	return lines(map[string]string{
-		"bootstrap.servers":                       w.Brokers,
-		"listeners":                               w.url(),
-		"rest.advertised.host.name":               "127.0.0.1",
-		"plugin.path":                             filepath.Join(w.home, "plugins"),
-		"plugin.discovery":                        "service_load", // scanning 100 MB of jars takes most of a start
+		"bootstrap.servers":         w.Brokers,
+		"listeners":                 w.url(),
+		"rest.advertised.host.name": "127.0.0.1",
+		"plugin.path":               filepath.Join(w.home, "plugins"),
+		// Scanning 100 MB of jars takes most of a start.
+		"plugin.discovery":                        "service_load",
 		"key.converter":                           "org.apache.kafka.connect.storage.StringConverter",
 		"value.converter":                         "org.apache.kafka.connect.json.JsonConverter",
 		"value.converter.schemas.enable":          "false",

@@ -17,8 +17,9 @@ type Sink struct {
 	ControlTopic string // with one partition, new for each run; it must exist
 	Tasks        int
 	Catalog      catalog.Catalog // a SQL catalog; its tables must exist, because tasks race to create them
-	Table        string          // namespace.table; if it is missing it is created, which fails for one of two tasks
-	Commit       time.Duration   // commit interval
+	// Table is namespace.table. If it is missing it is created, which fails for one of two tasks.
+	Table  string
+	Commit time.Duration // commit interval
 }
 
 // config returns the connector's configuration, in the terms of Kafka Connect. errors.tolerance

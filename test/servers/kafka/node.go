@@ -74,7 +74,9 @@ func (n *node) config() string { return filepath.Join(n.dir, "server.properties"
 // little data. The installer's archive of loaded classes halves the time of a start. Java also
 // starts without it, or if the class path has changed.
 func (n *node) jvm() []string {
-	jars, _ := filepath.Glob(filepath.Join(n.installed, "lib", "*.jar")) // sorted, as the installer's; the pattern is well formed
+	// The jars are sorted, as in the installer's archive. Glob fails only if the pattern is
+	// malformed.
+	jars, _ := filepath.Glob(filepath.Join(n.installed, "lib", "*.jar"))
 	return []string{
 		"-Xmx320m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:MaxDirectMemorySize=256m",
 		"-XX:SharedArchiveFile=" + filepath.Join(n.installed, "kafka.jsa"), "-Xlog:cds=off", "-Xlog:cds+dynamic=off",

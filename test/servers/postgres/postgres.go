@@ -267,7 +267,8 @@ func programs() (string, error) {
 	}
 	if len(found) > 0 {
 		version := func(path string) int {
-			n, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(path)))) // 0 if the name is not a number
+			// The version is 0 if the name is not a number.
+			n, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(path))))
 			return n
 		}
 		return filepath.Dir(slices.MaxFunc(found, func(a, b string) int { return version(a) - version(b) })), nil

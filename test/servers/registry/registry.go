@@ -101,6 +101,7 @@ func (s *Server) run(ctx context.Context) error {
 		},
 		Dir: run,
 		// Listing the subjects needs the database, so it succeeds only once that is open.
-		Ready: process.HTTPReady(s.url()+"/subjects", http.StatusOK), StartTimeout: 3 * time.Minute, // 4 s on an idle machine, ten times as long on a busy one
+		// A start takes 4 s on an idle machine, and ten times as long on a busy one.
+		Ready: process.HTTPReady(s.url()+"/subjects", http.StatusOK), StartTimeout: 3 * time.Minute,
 	})
 }

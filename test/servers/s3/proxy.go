@@ -30,7 +30,8 @@ type Proxy struct {
 	done      chan struct{}
 	transport *http.Transport
 
-	// mu guards choose, and is held while choose runs. So choose may use variables without a lock.
+	// mu guards choose, and is held while choose runs. So calls of choose do not race with each
+	// other.
 	mu     sync.Mutex
 	choose func(*http.Request) Fault
 }
@@ -85,7 +86,8 @@ func NewProxy(endpoint string) (*Proxy, error) {
 			if f.Status != 0 {
 				w.Header().Set("Content-Type", "application/xml")
 				w.WriteHeader(f.Status)
-				_, _ = io.WriteString(w, "<Error><Code>InternalError</Code><Message>broken on purpose</Message></Error>") // unless the client has gone
+				// This fails if the client has gone.
+				_, _ = io.WriteString(w, "<Error><Code>InternalError</Code><Message>broken on purpose</Message></Error>")
 				return
 			}
 			if f.Lost {

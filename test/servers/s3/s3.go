@@ -117,9 +117,9 @@ func (s *Server) run() error {
 	// No --keep-alive: with it, multipart uploads fail.
 	args := []string{"--port", s.config.Endpoint[len("http://"):], "--region", s.config.Region, "--iam-dir",
 		s.accounts(), "--quiet", "posix"}
-	// Some file systems of temporary folders have no extended attributes. The server then stores
-	// metadata in files of a second folder.
-	if syscall.Setxattr(data, "user.millrace", []byte("1"), 0) != nil { // it stores metadata of objects in extended attributes
+	// The server stores metadata of objects in extended attributes, which some file systems of
+	// temporary folders lack. Then it stores them in files of a second folder.
+	if syscall.Setxattr(data, "user.millrace", []byte("1"), 0) != nil {
 		args = append(args, "--sidecar", filepath.Join(s.dir, "attributes"))
 	}
 	return s.Launch(context.Background(), process.Command{

@@ -24,11 +24,12 @@ func (s *Session) settings() (string, error) {
 		"spark.driver.memory":           "700m",
 		"spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.io.tmpdir=" + s.dir,
 		"spark.jars":                    strings.Join(jars, ","),
-		"spark.driver.extraClassPath":   strings.Join(jars, ":"), // the only place where the drivers of SQLite and PostgreSQL are found
-		"spark.sql.warehouse.dir":       filepath.Join(s.dir, "warehouse"),
-		"spark.sql.session.timeZone":    "UTC",
-		"spark.sql.shuffle.partitions":  "2",
-		"spark.sql.extensions":          "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions",
+		// The class path is the only place where the drivers of SQLite and PostgreSQL are found.
+		"spark.driver.extraClassPath":  strings.Join(jars, ":"),
+		"spark.sql.warehouse.dir":      filepath.Join(s.dir, "warehouse"),
+		"spark.sql.session.timeZone":   "UTC",
+		"spark.sql.shuffle.partitions": "2",
+		"spark.sql.extensions":         "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions",
 	}
 	for _, c := range s.Catalogs {
 		if err := c.Check(); err != nil {

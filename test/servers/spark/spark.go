@@ -290,7 +290,8 @@ func (s *Session) ResidentMB() (int, error) {
 // children returns the child processes of a process. Linux lists them by the thread that started
 // them.
 func children(pid int) (pids []int) {
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is well formed
+	// Glob fails only if the pattern is malformed.
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	for _, task := range tasks {
 		list, _ := os.ReadFile(task) //nolint:gosec // empty if the thread has ended
 		for word := range strings.FieldsSeq(string(list)) {

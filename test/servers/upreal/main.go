@@ -69,7 +69,8 @@ func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 	// The settings for the operator's shell: those of the servers, and the addresses of the query
 	// and admin roles.
 	var env []string
-	for _, role := range []string{"commands", "relay", "lake", "views", "admin", "query"} { // roles that create things start before roles that read them
+	// Roles that create things start before roles that read them.
+	for _, role := range []string{"commands", "relay", "lake", "views", "admin", "query"} {
 		r, err := start(ctx, binary, filepath.Join(dir, role), role, servers.Env())
 		if err != nil {
 			return err
