@@ -37,8 +37,8 @@ type node struct {
 	process *process.Process // nil unless it runs
 }
 
-// clusterID is a UUID in Kafka's notation, that of the installed data folder. A node refuses to
-// start on data of another cluster.
+// clusterID is a UUID in Kafka's notation, that of the installed data folder. All nodes have the
+// same one.
 const clusterID = "wN5EzFFoRB-eNLVEQS0m0Q"
 
 // format writes the node's configuration and its data folder. The installer has formatted one in
