@@ -158,7 +158,8 @@ func newConfig(a *cli) *cobra.Command {
 		Use:   "config",
 		Short: "Print the configuration in force: every key with its description and environment variable",
 		Long: `Print the configuration in force as a file: defaults, then millrace.yaml (or --config), then the environment,
-then flags. Redirect the output to millrace.yaml to start a file of your own.`,
+then flags. Redirect the output to millrace.yaml to start a file of your own. Secrets are printed as "(hidden)"; replace
+them there.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.config()

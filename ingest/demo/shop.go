@@ -61,7 +61,7 @@ var products = []product{
 	{"STA-0302", "Stationery", "Notebook A6, plain", "96 pages; fits a back pocket.", 725},
 	{"STA-0307", "Stationery", "Fountain pen, fine", "Steel nib; takes standard cartridges.", 3200},
 	{"STA-0311", "Stationery", "Ink, bottle-green, 30 ml", "Dries fast, washes out if you are quick.", 1150},
-	{"STA-0316", "Stationery", "Pencils HB, box of 12", "Cedar, no eraser, no cancelReasons.", 990},
+	{"STA-0316", "Stationery", "Pencils HB, box of 12", "Cedar, no eraser, no regrets.", 990},
 	{"STA-0320", "Stationery", "Letter paper, 50 sheets", "Cotton rag, 120 g.", 1600},
 	{"STA-0325", "Stationery", "Brass paper clips, 40 pieces", "In a tin.", 640},
 	{"HOM-0401", "Home", "Wool blanket, herringbone", "130 × 180 cm, woven in Wales.", 8900},

@@ -83,7 +83,7 @@ type App struct {
 	caughtUp  atomic.Bool       // views have applied what was on the log at the start
 	// draining withdraws readiness while calls are still accepted.
 	draining atomic.Bool
-	// failOnce guards failure, which is written before failed is closed.
+	// failOnce guards failure, which is written before failed is closed. Read it with reason.
 	failOnce sync.Once
 	failed   chan struct{}
 	failure  error
@@ -173,11 +173,21 @@ func (p *App) addr(listener string) string {
 // the reason.
 func (p *App) Failed() <-chan struct{} { return p.failed }
 
+// reason returns the failure, or nil if nothing has failed so far.
+func (p *App) reason() error {
+	select {
+	case <-p.failed:
+		return p.failure
+	default:
+		return nil
+	}
+}
+
 // Close stops everything in the reverse order of the start: the listeners first, the stores last.
 // It returns the reason if the system has failed, joined with the errors of stopping.
 func (p *App) Close() error {
 	p.draining.Store(true)
-	if p.cfg.Drain > 0 && len(p.stops) > 0 && p.failure == nil {
+	if p.cfg.Drain > 0 && len(p.stops) > 0 && p.reason() == nil {
 		// Load balancers poll readiness. They must see it withdrawn before connections are refused.
 		time.Sleep(p.cfg.Drain)
 	}
@@ -187,7 +197,7 @@ func (p *App) Close() error {
 		errs = append(errs, p.stops[i]())
 	}
 	p.stops = nil
-	return errors.Join(append([]error{p.failure}, errs...)...)
+	return errors.Join(append([]error{p.reason()}, errs...)...)
 }
 
 // onStop registers a function that undoes a step of the start. Each step registers it as soon as it

@@ -129,8 +129,12 @@ func admit(limiter *server.Limiter, class func(*http.Request) server.Class, next
 		case strings.HasPrefix(r.URL.Path, "/v1/") && r.URL.Path != sqlPath: // the REST catalog, whose prefix is stripped
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(status)
-			_, _ = fmt.Fprintf(w, `{"error":{"message":%q,"type":"TooManyRequestsException","code":%d}}`,
-				"resource_exhausted: "+err.Error(), status)
+			kind := "TooManyRequestsException"
+			if status != http.StatusTooManyRequests {
+				kind = "ServiceUnavailableException"
+			}
+			_, _ = fmt.Fprintf(w, `{"error":{"message":%q,"type":%q,"code":%d}}`,
+				answer.Code().String()+": "+answer.Message(), kind, status)
 		default:
 			http.Error(w, answer.Code().String()+": "+answer.Message(), status)
 		}

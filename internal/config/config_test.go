@@ -66,6 +66,7 @@ func TestLoad(t *testing.T) {
 		}},
 		{name: "text that looks like a number stays text", env: map[string]string{"MILLRACE_KAFKA_BROKERS": "1234"}, check: func(c config.Config) bool { return c.Kafka.Brokers == "1234" }},
 		{name: "an empty file is the default", file: "\n", check: func(c config.Config) bool { return reflect.DeepEqual(c, config.Default()) }},
+		{name: "a printed secret is not a secret", file: `auth: {token: "(hidden)"}`, wantErr: "placeholder"},
 		{name: "an unknown key is named", file: "kafka: {broker: x}", wantErr: "broker"},
 		{name: "a bad variable is named", env: map[string]string{"MILLRACE_KAFKA_PARTITIONS": "many"}, wantErr: "MILLRACE_KAFKA_PARTITIONS"},
 	} {

@@ -32,6 +32,8 @@ force in the format of the file:
 
     bin/millrace config > millrace.yaml
 
+It prints "(hidden)" in place of each secret. A file that still contains it is rejected.
+
 Later sources override earlier ones:
 
 1. the defaults;

@@ -49,13 +49,16 @@ func (s Secret) Reveal(service string) (string, error) {
 	return text, nil
 }
 
+// hidden replaces the value of a secret wherever it is printed.
+const hidden = "(hidden)"
+
 // String returns the file's name, or a placeholder for the value. Formatted output uses it.
 func (s Secret) String() string {
 	switch {
 	case s.file != "":
 		return "{file: " + s.file + "}"
 	case s.text != "":
-		return "(hidden)"
+		return hidden
 	default:
 		return ""
 	}
@@ -70,9 +73,14 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 // MarshalJSON hides the value.
 func (s Secret) MarshalJSON() ([]byte, error) { return fmt.Appendf(nil, "%q", s.String()), nil }
 
-// UnmarshalYAML accepts a string or {file: PATH}.
+// UnmarshalYAML accepts a string or {file: PATH}. It rejects the placeholder: a file that was printed
+// by "millrace config" has it in place of the secrets.
 func (s *Secret) UnmarshalYAML(n *yaml.Node) error {
 	if n.Kind == yaml.ScalarNode {
+		if n.Value == hidden {
+			return fmt.Errorf("line %d: %s is not a secret but the placeholder that millrace config prints: "+
+				"replace it with the secret, or with {file: PATH}", n.Line, hidden)
+		}
 		*s = SecretText(n.Value)
 		return nil
 	}

@@ -60,7 +60,7 @@ func (r *record) decode(dst []byte, s *source, depth int) []byte {
 		s.Fail(fmt.Errorf("records are nested more than %d deep", maxDepth))
 		return dst
 	}
-	var taken uint64 // bits of oneofs with a member so far
+	var taken [maxFields/64 + 1]uint64 // bits of oneofs with a member so far
 	// An Avro record has all of its fields, in the order of the schema and without tags.
 	for i := range r.fields {
 		f := &r.fields[i]
@@ -78,13 +78,13 @@ func (r *record) decode(dst []byte, s *source, depth int) []byte {
 				break // the message does not have the field
 			}
 			if f.oneof != 0 {
-				bit := uint64(1) << (f.oneof % 64)
+				word, bit := f.oneof/64, uint64(1)<<(f.oneof%64)
 				// Avro has no oneofs: a value with two members set is valid Avro, but not our
 				// message.
-				if taken&bit != 0 {
+				if taken[word]&bit != 0 {
 					s.Fail(fmt.Errorf("%s and another member of its oneof are set", f.name))
 				}
-				taken |= bit
+				taken[word] |= bit
 			}
 			dst = protowire.AppendTag(dst, f.number, f.kind.wire())
 			dst, _ = f.decode(dst, s, depth)

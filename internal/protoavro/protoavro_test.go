@@ -10,6 +10,7 @@ import (
 
 	"github.com/twmb/avro"
 	"google.golang.org/genproto/googleapis/type/money"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -170,6 +171,26 @@ func TestLossIsRejected(t *testing.T) {
 				t.Errorf("got %x and error %v, want one that contains %q", value, err, c.want)
 			}
 		})
+	}
+}
+
+// Oneofs of one record do not affect each other, however many there are.
+func TestManyOneofs(t *testing.T) {
+	t.Parallel()
+	const oneofs = 100
+	text := `syntax = "proto3"; message M {`
+	var written []byte
+	for n := range protowire.Number(oneofs) {
+		text += fmt.Sprintf(" oneof o%d { bool f%d = %d; }", n, n, n+1)
+		written = protowire.AppendVarint(protowire.AppendTag(written, n+1, protowire.VarintType), 1)
+	}
+	_, plan := newPlan(t, protoavrotest.Compile(t, text+"}").Messages().ByName("M"))
+	value, err := plan.Encode(written)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if back, err := plan.Decode(value); err != nil || !bytes.Equal(back, written) {
+		t.Errorf("came back as %x, error %v", back, err)
 	}
 }
 

@@ -129,11 +129,14 @@ func (v *View) Inspect(ctx context.Context) error {
 			if errors.Is(err, redis.ErrLost) { // a key of another type was in the way; the first attempt has removed it
 				err = v.docs.Save(ctx, some)
 			}
+			if err != nil {
+				return err
+			}
 			v.log.Warn("view: restored lost references of documents", "view", Name, "documents", len(some),
 				"first", some[0].ID)
 		}
 		some = some[:0]
-		return err
+		return nil
 	}
 	err := v.docs.Each(ctx, func(s redis.Document) error {
 		doc, err := unmarshal(s)

@@ -168,6 +168,9 @@ func snapshots(t *testing.T, db Database) {
 			t.Errorf("after %+v: %+v %v (%v), want %+v", step.put, got, ok, err, step.want)
 		}
 	}
+	if got, ok, err := s.LoadSnapshot(ctx, "other"); err != nil || !ok || !sameSnapshot(got, b.Snapshots[1]) {
+		t.Errorf("the other stream: %+v %v (%v), want %+v", got, ok, err, b.Snapshots[1])
+	}
 }
 
 // sameAnswer compares answers. Nil and empty bytes are equal, because databases do not distinguish
