@@ -111,7 +111,7 @@ func TestOneTableStops(t *testing.T) {
 		}
 	}
 	if _, errOut, err := try(t, "sql", "--addr", s.addr,
-		"SELECT * FROM stock_movements"); err == nil || !strings.Contains(errOut, "stock_movements") || !strings.Contains(errOut, "lost") {
+		"SELECT * FROM stock_movements"); err == nil || !strings.Contains(errOut, "stock_movements") || !strings.Contains(errOut, "is missing") {
 		t.Errorf("SQL on a table without a file: %v, %s", err, errOut)
 	}
 	if n := len(s.rows("SELECT * FROM order_lines")); n == 0 {
