@@ -89,7 +89,7 @@ func (c Config) configMap(l *logs, tuning, must kafka.ConfigMap) (*kafka.ConfigM
 	return &m, nil
 }
 
-// secure sets the librdkafka properties for a security configuration.
+// setSecurity sets the librdkafka properties for a security configuration.
 func setSecurity(m kafka.ConfigMap, s security.Config) error {
 	if err := s.Validate(); err != nil {
 		return err
@@ -144,7 +144,7 @@ func (l *logs) close() {
 	l.done.Wait()
 }
 
-// severity maps a syslog level. To librdkafka, a failed connection is an error, but it retries. If
+// logLevel maps a syslog level. To librdkafka, a failed connection is an error, but it retries. If
 // that affects a call, the call returns an error. So here it is a warning.
 func logLevel(syslog int) slog.Level {
 	switch { // lower is more severe

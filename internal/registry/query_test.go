@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// ask queries the shared registry by plain HTTP, without our code.
+// query asks the shared registry by plain HTTP, without our code.
 func query(tb testing.TB, method, path, body string) string {
 	tb.Helper()
 	req, err := http.NewRequestWithContext(tb.Context(), method, shared.URL(tb)+path, strings.NewReader(body))

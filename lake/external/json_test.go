@@ -56,7 +56,7 @@ const (
 	childKill  = "MILLRACE_TEST_FOREIGN_KILL"
 )
 
-// place is where a child lands: JSON, or values with schemas of a registry.
+// childConfig is where a child lands, and from where: JSON, or values with schemas of a registry.
 type childConfig struct{ Brokers, Topic, Warehouse, Catalog, Registry string }
 
 // The moments at which a child is killed, as its table sees them.

@@ -128,7 +128,7 @@ func read(fields []columnar.Field, columns *columnar.Columns) map[string]any {
 	return row
 }
 
-// text is a string with or without JSON; the column determines which.
+// valueOf returns the value in row i of a column, or nil for null.
 func valueOf(t columnar.Type, col columnar.Column, i int) any {
 	if valid := col.Validity(); valid != nil && !bitutil.BitIsSet(valid, i) {
 		return nil

@@ -7,7 +7,7 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// ours are the error codes that are not the query's fault, unless refused reports otherwise. All
+// engineErrors are the error codes that are not the query's fault, unless refused reports otherwise. All
 // other codes are: an unknown error of the engine is most likely about the query. For overload, see
 // clickhouse.Error.Busy.
 var engineErrors = map[int]bool{

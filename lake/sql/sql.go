@@ -205,7 +205,7 @@ var withoutPruning = map[string]string{"use_iceberg_partition_pruning": "0"}
 // Lost reports whether an answer broke off because files of a table are missing.
 func Lost(err error) bool { return isGone(err) }
 
-// gone reports whether another attempt may succeed: the engine was restarted and has lost our
+// isGone reports whether another attempt may succeed: the engine was restarted and has lost our
 // databases, or maintenance deleted files between resolution and start.
 func isGone(err error) bool {
 	e := new(clickhouse.Error)

@@ -1,5 +1,5 @@
 -- Grants each role the privileges that it needs, and no others. A service adds events and answers, but
--- never changes them. The reader role only reads events. The roles are created by
+-- never changes them. The reader role reads events, and the store's identity. The roles are created by
 -- deploy/postgres/roles.sql. If a role does not exist, it is skipped.
 DO $$
 DECLARE

@@ -64,7 +64,7 @@ type scram struct {
 	Iterations int    `json:"iterations"`
 }
 
-// fits returns an error if kfake could not parse the JSON.
+// parsesAs returns an error if kfake could not parse the JSON.
 func parsesAs[T any](raw []byte) error {
 	var file struct {
 		Version int `json:"version"`
