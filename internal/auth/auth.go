@@ -110,8 +110,8 @@ func (t *Tokens) Caller(token string) (name string, known bool) {
 	return "", false
 }
 
-// current returns the callers in the file. It reads the file again at most once per reread
-// interval, and only if it has changed. A file that cannot be read does not lock out the known
+// current returns the callers in the file. It reads the file again at most once per
+// checkInterval, and only if it has changed. A file that cannot be read does not lock out the known
 // callers.
 func (t *Tokens) current() []caller {
 	t.mu.Lock()

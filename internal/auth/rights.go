@@ -25,7 +25,7 @@ const (
 	// Parts of Catalog are read, write and admin. Each includes the previous ones. A table may
 	// follow: read.web.clicks.
 	Catalog    = "catalog"
-	Operations = "operations" // parts: status, verify, failpoints
+	Operations = "operations" // status, verify, failpoints; it has no parts
 	Profiles   = "profiles"   // of the process; they show its memory
 )
 

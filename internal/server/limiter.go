@@ -76,7 +76,7 @@ func NewLimiter(limit int) *Limiter {
 }
 
 // Acquire admits a request, or blocks until it is its turn. It returns ErrOverloaded if the turn
-// would come too late, or ctx's error. The caller must call leave when the work is done.
+// would come too late, or ctx's error. The caller must call release when the work is done.
 func (l *Limiter) Acquire(ctx context.Context, c Class) (release func(), err error) {
 	w, wait, err := l.queue(c)
 	if err != nil {

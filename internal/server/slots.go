@@ -36,13 +36,13 @@ type request struct {
 	granted bool // guarded by Slots.mu; decides a race between a grant and giving up
 }
 
-// NewSlots returns most slots. waiting requests of each caller may queue, for at most wait.
+// NewSlots returns limit slots. waiting requests of each caller may queue, for at most wait.
 func NewSlots(limit, waiting int, wait time.Duration) *Slots {
 	return &Slots{limit: max(limit, 1), waiting: waiting, wait: wait, callers: map[string]*caller{}}
 }
 
 // Acquire blocks until a slot is free for the caller. It returns ErrOverloaded if too many of its
-// requests queue or if the wait was too long, or ctx's error. The caller must call give when the
+// requests queue or if the wait was too long, or ctx's error. The caller must call release when the
 // work is done.
 func (s *Slots) Acquire(ctx context.Context, name string) (release func(), err error) {
 	t, err := s.queue(name)

@@ -267,7 +267,7 @@ func (c *topicsCopier) update() {
 		err = c.copy(name)
 	}
 	if err != nil {
-		c.log.Warn("embedded kafka: copy the list of topics; without a copy, it cannot be restored if it is damaged",
+		c.log.Warn("embedded kafka: cannot copy the list of topics; without a copy, it cannot be restored if it is damaged",
 			"file", name, "error", err)
 		return
 	}

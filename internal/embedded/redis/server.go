@@ -25,7 +25,7 @@ import (
 
 // Config configures a Server.
 type Config struct {
-	// Addr is a loopback address. Empty or port 0 matches a free port.
+	// Addr is a loopback address. Empty or port 0 selects a free port.
 	Addr string
 	// Dir holds the data and must not be shared. If empty, data is kept in memory and lost on
 	// Close.

@@ -349,7 +349,7 @@ func (s *store) close() error {
 	s.closed = true
 	close(s.stop)
 	s.mu.Unlock()
-	// Wait without the lock, because the sweeper matches it.
+	// Wait without the lock, because the sweeper takes it.
 	s.background.Wait()
 	if s.db == nil {
 		return nil

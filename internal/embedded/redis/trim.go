@@ -15,7 +15,7 @@ import (
 )
 
 // LevelDB appends to its journal and its manifest in blocks of 32 KiB, and a record that spans
-// blocks matches several writes. A process killed between them leaves an incomplete record that was
+// blocks takes several writes. A process killed between them leaves an incomplete record that was
 // never acknowledged. A strict reader reports it as damage. A kill can only leave it at the end of
 // the newest file, though, so it is cut off there before the files are opened.
 
