@@ -3,7 +3,7 @@
 // the system.
 //
 // Open opens a warehouse (a folder or a bucket) and its catalog, creates the declared tables (see
-// package declare), and brings existing tables to their declarations. A Lake then
+// package declare), and migrates existing tables to match. A Lake then
 //
 //   - reports the state of tables, now and in the past: Tables, TablesAsOf;
 //   - describes their contents: Summarize, Snapshots, Files;

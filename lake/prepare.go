@@ -102,8 +102,8 @@ func (l *Lake) checkWarehouse(t declare.Table, have *table.Table) error {
 //
 // commit.retry.num-retries is omitted on purpose. Without it, iceberg-go does not retry, and other
 // engines use their default. Landers must not retry blindly: an outdated append must fail, not be
-// replayed onto a new head. The lander decides, see lander.go. Other engines have to retry, because
-// landers commit often.
+// replayed onto a new head. The lander decides, see package landing. Other engines have to retry,
+// because landers commit often.
 var tableProperties = iceberg.Properties{
 	// The cost of a commit must not grow with the number of earlier commits.
 	table.MetadataDeleteAfterCommitEnabledKey: "true",

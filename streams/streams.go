@@ -1,9 +1,9 @@
 // Package streams is the runtime of consumers that do work per event.
 //
 // A Runtime reads topics as a member of a consumer group, and passes events to a Sink: in order per
-// key, in parallel across keys. Watermarks is how far a sink is, for queries that wait for a token.
-// A Follower keeps Watermarks current for a sink that other processes feed. DeadLetters writes the
-// records that cannot be read to a topic of their own.
+// key, in parallel across keys. Watermarks tracks how far a sink has read, for queries that wait
+// for a token. A Follower keeps Watermarks current for a sink that other processes feed.
+// DeadLetters writes the records that cannot be read to a topic of their own.
 //
 // Invariants:
 //

@@ -11,9 +11,9 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// Watermarks is how far a sink is, in memory, for callers that answer queries from it. A Runtime
-// keeps it current: immediately for its own partitions, and within its save interval for partitions
-// of other processes. It is safe for concurrent use.
+// Watermarks tracks how far a sink has read, in memory, for callers that answer queries from it. A
+// Runtime keeps it current: immediately for its own partitions, and within its save interval for
+// partitions of other processes. It is safe for concurrent use.
 type Watermarks struct {
 	// mu protects all fields but faults.
 	mu      sync.Mutex

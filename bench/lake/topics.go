@@ -13,7 +13,7 @@ import (
 type encoding string
 
 const (
-	// JSON is for the sink, and Protobuf is for the lander and the ceiling.
+	// asJSON is for the sink, and asProtobuf is for the lander and the ceiling.
 	asJSON     encoding = "json"
 	asProtobuf encoding = "protobuf"
 )

@@ -1,12 +1,13 @@
 // Package app wires Millrace together: it starts the components that a process's roles need, and
 // stops them.
 //
-// Modules, in modules.go, is the list of services and views. The rest of the package iterates over
-// it and names none of them, so a new service or view is one more line there. roles.go maps each
-// role to the components that it needs.
+// Shop, in modules.go, is the list of services and views. The rest of the package iterates over it
+// and names none of them, so a new service or view is one more line there. roles.go maps each role
+// to the components that it needs.
 //
-// Start opens them in a fixed order: embedded servers where the configuration names no real
-// ones, stores, views, the lake, landers, the SQL engine, relays, and last the listeners. Each step
+// Start opens the components in a fixed order: the addresses, so that a port in use fails early,
+// stores, Kafka, views, the lake, landers, the SQL engine, relays, and last what serves on the
+// addresses. A step starts an embedded server if the configuration names no real one. Each step
 // registers how to undo it, and Close runs these in reverse order. A component that ends by itself
 // fails the process: Failed is closed, and Close returns the reason.
 //

@@ -2,7 +2,7 @@
 // order, and how a record becomes rows.
 //
 // A Table is a complete declaration. Callers can fill one in by hand and supply their own Rows. For
-// topics of an aggregate's events, three types produce a Table from less:
+// topics of an aggregate's events, Events, Facts and State produce a Table from less:
 //
 //   - Events has one row per event: the envelope, the exact bytes, and a struct for each event
 //     type.
@@ -16,8 +16,8 @@
 // Invariants: a topic is a table's only source, every table ends in the columns of a row's origin
 // (topic, partition, offset), and no two records share an origin.
 //
-// The package has no side effects: it opens nothing. Package lake creates tables and brings them to
-// their declarations. Package landing lands their topics.
+// The package has no side effects: it opens nothing. Package lake creates tables and migrates
+// existing ones to match. Package landing lands their topics.
 package declare
 
 import (

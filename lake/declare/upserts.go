@@ -23,7 +23,7 @@ type Upserts interface {
 	Pending() bool
 	// Columns returns the columns needed to restore a row's state, the key first.
 	Columns() []columnar.Field
-	// Missing begins a landing of a batch whose first offsets are from, by partition. It returns
+	// LookupKeys begins a landing of a batch whose first offsets are from, by partition. It returns
 	// the keys whose previous rows must be looked up in the table. A key may have no row.
 	LookupKeys(from map[int32]int64) []string
 	// NeedsKeys reports whether the batch has first events of streams that only the table's keys

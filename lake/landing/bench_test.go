@@ -198,7 +198,8 @@ func benchmarkGrowth(b *testing.B, where lake.Config, after ...int64) {
 		for offset < before {
 			commit()
 			if offset%commitsPerUpkeep == 0 {
-				if _, err := l.Maintain(b.Context(), tables.OrdersEvents.Identifier(), maintenance.Config{KeepAge: time.Minute}, nil); err != nil {
+				if _, err := l.Maintain(b.Context(), tables.OrdersEvents.Identifier(),
+					maintenance.Config{DutyCycle: 1, KeepAge: time.Minute}, nil); err != nil {
 					b.Fatal(err)
 				}
 			}

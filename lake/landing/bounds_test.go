@@ -95,7 +95,7 @@ func TestEmptyStringsAreBoundsOfPartitions(t *testing.T) {
 				}
 				found("landed")
 				_, err := maintenance.RewriteManifests(t.Context(), func(ctx context.Context) (*table.Table, error) { return l.Load(ctx, name) },
-					maintenance.Config{Manifests: 2})
+					maintenance.Config{DutyCycle: 1, Manifests: 2})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -125,7 +125,7 @@ func TestMaintenanceAddsMissingBounds(t *testing.T) {
 			}
 			load := func(ctx context.Context) (*table.Table, error) { return l.Load(ctx, name) }
 			for _, manifests := range []int{1, 0} { // the second run finds nothing to do
-				did, err := maintenance.RewriteManifests(t.Context(), load, maintenance.Config{})
+				did, err := maintenance.RewriteManifests(t.Context(), load, maintenance.Config{DutyCycle: 1})
 				if err != nil || did.Before != manifests {
 					t.Errorf("%+v, %v", did, err)
 				}

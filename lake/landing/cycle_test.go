@@ -58,7 +58,7 @@ func TestCycleOfSnapshots(t *testing.T) {
 	for what, err := range map[string]error{
 		"check": l.Check(t.Context(), notes.Identifier()),
 		"maintain": func() error {
-			_, err := l.Maintain(t.Context(), notes.Identifier(), maintenance.Config{}, nil)
+			_, err := l.Maintain(t.Context(), notes.Identifier(), maintenance.Config{DutyCycle: 1}, nil)
 			return err
 		}(),
 	} {

@@ -1,12 +1,17 @@
 package landing
 
 import (
+	"fmt"
 	"math"
+	"math/big"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/millrace/millrace/event"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
@@ -128,8 +133,14 @@ func FuzzLineRows(f *testing.F) {
 		if err := proto.Unmarshal(value, &m); err != nil {
 			t.Fatal(err)
 		}
-		if n := len(m.GetPlaced().GetLines()) + len(m.GetLinesAdded().GetLines()); int64(n) != rec.NumRows() {
+		lines := append(m.GetPlaced().GetLines(), m.GetLinesAdded().GetLines()...)
+		if n := len(lines); int64(n) != rec.NumRows() {
 			t.Fatalf("%d rows of %d lines", rec.NumRows(), n)
+		}
+		for i, l := range lines {
+			if got, want := lineOf(t, rec, i), wantLine(l, &m, e); got != want {
+				t.Fatalf("row %d is %s, want %s", i, got, want)
+			}
 		}
 		have := digest.New()
 		if err := tables.OrderLines.Sums.Add(have, rec); err != nil {
@@ -142,5 +153,56 @@ func FuzzLineRows(f *testing.F) {
 		if have.Total() != want.Total() {
 			t.Fatalf("the rows have %v, and the event has %v", have.Total(), want.Total())
 		}
+	})
+}
+
+// lineOf returns the columns of a row of order_lines as text.
+func lineOf(t *testing.T, rec arrow.RecordBatch, i int) string {
+	t.Helper()
+	texts := make([]string, 0, 11)
+	for _, name := range []string{"order_id", "line", "customer_id", "sku", "description", "quantity", "currency", "country"} {
+		at := rec.Schema().FieldIndices(name)
+		if len(at) != 1 {
+			t.Fatalf("no column %s", name)
+		}
+		texts = append(texts, rec.Column(at[0]).ValueStr(i))
+	}
+	price, err := declare.ColumnOf[*array.Decimal128](rec, "unit_price")
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts = append(texts, price.Value(i).BigInt().String())
+	for _, name := range []string{"ordered_at", "recorded_at"} {
+		c, err := declare.ColumnOf[*array.Timestamp](rec, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts = append(texts, strconv.FormatInt(int64(c.Value(i)), 10))
+	}
+	return fmt.Sprintf("%q", texts)
+}
+
+// wantLine returns what lineOf should return for a line of an event, computed without the decoder.
+func wantLine(l *orderv1.OrderLine, m *orderv1.OrderEvent, e event.Event) string {
+	var of interface {
+		GetOrderId() string
+		GetCustomerId() string
+		GetCurrency() string
+		GetCountry() string
+		GetOrderedAt() *timestamppb.Timestamp
+	} = m.GetPlaced()
+	if m.GetPlaced() == nil {
+		of = m.GetLinesAdded()
+	}
+	customer := of.GetCustomerId()
+	if customer == "" {
+		customer = array.NullValueStr
+	}
+	price := new(big.Int).Mul(big.NewInt(l.GetUnitPrice().GetUnits()), big.NewInt(1_000_000_000))
+	price.Add(price, big.NewInt(int64(l.GetUnitPrice().GetNanos())))
+	return fmt.Sprintf("%q", []string{
+		of.GetOrderId(), strconv.Itoa(int(l.GetNumber())), customer, l.GetSku(), l.GetDescription(),
+		strconv.FormatInt(l.GetQuantity(), 10), of.GetCurrency(), of.GetCountry(), price.String(),
+		strconv.FormatInt(of.GetOrderedAt().AsTime().UnixMicro(), 10), strconv.FormatInt(e.RecordedAt.UnixMicro(), 10),
 	})
 }

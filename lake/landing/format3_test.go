@@ -129,7 +129,7 @@ func TestLandersAndMaintenanceGoOnInEachFormat(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				report, err := l.Maintain(t.Context(), notes.Identifier(), maintenance.Config{SmallFiles: 2}, nil)
+				report, err := l.Maintain(t.Context(), notes.Identifier(), maintenance.Config{DutyCycle: 1, SmallFiles: 2}, nil)
 				if err != nil {
 					t.Fatalf("maintenance: %v", err)
 				}
@@ -180,7 +180,7 @@ func TestTablesOfStateInFormat3(t *testing.T) {
 		s.mustTrade(t, 50)
 		s.landed(t, l)
 		for _, of := range l.Declared() {
-			if _, err := l.Maintain(t.Context(), of.Identifier(), maintenance.Config{SmallFiles: 2, DeleteShare: 0.01}, nil); err != nil {
+			if _, err := l.Maintain(t.Context(), of.Identifier(), maintenance.Config{DutyCycle: 1, SmallFiles: 2, DeleteShare: 0.01}, nil); err != nil {
 				t.Errorf("maintenance of %s: %v", of.Name, err)
 			}
 		}

@@ -130,7 +130,7 @@ func TestLocationsHaveNoRecordContent(t *testing.T) {
 		}
 		check("landed")
 		for _, name := range names {
-			if _, err := l.Maintain(t.Context(), declare.Identifier(name), maintenance.Config{}, nil); err != nil {
+			if _, err := l.Maintain(t.Context(), declare.Identifier(name), maintenance.Config{DutyCycle: 1}, nil); err != nil {
 				t.Fatal(err)
 			}
 		}

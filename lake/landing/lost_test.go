@@ -27,7 +27,7 @@ func TestLostFilesAreReported(t *testing.T) {
 			return err
 		},
 		"by maintenance": func(t *testing.T, l *lake.Lake) error {
-			_, err := l.Maintain(t.Context(), tables.OrdersEvents.Identifier(), maintenance.Config{SmallFiles: 1000}, nil)
+			_, err := l.Maintain(t.Context(), tables.OrdersEvents.Identifier(), maintenance.Config{DutyCycle: 1, SmallFiles: 1000}, nil)
 			return err
 		},
 		"by a check": func(t *testing.T, l *lake.Lake) error { return l.Check(t.Context(), tables.OrdersEvents.Identifier()) },

@@ -75,7 +75,7 @@ func TestMaintenanceMovesMisplacedFiles(t *testing.T) {
 	if len(misplaced(t, l, "by_city")) == 0 {
 		t.Fatal("every file is where its location says: this tests nothing")
 	}
-	if _, err := l.Maintain(t.Context(), declare.Identifier("by_city"), maintenance.Config{SmallFiles: 100}, nil); err != nil {
+	if _, err := l.Maintain(t.Context(), declare.Identifier("by_city"), maintenance.Config{DutyCycle: 1, SmallFiles: 100}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := cityOf(want); err != nil {
@@ -86,7 +86,7 @@ func TestMaintenanceMovesMisplacedFiles(t *testing.T) {
 	if err := cityOf(want); err != nil {
 		t.Error(err)
 	}
-	if _, err := l.Maintain(t.Context(), declare.Identifier("by_city"), maintenance.Config{SmallFiles: 2}, nil); err != nil {
+	if _, err := l.Maintain(t.Context(), declare.Identifier("by_city"), maintenance.Config{DutyCycle: 1, SmallFiles: 2}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := cityOf(want); err != nil {
@@ -175,7 +175,7 @@ func TestOldTablesWithOutsideFilesContinue(t *testing.T) {
 			if err != nil || len(files) == 0 {
 				t.Errorf("its files: %v, %v", files, err)
 			}
-			if _, err := l.Maintain(t.Context(), tables.OrdersEvents.Identifier(), maintenance.Config{SmallFiles: 2}, nil); err != nil {
+			if _, err := l.Maintain(t.Context(), tables.OrdersEvents.Identifier(), maintenance.Config{DutyCycle: 1, SmallFiles: 2}, nil); err != nil {
 				t.Fatal(err)
 			}
 			s.check(t, l)

@@ -103,7 +103,7 @@ func TestOutsideReaders(t *testing.T) {
 		}
 		read("landed", all...)
 		for _, name := range states {
-			if _, err := l.Maintain(t.Context(), declare.Identifier(name), maintenance.Config{DeleteShare: 1e-9}, nil); err != nil {
+			if _, err := l.Maintain(t.Context(), declare.Identifier(name), maintenance.Config{DutyCycle: 1, DeleteShare: 1e-9}, nil); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -36,7 +36,7 @@ func TestRelocate(t *testing.T) {
 	s.mustTrade(t, 300)
 	s.landed(t, l)
 	mustStop(t, stop)
-	if _, err := l.Maintain(t.Context(), tables.OrderLines.Identifier(), maintenance.Config{}, nil); err != nil {
+	if _, err := l.Maintain(t.Context(), tables.OrderLines.Identifier(), maintenance.Config{DutyCycle: 1}, nil); err != nil {
 		t.Fatal(err)
 	}
 	before := config.Warehouse

@@ -180,7 +180,7 @@ func (w *stateWorld) maintain(meanwhile func()) maintenance.Report {
 			meanwhile()
 		}
 		return w.lake.Load(ctx, w.decl.Identifier())
-	}, maintenance.Config{SmallFiles: 2, DeleteShare: 1e-9, Manifests: 2, KeepAge: time.Nanosecond, KeepSnapshots: 1}, nil)
+	}, maintenance.Config{DutyCycle: 1, SmallFiles: 2, DeleteShare: 1e-9, Manifests: 2, KeepAge: time.Nanosecond, KeepSnapshots: 1}, nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}

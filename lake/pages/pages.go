@@ -119,7 +119,7 @@ func New(fields []columnar.Field) (*Writer, error) {
 }
 
 // errNoFile is the error of calls without Begin, or after End.
-var errNoFile = errors.New("pages: Begin has not been called")
+var errNoFile = errors.New("pages: no file has been begun, or it has ended")
 
 // Begin starts a file. An unfinished one is abandoned.
 func (w *Writer) Begin(out io.Writer) {

@@ -143,7 +143,7 @@ func testAsOf(t *testing.T, config lake.Config, store lakesql.S3) {
 		if step == "compacted" {
 			break
 		}
-		report, err := l.Maintain(t.Context(), name, maintenance.Config{SmallFiles: 2, KeepAge: time.Hour, KeepSnapshots: 100}, nil)
+		report, err := l.Maintain(t.Context(), name, maintenance.Config{DutyCycle: 1, SmallFiles: 2, KeepAge: time.Hour, KeepSnapshots: 100}, nil)
 		if err != nil || report.Compacted.FilesBefore < 5 {
 			t.Fatalf("compaction: %+v, %v", report, err)
 		}
@@ -172,7 +172,7 @@ func testAsOf(t *testing.T, config lake.Config, store lakesql.S3) {
 
 	expire := func(by *lake.Lake) {
 		t.Helper()
-		if _, err := by.Maintain(t.Context(), name, maintenance.Config{SmallFiles: 2, KeepAge: time.Millisecond, KeepSnapshots: 1}, nil); err != nil {
+		if _, err := by.Maintain(t.Context(), name, maintenance.Config{DutyCycle: 1, SmallFiles: 2, KeepAge: time.Millisecond, KeepSnapshots: 1}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -148,7 +148,7 @@ func TestServerNeedsObjectStore(t *testing.T) {
 	w := newWarehouse(t)
 	w.create("order_lines", orderLines)
 	_, err := lakesql.New(w.tables, serverClient(t), lakesql.S3{}).Run(t.Context(), "SELECT 1", lakesql.FormatJSON)
-	if err == nil || !strings.Contains(err.Error(), "cannot read") || !strings.Contains(err.Error(), "lake.warehouse") {
+	if err == nil || !strings.Contains(err.Error(), "which the ClickHouse server at") || !strings.Contains(err.Error(), "lake.warehouse") {
 		t.Errorf("error %v", err)
 	}
 	wrong := outside.Config(t)

@@ -121,7 +121,7 @@ func TestStateTable(t *testing.T) {
 				t.Errorf("with deletes, %s: %s", left, got)
 			}
 			past("with deletes")
-			if _, err := l.Maintain(t.Context(), name, maintenance.Config{DeleteShare: 1e-9}, nil); err != nil {
+			if _, err := l.Maintain(t.Context(), name, maintenance.Config{DutyCycle: 1, DeleteShare: 1e-9}, nil); err != nil {
 				t.Fatal(err)
 			}
 			if summary, err = l.Summarize(t.Context(), name); err != nil || summary.RowsInFiles != orders || summary.DeleteFiles != 0 {
