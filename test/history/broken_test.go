@@ -109,7 +109,8 @@ func forgetsKeys(ctx context.Context, s eventstore.Store, b eventstore.Batch) (e
 	return s.Append(ctx, b)
 }
 
-// readsOldCopies answers loads from earlier results.
+// readsOldCopies answers some loads from earlier results. It does so for every fourth load that
+// would return more, because a copy that is not outdated is not a fault.
 func readsOldCopies() func(context.Context, eventstore.Store, string, uint64) ([]event.Event, error) {
 	var mu sync.Mutex
 	copies := map[string][]event.Event{}
@@ -121,7 +122,7 @@ func readsOldCopies() func(context.Context, eventstore.Store, string, uint64) ([
 		mu.Lock()
 		defer mu.Unlock()
 		name := fmt.Sprint(stream, " after ", after)
-		if old, ok := copies[name]; ok && faulty() {
+		if old, ok := copies[name]; ok && len(old) < len(events) && rand.IntN(4) == 0 {
 			return old, nil
 		}
 		copies[name] = events
@@ -162,7 +163,8 @@ func TestBrokenStores(t *testing.T) {
 func runInProcess(t *testing.T, b *broken) storeHistory {
 	t.Helper()
 	const enough = 1000
-	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "events.db"), event.Order)
+	path := filepath.Join(t.TempDir(), "events.db")
+	store, err := sqlite.Open(t.Context(), path, event.Order)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,6 +182,14 @@ func runInProcess(t *testing.T, b *broken) storeHistory {
 		return nil
 	}}
 	if err := clients.run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	// An append whose client has gone may still be committed. Close waits for it, so the contents are
+	// final.
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if store, err = sqlite.Open(t.Context(), path, event.Order); err != nil {
 		t.Fatal(err)
 	}
 	var h storeHistory
