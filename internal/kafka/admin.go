@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+
+	"github.com/millrace/millrace/internal/backoff"
 )
 
 // Admin creates and describes topics. It is safe for concurrent use.
@@ -112,20 +114,8 @@ func (a *Admin) EnsureTopics(ctx context.Context, topics ...Topic) error {
 	if err := a.Ping(ctx); err != nil {
 		return err
 	}
-	specs := make([]kafka.TopicSpecification, len(topics))
-	for i, t := range topics {
-		specs[i] = kafka.TopicSpecification{Topic: t.Name, NumPartitions: int(t.Partitions),
-			ReplicationFactor: a.replicas, Config: t.config()}
-	}
-	results, err := a.admin.CreateTopics(ctx, specs)
-	if err != nil {
-		return fmt.Errorf("kafka: create topics: %w", err)
-	}
-	for _, r := range results {
-		// Existing topics are fine; their partitions are checked below.
-		if c := r.Error.Code(); c != kafka.ErrNoError && c != kafka.ErrTopicAlreadyExists {
-			return fmt.Errorf("kafka: create topic %s: %w", r.Topic, r.Error)
-		}
+	if err := a.createTopics(ctx, topics); err != nil {
+		return err
 	}
 	for _, t := range topics {
 		var n int32
@@ -142,6 +132,51 @@ func (a *Admin) EnsureTopics(ctx context.Context, topics ...Topic) error {
 		}
 	}
 	return nil
+}
+
+// createTopics creates the topics that do not exist. It retries what a cluster refuses while its
+// brokers start or are overloaded, for at most createTimeout.
+func (a *Admin) createTopics(ctx context.Context, topics []Topic) error {
+	specs := make([]kafka.TopicSpecification, len(topics))
+	for i, t := range topics {
+		specs[i] = kafka.TopicSpecification{Topic: t.Name, NumPartitions: int(t.Partitions),
+			ReplicationFactor: a.replicas, Config: t.config()}
+	}
+	waits := backoff.Server.Start()
+	for begun := time.Now(); ; {
+		results, err := a.admin.CreateTopics(ctx, specs)
+		if err != nil {
+			return fmt.Errorf("kafka: create topics: %w", err)
+		}
+		var failed error
+		temporary := true
+		for _, r := range results {
+			// Existing topics are fine; EnsureTopics checks their partitions.
+			if c := r.Error.Code(); c != kafka.ErrNoError && c != kafka.ErrTopicAlreadyExists {
+				failed = errors.Join(failed, fmt.Errorf("kafka: create topic %s: %w", r.Topic, r.Error))
+				temporary = temporary && tooFewBrokers(r.Error)
+			}
+		}
+		if failed == nil || !temporary || time.Since(begun) > createTimeout {
+			return failed
+		}
+		a.log.Warn("kafka: cannot create topics yet; trying again", "since", begun.Format(time.RFC3339),
+			"error", failed)
+		if !waits.Wait(ctx) {
+			return fmt.Errorf("%w: %w", context.Cause(ctx), failed)
+		}
+	}
+}
+
+// createTimeout is how long createTopics tries. A restarted or overloaded broker is back by then;
+// a number of replicas that exceeds the number of brokers is still an error.
+const createTimeout = 30 * time.Second
+
+// tooFewBrokers reports whether a topic was refused because too few brokers were available. A
+// broker that has just started, or missed its heartbeats, is fenced for a while, and Kafka answers
+// as if the number of replicas were wrong.
+func tooFewBrokers(err kafka.Error) bool {
+	return isCode(err, kafka.ErrInvalidReplicationFactor, kafka.ErrBrokerNotAvailable, kafka.ErrNotController)
 }
 
 // awaitTopic blocks until the topic exists and each partition has a leader. It returns the number
