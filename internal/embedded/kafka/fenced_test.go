@@ -1,6 +1,7 @@
 package kafka_test
 
 import (
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -38,8 +39,10 @@ func TestTopicsAreCreatedOnceABrokerIsUnfenced(t *testing.T) {
 		}
 		return response, nil, true
 	})
-	b := newBroker(kafka.Config{Brokers: strings.Join(cluster.ListenAddrs(), ","), ClientID: "test", Logger: quiet})
-	b.ensure(t, 3)
+	cfg := kafka.Config{Brokers: strings.Join(cluster.ListenAddrs(), ","), ClientID: "test", Logger: slog.New(slog.DiscardHandler)}
+	if err := kafka.EnsureTopics(t.Context(), cfg, kafka.Topic{Name: "t", Partitions: 3}); err != nil {
+		t.Fatal(err)
+	}
 	if n := refusals.Load(); n != 2 {
 		t.Errorf("the topic was refused %d times, want 2", n)
 	}
