@@ -39,7 +39,8 @@ func TestTopicsAreCreatedOnceABrokerIsUnfenced(t *testing.T) {
 		}
 		return response, nil, true
 	})
-	cfg := kafka.Config{Brokers: strings.Join(cluster.ListenAddrs(), ","), ClientID: "test", Logger: slog.New(slog.DiscardHandler)}
+	cfg := kafka.Config{Brokers: strings.Join(cluster.ListenAddrs(), ","), ClientID: "test",
+		Logger: slog.New(slog.DiscardHandler)}
 	if err := kafka.EnsureTopics(t.Context(), cfg, kafka.Topic{Name: "t", Partitions: 3}); err != nil {
 		t.Fatal(err)
 	}

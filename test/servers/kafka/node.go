@@ -211,13 +211,8 @@ func (n *node) properties(c *Cluster) (string, error) {
 	set("share.coordinator.state.topic.min.isr", insync)
 	// By default, a new group waits 3 s for further members.
 	set("group.initial.rebalance.delay.ms", "0")
-	// The time until a killed broker is considered dead. The default, 9 s, would slow the tests. A
-	// single node has no other to take over, so a busy machine must not make it look dead.
-	session := "3000"
-	if c.Nodes == 1 {
-		session = "60000"
-	}
-	set("broker.session.timeout.ms", session)
+	// The time until a killed broker is considered dead. The default, 9 s, would slow the tests.
+	set("broker.session.timeout.ms", "3000")
 	set("broker.heartbeat.interval.ms", "500")
 	set("log.cleaner.dedupe.buffer.size", "2097152")
 	return strings.Join(lines, "\n") + "\n", nil
