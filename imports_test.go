@@ -28,9 +28,9 @@ var mayImport = map[string][]string{
 	"readmodels":          {"streams", "event", "gen"},
 	"lake":                {"streams", "event", "gen", "lake"},
 	"verify":              {"event", "gen/millrace/event"},
+	"features":            {"streams", "event", "gen", "features"},
 	// Reserved folders, which need not exist yet.
 	"processes": {"streams", "event", "gen"}, // and internal/client, to send commands
-	"features":  {"streams", "event", "gen"},
 	"gateway":   {"event", "gen"},
 	"web":       {},
 
