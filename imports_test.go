@@ -18,6 +18,7 @@ const module = "github.com/millrace/millrace/"
 // imports none of its siblings.
 var mayImport = map[string][]string{
 	"event":               {"gen/millrace/event"},
+	"event/behavior":      {"event", "gen/millrace/behavior", "gen/millrace/event"},
 	"gen":                 {"gen"},
 	"internal":            {"event", "gen"},
 	"internal/app":        {""},

@@ -35,6 +35,9 @@ func CheckOn(topic string, e Event) error {
 			return a.Check(e)
 		}
 	}
+	if topic == Behavior.Topic {
+		return Behavior.Check(e)
+	}
 	return nil
 }
 
@@ -50,6 +53,9 @@ func (a Aggregate) check(e Event) error {
 		if !utf8.ValidString(s) {
 			return errors.New("the key or a header is not UTF-8")
 		}
+	}
+	if a == Behavior {
+		return checkBehavior(e)
 	}
 	c, err := contractOf(a.Message)
 	if err != nil {

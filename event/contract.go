@@ -63,6 +63,7 @@ var required = map[protoreflect.FullName][]protoreflect.Name{
 	"millrace.inventory.v1.StockReserved":        {"reserved_at"},
 	"millrace.inventory.v1.ReservationCommitted": {"committed_at"},
 	"millrace.inventory.v1.ReservationReleased":  {"released_at"},
+	"millrace.behavior.v1.BehaviorEvent":         {"message_id", "type", "timestamp", "received_at", "source"},
 }
 
 var contracts sync.Map // of *contract, by full name of the events message
@@ -113,7 +114,7 @@ func compile(md protoreflect.MessageDescriptor, compiled map[protoreflect.FullNa
 		for len(m.fields) <= n {
 			m.fields = append(m.fields, field{})
 		}
-		f := field{known: true, kind: fd.Kind(), typ: wireType(fd.Kind()), list: fd.IsList(), name: fd.Name()}
+		f := field{known: true, kind: fd.Kind(), typ: wireType(fd.Kind()), list: fd.IsList() || fd.IsMap(), name: fd.Name()}
 		if fd.Message() != nil {
 			f.message = compile(fd.Message(), compiled)
 		}

@@ -47,7 +47,7 @@ func (e Event) Headers() []Header { return e.HeadersOf(ContentType) }
 
 // HeadersOf is Headers for a record whose value is Data in another encoding, named by contentType.
 func (e Event) HeadersOf(contentType string) []Header {
-	h := []Header{
+	h := append(make([]Header, 0, 16), []Header{
 		{headerSpec, []byte(specVersion)},
 		{headerID, []byte(e.ID.String())},
 		{headerType, []byte(e.Type)},
@@ -55,10 +55,12 @@ func (e Event) HeadersOf(contentType string) []Header {
 		{headerSubject, []byte(e.Stream)},
 		{headerTime, e.OccurredAt.UTC().AppendFormat(nil, time.RFC3339Nano)},
 		{headerRecorded, e.RecordedAt.UTC().AppendFormat(nil, time.RFC3339Nano)},
-		{headerVersion, strconv.AppendUint(nil, e.Version, 10)},
-		{headerPosition, []byte(e.Position.String())},
-		{headerContent, []byte(contentType)},
+	}...)
+	if e.Aggregate != Behavior.Name { // which has no store
+		h = append(h, Header{headerVersion, strconv.AppendUint(nil, e.Version, 10)},
+			Header{headerPosition, []byte(e.Position.String())})
 	}
+	h = append(h, Header{headerContent, []byte(contentType)})
 	for _, opt := range []struct{ key, value string }{
 		{headerCorrelation, e.CorrelationID}, {headerCausation, e.CausationID}, {headerTrace, e.TraceParent},
 	} {
@@ -119,7 +121,9 @@ func FromRecord(key, value []byte, headers []Header) (Event, error) {
 	case err != nil:
 	case string(spec) != specVersion:
 		err = fmt.Errorf("header %s is %q, want %q", headerSpec, spec, specVersion)
-	case e.ID == uuid.Nil, e.Type == "", e.Aggregate == "", e.Version == 0,
+	case e.Aggregate == Behavior.Name && (e.Version != 0 || !e.Position.IsZero()):
+		err = errors.New("behaviour has no versions and no positions")
+	case e.ID == uuid.Nil, e.Type == "", e.Aggregate == "", e.Version == 0 && e.Aggregate != Behavior.Name,
 		e.OccurredAt.IsZero(), e.RecordedAt.IsZero():
 		err = errors.New("a required header is missing or zero: id, type, source, streamversion, time, recordedtime")
 	case e.Stream == "" || e.Stream != string(subject):
@@ -141,7 +145,7 @@ func intern(b []byte) string {
 
 // interned contains the known names. Descriptors are registered before the first record is read.
 var interned = sync.OnceValue(func() map[string]string {
-	names := map[string]string{}
+	names := map[string]string{Behavior.Name: Behavior.Name, Behavior.Message: Behavior.Message}
 	for _, a := range aggregates {
 		names[a.Name] = a.Name
 		if c, err := contractOf(a.Message); err == nil {

@@ -68,7 +68,7 @@ func (p *App) startKafka(ctx context.Context) error {
 		return admin.Ping(ctx)
 	}
 	// The other roles create missing topics, so a fresh cluster needs no preparation.
-	return admin.EnsureTopics(ctx, relay.Topics(p.modules.aggregates(), int32(p.cfg.Kafka.Partitions))...)
+	return admin.EnsureTopics(ctx, p.modules.logs(p.cfg.Kafka.Partitions)...)
 }
 
 // startRegistry creates the client of the configured schema registry, if any. It makes no request

@@ -17,6 +17,7 @@ import (
 	"github.com/millrace/millrace/commands/inventory"
 	"github.com/millrace/millrace/commands/order"
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/digest"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
@@ -42,14 +43,26 @@ func Shop() Modules {
 			inRedis(orderstatus.Name, event.Order, orderstatus.New, orderstatus.ExpectedDigest),
 			inSearch(catalog.Name, event.Product, catalog.New, catalog.ExpectedDigest),
 		},
+		Sources: []Source{
+			{event.Behavior, []declare.Table{laketables.BehaviorEvents}},
+		},
 	}
 }
 
-// Modules are the services and views that a process consists of. The rest of this package iterates
-// over them and names none. Tests pass others than those of Shop.
+// Modules are the services, views and sources that a process consists of. The rest of this package
+// iterates over them and names none. Tests pass others than those of Shop.
 type Modules struct {
 	Services []Service
 	Views    []View
+	Sources  []Source
+}
+
+// Source is a topic of facts that come from outside. There is no store behind it, so nothing relays
+// or rebuilds it.
+type Source struct {
+	Aggregate event.Aggregate
+	// Tables are fed by the topic.
+	Tables []declare.Table
 }
 
 // Service is a module that takes commands. The process opens a store for its aggregate, serves its
@@ -106,10 +119,22 @@ func (m Modules) topics() []string {
 	return all
 }
 
-// tables returns the tables of all services: first events, then facts, then states.
+// logs returns the topics of the log, with the relays' own, as they are created.
+func (m Modules) logs(partitions int) []kafka.Topic {
+	all := relay.Topics(m.aggregates(), int32(partitions))
+	for _, s := range m.Sources {
+		all = append(all, kafka.Topic{Name: s.Aggregate.Topic, Partitions: int32(partitions)})
+	}
+	return all
+}
+
+// tables returns the tables of all modules: first events, then facts, then states.
 func (m Modules) tables() []declare.Table {
 	var all []declare.Table
 	for _, s := range m.Services {
+		all = append(all, s.Tables...)
+	}
+	for _, s := range m.Sources {
 		all = append(all, s.Tables...)
 	}
 	kind := func(t declare.Table) int {

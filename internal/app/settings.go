@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/settings"
 )
 
@@ -36,7 +35,7 @@ func (p *App) checkers() map[string]func(context.Context) ([]settings.Fault, err
 	// These roles write to the topics, read them, or report on them.
 	if p.admin != nil && (p.has(Relay) || p.has(Views) || p.has(Lake) || p.has(Admin)) {
 		all["kafka"] = func(ctx context.Context) ([]settings.Fault, error) {
-			return p.admin.Settings(ctx, relay.Topics(p.modules.aggregates(), int32(p.cfg.Kafka.Partitions))...)
+			return p.admin.Settings(ctx, p.modules.logs(p.cfg.Kafka.Partitions)...)
 		}
 	}
 	if p.seals != nil {

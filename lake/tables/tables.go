@@ -2,8 +2,8 @@
 //
 // There are three kinds, see package declare: the events of each aggregate (orders_events), facts
 // derived from events (order_lines, stock_movements), and the current state of streams
-// (orders_current). All returns the complete list, which goes into the configuration of a lake. No
-// other package below lake depends on them.
+// (orders_current). All returns the complete list of them. BehaviorEvents is the table of a topic
+// that has no aggregate. No other package below lake depends on them.
 //
 // Decoders ignore types of events that they do not know: a newer program may already write them.
 package tables
@@ -15,7 +15,7 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 )
 
-// All returns Millrace's own tables. They are not partitioned. With a commit about every second,
+// All returns the tables of the aggregates. They are not partitioned. With a commit about every second,
 // partitions by time would only make small files smaller, and an import of a year would write a
 // file per month and commit. The column bounds in manifests already prune by time.
 func All() []declare.Table {
