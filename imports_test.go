@@ -19,6 +19,7 @@ const module = "github.com/millrace/millrace/"
 var mayImport = map[string][]string{
 	"event":               {"gen/millrace/event"},
 	"event/behavior":      {"event", "gen/millrace/behavior", "gen/millrace/event"},
+	"event/identity":      {"event", "gen/millrace/event", "gen/millrace/identity"},
 	"gen":                 {"gen"},
 	"internal":            {"event", "gen"},
 	"internal/app":        {""},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 
 	"github.com/google/uuid"
@@ -13,44 +14,50 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// envelopes wraps decided events in their envelopes: ids, versions, times and trace context.
-func (t Task[S, C, E]) envelopes(call call, decided []E) ([]event.Event, error) {
-	events := make([]event.Event, len(decided))
-	recorded := t.now()
-	for i, message := range decided {
-		// UUIDv7 ids of one command ascend, so they sort in the order of the events.
-		e, err := t.encode(message)
-		if err != nil {
-			return nil, err
+// envelopes wraps the decided events of all parts in their envelopes: ids, versions, times and trace
+// context.
+func (t Task[S, C, E]) envelopes(call call, parts []part[S, E]) error {
+	recorded, correlation := t.now(), call.correlation
+	for p := range parts {
+		for _, message := range parts[p].decided {
+			// UUIDv7 ids of one command ascend, so they sort in the order of the events.
+			e, err := t.encode(message)
+			if err != nil {
+				return err
+			}
+			e.ID = uuid.Must(uuid.NewV7())
+			e.RecordedAt = recorded
+			// A command without a correlation id starts a conversation, which is named after its
+			// first event.
+			if correlation == "" {
+				correlation = e.ID.String()
+			}
+			e.CorrelationID, e.CausationID, e.TraceParent = correlation, call.key, call.trace
+			parts[p].events = append(parts[p].events, e)
 		}
-		e.ID = uuid.Must(uuid.NewV7())
-		e.RecordedAt = recorded
-		e.CorrelationID, e.CausationID, e.TraceParent = call.correlation, call.key, call.trace
-		events[i] = e
 	}
-	// A command without a correlation id starts a conversation, which is named after its first
-	// event.
-	if call.correlation == "" {
-		for i := range events {
-			events[i].CorrelationID = events[0].ID.String()
-		}
-	}
-	return events, nil
+	return nil
 }
 
 // batch returns what the command stores. The store commits all of it or nothing.
-func (t Task[S, C, E]) batch(
-	call call, expected uint64, events []event.Event, after loaded[S], response Response,
-) (eventstore.Batch, error) {
+func (t Task[S, C, E]) batch(call call, parts []part[S, E], response Response) (eventstore.Batch, error) {
 	// The stored answer does not contain the position of its events: only the store knows it, at
 	// the commit. replay adds it.
 	var b eventstore.Batch
-	var err error
-	if len(events) > 0 {
-		b.Streams = []eventstore.StreamAppend{{Stream: t.stream, ExpectedVersion: expected, Events: events}}
-		if b.Snapshots, err = t.dueSnapshot(t.stream, after); err != nil {
+	// The position of the batch is that of its last event. The first stream is the last one here,
+	// so that the position in the token is that of an event of the token's stream.
+	for _, p := range slices.Backward(parts) {
+		if len(p.events) == 0 {
+			continue
+		}
+		b.Streams = append(b.Streams, eventstore.StreamAppend{
+			Stream: p.stream, ExpectedVersion: p.before.version, Events: p.events,
+		})
+		snapshots, err := t.dueSnapshot(p.stream, p.after)
+		if err != nil {
 			return b, err
 		}
+		b.Snapshots = append(b.Snapshots, snapshots...)
 	}
 	if call.key != "" {
 		kept, err := proto.Marshal(response)
@@ -58,7 +65,8 @@ func (t Task[S, C, E]) batch(
 			return b, fmt.Errorf("marshal answer: %w", err)
 		}
 		b.Answer = eventstore.Answer{
-			Key: call.key, Fingerprint: call.fingerprint, Response: kept, Stream: t.stream, Version: after.version,
+			Key: call.key, Fingerprint: call.fingerprint, Response: kept, Stream: t.stream,
+			Version: parts[0].after.version,
 		}
 	}
 	return b, nil

@@ -79,16 +79,17 @@ func (r *Runner[S, C, E]) Load(ctx context.Context, stream string) (S, uint64, e
 	return l.state, l.version, err
 }
 
-// Task is a command and its stream.
+// Task is a command and its stream, or its streams.
 type Task[S, C any, E proto.Message] struct {
 	*Runner[S, C, E]
-	stream  string
+	stream  string // the receipt is of this one
 	command C
+	joint   *joint[S, C, E] // nil for a command on one stream
 }
 
 // On returns the command as a task on a stream, for Do.
 func (r *Runner[S, C, E]) On(stream string, command C) Task[S, C, E] {
-	return Task[S, C, E]{r, stream, command}
+	return Task[S, C, E]{r, stream, command, nil}
 }
 
 // Do runs a command and answers its request. answer builds the response from the state after the
@@ -131,7 +132,7 @@ func (t Task[S, C, E]) run(
 ) (Response, error) {
 	// A new stream needs neither the lock nor a read. If the assumption is wrong, nothing is
 	// stored, and the command runs as any other.
-	if t.decider.Opens != nil && t.decider.Opens(t.command) {
+	if t.joint == nil && t.decider.Opens != nil && t.decider.Opens(t.command) {
 		response, err := t.try(ctx, call, true, answer)
 		var answered *eventstore.AnsweredError
 		if errors.As(err, &answered) && call.matches(answered.Answer) {
@@ -141,7 +142,7 @@ func (t Task[S, C, E]) run(
 			return response, err
 		} // otherwise the stream exists, or the rejection needs to know whether it does
 	}
-	done, err := t.locks.lock(ctx, t.stream)
+	done, err := t.lock(ctx)
 	if err != nil {
 		return nil, t.busy(err)
 	}
@@ -193,37 +194,26 @@ func (t Task[S, C, E]) busy(err error) error {
 func (t Task[S, C, E]) try(
 	ctx context.Context, call call, unread bool, answer func(S, *eventv1.Receipt) Response,
 ) (Response, error) {
-	var before loaded[S]
-	var err error
-	if !unread {
-		if before, err = t.load(ctx, t.stream); err != nil {
-			return nil, err
-		}
-	}
-	decided, err := t.decider.Decide(before.state, t.command)
+	parts, err := t.decide(ctx, unread)
 	if err != nil {
 		return nil, err
 	}
-	events, err := t.envelopes(call, decided)
-	if err != nil {
+	if err := t.envelopes(call, parts); err != nil {
 		return nil, err
 	}
-	after := before
-	for _, e := range decided {
-		after.state, after.version = t.decider.Evolve(after.state, e), after.version+1
-	}
+	lead := parts[0]
 
 	// The receipt is a pointer in the response. The token is set below, once the position is known.
-	receipt := &eventv1.Receipt{Version: after.version}
-	response := answer(after.state, receipt)
+	receipt := &eventv1.Receipt{Version: lead.after.version}
+	response := answer(lead.after.state, receipt)
 	// Without events, the token is known now: it has the position of the stream's newest event.
-	if len(events) == 0 {
-		receipt.Token = t.token(t.stream, after.version, before.position)
+	if len(lead.events) == 0 {
+		receipt.Token = t.token(t.stream, lead.after.version, lead.before.position)
 		if call.key == "" {
 			return response, nil
 		}
 	}
-	batch, err := t.batch(call, before.version, events, after, response)
+	batch, err := t.batch(call, parts, response)
 	if err != nil {
 		return nil, err
 	}
@@ -231,8 +221,8 @@ func (t Task[S, C, E]) try(
 	if err != nil {
 		return nil, t.storeError(ctx, "append", t.stream, err)
 	}
-	if len(events) > 0 {
-		receipt.Token = t.token(t.stream, after.version, appended.Position)
+	if len(lead.events) > 0 {
+		receipt.Token = t.token(t.stream, lead.after.version, appended.Position)
 	}
 	return response, nil
 }

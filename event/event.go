@@ -69,6 +69,11 @@ var (
 		Name: "stock", Service: "inventory", Topic: "millrace.stock",
 		Message: "millrace.inventory.v1.StockEvent",
 	}
+	// Identity is a node of the identity graph: a customer or an identifier; see event/identity.
+	Identity = Aggregate{
+		Name: "identity", Service: "identity", Topic: "millrace.identities",
+		Message: "millrace.identity.v1.IdentityEvent",
+	}
 )
 
 // CanonicalStream returns the form of a stream's name that every store uses. UUIDs are not
@@ -84,7 +89,7 @@ func CanonicalStream(service, stream string) string {
 }
 
 // Aggregates returns all aggregates, in display order.
-func Aggregates() []Aggregate { return []Aggregate{Customer, Product, Stock, Order} }
+func Aggregates() []Aggregate { return []Aggregate{Customer, Product, Stock, Order, Identity} }
 
 // aggregates is the list for lookups, because Aggregates allocates a new one on each call.
 var aggregates = Aggregates()

@@ -44,7 +44,7 @@ SET log_min_error_statement = panic;
 ALTER ROLE $1 PASSWORD :'password';
 EOF
 }
-for service in order catalog customer inventory; do
+for service in order catalog customer inventory identity; do
   password "millrace_$service" "postgres_$service"
 done
 password millrace_owner postgres_owner

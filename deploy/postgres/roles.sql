@@ -12,7 +12,7 @@
 --     millrace_reader     reads the events of all services: for the relay and `millrace verify`.
 DO $$
 DECLARE
-    services constant text[] := ARRAY['catalog', 'customer', 'inventory', 'order'];
+    services constant text[] := ARRAY['catalog', 'customer', 'identity', 'inventory', 'order'];
     role text;
 BEGIN
     FOREACH role IN ARRAY ARRAY['millrace_owner', 'millrace_reader'] LOOP

@@ -14,6 +14,7 @@ import (
 	catalogcommands "github.com/millrace/millrace/commands/catalog"
 	"github.com/millrace/millrace/commands/customer"
 	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/identity"
 	"github.com/millrace/millrace/commands/inventory"
 	"github.com/millrace/millrace/commands/order"
 	"github.com/millrace/millrace/event"
@@ -38,6 +39,7 @@ func Shop() Modules {
 			{event.Product, catalogcommands.NewHandler, laketables.Of(event.Product)},
 			{event.Stock, inventory.NewHandler, laketables.Of(event.Stock)},
 			{event.Order, order.NewHandler, laketables.Of(event.Order)},
+			{event.Identity, identity.NewHandler, laketables.Of(event.Identity)},
 		},
 		Views: []View{
 			inRedis(orderstatus.Name, event.Order, orderstatus.New, orderstatus.ExpectedDigest),

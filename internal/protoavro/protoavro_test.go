@@ -19,6 +19,7 @@ import (
 	"github.com/millrace/millrace/event"
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
 	_ "github.com/millrace/millrace/gen/millrace/customer/v1"  // linked in for Message
+	_ "github.com/millrace/millrace/gen/millrace/identity/v1"  // linked in for Message
 	_ "github.com/millrace/millrace/gen/millrace/inventory/v1" // linked in for Message
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/internal/protoavro"

@@ -16,6 +16,7 @@ import (
 	"github.com/millrace/millrace/event"
 	_ "github.com/millrace/millrace/gen/millrace/catalog/v1"   // linked in for Message
 	_ "github.com/millrace/millrace/gen/millrace/customer/v1"  // linked in for Message
+	_ "github.com/millrace/millrace/gen/millrace/identity/v1"  // linked in for Message
 	_ "github.com/millrace/millrace/gen/millrace/inventory/v1" // linked in for Message
 	_ "github.com/millrace/millrace/gen/millrace/order/v1"     // linked in for Message
 	"github.com/millrace/millrace/internal/registry"

@@ -21,7 +21,7 @@ import (
 func All() []declare.Table {
 	return []declare.Table{
 		// Events, facts, states.
-		customersEvents, productsEvents, stockEvents, OrdersEvents,
+		customersEvents, productsEvents, stockEvents, OrdersEvents, identitiesEvents,
 		OrderLines, stockMovements,
 		customersCurrent, productsCurrent, OrdersCurrent,
 	}

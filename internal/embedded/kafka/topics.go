@@ -137,7 +137,7 @@ func lostTopics(name string, damage error) error {
 		File: name, Damage: damage.Error(),
 		Remedy: "restore it from a backup of its folder. Without a backup, move the folder " + filepath.Dir(name) +
 			" away and run `millrace rebuild --service SERVICE --yes` for each service (order, inventory, catalog, " +
-			"customer), which republishes the log from the event stores; records of other producers are lost",
+			"customer, identity), which republishes the log from the event stores; records of other producers are lost",
 	}
 }
 
