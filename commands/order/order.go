@@ -28,6 +28,7 @@ package order
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -56,7 +57,7 @@ type State struct {
 	Currency   string
 	Country    string
 	OrderedAt  time.Time
-	Lines      uint32 // the number of lines, and of the last line
+	Lines      []*orderv1.OrderLine
 	Total      *money.Money
 }
 
@@ -103,7 +104,7 @@ func (Cancel) command()   {}
 // Decider returns the domain for the runner.
 func Decider() commands.Decider[State, Command, *orderv1.OrderEvent] {
 	return commands.Decider[State, Command, *orderv1.OrderEvent]{
-		Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 1,
+		Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 2,
 	}
 }
 
@@ -133,7 +134,7 @@ func (s State) place(c Place) ([]*orderv1.OrderEvent, error) {
 	if s.Status != "" {
 		return nil, &commands.RejectedError{
 			Code: commands.AlreadyExists, Rule: "order_already_placed", Field: "order_id",
-			Reason: fmt.Sprintf("the order already exists, with %d lines", s.Lines), Facts: s.facts(),
+			Reason: fmt.Sprintf("the order already exists, with %d lines", len(s.Lines)), Facts: s.facts(),
 		}
 	}
 	zero := &money.Money{CurrencyCode: c.Currency}
@@ -153,11 +154,11 @@ func (s State) addLines(c AddLines) ([]*orderv1.OrderEvent, error) {
 	if err := s.mustBe(Placed); err != nil {
 		return nil, err
 	}
-	if c.AfterLine != s.Lines {
+	if uint64(c.AfterLine) != uint64(len(s.Lines)) {
 		return nil, &commands.RejectedError{Code: commands.Refused, Rule: "lines_moved", Field: "after_line",
-			Reason: fmt.Sprintf("the order has %d lines, not %d", s.Lines, c.AfterLine), Facts: s.facts()}
+			Reason: fmt.Sprintf("the order has %d lines, not %d", len(s.Lines), c.AfterLine), Facts: s.facts()}
 	}
-	lines, total, err := number(c.Lines, s.Lines, s.Total)
+	lines, total, err := number(c.Lines, uint32(len(s.Lines)), s.Total)
 	if err != nil {
 		return nil, err
 	}
@@ -182,10 +183,29 @@ func (s State) cancel(c Cancel) ([]*orderv1.OrderEvent, error) {
 	if err := s.mustBe(Placed, Confirmed); err != nil {
 		return nil, err
 	}
-	return []*orderv1.OrderEvent{{Event: &orderv1.OrderEvent_Cancelled{Cancelled: &orderv1.OrderCancelled{
-		OrderId: c.OrderID, Reason: c.Reason, CancelledAt: timestamppb.New(c.At),
-	}}}}, nil
+	// As with added lines, consumers need no state: the event repeats the order.
+	lines := make([]*orderv1.OrderLine, len(s.Lines))
+	for i, l := range s.Lines {
+		lines[i] = &orderv1.OrderLine{
+			Number: l.GetNumber(), Sku: l.GetSku(), Quantity: l.GetQuantity(), UnitPrice: l.GetUnitPrice(),
+		}
+	}
+	var events []*orderv1.OrderEvent
+	for first := true; first || len(lines) > 0; first = false {
+		n := min(len(lines), linesPerCancel)
+		events = append(events, &orderv1.OrderEvent{Event: &orderv1.OrderEvent_Cancelled{Cancelled: &orderv1.OrderCancelled{
+			OrderId: c.OrderID, Reason: c.Reason, CancelledAt: timestamppb.New(c.At),
+			CustomerId: s.CustomerID, Currency: s.Currency, Country: s.Country, OrderedAt: timestamppb.New(s.OrderedAt),
+			Lines: lines[:n:n],
+		}}})
+		lines = lines[n:]
+	}
+	return events, nil
 }
+
+// linesPerCancel is the maximum number of lines in a cancellation. With it, the event fits the size
+// limit of events: a line without description has about 100 bytes at most.
+const linesPerCancel = 4000
 
 // Evolve returns the order after an event.
 func Evolve(s State, e *orderv1.OrderEvent) State {
@@ -195,10 +215,10 @@ func Evolve(s State, e *orderv1.OrderEvent) State {
 			Status: Placed, CustomerID: e.Placed.CustomerId,
 			Currency: e.Placed.GetCurrency(), Country: e.Placed.GetCountry(),
 			OrderedAt: e.Placed.GetOrderedAt().AsTime(),
-			Lines:     uint32(len(e.Placed.GetLines())), Total: e.Placed.GetTotal(),
+			Lines:     e.Placed.GetLines(), Total: e.Placed.GetTotal(),
 		}
 	case *orderv1.OrderEvent_LinesAdded:
-		s.Lines += uint32(len(e.LinesAdded.GetLines()))
+		s.Lines = slices.Concat(s.Lines, e.LinesAdded.GetLines()) // the first lines belong to an event
 		s.Total = e.LinesAdded.GetTotal()
 	case *orderv1.OrderEvent_Confirmed:
 		s.Status = Confirmed
@@ -225,7 +245,7 @@ func (s State) mustBe(allowed ...Status) error {
 
 // facts returns a rejected caller's new starting point: the status and the number of lines.
 func (s State) facts() map[string]string {
-	return map[string]string{"status": string(s.Status), "lines": strconv.FormatUint(uint64(s.Lines), 10)}
+	return map[string]string{"status": string(s.Status), "lines": strconv.Itoa(len(s.Lines))}
 }
 
 // number turns the wanted lines into order lines, numbered from after+1, and adds their amounts to

@@ -3,15 +3,18 @@ package order_test
 import (
 	"math"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/genproto/googleapis/type/money"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"pgregory.net/rapid"
 
 	"github.com/millrace/millrace/commands"
 	"github.com/millrace/millrace/commands/commandstest"
+	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/commands/order"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 )
@@ -62,9 +65,16 @@ func confirmed() *orderv1.OrderEvent {
 	}}}
 }
 
-func cancelled() *orderv1.OrderEvent {
+// cancelled is the cancellation of an order with lines, which it repeats without descriptions.
+func cancelled(lines ...*orderv1.OrderLine) *orderv1.OrderEvent {
+	bare := make([]*orderv1.OrderLine, len(lines))
+	for i, l := range lines {
+		bare[i] = proto.CloneOf(l)
+		bare[i].Description = ""
+	}
 	return &orderv1.OrderEvent{Event: &orderv1.OrderEvent_Cancelled{Cancelled: &orderv1.OrderCancelled{
 		OrderId: id, Reason: "changed my mind", CancelledAt: timestamppb.New(tuesday),
+		CustomerId: &alice, Currency: "GBP", Country: "United Kingdom", OrderedAt: timestamppb.New(monday), Lines: bare,
 	}}}
 }
 
@@ -102,6 +112,8 @@ func TestOrderLifecycle(t *testing.T) {
 	)
 	guest, guestPlaced := place(want("MUG", 2, gbp(2, 550_000_000))), placed(gbp(5, 100_000_000), mug)
 	guest.CustomerID, guestPlaced.GetPlaced().CustomerId = nil, nil
+	lamp, guestCancelled := line(2, "LAMP", 1, gbp(1, 0)), cancelled(mug)
+	guestCancelled.GetCancelled().CustomerId = nil
 
 	commandstest.Check(t, order.Decider(), map[string]commandstest.Spec[order.Command, *orderv1.OrderEvent]{
 		"an order is placed: lines are numbered from 1, the total is their sum": {
@@ -111,8 +123,10 @@ func TestOrderLifecycle(t *testing.T) {
 		"a guest places an order":                  {When: guest, Then: events{guestPlaced}},
 		"lines are added: they count on":           {Given: events{open}, When: add, Then: events{linesAdded(gbp(8, 100_000_000), line(2, "LAMP", 3, gbp(1, 0)))}},
 		"a placed order is confirmed":              {Given: events{open}, When: confirm, Then: events{confirmed()}},
-		"a placed order is cancelled":              {Given: events{open}, When: cancel, Then: events{cancelled()}},
-		"a confirmed order is cancelled":           {Given: events{open, confirmed()}, When: cancel, Then: events{cancelled()}},
+		"a placed order is cancelled":              {Given: events{open}, When: cancel, Then: events{cancelled(mug)}},
+		"a confirmed order is cancelled":           {Given: events{open, confirmed()}, When: cancel, Then: events{cancelled(mug)}},
+		"a cancellation repeats all lines":         {Given: events{open, linesAdded(gbp(6, 0), lamp)}, When: cancel, Then: events{cancelled(mug, lamp)}},
+		"a guest's order is cancelled":             {Given: events{guestPlaced}, When: cancel, Then: events{guestCancelled}},
 		"an order with added lines is confirmed":   {Given: events{open, linesAdded(gbp(6, 0), line(2, "LAMP", 1, gbp(1, 0)))}, When: confirm, Then: events{confirmed()}},
 		"no second placing":                        {Given: events{open}, When: again, Refused: refused(commands.AlreadyExists, "order_already_placed", "order_id", was("placed", 1)...)},
 		"no second placing after a cancellation":   {Given: events{open, cancelled()}, When: again, Refused: refused(commands.AlreadyExists, "order_already_placed", "order_id", was("cancelled", 1)...)},
@@ -174,8 +188,8 @@ func TestOrderInvariants(t *testing.T) {
 					t.Fatalf("the total is %v, the sum of the lines is %d pence", total, pence)
 				}
 			}
-			if int64(s.Lines) != lines {
-				t.Fatalf("the state counts %d lines, there are %d", s.Lines, lines)
+			if int64(len(s.Lines)) != lines {
+				t.Fatalf("the state has %d lines, there are %d", len(s.Lines), lines)
 			}
 		}
 	})
@@ -193,12 +207,53 @@ func drawCommand(t *rapid.T, s order.State) order.Command {
 		return place(lines...)
 	case "add":
 		return order.AddLines{
-			OrderID: id, AfterLine: s.Lines + rapid.SampledFrom([]uint32{0, 0, 0, 1}).Draw(t, "off by"), Lines: lines, At: tuesday,
+			OrderID: id, AfterLine: uint32(len(s.Lines)) + rapid.SampledFrom([]uint32{0, 0, 0, 1}).Draw(t, "off by"), Lines: lines, At: tuesday,
 		}
 	case "confirm":
 		return order.Confirm{OrderID: id, At: tuesday}
 	}
 	return order.Cancel{OrderID: id, Reason: "changed my mind", At: tuesday}
+}
+
+// TestCancelManyLines: however many lines an order has, its cancellation repeats each of them once,
+// in events that fit the size limit.
+func TestCancelManyLines(t *testing.T) {
+	t.Parallel()
+	sku, dear := strings.Repeat("S", 64), gbp(math.MaxInt64/1_000_000_001, 999_999_999)
+	var s order.State
+	var number uint32
+	for range 3 {
+		var lines []*orderv1.OrderLine
+		for range 4000 {
+			number++
+			lines = append(lines, line(number, sku, 1_000_000_000, dear))
+		}
+		e := placed(dear, lines...)
+		if s.Status != "" {
+			e = linesAdded(dear, lines...)
+		}
+		s = order.Evolve(s, e)
+	}
+	events, err := order.Decide(s, order.Cancel{OrderID: id, Reason: strings.Repeat("r", 500), At: tuesday})
+	if err != nil || len(events) != 3 {
+		t.Fatalf("%d events, %v", len(events), err)
+	}
+	next := uint32(1)
+	for _, e := range events {
+		if size := proto.Size(e); size > eventstore.MaxData {
+			t.Errorf("an event has %d bytes, the limit is %d", size, eventstore.MaxData)
+		}
+		for _, l := range e.GetCancelled().GetLines() {
+			if l.GetNumber() != next {
+				t.Fatalf("line %d follows line %d", l.GetNumber(), next-1)
+			}
+			next++
+		}
+		s = order.Evolve(s, e)
+	}
+	if next != number+1 || s.Status != order.Cancelled {
+		t.Errorf("%d of %d lines, status %s", next-1, number, s.Status)
+	}
 }
 
 func BenchmarkDecide(b *testing.B) {

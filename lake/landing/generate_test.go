@@ -72,7 +72,7 @@ type openOrder struct {
 	customer *string
 	country  string
 	ordered  *timestamppb.Timestamp
-	lines    uint32 // so far
+	lines    []*orderv1.OrderLine // so far
 }
 
 // placed returns the first event of an order.
@@ -128,11 +128,11 @@ func (g *generator) laterEvent() []event.Event {
 func (g *generator) lines(o *openOrder, n int) []*orderv1.OrderLine {
 	out := make([]*orderv1.OrderLine, n)
 	for i := range out {
-		o.lines++
 		out[i] = &orderv1.OrderLine{
-			Number: o.lines, Sku: g.sku(), Description: []string{"WHITE HANGING HEART T-LIGHT HOLDER", "", "Œuf \"dur\" 卵", "a,b\nc"}[g.rnd.IntN(4)],
+			Number: uint32(len(o.lines) + 1), Sku: g.sku(), Description: []string{"WHITE HANGING HEART T-LIGHT HOLDER", "", "Œuf \"dur\" 卵", "a,b\nc"}[g.rnd.IntN(4)],
 			Quantity: g.rnd.Int64N(80000) + 1, UnitPrice: g.money(),
 		}
+		o.lines = append(o.lines, out[i])
 	}
 	return out
 }
@@ -150,10 +150,19 @@ func (g *generator) confirmed(o *openOrder) event.Event {
 	}})
 }
 
+// cancelled returns a cancellation, sometimes as earlier versions wrote it: without the order.
 func (g *generator) cancelled(o *openOrder) event.Event {
-	return g.event(event.Order, o.id, "millrace.order.v1.OrderCancelled", &orderv1.OrderEvent{Event: &orderv1.OrderEvent_Cancelled{
-		Cancelled: &orderv1.OrderCancelled{OrderId: o.id, Reason: "changed my mind", CancelledAt: timestamppb.New(g.now)},
-	}})
+	c := &orderv1.OrderCancelled{OrderId: o.id, Reason: "changed my mind", CancelledAt: timestamppb.New(g.now)}
+	if g.rnd.IntN(4) > 0 {
+		c.CustomerId, c.Currency, c.Country, c.OrderedAt = o.customer, "GBP", o.country, o.ordered
+		for _, l := range o.lines {
+			c.Lines = append(c.Lines, &orderv1.OrderLine{
+				Number: l.GetNumber(), Sku: l.GetSku(), Quantity: l.GetQuantity(), UnitPrice: l.GetUnitPrice(),
+			})
+		}
+	}
+	return g.event(event.Order, o.id, "millrace.order.v1.OrderCancelled",
+		&orderv1.OrderEvent{Event: &orderv1.OrderEvent_Cancelled{Cancelled: c}})
 }
 
 func (g *generator) sku() string {

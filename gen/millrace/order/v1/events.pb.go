@@ -485,12 +485,24 @@ func (x *OrderConfirmed) GetConfirmedAt() *timestamppb.Timestamp {
 	return nil
 }
 
-// OrderCancelled ends an order before it is delivered.
+// OrderCancelled ends an order before it is delivered. It repeats what the order was, so that a reader who counts orders or
+// their lines can take them back without other events. Events of earlier versions end at cancelled_at. An order of very
+// many lines is cancelled by several of these events at once, each with a part of the lines.
 type OrderCancelled struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	OrderId       string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	CancelledAt   *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=cancelled_at,json=cancelledAt,proto3" json:"cancelled_at,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	OrderId     string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	Reason      string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	CancelledAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=cancelled_at,json=cancelledAt,proto3" json:"cancelled_at,omitempty"`
+	// As in OrderPlaced, copied from the order; absent for a guest.
+	CustomerId *string `protobuf:"bytes,4,opt,name=customer_id,json=customerId,proto3,oneof" json:"customer_id,omitempty"`
+	// As in OrderPlaced, copied from the order.
+	Currency string `protobuf:"bytes,5,opt,name=currency,proto3" json:"currency,omitempty"`
+	// As in OrderPlaced, copied from the order.
+	Country string `protobuf:"bytes,6,opt,name=country,proto3" json:"country,omitempty"`
+	// As in OrderPlaced, copied from the order.
+	OrderedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=ordered_at,json=orderedAt,proto3" json:"ordered_at,omitempty"`
+	// Every line that the order had, without its description.
+	Lines         []*OrderLine `protobuf:"bytes,8,rep,name=lines,proto3" json:"lines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -546,6 +558,41 @@ func (x *OrderCancelled) GetCancelledAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *OrderCancelled) GetCustomerId() string {
+	if x != nil && x.CustomerId != nil {
+		return *x.CustomerId
+	}
+	return ""
+}
+
+func (x *OrderCancelled) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *OrderCancelled) GetCountry() string {
+	if x != nil {
+		return x.Country
+	}
+	return ""
+}
+
+func (x *OrderCancelled) GetOrderedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OrderedAt
+	}
+	return nil
+}
+
+func (x *OrderCancelled) GetLines() []*OrderLine {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
 var File_millrace_order_v1_events_proto protoreflect.FileDescriptor
 
 const file_millrace_order_v1_events_proto_rawDesc = "" +
@@ -593,11 +640,19 @@ const file_millrace_order_v1_events_proto_rawDesc = "" +
 	"\f_customer_id\"j\n" +
 	"\x0eOrderConfirmed\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12=\n" +
-	"\fconfirmed_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vconfirmedAt\"\x82\x01\n" +
+	"\fconfirmed_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vconfirmedAt\"\xdd\x02\n" +
 	"\x0eOrderCancelled\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12=\n" +
-	"\fcancelled_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vcancelledAtB\xc6\x01\n" +
+	"\fcancelled_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vcancelledAt\x12$\n" +
+	"\vcustomer_id\x18\x04 \x01(\tH\x00R\n" +
+	"customerId\x88\x01\x01\x12\x1a\n" +
+	"\bcurrency\x18\x05 \x01(\tR\bcurrency\x12\x18\n" +
+	"\acountry\x18\x06 \x01(\tR\acountry\x129\n" +
+	"\n" +
+	"ordered_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\torderedAt\x122\n" +
+	"\x05lines\x18\b \x03(\v2\x1c.millrace.order.v1.OrderLineR\x05linesB\x0e\n" +
+	"\f_customer_idB\xc6\x01\n" +
 	"\x15com.millrace.order.v1B\vEventsProtoP\x01Z:github.com/millrace/millrace/gen/millrace/order/v1;orderv1\xa2\x02\x03MOX\xaa\x02\x11Millrace.Order.V1\xca\x02\x11Millrace\\Order\\V1\xe2\x02\x1dMillrace\\Order\\V1\\GPBMetadata\xea\x02\x13Millrace::Order::V1b\x06proto3"
 
 var (
@@ -638,11 +693,13 @@ var file_millrace_order_v1_events_proto_depIdxs = []int32{
 	7,  // 11: millrace.order.v1.LinesAdded.ordered_at:type_name -> google.protobuf.Timestamp
 	7,  // 12: millrace.order.v1.OrderConfirmed.confirmed_at:type_name -> google.protobuf.Timestamp
 	7,  // 13: millrace.order.v1.OrderCancelled.cancelled_at:type_name -> google.protobuf.Timestamp
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	7,  // 14: millrace.order.v1.OrderCancelled.ordered_at:type_name -> google.protobuf.Timestamp
+	2,  // 15: millrace.order.v1.OrderCancelled.lines:type_name -> millrace.order.v1.OrderLine
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_millrace_order_v1_events_proto_init() }
@@ -658,6 +715,7 @@ func file_millrace_order_v1_events_proto_init() {
 	}
 	file_millrace_order_v1_events_proto_msgTypes[1].OneofWrappers = []any{}
 	file_millrace_order_v1_events_proto_msgTypes[3].OneofWrappers = []any{}
+	file_millrace_order_v1_events_proto_msgTypes[5].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
