@@ -274,7 +274,7 @@ func (s State) Result(f Finish) Result {
 		}
 		return number(s.Pick.Value.Int, f.Scale)
 	case Quantile:
-		return Result{Kind: FloatResult, Float: quantile(s.Buckets, s.Count, f.Q) / float64(pow10(f.Scale))}
+		return Result{Kind: FloatResult, Float: quantile(s.Buckets, s.Count, f.Q) / Float10(f.Scale)}
 	}
 	return Result{}
 }
@@ -294,9 +294,10 @@ func number(n Int, scale int) Result {
 	return Result{Kind: FloatResult, Float: Quotient(n, Pow10(scale))}
 }
 
-func pow10(e int) int64 {
+// Float10 returns 10^e for 0 <= e <= 18.
+func Float10(e int) float64 {
 	v, _ := Pow10(e).Int64()
-	return v
+	return float64(v)
 }
 
 // String returns a text as it is, and a number in decimal.
@@ -316,10 +317,11 @@ func Hash(v Value) uint64 { return xxhash.Sum64String(v.String()) }
 // Register returns the register of a hash, its low 12 bits, and the rank of its other 52 bits: the
 // number of trailing zeros and 1, as in Flajolet et al., "HyperLogLog" (2007).
 func Register(hash uint64) (register uint16, rank uint8) {
-	return uint16(hash & (registers - 1)), uint8(min(bits.TrailingZeros64(hash>>12), 52) + 1)
+	return uint16(hash & (Registers - 1)), uint8(min(bits.TrailingZeros64(hash>>12), 52) + 1)
 }
 
-const registers = 1 << 12
+// Registers is the number of registers of Distinct.
+const Registers = 1 << 12
 
 // estimate returns the cardinality that the registers stand for, with linear counting for small
 // sets.
@@ -327,12 +329,23 @@ func estimate(reg map[uint16]uint8) int64 {
 	if len(reg) == 0 {
 		return 0
 	}
-	const m = float64(registers)
-	var byRank [54]int // a sum over ranks in a fixed order, so that every caller rounds alike
-	byRank[0] = registers - len(reg)
+	byRank := Ranks{Registers - len(reg)}
 	for _, rank := range reg {
 		byRank[min(rank, 53)]++
 	}
+	return byRank.Estimate()
+}
+
+// Ranks counts the registers of Distinct by rank. Those of an empty window are EmptyRanks.
+type Ranks [54]int
+
+// EmptyRanks is the registers of no values: all of them have rank 0.
+var EmptyRanks = Ranks{Registers}
+
+// Estimate returns the cardinality that the registers stand for. It sums over ranks in a fixed
+// order, so that every caller rounds alike.
+func (byRank *Ranks) Estimate() int64 {
+	const m = float64(Registers)
 	var sum float64
 	for rank, n := range byRank {
 		sum += math.Ldexp(float64(n), -rank)
@@ -355,6 +368,8 @@ func top(items map[string]int64, k int) []string {
 // al., "DDSketch" (2019).
 const gamma = 1.01 / 0.99
 
+var logGamma = math.Log(gamma)
+
 // Bucket returns the bucket of a number in the sketch of Quantile: 0 for 0, i for numbers in
 // (gamma^(i-2), gamma^(i-1)], and the negative of it for negative numbers.
 func Bucket(n Int) int32 {
@@ -365,26 +380,38 @@ func Bucket(n Int) int32 {
 	if sign < 0 {
 		n = n.Neg()
 	}
-	f, _ := n.Big().Float64()
-	return int32(sign) * (int32(math.Ceil(math.Log(f)/math.Log(gamma))) + 1)
+	var f float64
+	if v, ok := n.Int64(); ok { // rounds as the long way does
+		f = float64(v)
+	} else {
+		f, _ = n.Big().Float64()
+	}
+	return int32(sign) * (int32(math.Ceil(math.Log(f)/logGamma)) + 1)
 }
 
 // quantile returns the value of the bucket that contains the q-quantile of n values.
 func quantile(buckets map[int32]int64, n int64, q float64) float64 {
-	rank := int64(math.Floor(q * float64(n-1)))
+	rank := QuantileRank(q, n)
 	for _, b := range slices.Sorted(maps.Keys(buckets)) {
 		if rank -= buckets[b]; rank < 0 {
-			switch {
-			case b == 0:
-				return 0
-			case b < 0:
-				return -middle(-b)
-			}
-			return middle(b)
+			return Middle(b)
 		}
 	}
 	return 0
 }
 
-// middle returns the value that a bucket stands for.
+// QuantileRank returns how many of n sorted values are before the q-quantile.
+func QuantileRank(q float64, n int64) int64 { return int64(math.Floor(q * float64(n-1))) }
+
+// Middle returns the value that a bucket of Quantile stands for.
+func Middle(b int32) float64 {
+	switch {
+	case b == 0:
+		return 0
+	case b < 0:
+		return -middle(-b)
+	}
+	return middle(b)
+}
+
 func middle(b int32) float64 { return 2 * math.Pow(gamma, float64(b-1)) / (gamma + 1) }

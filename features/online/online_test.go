@@ -1,0 +1,310 @@
+package online_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/features"
+	"github.com/millrace/millrace/features/exact"
+	"github.com/millrace/millrace/features/online"
+)
+
+func project(event.Event) ([]features.Fact, error) { return nil, nil }
+
+// lasting has every aggregate over nested windows, two sources, and lifetimes.
+func lasting() *features.Group {
+	windows := []features.Window{features.Day, features.Hour, features.Week, features.Lifetime}
+	gb := []features.Condition{{Column: "country", Op: features.Equal, Value: exact.TextValue("GB")}}
+	large := []features.Condition{
+		{Column: "total", Op: features.More, Value: exact.IntValue(exact.FromInt64(0))},
+		{Column: "country", Op: features.In, Values: []exact.Value{exact.TextValue("GB"), exact.TextValue("DE")}},
+	}
+	g := &features.Group{
+		Name: "lasting", Version: 1, Entity: "customer_id", Description: "d", Owner: "o",
+		Sources: []features.Source{
+			{Name: "orders", Topic: "orders", Project: project, Columns: []features.Column{
+				{Name: "total", Kind: exact.Number, Scale: 9}, {Name: "country", Kind: exact.Text},
+				{Name: "items", Kind: exact.Number}, {Name: "channel", Kind: exact.Text}, {Name: "code", Kind: exact.Text},
+			}},
+			{Name: "visits", Topic: "behavior", Project: project, Columns: []features.Column{
+				{Name: "seconds", Kind: exact.Number, Scale: 6},
+			}},
+		},
+	}
+	add := func(f features.Feature) {
+		if f.Source == "" {
+			f.Source = "orders"
+		}
+		f.Name, f.Windows = fmt.Sprintf("f%d", len(g.Features)), windows
+		g.Features = append(g.Features, f)
+	}
+	for _, where := range [][]features.Condition{nil, gb, large} {
+		add(features.Feature{Aggregate: exact.Count, Where: where})
+		for a := exact.Sum; a <= exact.Quantile; a++ {
+			for _, column := range []string{"total", "items"} {
+				add(features.Feature{Aggregate: a, Column: column, Where: where, K: 2, Q: 0.6})
+			}
+		}
+		for _, a := range []exact.Aggregate{exact.First, exact.Last} {
+			add(features.Feature{Aggregate: a, Age: true, Where: where})
+		}
+		for _, a := range []exact.Aggregate{exact.First, exact.Last, exact.Distinct, exact.Top} {
+			for _, column := range []string{"country", "channel", "code"} {
+				add(features.Feature{Aggregate: a, Column: column, Where: where, K: 3})
+			}
+		}
+		add(features.Feature{Aggregate: exact.Sum, Column: "total", Where: where, Over: &features.Feature{
+			Name: "n", Source: "orders", Aggregate: exact.Count}})
+		add(features.Feature{Aggregate: exact.Count, Where: where, Over: &features.Feature{
+			Name: "n", Source: "visits", Aggregate: exact.Sum, Column: "seconds"}})
+	}
+	add(features.Feature{Source: "visits", Aggregate: exact.Mean, Column: "seconds"})
+	return g
+}
+
+// passing has finite windows only, so that its facts are dropped.
+func passing() *features.Group {
+	return &features.Group{
+		Name: "passing", Version: 1, Entity: "customer_id", Description: "d", Owner: "o",
+		Sources: []features.Source{{Name: "clicks", Topic: "behavior", Project: project, Columns: []features.Column{
+			{Name: "page", Kind: exact.Text},
+		}}},
+		Features: []features.Feature{
+			{Name: "clicks", Source: "clicks", Aggregate: exact.Count, Windows: []features.Window{features.Hour, features.Day}},
+			{Name: "last", Source: "clicks", Aggregate: exact.Last, Column: "page", Windows: []features.Window{features.Day}},
+		},
+	}
+}
+
+var start = time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+
+// scene is a log that is being written and what its reader has applied.
+type scene struct {
+	store *online.Store
+	log   map[string][]features.Fact // by source: the facts applied so far
+	next  map[string][]int64         // by topic and partition
+	keys  map[string]features.Fact   // the last version, by source and key
+	now   time.Time
+}
+
+func newScene(t rapid.TB) *scene {
+	s := &scene{log: map[string][]features.Fact{}, keys: map[string]features.Fact{}, now: start,
+		next: map[string][]int64{"orders": {0, 0, 0}, "behavior": {0, 0}}}
+	var err error
+	s.store, err = online.New([]*features.Group{lasting(), passing()}, online.Options{Retention: 2 * time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// fact generates a new fact, or a new version of an earlier one.
+func (s *scene) fact(t *rapid.T, source string) features.Fact {
+	k := rapid.IntRange(0, 30).Draw(t, "key")
+	key := fmt.Sprintf("k%d", k)
+	if k%2 == 0 { // as an order's id, and a line of it
+		key = fmt.Sprintf("00000000-0000-7000-8000-%012x", k/4)
+		if k%4 == 0 {
+			key += "/1"
+		}
+	}
+	f, again := s.keys[source+key]
+	if !again {
+		edges := []time.Duration{0, 0, 0, time.Microsecond, time.Minute, time.Hour, 3 * time.Hour, 24 * time.Hour,
+			48 * time.Hour, 7 * 24 * time.Hour, 30 * 24 * time.Hour}
+		f = features.Fact{Entity: fmt.Sprintf("c%d", rapid.IntRange(0, 2).Draw(t, "entity")), Key: key,
+			At: s.now.Add(-rapid.SampledFrom(edges).Draw(t, "late"))}
+	}
+	f.Retracted = rapid.IntRange(0, 5).Draw(t, "retracted") == 0
+	text := func() exact.Value {
+		if n := rapid.IntRange(0, 4).Draw(t, "text"); n > 0 {
+			return exact.TextValue([]string{"", "GB", "DE", "FR"}[n-1])
+		}
+		return exact.Value{}
+	}
+	number := func() exact.Value {
+		switch rapid.IntRange(0, 60).Draw(t, "kind") {
+		case 0:
+			return exact.Value{}
+		case 1: // more than 64 bits
+			return exact.IntValue(exact.FromMoney(rapid.Int64().Draw(t, "units"), 5))
+		case 2:
+			return exact.IntValue(exact.FromInt64(rapid.Int64().Draw(t, "any")))
+		}
+		return exact.IntValue(exact.FromInt64(int64(rapid.IntRange(-3, 3).Draw(t, "number")) * 1_250_000_001))
+	}
+	switch source {
+	case "orders":
+		f.Values = []exact.Value{number(), text(), number(), text(), text()}
+	case "visits":
+		f.Values = []exact.Value{number()}
+	case "clicks":
+		f.Values = []exact.Value{text()}
+	}
+	return f
+}
+
+// batch generates the next batch of a partition.
+func (s *scene) batch(t *rapid.T) online.Batch {
+	topic := rapid.SampledFrom([]string{"orders", "behavior"}).Draw(t, "topic")
+	sources := map[string][]string{"orders": {"orders"}, "behavior": {"visits", "clicks"}}[topic]
+	partition := rapid.IntRange(0, len(s.next[topic])-1).Draw(t, "partition")
+	b := online.Batch{Topic: topic, Partition: int32(partition), First: s.next[topic][partition], AsOf: s.now}
+	offset := b.First
+	for range rapid.IntRange(0, 6).Draw(t, "events") {
+		offset += int64(rapid.IntRange(0, 2).Draw(t, "markers"))
+		for _, source := range sources {
+			f := s.fact(t, source)
+			// All versions of a fact are on one partition.
+			if rapid.Bool().Draw(t, "skip") || int(xx(f.Key))%len(s.next[topic]) != partition {
+				continue
+			}
+			f.Origin = features.Origin{Topic: topic, Partition: int32(partition), Offset: offset}
+			s.keys[source+f.Key] = f
+			b.Facts = append(b.Facts, online.SourceFacts{Source: source, Facts: []features.Fact{f}})
+		}
+		offset++
+	}
+	b.Next = offset
+	return b
+}
+
+func xx(s string) (sum byte) {
+	for i := range len(s) {
+		sum += s[i]
+	}
+	return sum % 100
+}
+
+// apply applies a batch, and remembers its facts.
+func (s *scene) apply(t *rapid.T, b online.Batch) {
+	if err := s.store.Apply(b); err != nil {
+		t.Fatal(err)
+	}
+	s.next[b.Topic][b.Partition] = b.Next
+	for _, of := range b.Facts {
+		s.log[of.Source] = append(s.log[of.Source], of.Facts...)
+	}
+}
+
+// check compares vectors at random times with Evaluate.
+func (s *scene) check(t *rapid.T, from time.Time) {
+	for _, g := range s.store.Groups() {
+		at := s.now.Add(rapid.SampledFrom([]time.Duration{0, 0, time.Microsecond, -time.Microsecond, time.Hour,
+			24 * time.Hour, 24*time.Hour - time.Microsecond, 7 * 24 * time.Hour, -time.Hour}).Draw(t, "at"))
+		if at.Before(from) {
+			at = from
+		}
+		q, err := s.store.Compile(g.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		entities := []string{"c0", "c1", "nobody", "c2", "c0"}
+		vectors, err := s.store.Lookup(q, entities, at, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, e := range entities {
+			want := features.Evaluate(g, s.log, e, at, time.Time{})
+			got := vectors[i]
+			if got.Entity != e || got.Found != want.Found {
+				t.Fatalf("%s at %s: found %v, want %v", e, at, got.Found, want.Found)
+			}
+			for j, o := range q.Outputs {
+				if !got.Values[j].Equal(want.Values[j]) {
+					t.Fatalf("%s of %s at %s (%s of %q) is %+v, want %+v", o.Name, e, at, o.Feature.Aggregate,
+						o.Feature.Column, got.Values[j], want.Values[j])
+				}
+			}
+			for _, p := range got.Positions.Topics {
+				for partition, next := range s.next[p.Topic] {
+					var have int64
+					if partition < len(p.Next) {
+						have = max(0, p.Next[partition])
+					}
+					if have != next {
+						t.Fatalf("the vector reflects %s/%d up to %d, want %d", p.Topic, partition, have, next)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestLookupEqualsEvaluate: whatever is written, in any order, with late facts, corrections,
+// retractions and redeliveries, and after facts were dropped, vectors are those of the plain scan.
+func TestLookupEqualsEvaluate(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := newScene(t)
+		from := start.Add(-365 * 24 * time.Hour)
+		var last online.Batch
+		for range rapid.IntRange(1, 12).Draw(t, "steps") {
+			s.now = s.now.Add(rapid.SampledFrom([]time.Duration{0, time.Microsecond, time.Hour, 24 * time.Hour,
+				10 * 24 * time.Hour}).Draw(t, "later"))
+			switch rapid.IntRange(0, 7).Draw(t, "step") {
+			case 0:
+				s.store.Trim(s.now)
+				from = s.now.Add(-2 * time.Hour)
+			case 1:
+				if last.Topic != "" { // a redelivery changes nothing
+					if err := s.store.Apply(last); err != nil {
+						t.Fatal(err)
+					}
+				}
+			default:
+				last = s.batch(t)
+				s.apply(t, last)
+			}
+			s.check(t, from)
+		}
+	})
+}
+
+// TestApplyRefuses: a gap, an unknown topic, and a full store leave everything as it was.
+func TestApplyRefuses(t *testing.T) {
+	store, err := online.New([]*features.Group{passing()}, online.Options{MaxEntities: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	click := func(offset int64, entity string) online.Batch {
+		return online.Batch{Topic: "behavior", First: offset, Next: offset + 1, Facts: []online.SourceFacts{{
+			Source: "clicks", Facts: []features.Fact{{Entity: entity, Key: entity, At: start,
+				Origin: features.Origin{Offset: offset}, Values: []exact.Value{exact.TextValue("home")}}},
+		}}}
+	}
+	if err := store.Apply(click(5, "a")); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		batch online.Batch
+		want  string
+	}{
+		"gap":   {click(7, "a"), "does not follow"},
+		"topic": {online.Batch{Topic: "orders"}, `topic "orders"`},
+		"full":  {click(6, "b"), "features.online.max_entities is 1"},
+	} {
+		if err := store.Apply(test.batch); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: error %v, want %q", name, err, test.want)
+		}
+	}
+	if p := store.Positions(); p.Topics[0].Next[0] != 6 {
+		t.Errorf("position %d, want 6", p.Topics[0].Next[0])
+	}
+	store.Trim(start.Add(72 * time.Hour))
+	q, err := store.Compile("passing", "clicks_1h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Lookup(q, []string{"a"}, start, nil); err == nil {
+		t.Error("answered for a time whose facts were dropped")
+	}
+	v, err := store.Lookup(q, []string{"a", "b"}, start.Add(72*time.Hour), nil)
+	if err != nil || !v[0].Found || v[1].Found {
+		t.Errorf("%+v, %v: want a known entity and an unknown one", v, err)
+	}
+}
