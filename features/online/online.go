@@ -26,6 +26,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/millrace/millrace/features"
+	"github.com/millrace/millrace/features/feed"
 )
 
 // Errors of Apply and Lookup.
@@ -55,17 +56,12 @@ type Options struct {
 type Batch struct {
 	Topic     string
 	Partition int32
-	// First and Next are the first offset, and the one after the last. Offsets without facts are in
-	// between.
-	First, Next int64
-	Facts       []SourceFacts
-	AsOf        time.Time // when the newest event of the batch was recorded; zero if it has none
-}
-
-// SourceFacts are facts of a source, in the order of their origins.
-type SourceFacts struct {
-	Source string
-	Facts  []features.Fact
+	// First is the first offset, and After the position after the last. Offsets without facts may be
+	// in between.
+	First int64
+	After feed.Position
+	// Facts are by the name of their source, in the order of their origins.
+	Facts map[string][]features.Fact
 }
 
 // shardCount is the number of parts of a store that are locked on their own. It is part of the
@@ -142,19 +138,31 @@ func New(groups []*features.Group, o Options) (*Store, error) {
 			}
 		}
 	}
+	s.Reset()
+	return s, nil
+}
+
+// Reset empties the store, and the log is to be read from its beginning. Queries remain valid.
+func (s *Store) Reset() {
+	s.apply.Lock()
+	defer s.apply.Unlock()
 	empty := &Positions{Topics: make([]TopicPositions, len(s.topics))}
 	for i, t := range s.topics {
 		empty.Topics[i].Topic = t
 	}
 	for i := range s.shards {
-		s.shards[i].positions = empty
-		s.shards[i].spaces = make([]map[string]entity, len(s.spaces))
-		for j := range s.shards[i].spaces {
-			s.shards[i].spaces[j] = map[string]entity{}
+		sh := &s.shards[i]
+		sh.mu.Lock()
+		sh.positions = empty
+		sh.spaces = make([]map[string]entity, len(s.spaces))
+		for j := range sh.spaces {
+			sh.spaces[j] = map[string]entity{}
 		}
+		sh.mu.Unlock()
 	}
+	s.entities.Store(0)
+	s.bytes.Store(0)
 	s.trimmed.Store(-1 << 62)
-	return s, nil
 }
 
 // space returns the space of a kind of entities, and adds it if necessary.
@@ -216,12 +224,12 @@ func (s *Store) Apply(b Batch) error {
 	if topic < 0 {
 		return fmt.Errorf("topic %q is not one of the groups' sources", b.Topic)
 	}
-	if b.Next < b.First {
-		return fmt.Errorf("a batch of %s/%d from %d to %d", b.Topic, b.Partition, b.First, b.Next)
+	if b.After.Next < b.First {
+		return fmt.Errorf("a batch of %s/%d from %d to %d", b.Topic, b.Partition, b.First, b.After.Next)
 	}
 	// Only Apply writes positions, so they can be read here without the shards' locks.
 	for i := range s.shards {
-		if have := s.shards[i].positions.next(topic, b.Partition); have >= 0 && have < b.First {
+		if have := s.shards[i].positions.at(topic, b.Partition).Next; have >= 0 && have < b.First {
 			return fmt.Errorf("%w: %s/%d is applied up to %d, and the batch begins at %d", ErrGap, b.Topic,
 				b.Partition, have, b.First)
 		}
@@ -233,13 +241,13 @@ func (s *Store) Apply(b Batch) error {
 	before, after := (*Positions)(nil), (*Positions)(nil)
 	for i := range s.shards {
 		sh := &s.shards[i]
-		have := sh.positions.next(topic, b.Partition)
-		if have >= b.Next {
+		have := sh.positions.at(topic, b.Partition).Next
+		if have >= b.After.Next {
 			continue
 		}
 		// Shards are usually at the same positions, and then share them.
 		if sh.positions != before {
-			before, after = sh.positions, sh.positions.with(topic, b.Partition, b.Next, b.AsOf)
+			before, after = sh.positions, sh.positions.with(topic, b.Partition, b.After)
 		}
 		sh.mu.Lock()
 		for _, r := range s.byShard[i] {
@@ -269,15 +277,15 @@ func (s *Store) route(b Batch) {
 		clear(s.byShard[i]) // releases the previous batch
 		s.byShard[i] = s.byShard[i][:0]
 	}
-	for _, of := range b.Facts {
+	for name, facts := range b.Facts {
 		for _, sp := range s.spaces {
-			source := sp.source(of.Source)
+			source := sp.source(name)
 			if source < 0 {
 				continue
 			}
-			for i := range of.Facts {
-				shard := shardOf(of.Facts[i].Entity)
-				s.byShard[shard] = append(s.byShard[shard], routed{sp, source, &of.Facts[i]})
+			for i := range facts {
+				shard := shardOf(facts[i].Entity)
+				s.byShard[shard] = append(s.byShard[shard], routed{sp, source, &facts[i]})
 			}
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/exact"
+	"github.com/millrace/millrace/features/feed"
 	"github.com/millrace/millrace/features/online"
 )
 
@@ -154,7 +155,8 @@ func (s *scene) batch(t *rapid.T) online.Batch {
 	topic := rapid.SampledFrom([]string{"orders", "behavior"}).Draw(t, "topic")
 	sources := map[string][]string{"orders": {"orders"}, "behavior": {"visits", "clicks"}}[topic]
 	partition := rapid.IntRange(0, len(s.next[topic])-1).Draw(t, "partition")
-	b := online.Batch{Topic: topic, Partition: int32(partition), First: s.next[topic][partition], AsOf: s.now}
+	b := online.Batch{Topic: topic, Partition: int32(partition), First: s.next[topic][partition],
+		Facts: map[string][]features.Fact{}}
 	offset := b.First
 	for range rapid.IntRange(0, 6).Draw(t, "events") {
 		offset += int64(rapid.IntRange(0, 2).Draw(t, "markers"))
@@ -166,11 +168,11 @@ func (s *scene) batch(t *rapid.T) online.Batch {
 			}
 			f.Origin = features.Origin{Topic: topic, Partition: int32(partition), Offset: offset}
 			s.keys[source+f.Key] = f
-			b.Facts = append(b.Facts, online.SourceFacts{Source: source, Facts: []features.Fact{f}})
+			b.Facts[source] = append(b.Facts[source], f)
 		}
 		offset++
 	}
-	b.Next = offset
+	b.After = feed.Position{Next: offset, AsOf: s.now}
 	return b
 }
 
@@ -186,9 +188,9 @@ func (s *scene) apply(t *rapid.T, b online.Batch) {
 	if err := s.store.Apply(b); err != nil {
 		t.Fatal(err)
 	}
-	s.next[b.Topic][b.Partition] = b.Next
-	for _, of := range b.Facts {
-		s.log[of.Source] = append(s.log[of.Source], of.Facts...)
+	s.next[b.Topic][b.Partition] = b.After.Next
+	for source, facts := range b.Facts {
+		s.log[source] = append(s.log[source], facts...)
 	}
 }
 
@@ -224,8 +226,8 @@ func (s *scene) check(t *rapid.T, from time.Time) {
 			for _, p := range got.Positions.Topics {
 				for partition, next := range s.next[p.Topic] {
 					var have int64
-					if partition < len(p.Next) {
-						have = max(0, p.Next[partition])
+					if partition < len(p.Partitions) {
+						have = max(0, p.Partitions[partition].Next)
 					}
 					if have != next {
 						t.Fatalf("the vector reflects %s/%d up to %d, want %d", p.Topic, partition, have, next)
@@ -265,17 +267,18 @@ func TestLookupEqualsEvaluate(t *testing.T) {
 	})
 }
 
+// click is a batch with one fact.
+func click(offset int64, entity string) online.Batch {
+	return online.Batch{Topic: "behavior", First: offset, After: feed.Position{Next: offset + 1},
+		Facts: map[string][]features.Fact{"clicks": {{Entity: entity, Key: entity, At: start,
+			Origin: features.Origin{Offset: offset}, Values: []exact.Value{exact.TextValue("home")}}}}}
+}
+
 // TestApplyRefuses: a gap, an unknown topic, and a full store leave everything as it was.
 func TestApplyRefuses(t *testing.T) {
 	store, err := online.New([]*features.Group{passing()}, online.Options{MaxEntities: 1})
 	if err != nil {
 		t.Fatal(err)
-	}
-	click := func(offset int64, entity string) online.Batch {
-		return online.Batch{Topic: "behavior", First: offset, Next: offset + 1, Facts: []online.SourceFacts{{
-			Source: "clicks", Facts: []features.Fact{{Entity: entity, Key: entity, At: start,
-				Origin: features.Origin{Offset: offset}, Values: []exact.Value{exact.TextValue("home")}}},
-		}}}
 	}
 	if err := store.Apply(click(5, "a")); err != nil {
 		t.Fatal(err)
@@ -292,10 +295,23 @@ func TestApplyRefuses(t *testing.T) {
 			t.Errorf("%s: error %v, want %q", name, err, test.want)
 		}
 	}
-	if p := store.Positions(); p.Topics[0].Next[0] != 6 {
-		t.Errorf("position %d, want 6", p.Topics[0].Next[0])
+	if p := store.Positions("behavior"); p[0].Next != 6 {
+		t.Errorf("position %d, want 6", p[0].Next)
 	}
-	store.Trim(start.Add(72 * time.Hour))
+}
+
+// TestDropped: an entity is known while a fact of it is not retracted, even if it was dropped.
+func TestDropped(t *testing.T) {
+	store, err := online.New([]*features.Group{passing()}, online.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Apply(click(5, "a")); err != nil {
+		t.Fatal(err)
+	}
+	if n := store.Trim(start.Add(72 * time.Hour)); n != 1 {
+		t.Errorf("dropped %d facts, want 1", n)
+	}
 	q, err := store.Compile("passing", "clicks_1h")
 	if err != nil {
 		t.Fatal(err)
@@ -306,5 +322,49 @@ func TestApplyRefuses(t *testing.T) {
 	v, err := store.Lookup(q, []string{"a", "b"}, start.Add(72*time.Hour), nil)
 	if err != nil || !v[0].Found || v[1].Found {
 		t.Errorf("%+v, %v: want a known entity and an unknown one", v, err)
+	}
+	// The entity is not known any more once its only fact, which was dropped, is retracted.
+	retraction := click(6, "a")
+	retraction.Facts["clicks"][0].Retracted = true
+	if err := store.Apply(retraction); err != nil {
+		t.Fatal(err)
+	}
+	if v, err = store.Lookup(q, []string{"a"}, start.Add(72*time.Hour), nil); err != nil || v[0].Found {
+		t.Errorf("%+v, %v: want an unknown entity", v, err)
+	}
+}
+
+// TestManyDistinct: enough values to fill registers of Distinct more than once.
+func TestManyDistinct(t *testing.T) {
+	g := lasting()
+	store, err := online.New([]*features.Group{g}, online.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var facts []features.Fact
+	for i := range 6000 {
+		n := exact.IntValue(exact.FromInt64(int64(i)))
+		facts = append(facts, features.Fact{Entity: "c", Key: fmt.Sprint(i), At: start.Add(time.Duration(i) * time.Minute),
+			Values: []exact.Value{n, exact.TextValue(fmt.Sprint(i % 5000)), n, exact.TextValue("GB"), {}}})
+	}
+	all := map[string][]features.Fact{"orders": facts}
+	if err := store.Apply(online.Batch{Topic: "orders", After: feed.Position{Next: 1}, Facts: all}); err != nil {
+		t.Fatal(err)
+	}
+	q, err := store.Compile(g.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := start.Add(4 * 24 * time.Hour)
+	want := features.Evaluate(g, all, "c", at, time.Time{})
+	got, err := store.Lookup(q, []string{"c"}, at, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, o := range q.Outputs {
+		if !got[0].Values[i].Equal(want.Values[i]) {
+			t.Errorf("%s (%s of %q) is %+v, want %+v", o.Name, o.Feature.Aggregate, o.Feature.Column,
+				got[0].Values[i], want.Values[i])
+		}
 	}
 }

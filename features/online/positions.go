@@ -3,6 +3,8 @@ package online
 import (
 	"slices"
 	"time"
+
+	"github.com/millrace/millrace/features/feed"
 )
 
 // Positions says up to where the log is reflected. It is immutable.
@@ -15,52 +17,60 @@ type Positions struct {
 // TopicPositions is the positions in a topic.
 type TopicPositions struct {
 	Topic string
-	// Next has, by partition, the first offset that is not reflected. It is -1 or absent if nothing
-	// of the partition was read.
-	Next []int64
+	// Partitions has, by partition, the first position that is not reflected. Next is -1, or the
+	// partition is missing, if nothing of it was read.
+	Partitions []feed.Position
 }
 
-// next returns the position of a partition, or -1.
-func (p *Positions) next(topic int, partition int32) int64 {
-	if next := p.Topics[topic].Next; int(partition) < len(next) {
-		return next[partition]
+// unread is the position in a partition of which nothing was read.
+var unread = feed.Position{Next: -1}
+
+// at returns the position in a partition.
+func (p *Positions) at(topic int, partition int32) feed.Position {
+	if all := p.Topics[topic].Partitions; int(partition) < len(all) {
+		return all[partition]
 	}
-	return -1
+	return unread
 }
 
 // with returns a copy with another position.
-func (p *Positions) with(topic int, partition int32, next int64, asOf time.Time) *Positions {
+func (p *Positions) with(topic int, partition int32, at feed.Position) *Positions {
 	q := &Positions{Topics: slices.Clone(p.Topics), AsOf: p.AsOf}
-	if asOf.After(q.AsOf) {
-		q.AsOf = asOf
+	if at.AsOf.After(q.AsOf) {
+		q.AsOf = at.AsOf
 	}
-	all := slices.Clone(q.Topics[topic].Next)
+	all := slices.Clone(q.Topics[topic].Partitions)
 	for len(all) <= int(partition) {
-		all = append(all, -1)
+		all = append(all, unread)
 	}
-	all[partition] = next
-	q.Topics[topic].Next = all
+	all[partition] = at
+	q.Topics[topic].Partitions = all
 	return q
 }
 
-// Positions returns the positions that every shard has reached. Reading the log from there on
-// misses nothing.
-func (s *Store) Positions() *Positions {
+// Positions returns the positions in a topic that every shard has reached, by partition. Reading
+// the log from there on misses nothing.
+func (s *Store) Positions(topic string) map[int32]feed.Position {
 	s.apply.Lock()
 	defer s.apply.Unlock()
-	lowest := &Positions{Topics: slices.Clone(s.shards[0].positions.Topics), AsOf: s.shards[0].positions.AsOf}
-	for t := range lowest.Topics {
-		lowest.Topics[t].Next = slices.Clone(lowest.Topics[t].Next)
+	t := s.topicIndex(topic)
+	if t < 0 {
+		return nil
 	}
+	lowest := map[int32]feed.Position{}
 	for i := range s.shards {
-		p := s.shards[i].positions
-		if p.AsOf.Before(lowest.AsOf) {
-			lowest.AsOf = p.AsOf
+		for partition := range s.shards[i].positions.Topics[t].Partitions {
+			at, id := s.shards[i].positions.at(t, int32(partition)), int32(partition)
+			if have, ok := lowest[id]; !ok || at.Next < have.Next {
+				lowest[id] = at
+			}
 		}
-		for t := range lowest.Topics {
-			for partition := range lowest.Topics[t].Next {
-				at := &lowest.Topics[t].Next[partition]
-				*at = min(*at, p.next(t, int32(partition)))
+	}
+	// A shard that has read nothing of a partition may not mention it.
+	for i := range s.shards {
+		for id := range lowest {
+			if s.shards[i].positions.at(t, id).Next < 0 {
+				delete(lowest, id)
 			}
 		}
 	}
