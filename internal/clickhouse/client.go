@@ -157,8 +157,28 @@ func (c *Client) Query(ctx context.Context, sql, format string, settings map[str
 	if format != "" {
 		params.Set("default_format", format)
 	}
+	return c.post(ctx, params, strings.NewReader(sql))
+}
+
+// Insert sends rows in a format, which the statement ends with: "INSERT INTO t (a) FORMAT Native".
+// If it fails without an *Error, the rows may be in the table.
+func (c *Client) Insert(ctx context.Context, statement string, rows []byte, settings map[string]string) error {
+	params := url.Values{"query": {statement}}
+	for name, value := range settings {
+		params.Set(name, value)
+	}
+	answer, err := c.post(ctx, params, bytes.NewReader(rows))
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, answer)
+	return errors.Join(err, answer.Close())
+}
+
+// post sends a request and returns its answer.
+func (c *Client) post(ctx context.Context, params url.Values, content io.Reader) (io.ReadCloser, error) {
 	ctx, progress, stop := c.watch(ctx)
-	resp, err := c.do(ctx, http.MethodPost, "?"+params.Encode(), strings.NewReader(sql), c.user)
+	resp, err := c.do(ctx, http.MethodPost, "?"+params.Encode(), content, c.user)
 	if err != nil {
 		stop()
 		return nil, err

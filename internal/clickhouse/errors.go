@@ -1,8 +1,11 @@
 package clickhouse
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -55,6 +58,24 @@ const (
 	CodeS3               = 499
 	CodeAuthentication   = 516
 	CodeBadArguments     = 36
+	CodeCannotDecompress = 271
+
+	// Of inserts into a cluster, and of its DDL.
+	CodeTooManyParts  = 252
+	CodeTableReadOnly = 242 // the replica has lost its Keeper
+	CodeNoKeeper      = 225
+	CodeKeeper        = 999
+	CodeUnfinishedDDL = 341
+	CodeInsertUnknown = 319 // the insert may have happened
+
+	// Of statements that do not fit the table.
+	CodeNoColumn          = 8
+	CodeNotInBlock        = 10
+	CodeNoSuchColumn      = 16
+	CodeColumnCount       = 20
+	CodeUnknownIdentifier = 47
+	CodeTypeMismatch      = 53
+
 	CodeStd              = 1001 // an error of C++'s standard library, for example of the file system
 	CodeUnknownException = 1002
 )
@@ -72,6 +93,37 @@ func (e *Error) Busy() bool {
 		return ofAllQueries.MatchString(e.Message)
 	}
 	return false
+}
+
+// retryable are the codes of conditions that pass: of the network, of the load, and of a server
+// that is starting or stopping, is full, or cannot reach its cluster's Keeper.
+var retryable = []int{
+	CodeTimeout, CodeSocketTimeout, CodeNetwork, CodeNoSpace, CodeTooMany, CodeOverloaded, CodeNoThread,
+	CodeAborted, CodeSystem, CodeNoMemory, CodeDNS, CodeNoConnection, CodeCancelled, CodeS3,
+	CodeCannotWrite, CodeTooManyParts, CodeTableReadOnly, CodeNoKeeper, CodeKeeper, CodeUnfinishedDDL,
+	CodeInsertUnknown,
+}
+
+// Retryable reports whether the same call may succeed later. After a failed Batch.Send
+// a retry is safe, too: a batch that is in the table is not inserted again.
+func Retryable(err error) bool {
+	if e := (*Error)(nil); errors.As(err, &e) {
+		return e.Busy() || slices.Contains(retryable, e.Code)
+	}
+	return errors.Is(err, ErrUnreachable) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// IsSchema reports whether err means that a database, a table or a column is missing or has another
+// type than the statement expects.
+func IsSchema(err error) bool {
+	e := (*Error)(nil)
+	return errors.Is(err, ErrSchema) || errors.As(err, &e) && slices.Contains(ofSchema, e.Code)
+}
+
+// ofSchema are the codes of statements that do not fit the tables.
+var ofSchema = []int{
+	CodeUnknownTable, CodeUnknownDatabase, CodeUnknownIdentifier, CodeTypeMismatch, CodeNoSuchColumn,
+	CodeNotInBlock, CodeNoColumn, CodeColumnCount,
 }
 
 // The parts of an error text around its message.

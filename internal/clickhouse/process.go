@@ -1,9 +1,14 @@
-// Package clickhouse is the client of ClickHouse's HTTP interface, for a real server and for the
-// embedded engine. It also starts and supervises the process of the embedded engine.
+// Package clickhouse is the client of ClickHouse's HTTP interface, for a real server or cluster and
+// for the embedded engine. It also starts and supervises the process of the embedded engine.
 //
-// Client sends queries. StartEngine returns an Engine, whose process is restarted when it ends or
-// hangs. access.go defines the users with limited rights, errors.go parses ClickHouse's errors, and
-// library.go finds libchdb.so. Package engine is the code of the engine's process.
+// Client sends queries of users and passes their answers on. Store keeps tables: table.go defines
+// and creates them, batch.go inserts rows, and store.go reads them. StartEngine returns an Engine,
+// whose process is restarted when it ends or hangs. access.go defines the users with limited
+// rights, errors.go classifies ClickHouse's errors, aside.go handles damaged tables of the engine,
+// and library.go finds libchdb.so. Package engine is the code of the engine's process.
+//
+// A batch under a token is in its table once, however often it is sent, also across restarts and
+// kills of the engine.
 package clickhouse
 
 import (
@@ -33,10 +38,13 @@ type Config struct {
 	Command []string
 	Library string // path of libchdb.so; empty means that FindLibrary searches it
 	Listen  string // loopback address; empty means 127.0.0.1 and a free port
-	// DataDir is the folder of the engine's files. One engine per folder. Empty means a temporary
-	// folder that Close removes.
+	// DataDir is the folder of the engine's scratch files. One engine per folder. Empty means a
+	// temporary folder that Close removes.
 	DataDir string
-	Logger  *slog.Logger
+	// Tables is the folder of the tables. Empty means in DataDir. Tables with which ClickHouse does
+	// not start are set aside (Tables.damaged), and it starts without them.
+	Tables string
+	Logger *slog.Logger
 	// HungAfter is how long the process may take to answer a ping. A process that misses two in a
 	// row hangs, and is killed and started again. 0 means 30 seconds.
 	HungAfter time.Duration
@@ -126,6 +134,11 @@ func (e *Engine) Addr() string { return e.listener.Addr().String() }
 // Client returns a client of the engine as Admin.
 func (e *Engine) Client() *Client { return e.client }
 
+// Server returns how a Store connects to the engine as a user.
+func (e *Engine) Server(user string) Server {
+	return Server{URL: e.client.url, User: user, Password: e.client.password}
+}
+
 // PID returns the id of the current process, or 0 while there is none.
 func (e *Engine) PID() int {
 	e.mu.Lock()
@@ -152,8 +165,12 @@ func (e *Engine) supervise(ctx context.Context, password string, ready chan<- er
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	waits := backoff.Child.Start()
+	tables := &damage{scratch: e.config.DataDir, tables: e.config.Tables, log: e.config.Logger}
 	for started := false; ctx.Err() == nil; {
 		begun := time.Now()
+		if err := tables.forget(); err != nil {
+			e.config.Logger.Error("ClickHouse engine", "error", err)
+		}
 		err := e.runChild(ctx, password, func() {
 			level := slog.LevelInfo
 			if !started {
@@ -163,11 +180,15 @@ func (e *Engine) supervise(ctx context.Context, password string, ready chan<- er
 			e.config.Logger.Log(ctx, level, "ClickHouse engine is ready",
 				"addr", e.Addr(), "pid", e.PID(), "after", time.Since(begun).Round(time.Millisecond))
 		})
-		if !started {
-			ready <- err
+		if ctx.Err() != nil {
+			if !started {
+				ready <- err
+			}
 			return
 		}
-		if ctx.Err() != nil {
+		again, asideErr := tables.ended(err)
+		if err = errors.Join(err, asideErr); !started && !again {
+			ready <- err
 			return
 		}
 		if time.Since(begun) > healthyAfter {
@@ -191,7 +212,7 @@ func (e *Engine) runChild(ctx context.Context, password string, ready func()) er
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = stopTimeout
 	cmd.Env = append(os.Environ(), EnvLibrary+"="+e.config.Library, EnvData+"="+e.config.DataDir,
-		EnvPassword+"="+password, EnvListener+"=3") // ExtraFiles begin at descriptor 3
+		EnvTables+"="+e.config.Tables, EnvPassword+"="+password, EnvListener+"=3") // ExtraFiles begin at descriptor 3
 	cmd.ExtraFiles = []*os.File{socket}
 	dieWithParent(cmd)
 	// Standard input is never written to: its end tells the child that this process has ended.

@@ -76,7 +76,7 @@ func TestMissingReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &SQL{reader: client}
-	for user, grant := range map[string]string{clickhouse.Reader: "ON lake_*.* TO reader", clickhouse.ScopedReader(7): "ON lake_s07_*.* TO reader_07"} {
+	for user, grant := range map[string]string{clickhouse.Reader: "ON lake_*.* TO reader; GRANT SHOW, SELECT ON features.* TO reader", clickhouse.ScopedReader(7): "ON lake_s07_*.* TO reader_07"} {
 		err := s.explain(&clickhouse.Error{Code: clickhouse.CodeAuthentication, Message: "no such user"}, &snapshot{database: "lake_x", reader: user})
 		if !strings.Contains(err.Error(), "CREATE USER "+user+" ") || !strings.HasSuffix(err.Error(), grant) {
 			t.Errorf("%s: %v", user, err)

@@ -103,6 +103,28 @@ func Start(t testing.TB) *clickhouse.Engine {
 	return e
 }
 
+// OpenStore returns a Store on the shared engine, as clickhouse.Writer. Tests share its database, so
+// each needs tables with names of its own.
+func OpenStore(t testing.TB) *clickhouse.Store {
+	t.Helper()
+	return OpenStoreOn(t, Shared(t))
+}
+
+// OpenStoreOn returns a Store on an engine, as clickhouse.Writer.
+func OpenStoreOn(t testing.TB, e *clickhouse.Engine) *clickhouse.Store {
+	t.Helper()
+	s, err := clickhouse.OpenStore(clickhouse.StoreConfig{Server: e.Server(clickhouse.Writer)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
 // Config returns the configuration of an engine for tests. The library is the one that the
 // repository installs. The log is discarded unless tests are verbose.
 func Config() (clickhouse.Config, error) {

@@ -12,8 +12,8 @@ import (
 )
 
 // chdb runs every session as the user "default" and cannot impersonate another one. So this user
-// has no rights of its own. It has the role admin and a role for each reader, and a reader's
-// session keeps only its role.
+// has no rights of its own. It has the role admin, one for the writer and one for each reader, and
+// their sessions keep only that role.
 const usersXML = `<clickhouse>
   <profiles><default>
     <max_query_size>8000000</max_query_size>
@@ -50,15 +50,20 @@ const configXML = `<clickhouse>
 func usersConfig() string {
 	// One role per reader, all granted to the default user. See usersXML.
 	var roles, granted strings.Builder
-	add := func(role, databases string) {
-		fmt.Fprintf(&roles, "<%[1]s><grants><query>GRANT SELECT, SHOW DATABASES, SHOW TABLES, SHOW COLUMNS "+
-			"ON %[2]s*.*</query></grants></%[1]s>", role, databases)
+	add := func(role, rights string, databases ...string) {
+		fmt.Fprintf(&roles, "<%s><grants>", role)
+		for _, database := range databases {
+			fmt.Fprintf(&roles, "<query>GRANT %s ON %s.*</query>", rights, database)
+		}
+		fmt.Fprintf(&roles, "</grants></%s>", role)
 		fmt.Fprintf(&granted, "<query>GRANT %s</query>", role)
 	}
-	add(clickhouse.Reader, clickhouse.ReaderPrefix)
+	const read = "SELECT, SHOW DATABASES, SHOW TABLES, SHOW COLUMNS"
+	add(clickhouse.Reader, read, clickhouse.ReaderPrefix+"*", clickhouse.Features)
+	add(clickhouse.Writer, clickhouse.WriterRights, clickhouse.Features)
 	// Each scoped reader has a role that covers only its own databases.
 	for n := range clickhouse.ScopedReaders {
-		add(clickhouse.ScopedReader(n), clickhouse.ScopedPrefix(n))
+		add(clickhouse.ScopedReader(n), read, clickhouse.ScopedPrefix(n)+"*")
 	}
 	return fmt.Sprintf(usersXML, roles.String(), granted.String())
 }
@@ -119,13 +124,26 @@ var (
 // wordFile matches the function file.
 var wordFile = regexp.MustCompile(`\bfile\b`)
 
-// guardReader refuses what roles and readonly do not: anything but one read-only statement, and the
+// writerTables are the system tables that the writer may read, too. They show its own tables only.
+var writerTables = map[string]bool{
+	"parts": true, "merges": true, "mutations": true, "parts_columns": true, "replicas": true,
+}
+
+// limited reports whether a user has a role with fewer rights than admin.
+func limited(user string) bool { return user == clickhouse.Writer || clickhouse.IsReader(user) }
+
+// guard refuses what roles and readonly do not: for a reader, anything but one read-only statement;
+// for the writer, statements that change more than tables; and for both the
 // function file. That function reads any file of this machine, and no grant covers it here. It can
 // be called by name, by a quoted name, inside APPLY and as the argument of a higher-order function.
 // So the name itself is refused. ClickHouse's own lexer finds it: normalizeQuery removes strings
 // and comments. A remaining backslash is an escape in a quoted name, which could hide the name.
-func guardReader(c *connection, sql string, class statementClass) error {
-	if class != classRead {
+func guard(c *connection, user, sql string, class statementClass) error {
+	writer := user == clickhouse.Writer
+	switch {
+	case writer && (class == classMutateGlobal || class == classControl):
+		return denied("only statements that read or change tables are allowed")
+	case !writer && class != classRead:
 		return &clickhouse.Error{
 			Code: clickhouse.CodeReadOnly, Name: "READONLY",
 			Message: "only statements that read are allowed: SELECT, SHOW, DESCRIBE, EXPLAIN, EXISTS",
@@ -137,7 +155,7 @@ func guardReader(c *connection, sql string, class statementClass) error {
 		return err
 	}
 	for _, named := range systemTable.FindAllSubmatch(bare, -1) {
-		if !systemTables[string(named[1])] {
+		if name := string(named[1]); !systemTables[name] && (!writer || !writerTables[name]) {
 			return &clickhouse.Error{
 				Code: clickhouse.CodeUnknownTable, Name: "UNKNOWN_TABLE",
 				Message: fmt.Sprintf("Table system.%s does not exist", named[1]),

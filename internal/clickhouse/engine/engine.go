@@ -38,7 +38,8 @@ type Config struct {
 	Library  string       // path of libchdb.so; empty means that clickhouse.FindLibrary searches it
 	Addr     string       // loopback address to listen on; unused with Listener
 	Listener net.Listener // the engine closes it; nil means to listen on Addr
-	DataDir  string       // the engine's files; created if missing, one engine at a time
+	DataDir  string       // scratch files; created if missing, one engine at a time
+	Tables   string       // the tables, likewise; empty means in DataDir
 	Password string       // password of all users; empty means none
 	Parent   io.Reader    // its end means that the parent process has ended; nil means no parent
 	Logger   *slog.Logger
@@ -49,6 +50,7 @@ func FromEnv(log *slog.Logger) (Config, error) {
 	c := Config{
 		Library:  os.Getenv(clickhouse.EnvLibrary),
 		DataDir:  os.Getenv(clickhouse.EnvData),
+		Tables:   os.Getenv(clickhouse.EnvTables),
 		Password: os.Getenv(clickhouse.EnvPassword),
 		Logger:   log,
 	}
@@ -103,6 +105,13 @@ func Main(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
+	if c.Tables != "" {
+		unlock, err := lock(ctx, c.Tables)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, unlock()) }()
+	}
 	// The engine runs as long as this connection is open.
 	control, err := boot(c)
 	if err != nil {
@@ -167,6 +176,11 @@ func boot(c Config) (*connection, error) {
 	// chdb reads configuration from the home folder, so that is an empty one. It opens Iceberg
 	// tables only below its working directory, so that is the root.
 	home, data := filepath.Join(dir, "home"), filepath.Join(dir, "data")
+	if c.Tables != "" {
+		if data, err = filepath.Abs(c.Tables); err != nil {
+			return nil, err
+		}
+	}
 	for _, d := range []string{home, data} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("create the engine's folder: %w", err)
@@ -184,9 +198,34 @@ func boot(c Config) (*connection, error) {
 		return nil, err
 	}
 	lib.args = []string{"--path=" + data, "--config-file=" + config}
-	control, err := lib.open()
+	// The supervisor looks for this file to distinguish damaged tables from other reasons.
+	booting := filepath.Join(dir, clickhouse.BootFile)
+	if err := os.WriteFile(booting, nil, 0o600); err != nil {
+		return nil, fmt.Errorf("mark the start: %w", err)
+	}
+	control, err := openTables(lib, data, c.Logger)
 	if err != nil {
 		return nil, fmt.Errorf("start ClickHouse in %s: %w", data, err)
+	}
+	if err := os.Remove(booting); err != nil {
+		control.close()
+		return nil, fmt.Errorf("mark the start: %w", err)
+	}
+	return control, nil
+}
+
+// openTables repairs the tables in a folder and starts ClickHouse on them.
+func openTables(lib *library, folder string, log *slog.Logger) (*connection, error) {
+	done, err := repair(folder)
+	if err != nil {
+		return nil, err
+	}
+	if done.Tokens+done.Definitions > 0 {
+		log.Info("repaired what a kill had interrupted", "tokens", done.Tokens, "definitions", done.Definitions)
+	}
+	control, err := lib.open()
+	if err != nil {
+		return nil, err
 	}
 	if err := prepare(control); err != nil {
 		control.close()
@@ -195,23 +234,17 @@ func boot(c Config) (*connection, error) {
 	return control, nil
 }
 
-// prepare removes what is incompatible with Go in one process, and what the last run left behind.
+// prepare removes what is incompatible with Go in one process, and creates what clients expect.
 func prepare(control *connection) error {
 	// Reading this table interrupts every thread with a signal handler that does not know goroutine
 	// stacks.
 	if _, err := control.run("DROP TABLE IF EXISTS system.stack_trace", "Null"); err != nil {
 		return fmt.Errorf("prepare the engine: %w", err)
 	}
-	// Databases in memory are restored without their tables.
-	left, err := control.run("SELECT name FROM system.databases WHERE engine = 'Memory' AND startsWith(name, "+
-		quote(clickhouse.ReaderPrefix)+")", "JSONCompactEachRow")
-	if err != nil {
+	// Its tables are the writer's, which may also create it on a server.
+	create := "CREATE DATABASE IF NOT EXISTS " + quoteName(clickhouse.Features)
+	if _, err := control.run(create, "Null"); err != nil {
 		return fmt.Errorf("prepare the engine: %w", err)
-	}
-	for name := range rows(left) {
-		if _, err := control.run("DROP DATABASE "+quoteName(name), "Null"); err != nil {
-			return fmt.Errorf("drop databases of the last run: %w", err)
-		}
 	}
 	return nil
 }

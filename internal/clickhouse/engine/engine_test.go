@@ -257,7 +257,7 @@ func TestHTTP(t *testing.T) {
 		"syntax error":            {method: "POST", target: "/", body: "SELECT (", status: 400, want: "(SYNTAX_ERROR)", answer: map[string]string{"X-ClickHouse-Exception-Code": "62"}},
 		"session":                 {method: "POST", target: "/?session_id=a", body: "SELECT 1", status: 501, want: "session_id is not supported"},
 		"parameter":               {method: "POST", target: "/?param_a=1", body: "SELECT {a:Int8}", status: 501, want: "param_a is not supported"},
-		"compressed":              {method: "POST", target: "/?compress=1", body: "SELECT 1", status: 501, want: "compression is not supported"},
+		"compressed":              {method: "POST", target: "/?compress=1&network_compression_method=NONE", body: "SELECT 123", status: 200, want: "123\n"},
 		"too large":               {method: "POST", target: "/", body: "SELECT '" + strings.Repeat("x", 1<<20) + "'", status: 413, want: "longer than"},
 		"large":                   {method: "POST", target: "/", body: "SELECT length('" + strings.Repeat("'' ", 200_000) + "')", status: 200, want: "400000\n"},
 		"other path":              {method: "POST", target: "/play", body: "SELECT 1", status: 404, want: "unknown path /play"},

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ClickHouse/ch-go/compress"
 	"github.com/google/uuid"
 
 	"github.com/millrace/millrace/internal/clickhouse"
@@ -32,6 +33,7 @@ type server struct {
 	controlMu sync.Mutex    // held for each statement, since a connection runs one at a time
 	running   chan struct{} // a place for each running statement
 	waiting   chan struct{} // a place for each queued statement
+	tokens    *tokenLocks
 	password  string
 	log       *slog.Logger
 }
@@ -42,6 +44,7 @@ func newServer(control *connection, c Config) *server {
 		control:  control,
 		running:  make(chan struct{}, maxRunning),
 		waiting:  make(chan struct{}, maxWaiting),
+		tokens:   newTokenLocks(),
 		password: c.Password,
 		log:      c.Logger,
 	}
@@ -65,7 +68,13 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req, err := s.parse(w, r)
 	if err == nil {
 		req.id, a.format = a.id, req.format
+		if req.framed {
+			a.frames = compress.NewWriter(0, req.compression)
+		}
 		err = s.run(r.Context(), req, a)
+	}
+	if err != nil {
+		drain(w, r)
 	}
 	if err != nil {
 		s.log.Debug("query failed", "query", a.id, "error", err)
@@ -84,6 +93,12 @@ func (s *server) run(ctx context.Context, req request, a *answer) error {
 			Message: fmt.Sprintf("%d queries are running and %d are queued; try again later", maxRunning, maxWaiting),
 		}
 	}
+	release, err := s.tokens.acquire(ctx, req.settings)
+	if err != nil {
+		<-s.waiting
+		return err
+	}
+	defer release()
 	select {
 	case s.running <- struct{}{}:
 		<-s.waiting
@@ -131,7 +146,7 @@ func (s *server) parse(w http.ResponseWriter, r *http.Request) (request, error) 
 	}
 	// All users have the same password. The user decides the rights only.
 	// Compare in constant time: other users of the machine can reach the loopback address.
-	known := req.user == clickhouse.Admin || clickhouse.IsReader(req.user)
+	known := req.user == clickhouse.Admin || limited(req.user)
 	if subtle.ConstantTimeCompare([]byte(password), []byte(s.password)) != 1 || !known {
 		return req, &clickhouse.Error{
 			Code: clickhouse.CodeAuthentication, Name: "AUTHENTICATION_FAILED",
@@ -153,25 +168,46 @@ func (s *server) parse(w http.ResponseWriter, r *http.Request) (request, error) 
 			req.settings = append(req.settings, setting{name, values[len(values)-1]})
 		}
 	}
-	if params.Get("compress") == "1" || params.Get("decompress") == "1" || r.Header.Get("Content-Encoding") != "" {
-		return req, notImplemented("compression is not supported by the embedded engine")
+	var err error
+	if req.revision, err = revisionOf(params); err != nil {
+		return req, err
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxQuery))
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return req, &clickhouse.Error{
-			Code: clickhouse.CodeTooManyBytes, Name: "TOO_MANY_BYTES",
-			Message: fmt.Sprintf("the query is longer than %d bytes", maxQuery),
-		}
-	} else if err != nil {
+	req.compression, req.framed = compressionOf(params)
+	body, err := rowsOf(w, r)
+	if err != nil {
+		return req, err
+	}
+	if req.query = params.Get("query"); insertStatement.MatchString(req.query) && hasBody(r) {
+		req.rows = body
+		return req, nil
+	}
+	rest, err := io.ReadAll(io.LimitReader(body, maxQuery+1))
+	if err != nil {
 		return req, fmt.Errorf("read the query: %w", err)
 	}
+	if len(rest) > maxQuery {
+		return req, tooManyBytes("the query is", maxQuery)
+	}
 	// Like ClickHouse, the body continues the statement in the URL.
-	req.query = params.Get("query")
-	if req.query != "" && len(body) > 0 {
+	if req.query != "" && len(rest) > 0 {
 		req.query += "\n"
 	}
-	req.query += string(body)
+	req.query += string(rest)
 	return req, nil
+}
+
+// hasBody reports whether a request has a body, which may be empty if its size is unknown.
+func hasBody(r *http.Request) bool { return r.ContentLength != 0 }
+
+// drainLimit is how long a client may still send after an error.
+const drainLimit = 5 * time.Second
+
+// drain reads the rest of a body. A client that still sends would see a closed connection instead
+// of the error.
+func drain(w http.ResponseWriter, r *http.Request) {
+	if http.NewResponseController(w).SetReadDeadline(time.Now().Add(drainLimit)) == nil {
+		_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, maxInsert)) // the client gets the first error
+	}
 }
 
 // notImplemented is the error for what ClickHouse has and the embedded engine does not.
@@ -183,7 +219,8 @@ func notImplemented(message string) error {
 type answer struct {
 	w          http.ResponseWriter
 	id, format string
-	tag        string // marks an error in the body; empty until the header is sent
+	frames     *compress.Writer // nil for an answer without frames
+	tag        string           // marks an error in the body; empty until the header is sent
 }
 
 // head sets the headers of all answers.
@@ -199,6 +236,14 @@ func (a *answer) write(piece []byte) error {
 	if a.tag == "" {
 		a.begin()
 	}
+	if a.frames != nil {
+		return inFrames(a.frames, piece, a.send)
+	}
+	return a.send(piece)
+}
+
+// send sends bytes of the body.
+func (a *answer) send(piece []byte) error {
 	// The deadline is per piece, since a large answer may take long in total.
 	rc := http.NewResponseController(a.w)
 	if err := rc.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {

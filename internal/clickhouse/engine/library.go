@@ -34,6 +34,14 @@ type library struct {
 	streamFetch   func(connection unsafe.Pointer, stream unsafe.Pointer) unsafe.Pointer
 	streamCancel  func(connection unsafe.Pointer, stream unsafe.Pointer)
 	destroyResult func(result unsafe.Pointer)
+	insert        func(
+		connection, sql unsafe.Pointer, sqlLen uintptr, format unsafe.Pointer, formatLen uintptr,
+	) unsafe.Pointer
+	insertAppend  func(insert unsafe.Pointer, data unsafe.Pointer, size uintptr) int32
+	insertDone    func(insert unsafe.Pointer) unsafe.Pointer
+	insertCancel  func(insert unsafe.Pointer)
+	insertError   func(insert unsafe.Pointer) string
+	destroyInsert func(insert unsafe.Pointer)
 	resultBuffer  func(result unsafe.Pointer) *byte
 	resultLength  func(result unsafe.Pointer) uintptr
 	resultError   func(result unsafe.Pointer) string
@@ -61,6 +69,12 @@ func loadLibrary(path string) (*library, error) {
 		{"chdb_stream_fetch_result", &l.streamFetch},
 		{"chdb_stream_cancel_query", &l.streamCancel},
 		{"chdb_destroy_query_result", &l.destroyResult},
+		{"chdb_stream_insert_n", &l.insert},
+		{"chdb_stream_append", &l.insertAppend},
+		{"chdb_stream_done", &l.insertDone},
+		{"chdb_stream_cancel_insert", &l.insertCancel},
+		{"chdb_stream_insert_error", &l.insertError},
+		{"chdb_destroy_insert_stream", &l.destroyInsert},
 		{"chdb_result_buffer", &l.resultBuffer},
 		{"chdb_result_length", &l.resultLength},
 		{"chdb_result_error", &l.resultError},

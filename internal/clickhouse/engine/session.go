@@ -2,14 +2,14 @@ package engine
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
-	"iter"
 	"regexp"
 	"runtime"
 	"strings"
 	"time"
+
+	"github.com/ClickHouse/ch-go/compress"
 
 	"github.com/millrace/millrace/internal/clickhouse"
 )
@@ -22,8 +22,14 @@ type request struct {
 	query    string
 	format   string
 	settings []setting
-	readOnly bool // it came by GET
-	buffered bool // answer only when it is complete
+	revision int // of the native protocol that the client announces; 0 if it does not
+
+	compression compress.Method // of the answer, if it is framed
+	framed      bool            // the answer is a sequence of frames; see frames.go
+
+	rows     io.Reader // of an insert; nil for other statements
+	readOnly bool      // it came by GET
+	buffered bool      // answer only when it is complete
 }
 
 // setting is one setting of a session.
@@ -56,6 +62,12 @@ func (s *server) execute(ctx context.Context, r request, emit func([]byte) error
 	if err != nil {
 		return err
 	}
+	if answer, is, err := handshake(c, r); is {
+		if err != nil {
+			return err
+		}
+		return emit(answer)
+	}
 	// Only a plain SELECT in a suitable format can be streamed.
 	cut, streamed := streamable(r.format)
 	streamed = streamed && class == classRead && !r.buffered && !mayNameFormat.MatchString(r.query)
@@ -66,6 +78,9 @@ func (s *server) execute(ctx context.Context, r request, emit func([]byte) error
 	}
 	// From here on, the query ends when its client disconnects.
 	defer s.killWhenDone(ctx, r.id)()
+	if r.rows != nil {
+		return runInsert(ctx, c, r)
+	}
 	if streamed {
 		if err := runStream(c, r, cut, emit); !errors.Is(err, errNotStreamable) {
 			return err
@@ -93,14 +108,14 @@ func check(c *connection, r request) (statementClass, error) {
 		}
 	case class == classUnknown:
 		return classUnknown, explainUnparsable(c, r.query)
-	case clickhouse.IsReader(r.user):
-		return class, guardReader(c, r.query, class)
+	case limited(r.user):
+		return class, guard(c, r.user, r.query, class)
 	}
 	return class, nil
 }
 
 // prelude returns the statements that set a session's database, settings and, last, its rights.
-// After that, a reader cannot change settings.
+// After them, a reader cannot change settings.
 func prelude(r request, streamed bool) []string {
 	var sql []string
 	if r.database != "" {
@@ -120,7 +135,10 @@ func prelude(r request, streamed bool) []string {
 		settings = append(settings, setting{"readonly", "2"})
 	}
 	sql = append(sql, set(settings))
-	if clickhouse.IsReader(r.user) {
+	switch {
+	case r.user == clickhouse.Writer:
+		sql = append(sql, "SET ROLE "+quoteName(r.user))
+	case clickhouse.IsReader(r.user):
 		sql = append(sql, becomeReader(r.user, streamed)...)
 	}
 	return sql
@@ -206,17 +224,5 @@ func (s *server) kill(id string) {
 	statement := "KILL QUERY WHERE Settings['log_comment'] = " + quote(id) + " ASYNC"
 	if _, err := s.control.run(statement, "Null"); err != nil {
 		s.log.Warn("cannot cancel query", "query", id, "error", err)
-	}
-}
-
-// rows iterates over the only column of a JSONCompactEachRow answer.
-func rows(answer []byte) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for line := range strings.Lines(string(answer)) {
-			var row []string
-			if err := json.Unmarshal([]byte(line), &row); err != nil || len(row) != 1 || !yield(row[0]) {
-				return
-			}
-		}
 	}
 }
