@@ -196,6 +196,23 @@ func TestDescribe(t *testing.T) {
 	})
 }
 
+// OffsetsAfter returns the first record that is not older than a time, or the end.
+func TestOffsetsAfter(t *testing.T) {
+	t.Parallel()
+	each(t, 2, func(t *testing.T, w world) {
+		at := time.UnixMilli(1_700_000_000_000)
+		must(t, w.Stamp(t.Context(), w.topic, 0, fetchtest.Stamped{Millis: at.UnixMilli(), Value: []byte("a")},
+			fetchtest.Stamped{Millis: at.UnixMilli() + 1000, Value: []byte("b")}))
+		for later, want := range map[time.Duration]int64{-time.Hour: 0, time.Millisecond: 1, time.Second: 1, time.Hour: 2} {
+			have, err := w.open(nil).OffsetsAfter(t.Context(), at.Add(later))
+			must(t, err)
+			if have[0] != want || have[1] != 0 {
+				t.Errorf("after %v: %v, want %d", later, have, want)
+			}
+		}
+	})
+}
+
 // An offset that the log does not have is an error, never a jump.
 func TestOffsetsOutOfRange(t *testing.T) {
 	t.Parallel()

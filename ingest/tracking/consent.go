@@ -1,0 +1,85 @@
+package tracking
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/millrace/millrace/event/behavior"
+	behaviorv1 "github.com/millrace/millrace/gen/millrace/behavior/v1"
+)
+
+// What happens to an event without the consent to a purpose.
+const (
+	// Drop: the event is not stored.
+	Drop = "drop"
+	// Reduce: the event is stored without what tells who the visitor is.
+	Reduce = "reduce"
+)
+
+// Consent says which purposes events need consent for. The zero value needs none.
+type Consent struct {
+	// Purposes maps each purpose, a category of Segment's consent object, to Drop or Reduce.
+	Purposes map[string]string
+	// Denied makes a purpose that an event does not mention a denied one. Otherwise it counts as
+	// granted, because most clients mention none.
+	Denied bool
+}
+
+// Check returns an error if a purpose has an unknown action.
+func (c Consent) Check() error {
+	for _, purpose := range slices.Sorted(maps.Keys(c.Purposes)) {
+		if action := c.Purposes[purpose]; action != Drop && action != Reduce {
+			return fmt.Errorf("%s: %q is neither %s nor %s", purpose, action, Drop, Reduce)
+		}
+	}
+	return nil
+}
+
+// apply reduces an event, if a purpose demands it. It returns false if the event must not be stored.
+// Of an identify, a group or an alias nothing would be left, so it is dropped instead.
+func (c Consent) apply(m *behaviorv1.BehaviorEvent) (keep bool) {
+	for _, purpose := range slices.Sorted(maps.Keys(c.Purposes)) {
+		granted, asked := m.GetConsent()[purpose]
+		if granted || !asked && !c.Denied {
+			continue
+		}
+		if c.Purposes[purpose] == Drop {
+			return false
+		}
+		m.ReducedFor = append(m.ReducedFor, purpose)
+	}
+	if len(m.GetReducedFor()) == 0 {
+		return true
+	}
+	switch m.GetType() {
+	case behavior.Identify, behavior.Group, behavior.Alias:
+		return false
+	}
+	m.UserId, m.GroupId, m.PreviousId, m.Traits, m.Context = "", "", "", "", ""
+	// Each event is somebody else's, so nothing links the events of a visitor.
+	m.AnonymousId = "reduced-" + m.GetMessageId()
+	return true
+}
+
+// preferences reads context.consent.categoryPreferences from the context of an event.
+func preferences(context []byte) (map[string]bool, *FieldError) {
+	var c struct {
+		Consent struct {
+			CategoryPreferences map[string]any `json:"categoryPreferences"`
+		} `json:"consent"`
+	}
+	if err := json.Unmarshal(context, &c); err != nil {
+		return nil, &FieldError{"context.consent", "want {categoryPreferences: {name: true or false}}"}
+	}
+	consent := make(map[string]bool, len(c.Consent.CategoryPreferences))
+	for name, value := range c.Consent.CategoryPreferences {
+		granted, ok := value.(bool)
+		if !ok {
+			return nil, &FieldError{"context.consent.categoryPreferences." + name, "want true or false"}
+		}
+		consent[name] = granted
+	}
+	return consent, nil
+}

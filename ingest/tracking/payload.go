@@ -1,0 +1,368 @@
+package tracking
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/event/behavior"
+	behaviorv1 "github.com/millrace/millrace/gen/millrace/behavior/v1"
+)
+
+// Limits of Segment's API, which its clients observe.
+const (
+	maxBody  = 500 << 10 // bytes of a body, decompressed
+	maxEvent = 32 << 10  // bytes of one event
+)
+
+// Limits in bytes of single fields.
+const (
+	maxID   = 256
+	maxName = 1024
+)
+
+// FieldError says what is wrong with a field of an event. Field is its path in the event.
+type FieldError struct{ Field, Problem string }
+
+func (e *FieldError) Error() string { return e.Field + ": " + e.Problem }
+
+// payload is one event as a client sent it.
+type payload struct {
+	raw []byte // its text in the body
+	bad *FieldError
+
+	messageID, kind, event, name, category   string
+	userID, anonymousID, groupID, previousID string
+	writeKey                                 string
+	timestamp, sentAt                        time.Time
+	// JSON objects without whitespace. They are nil if absent.
+	properties, traits, context []byte
+}
+
+// batch is a body as a client sent it.
+type batch struct {
+	events   []payload
+	sentAt   time.Time
+	writeKey string
+	context  []byte // of all events that have none
+	bad      *FieldError
+}
+
+// reader reads bodies. The values of events are appended to arena, whose capacity is that of the
+// body, so it is never reallocated.
+type reader struct {
+	scanner
+	arena []byte
+}
+
+// readBody reads a body. kind is the type of the only event, or empty for a batch. The error is a
+// *syntaxError; other mistakes are in the batch and its events.
+func readBody(text []byte, kind string) (batch, error) {
+	r := &reader{scanner: scanner{b: text}, arena: make([]byte, 0, len(text))}
+	var b batch
+	var err error
+	if kind != "" {
+		var p payload
+		p, err = r.event()
+		b.events = []payload{p}
+		b.sentAt, b.writeKey = p.sentAt, p.writeKey
+	} else {
+		b, err = r.batch()
+	}
+	if err == nil {
+		err = r.end()
+	}
+	return b, err
+}
+
+// batch reads {batch: […], sentAt, writeKey, context}.
+func (r *reader) batch() (b batch, err error) {
+	seen := false
+	err = r.object(func(key string) error {
+		var bad *FieldError
+		var err error
+		switch key {
+		case "batch":
+			if seen = true; r.peek() != '[' {
+				b.bad = &FieldError{key, "want an array of events"}
+				return r.skip()
+			}
+			return r.array(func() error {
+				p, err := r.event()
+				b.events = append(b.events, p)
+				return err
+			})
+		case "sentAt":
+			b.sentAt, bad, err = r.time(key)
+		case "writeKey":
+			b.writeKey, bad, err = r.text(key, maxName)
+		case "context":
+			b.context, bad, err = r.json(key)
+		default:
+			return r.skip()
+		}
+		if b.bad == nil {
+			b.bad = bad
+		}
+		return err
+	})
+	if b.bad == nil && !seen {
+		b.bad = &FieldError{"batch", "is missing"}
+	}
+	if b.bad == nil && len(b.events) == 0 {
+		b.bad = &FieldError{"batch", "is empty"}
+	}
+	return b, err
+}
+
+// event reads one event. A mistake in a field does not end it, because other events may follow.
+func (r *reader) event() (p payload, err error) {
+	if r.peek() != '{' {
+		if r.at < len(r.b) {
+			p.bad = &FieldError{"event", "want an object"}
+		}
+		return p, r.skip()
+	}
+	start := r.at
+	err = r.object(func(key string) error {
+		var bad *FieldError
+		var err error
+		switch key {
+		case "messageId":
+			p.messageID, bad, err = r.text(key, maxID)
+		case "type":
+			p.kind, bad, err = r.text(key, maxID)
+		case "event":
+			p.event, bad, err = r.text(key, maxName)
+		case "name":
+			p.name, bad, err = r.text(key, maxName)
+		case "category":
+			p.category, bad, err = r.text(key, maxName)
+		case "userId":
+			p.userID, bad, err = r.id(key)
+		case "anonymousId":
+			p.anonymousID, bad, err = r.id(key)
+		case "groupId":
+			p.groupID, bad, err = r.id(key)
+		case "previousId":
+			p.previousID, bad, err = r.id(key)
+		case "writeKey":
+			p.writeKey, bad, err = r.text(key, maxName)
+		case "timestamp":
+			p.timestamp, bad, err = r.time(key)
+		case "sentAt":
+			p.sentAt, bad, err = r.time(key)
+		case "properties":
+			p.properties, bad, err = r.json(key)
+		case "traits":
+			p.traits, bad, err = r.json(key)
+		case "context":
+			p.context, bad, err = r.json(key)
+		default:
+			return r.skip()
+		}
+		if p.bad == nil {
+			p.bad = bad
+		}
+		return err
+	})
+	p.raw = r.b[start:r.at]
+	if len(p.raw) > maxEvent {
+		p.bad = &FieldError{"event", fmt.Sprintf("has %d bytes, more than %d", len(p.raw), maxEvent)}
+	}
+	return p, err
+}
+
+// skip reads a value that is not used.
+func (r *reader) skip() error {
+	_, err := r.value(r.arena[len(r.arena):])
+	return err
+}
+
+// null reads null. It returns false if something else follows.
+func (r *reader) null() (bool, error) {
+	if r.peek() != 'n' {
+		return false, nil
+	}
+	return true, r.skip()
+}
+
+// text reads a string of at most limit bytes. Null is the same as no value.
+func (r *reader) text(field string, limit int) (string, *FieldError, error) {
+	if null, err := r.null(); null {
+		return "", nil, err
+	}
+	if r.peek() != '"' {
+		return "", &FieldError{field, "want a string"}, r.skip()
+	}
+	raw, err := r.token()
+	if err != nil {
+		return "", nil, err
+	}
+	if len(raw)-2 > 6*limit { // an escape has up to six bytes for one
+		return "", tooLong(field, limit), nil
+	}
+	text := unquote(raw)
+	if len(text) > limit {
+		return "", tooLong(field, limit), nil
+	}
+	return text, nil, nil
+}
+
+func tooLong(field string, limit int) *FieldError {
+	return &FieldError{field, fmt.Sprintf("is longer than %d bytes", limit)}
+}
+
+// id reads an id: a string without control characters, or a number, as some clients send it.
+func (r *reader) id(field string) (string, *FieldError, error) {
+	if c := r.peek(); c == '-' || c >= '0' && c <= '9' {
+		raw, err := r.number()
+		if err == nil && len(raw) > maxID {
+			return "", tooLong(field, maxID), nil
+		}
+		return string(raw), nil, err
+	}
+	text, bad, err := r.text(field, maxID)
+	if strings.ContainsFunc(text, unicode.IsControl) {
+		return "", &FieldError{field, "contains a control character"}, err
+	}
+	return text, bad, err
+}
+
+// json reads an object, without whitespace. Null is the same as no value.
+func (r *reader) json(field string) ([]byte, *FieldError, error) {
+	if null, err := r.null(); null {
+		return nil, nil, err
+	}
+	if r.peek() != '{' {
+		return nil, &FieldError{field, "want an object"}, r.skip()
+	}
+	start := len(r.arena)
+	arena, err := r.value(r.arena)
+	r.arena = arena
+	return arena[start:len(arena):len(arena)], nil, err
+}
+
+// Layouts of times: ISO 8601 with a zone, and without one, which is then UTC.
+var layouts = []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999", time.DateOnly}
+
+// time reads a time. Null is the same as no value.
+func (r *reader) time(field string) (time.Time, *FieldError, error) {
+	text, bad, err := r.text(field, maxID)
+	if bad != nil || err != nil || text == "" {
+		return time.Time{}, bad, err
+	}
+	for _, layout := range layouts {
+		if t, wrong := time.Parse(layout, text); wrong == nil {
+			// The range and precision of events.
+			if t = event.Time(t); t.Year() < 1 || t.Year() > 9999 || t.IsZero() {
+				break
+			}
+			return t, nil, nil
+		}
+	}
+	return time.Time{}, &FieldError{field, fmt.Sprintf("%q is not a time, such as 2026-01-31T12:00:00Z", short(text))}, nil
+}
+
+// message returns an event as it travels on the log. kind is the type that the path names, or empty.
+func (p *payload) message(b *batch, kind string, source *Source, received time.Time) (*behaviorv1.BehaviorEvent, *FieldError) {
+	if p.bad != nil {
+		return nil, p.bad
+	}
+	if bad := p.complete(kind, source); bad != nil {
+		return nil, bad
+	}
+	if p.context == nil {
+		p.context = b.context
+	}
+	sent := p.sentAt
+	if sent.IsZero() {
+		sent = b.sentAt
+	}
+	m := &behaviorv1.BehaviorEvent{
+		MessageId: p.messageID, Type: p.kind, UserId: p.userID, AnonymousId: p.anonymousID, Source: source.Name,
+		Properties: string(p.properties), Traits: string(p.traits), Context: string(p.context),
+		ReceivedAt: timestamppb.New(received),
+		Timestamp:  timestamppb.New(corrected(p.timestamp, sent, received)),
+	}
+	if !p.timestamp.IsZero() {
+		m.OriginalTimestamp = timestamppb.New(p.timestamp)
+	}
+	if !sent.IsZero() {
+		m.SentAt = timestamppb.New(sent)
+	}
+	switch p.kind {
+	case behavior.Track:
+		m.Event = p.event
+	case behavior.Page, behavior.Screen:
+		m.Name, m.Category = p.name, p.category
+	case behavior.Group:
+		m.GroupId = p.groupID
+	case behavior.Alias:
+		m.PreviousId = p.previousID
+	}
+	if strings.Contains(m.GetContext(), `"consent"`) {
+		consent, bad := preferences(p.context)
+		if bad != nil {
+			return nil, bad
+		}
+		m.Consent = consent
+	}
+	return m, nil
+}
+
+// complete checks the fields that an event of its type needs, and makes up a missing message id.
+func (p *payload) complete(kind string, source *Source) *FieldError {
+	switch {
+	case kind == "":
+	case p.kind == "":
+		p.kind = kind
+	case p.kind != kind:
+		return &FieldError{"type", fmt.Sprintf("%q, but the path is for %s", short(p.kind), kind)}
+	}
+	switch {
+	case p.kind == "":
+		return &FieldError{"type", "is missing"}
+	case !slices.Contains(types, p.kind):
+		return &FieldError{"type", fmt.Sprintf("%q is none of %s", short(p.kind), strings.Join(types, ", "))}
+	case len(source.Types) > 0 && !slices.Contains(source.Types, p.kind):
+		return &FieldError{"type", fmt.Sprintf("the write key of %s may not send %s", source.Name, p.kind)}
+	case p.kind == behavior.Track && p.event == "":
+		return &FieldError{"event", "is missing: the name of what happened"}
+	case p.kind == behavior.Group && p.groupID == "":
+		return &FieldError{"groupId", "is missing"}
+	case p.kind == behavior.Alias && p.userID == "":
+		return &FieldError{"userId", "is missing: the new id"}
+	case p.kind == behavior.Alias && p.previousID == "":
+		return &FieldError{"previousId", "is missing: the id that userId replaces"}
+	case p.userID == "" && p.anonymousID == "":
+		return &FieldError{"userId", "is missing, and so is anonymousId: one of them is needed"}
+	}
+	if p.messageID == "" {
+		p.messageID = uuid.NewString() // copies of this event cannot be recognised
+	}
+	return nil
+}
+
+// corrected returns when an event happened by the server's clock, as Segment computes it: the
+// client's time plus the difference between the clocks, which is that of reception and sending.
+func corrected(timestamp, sent, received time.Time) time.Time {
+	if timestamp.IsZero() {
+		return received
+	}
+	if sent.IsZero() {
+		return timestamp
+	}
+	// In microseconds, because a Duration has only 292 years.
+	at := time.UnixMicro(timestamp.UnixMicro() + received.UnixMicro() - sent.UnixMicro()).UTC()
+	if at.Year() < 1 || at.Year() > 9999 || at.IsZero() {
+		return received
+	}
+	return at
+}

@@ -1,0 +1,322 @@
+package tracking
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"unicode/utf8"
+)
+
+// maxNesting bounds the depth of JSON values, so that hostile bodies cannot exhaust the stack.
+const maxNesting = 64
+
+var (
+	errNesting = fmt.Errorf("values are nested more than %d deep", maxNesting)
+	errUTF8    = errors.New("text is not UTF-8")
+)
+
+// syntaxError says where a text stops being JSON.
+type syntaxError struct {
+	offset int
+	err    error
+}
+
+func (e *syntaxError) Error() string {
+	return fmt.Sprintf("the body is not JSON: byte %d: %v", e.offset, e.err)
+}
+
+func (e *syntaxError) Unwrap() error { return e.err }
+
+// scanner reads a JSON text in one pass: it checks the text, and copies values without the
+// whitespace between tokens. encoding/json would need a pass each to split a batch into events, to
+// split an event into fields, to check their values and to compact them, and the intake does hardly
+// anything else. Every method leaves the scanner after what it has read, or returns a *syntaxError.
+type scanner struct {
+	b     []byte
+	at    int
+	depth int
+}
+
+// fail returns the error of the byte at the present position.
+func (s *scanner) fail(format string, args ...any) error {
+	return &syntaxError{s.at, fmt.Errorf(format, args...)}
+}
+
+// peek skips whitespace and returns the next byte, or 0 at the end.
+func (s *scanner) peek() byte {
+	for s.at < len(s.b) {
+		switch c := s.b[s.at]; c {
+		case ' ', '\t', '\n', '\r':
+			s.at++
+		default:
+			return c
+		}
+	}
+	return 0
+}
+
+// unexpected returns the error of an unexpected byte, or of a text that ends too early.
+func (s *scanner) unexpected(want string) error {
+	if s.at >= len(s.b) {
+		return s.fail("the text ends, want %s", want)
+	}
+	return s.fail("%q, want %s", s.b[s.at], want)
+}
+
+// end returns an error if anything but whitespace follows.
+func (s *scanner) end() error {
+	if s.peek() != 0 || s.at < len(s.b) {
+		return s.unexpected("the end")
+	}
+	return nil
+}
+
+// enter reads an opening bracket. It reports whether the object or array is empty, which it has then
+// left again.
+func (s *scanner) enter(opening, closing byte, want string) (empty bool, err error) {
+	if s.peek() != opening {
+		return false, s.unexpected(want)
+	}
+	s.at++
+	if s.depth++; s.depth > maxNesting {
+		return false, &syntaxError{s.at, errNesting}
+	}
+	if s.peek() == closing {
+		s.at++
+		s.depth--
+		return true, nil
+	}
+	return false, nil
+}
+
+// more reads a comma, and returns true, or a closing bracket.
+func (s *scanner) more(closing byte) (bool, error) {
+	switch s.peek() {
+	case ',':
+		s.at++
+		return true, nil
+	case closing:
+		s.at++
+		s.depth--
+		return false, nil
+	}
+	return false, s.unexpected("a comma or " + string(closing))
+}
+
+// object reads an object. For each member it calls the function with the key, which must read the
+// value.
+func (s *scanner) object(member func(key string) error) error {
+	empty, err := s.enter('{', '}', "an object")
+	for more := !empty; err == nil && more; {
+		var key string
+		if key, err = s.key(); err != nil {
+			break
+		}
+		if err = member(key); err != nil {
+			break
+		}
+		more, err = s.more('}')
+	}
+	return err
+}
+
+// key reads the key of a member and the colon.
+func (s *scanner) key() (string, error) {
+	raw, err := s.token()
+	if err != nil {
+		return "", err
+	}
+	if s.peek() != ':' {
+		return "", s.unexpected("a colon")
+	}
+	s.at++
+	return unquote(raw), nil
+}
+
+// array reads an array. The function must read one element.
+func (s *scanner) array(element func() error) error {
+	empty, err := s.enter('[', ']', "an array")
+	for more := !empty; err == nil && more; {
+		if err = element(); err != nil {
+			break
+		}
+		more, err = s.more(']')
+	}
+	return err
+}
+
+// value reads any value, and appends it to dst without whitespace between tokens.
+func (s *scanner) value(dst []byte) ([]byte, error) {
+	switch c := s.peek(); c {
+	case '{':
+		return s.members(dst)
+	case '[':
+		return s.elements(dst)
+	case '"':
+		raw, err := s.token()
+		return append(dst, raw...), err
+	case 't':
+		return s.word(dst, "true")
+	case 'f':
+		return s.word(dst, "false")
+	case 'n':
+		return s.word(dst, "null")
+	default:
+		if c == '-' || c >= '0' && c <= '9' {
+			raw, err := s.number()
+			return append(dst, raw...), err
+		}
+		return dst, s.unexpected("a value")
+	}
+}
+
+// members appends an object.
+func (s *scanner) members(dst []byte) ([]byte, error) {
+	empty, err := s.enter('{', '}', "an object")
+	dst = append(dst, '{')
+	for more := !empty; err == nil && more; {
+		var raw []byte
+		if raw, err = s.token(); err != nil {
+			break
+		}
+		if s.peek() != ':' {
+			return dst, s.unexpected("a colon")
+		}
+		s.at++
+		dst = append(append(dst, raw...), ':')
+		if dst, err = s.value(dst); err != nil {
+			break
+		}
+		if more, err = s.more('}'); more {
+			dst = append(dst, ',')
+		}
+	}
+	return append(dst, '}'), err
+}
+
+// elements appends an array.
+func (s *scanner) elements(dst []byte) ([]byte, error) {
+	empty, err := s.enter('[', ']', "an array")
+	dst = append(dst, '[')
+	for more := !empty; err == nil && more; {
+		if dst, err = s.value(dst); err != nil {
+			break
+		}
+		if more, err = s.more(']'); more {
+			dst = append(dst, ',')
+		}
+	}
+	return append(dst, ']'), err
+}
+
+// word reads true, false or null.
+func (s *scanner) word(dst []byte, word string) ([]byte, error) {
+	if !bytes.HasPrefix(s.b[s.at:], []byte(word)) {
+		return dst, s.unexpected("a value")
+	}
+	s.at += len(word)
+	return append(dst, word...), nil
+}
+
+// token reads a string, and returns it as it is written, with the quotation marks.
+func (s *scanner) token() ([]byte, error) {
+	if s.peek() != '"' {
+		return nil, s.unexpected("a string")
+	}
+	start := s.at
+	for i := s.at + 1; i < len(s.b); {
+		switch c := s.b[i]; {
+		case c == '"':
+			s.at = i + 1
+			return s.b[start:s.at], nil
+		case c == '\\':
+			n := escape(s.b[i:])
+			if n == 0 {
+				s.at = i
+				return nil, s.fail("an unknown escape")
+			}
+			i += n
+		case c < ' ':
+			s.at = i
+			return nil, s.fail("a control character in a string")
+		case c < utf8.RuneSelf:
+			i++
+		default:
+			r, n := utf8.DecodeRune(s.b[i:])
+			if r == utf8.RuneError && n == 1 {
+				return nil, &syntaxError{i, errUTF8}
+			}
+			i += n
+		}
+	}
+	s.at = len(s.b)
+	return nil, s.unexpected("the end of the string")
+}
+
+// escape returns the length of the escape sequence that b begins with, or 0 if it is not valid.
+func escape(b []byte) int {
+	if len(b) < 2 {
+		return 0
+	}
+	switch b[1] {
+	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		return 2
+	case 'u':
+		if len(b) < 6 {
+			return 0
+		}
+		for _, c := range b[2:6] {
+			if (c < '0' || c > '9') && (c < 'a' || c > 'f') && (c < 'A' || c > 'F') {
+				return 0
+			}
+		}
+		return 6
+	}
+	return 0
+}
+
+// number reads a number, and returns it as it is written.
+func (s *scanner) number() ([]byte, error) {
+	start := s.at
+	digits := func() bool {
+		from := s.at
+		for s.at < len(s.b) && s.b[s.at] >= '0' && s.b[s.at] <= '9' {
+			s.at++
+		}
+		return s.at > from
+	}
+	next := func(c ...byte) bool {
+		if s.at < len(s.b) && bytes.IndexByte(c, s.b[s.at]) >= 0 {
+			s.at++
+			return true
+		}
+		return false
+	}
+	next('-')
+	// A zero is not followed by further digits.
+	if !next('0') && !digits() {
+		return nil, s.unexpected("a digit")
+	}
+	if next('.') && !digits() {
+		return nil, s.unexpected("a digit")
+	}
+	if next('e', 'E') {
+		next('+', '-')
+		if !digits() {
+			return nil, s.unexpected("a digit")
+		}
+	}
+	return s.b[start:s.at], nil
+}
+
+// unquote returns the text of a string token. Half of a surrogate pair becomes U+FFFD.
+func unquote(raw []byte) string {
+	inner := raw[1 : len(raw)-1]
+	if bytes.IndexByte(inner, '\\') < 0 {
+		return string(inner)
+	}
+	var text string
+	_ = json.Unmarshal(raw, &text) // the token has been checked
+	return text
+}
