@@ -3,6 +3,7 @@ package shop
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"unicode/utf8"
@@ -88,6 +89,9 @@ func projectBehavior(e event.Event) ([]features.Fact, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if e.Stream == "" {
+		return nil, errors.New("user_id and anonymous_id: missing")
 	}
 	at, err := stamp("timestamp", m.GetTimestamp())
 	if err != nil {

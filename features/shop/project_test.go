@@ -370,6 +370,12 @@ func TestBadValues(t *testing.T) {
 			t.Errorf("%s: got %v, %d facts; want an error about %s", c.source, err, len(facts), c.want)
 		}
 	}
+	nameless := envelope(t, event.Stock, "", &inventoryv1.StockReceived{}, &inventoryv1.StockEvent{
+		Event: &inventoryv1.StockEvent_Received{Received: &inventoryv1.StockReceived{ReceivedAt: timestamppb.New(monday)}},
+	})
+	if _, err := sources()["stock_movements"].Project(nameless); err == nil || err.Error() != "sku: missing" {
+		t.Errorf("a product without a name: %v", err)
+	}
 	for name, s := range sources() {
 		if _, err := s.Project(event.Event{Data: []byte{0xff}}); err == nil || !strings.Contains(err.Error(), "decode payload") {
 			t.Errorf("%s: bytes that are no message: %v", name, err)

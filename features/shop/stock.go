@@ -1,6 +1,7 @@
 package shop
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -54,6 +55,9 @@ func projectStock(e event.Event) ([]features.Fact, error) {
 		reserved = exact.FromInt64(m.ReservationReleased.GetQuantity()).Neg()
 	default: // a newer type of event
 		return nil, nil
+	}
+	if e.Stream == "" {
+		return nil, errors.New("sku: missing")
 	}
 	moved, err := stamp(field, at)
 	if err != nil {
