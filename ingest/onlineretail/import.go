@@ -17,10 +17,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/millrace/millrace/internal/client"
 )
@@ -76,6 +78,33 @@ func Import(ctx context.Context, cfg Config) (Summary, error) {
 		return im.summary, fmt.Errorf("import %s: %w", cfg.Path, err)
 	}
 	return im.summary, im.summary.check()
+}
+
+// Commands calls each with every command that Import would send for the file at path, in an order
+// that satisfies the services: whatever a command refers to comes before it.
+func Commands(ctx context.Context, path string, each func(request proto.Message) error) (err error) {
+	src, err := open(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, src.close()) }()
+	p := newPlanner()
+	for r, err := range src.all() {
+		if err != nil {
+			return err
+		}
+		p.add(r)
+		if r.number%windowRows != 0 && r.number != src.rows {
+			continue
+		}
+		w := p.end(r.number, r.number == src.rows)
+		for _, c := range slices.Concat(w.prerequisites, w.orders) {
+			if err := each(c.request); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // importer is the state of one import. One goroutine plans windows, and several send the commands
