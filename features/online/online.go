@@ -70,12 +70,15 @@ const shardCount = 64
 
 // Store is the facts of all groups in memory. It is safe for concurrent use.
 type Store struct {
-	options Options
-	groups  []*features.Group
-	spaces  []*space
-	topics  []string // in the order of Positions
-	texts   *texts
-	shards  [shardCount]shard
+	options     Options
+	groups      []*features.Group
+	fingerprint string
+	spaces      []*space
+	topics      []string // in the order of Positions
+	// topicIDs are the ids of the topics to which the positions belong, guarded by apply.
+	topicIDs []string
+	texts    *texts
+	shards   [shardCount]shard
 
 	entities, bytes atomic.Int64
 	// trimmed is the latest time up to which facts may have been dropped, in microseconds.
@@ -124,7 +127,7 @@ func New(groups []*features.Group, o Options) (*Store, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	s := &Store{options: o, groups: groups, texts: newTexts()}
+	s := &Store{options: o, groups: groups, fingerprint: Fingerprint(groups), texts: newTexts()}
 	topics := map[string]bool{}
 	for _, g := range groups {
 		sp := s.space(g.Entity)
@@ -160,6 +163,7 @@ func (s *Store) Reset() {
 		}
 		sh.mu.Unlock()
 	}
+	s.topicIDs = make([]string, len(s.topics))
 	s.entities.Store(0)
 	s.bytes.Store(0)
 	s.trimmed.Store(-1 << 62)
@@ -179,6 +183,25 @@ func (s *Store) space(entity string) *space {
 
 // Topics returns the topics of the groups' sources.
 func (s *Store) Topics() []string { return s.topics }
+
+// TopicID returns the id of the topic to which the positions belong; empty if it was not read.
+func (s *Store) TopicID(topic string) string {
+	s.apply.Lock()
+	defer s.apply.Unlock()
+	if i := s.topicIndex(topic); i >= 0 {
+		return s.topicIDs[i]
+	}
+	return ""
+}
+
+// SetTopicID sets the id of a topic that is about to be read.
+func (s *Store) SetTopicID(topic, id string) {
+	s.apply.Lock()
+	defer s.apply.Unlock()
+	if i := s.topicIndex(topic); i >= 0 {
+		s.topicIDs[i] = id
+	}
+}
 
 // Groups returns the groups that the store was made for.
 func (s *Store) Groups() []*features.Group { return s.groups }

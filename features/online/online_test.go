@@ -1,6 +1,7 @@
 package online_test
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"testing"
@@ -94,10 +95,13 @@ type scene struct {
 }
 
 func newScene(t rapid.TB) *scene {
-	s := &scene{log: map[string][]features.Fact{}, keys: map[string]features.Fact{}, now: start,
+	s := &scene{store: newStore(t), log: map[string][]features.Fact{}, keys: map[string]features.Fact{}, now: start,
 		next: map[string][]int64{"orders": {0, 0, 0}, "behavior": {0, 0}}}
-	var err error
-	s.store, err = online.New([]*features.Group{lasting(), passing()}, online.Options{Retention: 2 * time.Hour})
+	return s
+}
+
+func newStore(t rapid.TB) *online.Store {
+	s, err := online.New([]*features.Group{lasting(), passing()}, online.Options{Retention: 2 * time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +243,8 @@ func (s *scene) check(t *rapid.T, from time.Time) {
 }
 
 // TestLookupEqualsEvaluate: whatever is written, in any order, with late facts, corrections,
-// retractions and redeliveries, and after facts were dropped, vectors are those of the plain scan.
+// retractions and redeliveries, after facts were dropped and after a restart, vectors are those of the
+// plain scan.
 func TestLookupEqualsEvaluate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := newScene(t)
@@ -248,11 +253,24 @@ func TestLookupEqualsEvaluate(t *testing.T) {
 		for range rapid.IntRange(1, 12).Draw(t, "steps") {
 			s.now = s.now.Add(rapid.SampledFrom([]time.Duration{0, time.Microsecond, time.Hour, 24 * time.Hour,
 				10 * 24 * time.Hour}).Draw(t, "later"))
-			switch rapid.IntRange(0, 7).Draw(t, "step") {
+			switch rapid.IntRange(0, 8).Draw(t, "step") {
 			case 0:
 				s.store.Trim(s.now)
 				from = s.now.Add(-2 * time.Hour)
 			case 1:
+				var file bytes.Buffer
+				if err := s.store.Write(&file); err != nil {
+					t.Fatal(err)
+				}
+				entities, bytes := s.store.Size()
+				s.store = newStore(t)
+				if err := s.store.Read(&file, int64(file.Len())); err != nil {
+					t.Fatal(err)
+				}
+				if e, b := s.store.Size(); e != entities || b > bytes {
+					t.Fatalf("restored %d entities with %d bytes, want %d with %d at most", e, b, entities, bytes)
+				}
+			case 2:
 				if last.Topic != "" { // a redelivery changes nothing
 					if err := s.store.Apply(last); err != nil {
 						t.Fatal(err)

@@ -190,6 +190,11 @@ func packKey(dst []byte, key string) []byte {
 	return append(append(dst, plainKey), key...)
 }
 
+// isPacked reports whether bytes are a packed key.
+func isPacked(b []byte) bool {
+	return len(b) > 0 && (b[0] == plainKey || b[0] == uuidKey && len(b) > 16)
+}
+
 // unpackKey appends the key of a packed one.
 func unpackKey(dst, packed []byte) []byte {
 	if packed[0] == plainKey {

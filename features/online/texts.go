@@ -49,3 +49,16 @@ func (t *texts) id(s string) uint32 {
 
 // list returns the texts by number. It has every number that is in a row which the caller sees.
 func (t *texts) list() []text { return *t.all.Load() }
+
+// replace replaces all texts by those of a snapshot. The first is the empty one.
+func (t *texts) replace(list []string) {
+	t.ids = make(map[string]uint32, len(list))
+	all := make([]text, len(list))
+	t.bytes.Store(0)
+	for i, s := range list {
+		t.ids[s] = uint32(i)
+		all[i] = text{s, xxhash.Sum64String(s)}
+		t.bytes.Add(int64(len(s)) + textBytes)
+	}
+	t.all.Store(&all)
+}
