@@ -148,6 +148,24 @@ func (w *Watermarks) Applied(topic string, partition int32) (a Applied, ok bool)
 	return Applied{}, false
 }
 
+// Set sets a partition's position, for sinks that no Runtime feeds.
+func (w *Watermarks) Set(topic string, partition int32, a Applied) { w.set(topic, partition, a) }
+
+// SetEnds sets the ends of all partitions of a topic, for sinks that no Runtime feeds.
+func (w *Watermarks) SetEnds(topic string, ends map[int32]int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.topics[topic] == nil {
+		w.topics[topic] = &topicWatermarks{partitions: map[int32]*watermark{}}
+	}
+	for id, end := range ends {
+		m := w.partition(topic, id)
+		m.end = max(m.end, end)
+	}
+	w.topics[topic].complete = len(w.topics[topic].partitions) == len(ends)
+	w.wake()
+}
+
 // set sets a partition's position. It may decrease, because a sink can lose data.
 func (w *Watermarks) set(topic string, partition int32, a Applied) {
 	w.mu.Lock()

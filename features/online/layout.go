@@ -57,7 +57,7 @@ type filter struct {
 }
 
 // add adds a source of a group to a space. Sources of the same name are one.
-func (sp *space) add(g *features.Group, s *features.Source, t *texts) error {
+func (sp *space) add(g *features.Group, s *features.Source) error {
 	i := sp.source(s.Name)
 	if i < 0 {
 		l, err := newLayout(s)

@@ -132,7 +132,7 @@ func New(groups []*features.Group, o Options) (*Store, error) {
 	for _, g := range groups {
 		sp := s.space(g.Entity)
 		for i := range g.Sources {
-			if err := sp.add(g, &g.Sources[i], s.texts); err != nil {
+			if err := sp.add(g, &g.Sources[i]); err != nil {
 				return nil, fmt.Errorf("feature group %q: %w", g.Name, err)
 			}
 			if t := g.Sources[i].Topic; !topics[t] {

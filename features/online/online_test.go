@@ -262,13 +262,13 @@ func TestLookupEqualsEvaluate(t *testing.T) {
 				if err := s.store.Write(&file); err != nil {
 					t.Fatal(err)
 				}
-				entities, bytes := s.store.Size()
+				entities, _ := s.store.Size()
 				s.store = newStore(t)
 				if err := s.store.Read(&file, int64(file.Len())); err != nil {
 					t.Fatal(err)
 				}
-				if e, b := s.store.Size(); e != entities || b > bytes {
-					t.Fatalf("restored %d entities with %d bytes, want %d with %d at most", e, b, entities, bytes)
+				if e, _ := s.store.Size(); e != entities {
+					t.Fatalf("restored %d entities, want %d", e, entities)
 				}
 			case 2:
 				if last.Topic != "" { // a redelivery changes nothing
