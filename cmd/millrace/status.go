@@ -73,6 +73,9 @@ func printAddresses(w io.Writer, s *adminv1.StatusResponse) {
 	for _, f := range s.Views {
 		fmt.Fprintf(w, "view %s: %s damaged, being rebuilt from the log: %s\n", f.View, f.Part, f.Reason)
 	}
+	if s.SqlEngine != "" {
+		fmt.Fprintf(w, "SQL engine: %s; it is started again until it runs\n", s.SqlEngine)
+	}
 	// Sorted, because the order of a map is random.
 	for i, name := range slices.Sorted(maps.Keys(s.Addresses)) {
 		if i > 0 {

@@ -71,6 +71,9 @@ func (p *App) Status(
 			Fatal: f.Fatal,
 		})
 	}
+	if err := p.engineDown(); err != nil {
+		res.SqlEngine = err.Error()
+	}
 	return connect.NewResponse(res), nil
 }
 

@@ -33,6 +33,7 @@ import (
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/auth"
+	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
@@ -74,6 +75,7 @@ type App struct {
 	views     []*view
 	lake      *lake.Lake
 	sql       *lakesql.SQL
+	child     *clickhouse.Engine // the embedded engine of SQL and features; nil with a server
 
 	// settingsMu guards settings: the periodic check writes them, and status reads them.
 	settingsMu sync.Mutex

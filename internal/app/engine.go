@@ -22,37 +22,18 @@ const EngineCommand = "clickhouse-engine"
 // Either way, the engine reads the tables' files itself, so it gets the keys of the object store.
 func (p *App) startEngine(ctx context.Context) error {
 	// A configured server is used as it is. An embedded engine is a child process.
-	c := p.cfg.ClickHouse
 	var client *clickhouse.Client
-	if c.URL == "" {
-		// An engine needs a folder for temporary files, even though all tables are elsewhere.
-		scratch := "" // a temporary folder
-		if p.wanted[folder] {
-			scratch = p.cfg.Path("engine")
-			// The scratch files are useless to another process, and incomplete ones left by a crash
-			// can prevent the engine from starting.
-			if err := os.RemoveAll(scratch); err != nil {
-				return fmt.Errorf("remove the SQL engine's scratch files: %w", err)
-			}
+	if c := p.cfg.ClickHouse; c.URL == "" {
+		if err := p.startChild(ctx); err != nil {
+			return err
 		}
-		e, err := StartEngine(ctx, p.cfg, scratch, p.log)
+		client, p.addresses["clickhouse"] = p.child.Client(), p.child.Addr()
+	} else {
+		server, err := clickHouse(c)
 		if err != nil {
 			return err
 		}
-		p.onStop(e.Close)
-		client, p.addresses["clickhouse"] = e.Client(), e.Addr()
-	} else {
-		password, err := c.Password.Reveal("")
-		if err != nil {
-			return fmt.Errorf("clickhouse.password: %w", err)
-		}
-		trust, err := c.TLS.Client()
-		if err != nil {
-			return fmt.Errorf("clickhouse.tls: %w", err)
-		}
-		client, err = clickhouse.NewServerClient(clickhouse.Server{URL: c.URL, User: c.User, Password: password,
-			TLS: trust})
-		if err != nil {
+		if client, err = clickhouse.NewServerClient(server); err != nil {
 			return err
 		}
 		p.onStop(client.Close)
@@ -64,6 +45,79 @@ func (p *App) startEngine(ctx context.Context) error {
 	}
 	p.sql = lakesql.New(SQLTables(p.lake), client, store)
 	return nil
+}
+
+// startChild starts the embedded engine. If it does not start, this process runs without it: SQL
+// answers with the reason, readiness and status report it, and the engine is started again until it
+// runs.
+func (p *App) startChild(ctx context.Context) error {
+	// An engine needs a folder for temporary files, even though the lake's tables are elsewhere. Its
+	// own tables persist.
+	scratch, tables := "", "" // temporary folders
+	if p.wanted[folder] {
+		scratch, tables = p.cfg.Path("engine"), p.cfg.Path("clickhouse")
+		// The scratch files are useless to another process, and incomplete ones left by a crash
+		// can prevent the engine from starting.
+		if err := os.RemoveAll(scratch); err != nil {
+			return fmt.Errorf("remove the SQL engine's scratch files: %w", err)
+		}
+	}
+	c, err := engineConfig(p.cfg, scratch, p.log)
+	if err != nil {
+		return err
+	}
+	c.Tables, c.Patient = tables, true
+	if p.child, err = clickhouse.StartEngine(ctx, c); err != nil {
+		return err
+	}
+	p.onStop(p.child.Close)
+	if err := p.child.Err(); err != nil {
+		p.log.Error("the SQL engine did not start; the process runs without SQL until it does", "error", err)
+	}
+	return nil
+}
+
+// engineDown returns why the embedded engine does not run, or nil.
+func (p *App) engineDown() error {
+	if p.child == nil {
+		return nil
+	}
+	if err := p.child.Err(); err != nil {
+		return fmt.Errorf("the SQL engine does not run: %w", err)
+	}
+	return nil
+}
+
+// clickHouse returns the configured server with its main user.
+func clickHouse(c config.ClickHouse) (clickhouse.Server, error) {
+	password, err := c.Password.Reveal("")
+	if err != nil {
+		return clickhouse.Server{}, fmt.Errorf("clickhouse.password: %w", err)
+	}
+	trust, err := c.TLS.Client()
+	if err != nil {
+		return clickhouse.Server{}, fmt.Errorf("clickhouse.tls: %w", err)
+	}
+	return clickhouse.Server{URL: c.URL, User: c.User, Password: password, TLS: trust}, nil
+}
+
+// OpenStore returns a Store on the configured ClickHouse, as the user who keeps the features. engine
+// is the embedded one, if no server is configured.
+func OpenStore(c config.ClickHouse, engine *clickhouse.Engine) (*clickhouse.Store, error) {
+	if c.URL == "" {
+		return clickhouse.OpenStore(clickhouse.StoreConfig{Server: engine.Server(clickhouse.Writer)})
+	}
+	server, err := clickHouse(c)
+	if err != nil {
+		return nil, err
+	}
+	server.User = c.Writer
+	if !c.WriterPassword.Empty() {
+		if server.Password, err = c.WriterPassword.Reveal(""); err != nil {
+			return nil, fmt.Errorf("clickhouse.writer_password: %w", err)
+		}
+	}
+	return clickhouse.OpenStore(clickhouse.StoreConfig{Server: server, Cluster: c.Cluster})
 }
 
 // sqlStore returns how the engine reaches the lake's object store.
@@ -81,17 +135,24 @@ func SQL(c config.Config, l *lake.Lake, engine *clickhouse.Engine) (*lakesql.SQL
 	return lakesql.New(SQLTables(l), engine.Client(), store), err
 }
 
-// StartEngine starts the SQL engine as a child process of this binary: it is a C++ library, and a
-// crash in it must not take this process with it. An empty folder means a temporary one.
+// StartEngine starts the SQL engine as a child process of this binary. An empty folder means a
+// temporary one.
 func StartEngine(ctx context.Context, c config.Config, folder string, log *slog.Logger) (*clickhouse.Engine, error) {
-	self, err := os.Executable()
+	e, err := engineConfig(c, folder, log)
 	if err != nil {
 		return nil, err
 	}
-	return clickhouse.StartEngine(ctx, clickhouse.Config{
+	return clickhouse.StartEngine(ctx, e)
+}
+
+// engineConfig returns the configuration of a child process of this binary: the engine is a C++
+// library, and a crash in it must not take this process with it.
+func engineConfig(c config.Config, folder string, log *slog.Logger) (clickhouse.Config, error) {
+	self, err := os.Executable()
+	return clickhouse.Config{
 		Command: []string{self, EngineCommand}, Library: c.ClickHouse.Library, Listen: c.ClickHouse.Listen,
 		DataDir: folder, Logger: log,
-	})
+	}, err
 }
 
 // SQLTables returns a function that lists the lake's tables at the moment of a query. It fails only

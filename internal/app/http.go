@@ -299,6 +299,9 @@ func (p *App) serveReady(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	damaged := p.damagedViews()
+	if err := p.engineDown(); err != nil {
+		damaged = append(damaged, err.Error())
+	}
 	if len(broken) == 0 && len(damaged) == 0 {
 		_, _ = io.WriteString(w, "ready\n")
 		return

@@ -40,6 +40,11 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}
+	if err := p.engineDown(); err != nil {
+		w.Header().Set("Retry-After", server.RetryAfter)
+		http.Error(w, "the query could not be run: "+err.Error(), http.StatusServiceUnavailable)
+		return
+	}
 	if err := checkParameters(r.URL.Query(), "output", "as_of"); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return

@@ -15,6 +15,8 @@ import (
 	chproto "github.com/ClickHouse/ch-go/proto"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/proto"
+
+	"github.com/millrace/millrace/internal/failpoint"
 )
 
 // Limits of a batch. The server inserts a batch within them as one block: all of it or nothing in
@@ -28,6 +30,7 @@ const (
 // an error. It is not safe for concurrent use.
 type Batch struct {
 	store     *Store
+	table     string
 	statement string
 	token     string
 	block     *proto.Block
@@ -45,7 +48,7 @@ func (s *Store) Batch(t Table, token string, columns ...string) (*Batch, error) 
 		return nil, err
 	}
 	b := &Batch{
-		store: s, token: orRandom(token),
+		store: s, table: t.Name, token: orRandom(token),
 		block: &proto.Block{ServerContext: &column.ServerContext{Timezone: time.UTC}},
 	}
 	var names []string
@@ -187,8 +190,15 @@ func (b *Batch) Send(ctx context.Context) error {
 	}
 	ctx, cancel := b.store.bound(ctx)
 	defer cancel()
+	// An injected error is like a lost connection: before the insert, or with its answer.
+	if err := failpoint.Hit("clickhouse." + b.table + ".insert.before"); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
 	if err := b.store.client.Insert(ctx, b.statement, b.body, b.settings(ctx)); err != nil {
 		return err
+	}
+	if err := failpoint.Hit("clickhouse." + b.table + ".insert.after"); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	b.body, b.sent = nil, true
 	return nil

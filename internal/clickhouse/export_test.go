@@ -8,3 +8,6 @@ func (c *Client) WithSilence(d time.Duration) *Client {
 	other.silence = d
 	return &other
 }
+
+// SetSilence sets the limit for silence of a Store.
+func (s *Store) SetSilence(d time.Duration) { s.client.silence = d }

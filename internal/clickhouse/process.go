@@ -45,6 +45,9 @@ type Config struct {
 	// not start are set aside (Tables.damaged), and it starts without them.
 	Tables string
 	Logger *slog.Logger
+	// Patient makes StartEngine return an engine that did not start. It is started again until it
+	// does, and Err returns the reason meanwhile.
+	Patient bool
 	// HungAfter is how long the process may take to answer a ping. A process that misses two in a
 	// row hangs, and is killed and started again. 0 means 30 seconds.
 	HungAfter time.Duration
@@ -61,9 +64,10 @@ type Engine struct {
 	stop     context.CancelFunc
 	done     chan struct{}
 
-	// mu protects process.
+	// mu protects the following fields.
 	mu      sync.Mutex
 	process *os.Process
+	down    error // why the process does not answer; nil while it does
 }
 
 // Time limits of a child process.
@@ -158,7 +162,7 @@ func (e *Engine) Close() error {
 }
 
 // supervise keeps a child running until ctx ends. It sends the result of the first start on ready.
-// An engine that cannot start at all is not retried.
+// An engine that cannot start at all is not retried, unless the configuration says so.
 func (e *Engine) supervise(ctx context.Context, password string, ready chan<- error) {
 	// Linux sends Pdeathsig when the thread that started the child ends, so this goroutine keeps
 	// its thread.
@@ -172,31 +176,43 @@ func (e *Engine) supervise(ctx context.Context, password string, ready chan<- er
 			e.config.Logger.Error("ClickHouse engine", "error", err)
 		}
 		err := e.runChild(ctx, password, func() {
+			e.setDown(nil)
 			level := slog.LevelInfo
 			if !started {
 				started, level = true, slog.LevelDebug
-				ready <- nil
+				report(ready, nil)
 			}
 			e.config.Logger.Log(ctx, level, "ClickHouse engine is ready",
 				"addr", e.Addr(), "pid", e.PID(), "after", time.Since(begun).Round(time.Millisecond))
 		})
 		if ctx.Err() != nil {
-			if !started {
-				ready <- err
-			}
+			report(ready, err)
 			return
 		}
 		again, asideErr := tables.ended(err)
-		if err = errors.Join(err, asideErr); !started && !again {
-			ready <- err
-			return
+		err = errors.Join(err, asideErr)
+		e.setDown(err)
+		if !started && !again {
+			if !e.config.Patient {
+				report(ready, err)
+				return
+			}
+			report(ready, nil)
 		}
 		if time.Since(begun) > healthyAfter {
 			waits.Reset()
 		}
 		wait := waits.Next()
-		e.config.Logger.Error("ClickHouse engine exited; restarting", "error", err, "in", wait)
+		e.config.Logger.Error("ClickHouse engine exited; starting it again", "error", err, "in", wait)
 		backoff.Sleep(ctx, wait)
+	}
+}
+
+// report sends the result of the start, unless it has been sent.
+func report(ready chan<- error, err error) {
+	select {
+	case ready <- err:
+	default: // one is in the channel, or nobody receives any more
 	}
 }
 
@@ -262,6 +278,20 @@ func (e *Engine) alive(ctx context.Context, limit time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return e.client.Ping(ctx) == nil
+}
+
+// Err returns why the engine does not run, or nil if it runs.
+func (e *Engine) Err() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.down
+}
+
+// setDown records why there is no process, or nil.
+func (e *Engine) setDown(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.down = err
 }
 
 // setProcess records the current process, or nil.

@@ -229,8 +229,13 @@ type ClickHouse struct {
 	User     string    `yaml:"user" doc:"User name. Empty: default."`
 	Password Secret    `yaml:"password" doc:"Password of this user."`
 	TLS      ClientTLS `yaml:"tls" doc:"TLS settings for an https URL."`
-	Library  string    `yaml:"library" doc:"Path of libchdb.so for the embedded engine. Empty: the copy that make installs beside the binary."`
-	Listen   string    `yaml:"listen" doc:"Address of the embedded engine. Port 0 selects a free port."`
+	Cluster  string    `yaml:"cluster" doc:"Name of the server's cluster. Tables are then created on all of its replicas, with replicated engines. Empty: a single server."`
+	Writer   string    `yaml:"writer" doc:"User that keeps the tables of the database features, and has no other rights."`
+	// Not in an embedded engine, whose users have a password that changes at each start.
+	WriterPassword Secret `yaml:"writer_password" doc:"Password of this user. Empty: the same as clickhouse.password."`
+
+	Library string `yaml:"library" doc:"Path of libchdb.so for the embedded engine. Empty: the copy that make installs beside the binary."`
+	Listen  string `yaml:"listen" doc:"Address of the embedded engine. Port 0 selects a free port."`
 }
 
 // Default returns the default of every setting. Settings of servers are empty, which selects
@@ -256,7 +261,7 @@ func Default() Config {
 				Every: defaults.MaintainEvery, TargetBytes: defaults.TargetBytes, Keep: defaults.KeepAge,
 				OrphanAge: defaults.OrphanAge, Memory: defaults.Memory, Share: defaults.Share,
 			}},
-		ClickHouse: ClickHouse{Listen: "127.0.0.1:0"},
+		ClickHouse: ClickHouse{Listen: "127.0.0.1:0", Writer: "writer"},
 	}
 }
 

@@ -17,6 +17,7 @@ package failpoint
 //	view.NAME.positions.before view.NAME.positions.after   positions
 //	embedded.redis.write.before embedded.redis.write.after one write of the embedded Redis
 //	lake.TABLE.…                                           the steps of lake
+//	clickhouse.TABLE.insert.before clickhouse.TABLE.insert.after   one insert into a table of features
 //	restcatalog.purge.file                                 each file of a table that is purged
 //	maintenance.…                                          the steps of lake/maintenance, of the first table to reach them
 //

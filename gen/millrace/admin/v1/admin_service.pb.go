@@ -71,7 +71,9 @@ type StatusResponse struct {
 	// Tables that cannot be read, or that this process cannot land.
 	Tables []*TableFault `protobuf:"bytes,11,rep,name=tables,proto3" json:"tables,omitempty"`
 	// Parts of views that are damaged or lost, and are being rebuilt from the log.
-	Views         []*ViewFault `protobuf:"bytes,12,rep,name=views,proto3" json:"views,omitempty"`
+	Views []*ViewFault `protobuf:"bytes,12,rep,name=views,proto3" json:"views,omitempty"`
+	// Why the embedded SQL engine does not run. Empty if it runs, or if the process has none.
+	SqlEngine     string `protobuf:"bytes,16,opt,name=sql_engine,json=sqlEngine,proto3" json:"sql_engine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -139,6 +141,13 @@ func (x *StatusResponse) GetViews() []*ViewFault {
 		return x.Views
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetSqlEngine() string {
+	if x != nil {
+		return x.SqlEngine
+	}
+	return ""
 }
 
 // SettingFault is a setting of a server that loses or falsifies data, or may.
@@ -861,14 +870,16 @@ var File_millrace_admin_v1_admin_service_proto protoreflect.FileDescriptor
 const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	"\n" +
 	"%millrace/admin/v1/admin_service.proto\x12\x11millrace.admin.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n" +
-	"\rStatusRequest\"\xfb\x02\n" +
+	"\rStatusRequest\"\x9a\x03\n" +
 	"\x0eStatusResponse\x123\n" +
 	"\x05sinks\x18\x01 \x03(\v2\x1d.millrace.admin.v1.SinkStatusR\x05sinks\x12N\n" +
 	"\taddresses\x18\x02 \x03(\v20.millrace.admin.v1.StatusResponse.AddressesEntryR\taddresses\x12;\n" +
 	"\bsettings\x18\n" +
 	" \x03(\v2\x1f.millrace.admin.v1.SettingFaultR\bsettings\x125\n" +
 	"\x06tables\x18\v \x03(\v2\x1d.millrace.admin.v1.TableFaultR\x06tables\x122\n" +
-	"\x05views\x18\f \x03(\v2\x1c.millrace.admin.v1.ViewFaultR\x05views\x1a<\n" +
+	"\x05views\x18\f \x03(\v2\x1c.millrace.admin.v1.ViewFaultR\x05views\x12\x1d\n" +
+	"\n" +
+	"sql_engine\x18\x10 \x01(\tR\tsqlEngine\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x01\n" +
