@@ -217,10 +217,11 @@ func (f *Feed) read(ctx context.Context, b fetch.Batch) (Batch, error) {
 		if e.RecordedAt.After(at.AsOf) {
 			at.AsOf = e.RecordedAt
 		}
+		origin := features.Origin{Topic: record.Topic, Partition: record.Partition, Offset: record.Offset}
 		var failed error // of any source: a record is one dead letter
 		for i := range f.cfg.Sources {
 			source := &f.cfg.Sources[i]
-			facts, err := project(source, e, record)
+			facts, err := Project(source, e, origin)
 			if err != nil {
 				failed = errors.Join(failed, fmt.Errorf("event %s: source %s: %w", e.ID, source.Name, err))
 				continue

@@ -8,17 +8,18 @@ import (
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/exact"
-	"github.com/millrace/millrace/internal/registry"
 )
 
-// The times that every store of facts can keep, ClickHouse's DateTime64 in particular.
+// The times that every store of facts can keep: ClickHouse's DateTime64 begins in 1900, and int64
+// nanoseconds end in 2262.
 var (
 	minTime = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC)
-	maxTime = time.Date(2299, 1, 1, 0, 0, 0, 0, time.UTC)
+	maxTime = time.Date(2262, 1, 1, 0, 0, 0, 0, time.UTC)
 )
 
-// project returns the facts of an event, with their origins. An error names the field.
-func project(s *features.Source, e event.Event, r registry.Record) ([]features.Fact, error) {
+// Project returns the facts of an event at an origin, as Poll does. An error means that the event is
+// a dead letter, and names the field.
+func Project(s *features.Source, e event.Event, origin features.Origin) ([]features.Fact, error) {
 	facts, err := s.Project(e)
 	if err != nil {
 		return nil, err
@@ -26,7 +27,8 @@ func project(s *features.Source, e event.Event, r registry.Record) ([]features.F
 	for i := range facts {
 		f := &facts[i]
 		f.At, f.Known = event.Time(f.At), event.Time(e.RecordedAt)
-		f.Origin = features.Origin{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Index: int32(i)}
+		f.Origin = origin
+		f.Origin.Index = int32(i)
 		if err := check(s, f); err != nil {
 			return nil, fmt.Errorf("fact %d: %w", i+1, err)
 		}
