@@ -1,0 +1,395 @@
+package training
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"math"
+	"math/bits"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace/millrace/features"
+	"github.com/millrace/millrace/features/exact"
+)
+
+// ManifestPath returns the path of the manifest of an output.
+func ManifestPath(out string) string { return out + ".manifest.json" }
+
+// Build builds a training set, writes its manifest beside it, and returns the manifest. Both files
+// appear only when they are complete.
+func Build(ctx context.Context, c Config) (Manifest, error) { return build(ctx, c, nil) }
+
+// splitter is Facts that can be read in their order only. Split reads all of them once, and returns
+// Facts from which each range can be read once.
+type splitter interface {
+	split(ctx context.Context, dir string, requests []Request, of uint64, progress func(n, of int64)) (*spilled, error)
+}
+
+// run is one run of Build.
+type run struct {
+	Config
+	plan     *plan
+	outputs  []groupOutput
+	spine    *spine
+	dir      string // for temporary files
+	ranges   uint64
+	facts    Facts
+	parts    *spill   // the range of each row
+	rows     []*spill // by range: the spine's rows
+	results  []*spill // by range: the results, in the order of the spine
+	sizes    []int64  // by range: number of rows
+	first    int64    // the earliest and the latest time of the spine
+	last     int64
+	manifest Manifest
+
+	mu   sync.Mutex // for progress and used
+	used map[string]int64
+	read int64
+	all  int64
+}
+
+// build builds a training set. again is the manifest of the run to repeat, or nil.
+func build(ctx context.Context, c Config, again *Manifest) (_ Manifest, err error) {
+	if err := c.check(); err != nil {
+		return Manifest{}, err
+	}
+	r := &run{Config: c, used: map[string]int64{}, first: math.MaxInt64, last: math.MinInt64}
+	if r.outputs, err = c.selected(); err != nil {
+		return Manifest{}, err
+	}
+	if r.plan, err = compile(r.outputs); err != nil {
+		return Manifest{}, err
+	}
+	if r.spine, err = openSpine(&c); err != nil {
+		return Manifest{}, err
+	}
+	defer func() { err = errors.Join(err, r.spine.close()) }()
+	if _, err := schema(r.spine, r.outputs); err != nil {
+		return Manifest{}, err
+	}
+	if r.dir, err = os.MkdirTemp(c.TempDir, "millrace-training-"); err != nil {
+		return Manifest{}, fmt.Errorf("create a temporary folder: %w", err)
+	}
+	defer func() {
+		err = errors.Join(err, closeSpills(r.rows), closeSpills(r.results), r.parts.close(), os.RemoveAll(r.dir))
+	}()
+	if err := r.begin(ctx, again); err != nil {
+		return Manifest{}, err
+	}
+	for _, step := range []func(context.Context) error{r.divide, r.splitSpine, r.splitFacts, r.join} {
+		if err := step(ctx); err != nil {
+			return Manifest{}, err
+		}
+	}
+	return r.manifest, r.write(ctx, again)
+}
+
+// begin fills in what the manifest says about the input.
+func (r *run) begin(ctx context.Context, again *Manifest) error {
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(r.spine.file, 0, math.MaxInt64)); err != nil {
+		return spineError("%w", err)
+	}
+	m := &r.manifest
+	m.Format, m.Program = manifestFormat, r.Program
+	m.Spine = SpineFile{Path: r.Spine, SHA256: hex.EncodeToString(sum.Sum(nil)), Rows: r.spine.rows(), SQL: r.SQL}
+	m.Parameters = Parameters{Key: r.Key, At: r.At, Known: r.Known, Features: r.Features, FullNames: r.FullNames}
+	if r.Lag > 0 {
+		m.Parameters.Lag = r.Lag.String()
+	}
+	for _, g := range r.Groups {
+		digest, err := Digest(g)
+		if err != nil {
+			return err
+		}
+		m.Groups = append(m.Groups, GroupInfo{g.Name, g.Version, digest})
+	}
+	if again != nil {
+		m.Spine.SQL = again.Spine.SQL
+		if m.Spine.SHA256 != again.Spine.SHA256 {
+			return manifestError("the spine %s has the SHA-256 %s, and had %s", r.Spine, m.Spine.SHA256, again.Spine.SHA256)
+		}
+	}
+	if r.Positions == nil {
+		var sources []*features.Source
+		for _, s := range r.plan.sources {
+			sources = append(sources, s.source)
+		}
+		var err error
+		if r.Positions, err = r.Config.Facts.Positions(ctx, sources); err != nil {
+			return fmt.Errorf("positions of the facts: %w", err)
+		}
+	}
+	m.Facts = FactsInfo{From: r.From, Positions: r.Positions, Used: r.used}
+	for _, s := range r.plan.sources {
+		r.used[s.source.Name] = 0
+	}
+	m.Output = OutputFile{Path: r.Out, Rows: r.spine.rows(), Columns: []string{}}
+	for _, o := range r.outputs {
+		m.Output.Columns = append(m.Output.Columns, o.column)
+	}
+	return nil
+}
+
+// maxRanges bounds the number of temporary files.
+const maxRanges = 256 // a range's number is a byte in spills
+
+// Estimates of memory, in bytes.
+const (
+	perFact   = 96 // a fact in a table, with a key of 36 bytes
+	perValue  = 10 // a value of a fact
+	perRow    = 160
+	perOutput = 12
+)
+
+// divide decides into how many ranges the entities are divided, so that those that are joined at the
+// same time fit into memory.
+func (r *run) divide(ctx context.Context) error {
+	need := r.spine.rows() * int64(perRow+perOutput*len(r.outputs))
+	for _, s := range r.plan.sources {
+		n, err := r.Config.Facts.Count(ctx, s.request(Range{0, 1}, r.Positions[s.source.Topic], math.MinInt64, math.MaxInt64))
+		if err != nil {
+			return fmt.Errorf("count the facts of source %s: %w", s.source.Name, err)
+		}
+		need += n * int64(perFact+perValue*len(s.columns))
+		r.all += n
+	}
+	r.facts = r.Config.Facts
+	budget := r.Memory * 3 / 4 // the rest is for buffers, and because entities are not of equal size
+	for ; r.Workers > 1; r.Workers-- {
+		if need/maxRanges*int64(r.Workers) <= budget {
+			break
+		}
+	}
+	each := max(budget/int64(r.Workers), 1)
+	least := max((need+each-1)/each, 1)
+	if least > maxRanges {
+		return fail("memory: %d MiB are too few for this set, about %d MiB are enough", r.Memory>>20,
+			(need/maxRanges*4/3)>>20+1)
+	}
+	r.ranges = max(uint64(1)<<bits.Len64(uint64(least-1)), uint64(1)<<bits.Len(uint(r.Workers-1)))
+	return nil
+}
+
+// splitSpine writes what the join needs of each row to the file of its range.
+func (r *run) splitSpine(ctx context.Context) (err error) {
+	if r.rows, err = createSpills(r.dir, "spine", r.ranges); err != nil {
+		return err
+	}
+	if r.parts, err = createSpill(r.dir, "parts"); err != nil {
+		return err
+	}
+	r.sizes = make([]int64, r.ranges)
+	total := r.spine.rows()
+	return r.spine.keys(ctx, func(number int64, k spineKey) error {
+		part := partOf(k.entity, r.ranges)
+		to := r.rows[part]
+		to.putInt(number)
+		to.putText(k.entity)
+		to.putInt(k.at)
+		to.putInt(k.known)
+		r.sizes[part]++
+		r.parts.buf = append(r.parts.buf, byte(part))
+		r.first, r.last = min(r.first, k.at), max(r.last, k.at)
+		if number%(8*batchRows) == 0 {
+			r.Progress("reading the spine", number, total)
+		}
+		return cmpErr(r.parts.write(), to.write())
+	})
+}
+
+// splitFacts splits facts that can be read in their order only.
+func (r *run) splitFacts(ctx context.Context) error {
+	s, ok := r.facts.(splitter)
+	if !ok || r.spine.rows() == 0 {
+		return nil
+	}
+	var requests []Request
+	for _, source := range r.plan.sources {
+		requests = append(requests, source.request(Range{0, 1}, r.Positions[source.source.Topic], r.first, r.last))
+	}
+	facts, err := s.split(ctx, r.dir, requests, r.ranges, func(n, of int64) { r.Progress("reading the log", n, of) })
+	if err != nil {
+		return err
+	}
+	r.facts, r.all = facts, 0
+	for _, n := range facts.rows {
+		r.all += n
+	}
+	return nil
+}
+
+// join computes the results of all ranges.
+func (r *run) join(ctx context.Context) (err error) {
+	if r.results, err = createSpills(r.dir, "results", r.ranges); err != nil {
+		return err
+	}
+	if s, ok := r.facts.(*spilled); ok {
+		defer func() { err = errors.Join(err, s.close()) }()
+	}
+	j := &joiner{plan: r.plan, facts: r.facts, positions: r.Positions, first: r.first, last: r.last}
+	j.read = func(n int) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.read += int64(n)
+		r.Progress("joining facts", min(r.read, r.all), r.all)
+	}
+	j.used = func(source string, n int) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.used[source] += int64(n)
+	}
+	workers, ctx := errgroup.WithContext(ctx)
+	workers.SetLimit(r.Workers)
+	for part := range r.ranges {
+		workers.Go(func() error { return r.joinRange(ctx, j, part) })
+	}
+	return workers.Wait()
+}
+
+// joinRange computes the results of a range and writes them in the order of the spine.
+func (r *run) joinRange(ctx context.Context, j *joiner, part uint64) error {
+	from := r.rows[part]
+	if err := from.rewind(); err != nil {
+		return err
+	}
+	entities := map[string]int32{}
+	rows := make([]row, 0, r.sizes[part])
+	for from.more() {
+		number, entity := from.int(), from.text()
+		id, ok := entities[entity]
+		if !ok {
+			id = int32(len(entities))
+			entities[entity] = id
+		}
+		rows = append(rows, row{number: number, entity: id, at: from.int(), known: from.int()})
+	}
+	if err := from.failed(); err != nil {
+		return err
+	}
+	type place struct {
+		number     int64
+		begin, end int
+	}
+	places := make([]place, 0, len(rows))
+	var encoded []byte
+	err := j.join(ctx, Range{part, r.ranges}, entities, rows, func(r row, values []exact.Result) {
+		begin := len(encoded)
+		encoded = appendResults(encoded, values)
+		places = append(places, place{r.number, begin, len(encoded)})
+	})
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(places, func(a, b place) int { return cmp.Compare(a.number, b.number) })
+	to := r.results[part]
+	for _, p := range places {
+		if _, err := to.w.Write(encoded[p.begin:p.end]); err != nil {
+			return fmt.Errorf("write a temporary file: %w", err)
+		}
+	}
+	return to.rewind()
+}
+
+// write writes the output and its manifest.
+func (r *run) write(ctx context.Context, again *Manifest) (err error) {
+	out, err := createPartial(r.Out)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.discard()) }()
+	o, err := newOutput(out, r.spine, r.outputs)
+	if err != nil {
+		return err
+	}
+	// Each row's results are the next ones of its range.
+	if err := r.parts.rewind(); err != nil {
+		return err
+	}
+	values := make([]exact.Result, len(r.outputs))
+	err = o.write(ctx, func(int64) ([]exact.Result, error) {
+		part := r.parts.byte()
+		return values, cmpErr(r.parts.failed(), r.results[part].results(values))
+	}, func(rows int64) { r.Progress("writing", rows, r.spine.rows()) })
+	if err != nil {
+		return err
+	}
+	r.manifest.Output.SHA256 = hex.EncodeToString(out.sum.Sum(nil))
+	if again != nil {
+		if err := again.compare(r.manifest); err != nil {
+			return err
+		}
+	}
+	manifest, err := createPartial(ManifestPath(r.Out))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, manifest.discard()) }()
+	e := json.NewEncoder(manifest)
+	e.SetIndent("", "  ")
+	if err := e.Encode(r.manifest); err != nil {
+		return fmt.Errorf("write the manifest: %w", err)
+	}
+	// The manifest first: a set without a manifest could not be repeated.
+	return cmpErr(manifest.publish(), out.publish())
+}
+
+// partial is a file that appears under its name only when it is complete.
+type partial struct {
+	file *os.File
+	w    *bufio.Writer
+	sum  hash.Hash
+	path string
+}
+
+func createPartial(path string) (*partial, error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return nil, fmt.Errorf("create %s: %w", path, err)
+	}
+	return &partial{file: f, w: bufio.NewWriterSize(f, 256<<10), sum: sha256.New(), path: path}, nil
+}
+
+// Write implements io.Writer.
+func (p *partial) Write(b []byte) (int, error) {
+	p.sum.Write(b)
+	return p.w.Write(b)
+}
+
+// publish gives the file its name.
+func (p *partial) publish() error {
+	err := errors.Join(p.w.Flush(), p.file.Chmod(0o644), p.file.Sync(), p.file.Close())
+	if err == nil {
+		err = os.Rename(p.file.Name(), p.path)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", p.path, err)
+	}
+	p.file = nil
+	return nil
+}
+
+// discard removes the file unless it was published.
+func (p *partial) discard() error {
+	if p.file == nil {
+		return nil
+	}
+	name := p.file.Name()
+	_ = p.file.Close() // it may be closed already
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,507 @@
+package training
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/parquet-go/parquet-go"
+
+	"github.com/millrace/millrace/features"
+	"github.com/millrace/millrace/features/exact"
+)
+
+// example is a row of the spines that tests write. It has types that are only copied, too.
+type example struct {
+	Label   *int64                `parquet:"label,optional"`
+	Entity  string                `parquet:"customer_id,dict"`
+	At      time.Time             `parquet:"event_time,timestamp(microsecond)"`
+	Known   *time.Time            `parquet:"seen,optional,timestamp(microsecond)"`
+	Tags    []string              `parquet:"tags,list"`
+	Weights map[string]float64    `parquet:"weights"`
+	Nested  struct{ A, B *int32 } `parquet:"nested"`
+	Raw     []byte                `parquet:"raw"`
+}
+
+// writeSpine writes a spine with several row groups.
+func writeSpine[T any](t testing.TB, rows []T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "spine.parquet")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := parquet.NewGenericWriter[T](f, parquet.PageBufferSize(512))
+	for chunk := range slices.Chunk(rows, 70) {
+		if _, err := w.Write(chunk); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(w.Close(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// readSet reads a file: the names of its leaves, and its rows as JSON-like values.
+func readSet(t testing.TB, path string) (columns []string, rows []map[string]any) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() //nolint:errcheck // only read
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := parquet.OpenFile(f, info.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range file.Schema().Fields() {
+		columns = append(columns, f.Name())
+	}
+	for _, group := range file.RowGroups() {
+		begin := len(rows)
+		for range group.NumRows() {
+			rows = append(rows, map[string]any{})
+		}
+		for i, chunk := range group.ColumnChunks() {
+			name := strings.Join(file.Schema().Columns()[i], ".")
+			r := &leafReader{leaf: leaf{name: name}, pages: chunk.Pages()}
+			at := begin - 1
+			buffer := make([]parquet.Value, 100)
+			for {
+				n, err := r.read(buffer)
+				if errors.Is(err, io.EOF) {
+					break
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, v := range buffer[:n] {
+					if v.RepetitionLevel() == 0 {
+						at++
+					}
+					text := v.Clone().String()
+					if v.IsNull() {
+						text = fmt.Sprint("null at level ", v.DefinitionLevel())
+					}
+					if had, ok := rows[at][name]; ok {
+						text = fmt.Sprint(had, ", ", text)
+					}
+					rows[at][name] = text
+				}
+			}
+			if err := r.close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return columns, rows
+}
+
+// shown is how readSet shows a result.
+func shown(r exact.Result, kind exact.ResultKind) string {
+	switch {
+	case kind == exact.TextsResult && len(r.Texts) == 0, r.Kind == exact.NullResult:
+		return "null at level 0"
+	case kind == exact.TextsResult:
+		return strings.Join(r.Texts, ", ")
+	case kind == exact.TextResult:
+		return r.Text
+	case kind == exact.FloatResult:
+		return parquet.DoubleValue(r.Float).String()
+	}
+	return fmt.Sprint(r.Int)
+}
+
+// randomFacts returns facts of everyOutput's sources about entities c0 to c9.
+func randomFacts(n int, seed uint64) Slice {
+	r := rand.New(rand.NewPCG(seed, 1))
+	s := Slice{}
+	for i := range n {
+		at := tick(r.IntN(2000))
+		f := features.Fact{
+			Entity: fmt.Sprint("c", r.IntN(10)), Key: fmt.Sprint(i), At: at,
+			Known: at.Add(time.Duration(r.IntN(20)) * time.Microsecond), Origin: features.Origin{Offset: int64(i)},
+		}
+		if i%4 == 0 {
+			f.Values = []exact.Value{exact.TextValue(fmt.Sprint("/", r.IntN(5)))}
+			s["visits"] = append(s["visits"], f)
+			continue
+		}
+		f.Values = []exact.Value{exact.IntValue(exact.FromMoney(int64(r.IntN(1000)), int32(r.IntN(999_999_999)))),
+			exact.IntValue(exact.FromInt64(int64(r.IntN(9)))), exact.TextValue([]string{"GB", "FR"}[r.IntN(2)])}
+		if r.IntN(9) == 0 {
+			f.Values[0] = exact.Value{}
+		}
+		s["orders"] = append(s["orders"], f)
+		if r.IntN(7) == 0 { // corrected or retracted later
+			f.Known, f.Retracted = f.Known.Add(30*time.Microsecond), r.IntN(2) == 0
+			f.Origin.Index = 1
+			s["orders"] = append(s["orders"], f)
+		}
+	}
+	return s
+}
+
+func randomSpine(n int, seed uint64) []example {
+	r := rand.New(rand.NewPCG(seed, 2))
+	rows := make([]example, n)
+	for i := range rows {
+		label, known := int64(i), tick(r.IntN(2100))
+		rows[i] = example{Label: &label, Entity: fmt.Sprint("c", r.IntN(12)), At: tick(r.IntN(2100)), Known: &known,
+			Weights: map[string]float64{"w": r.Float64()}, Raw: []byte{byte(i)}}
+		for j := range r.IntN(4) {
+			rows[i].Tags = append(rows[i].Tags, fmt.Sprint(j))
+		}
+		if i%5 == 0 {
+			rows[i].Label, rows[i].Known = nil, nil
+			a := int32(i)
+			rows[i].Nested.A = &a
+		}
+	}
+	return rows
+}
+
+func testConfig(t testing.TB, spine string, facts Facts) Config {
+	return Config{Spine: spine, Key: "customer_id", At: "event_time", Groups: []*features.Group{everyOutput()},
+		Facts: facts, Out: filepath.Join(t.TempDir(), "set.parquet"), TempDir: t.TempDir(), Workers: 2, Program: "test"}
+}
+
+// TestBuild: the columns of the spine are unchanged and in order, and the others equal Evaluate, in
+// each mode of known times and with any number of ranges.
+func TestBuild(t *testing.T) {
+	t.Parallel()
+	facts, rows := randomFacts(3000, 1), randomSpine(300, 1)
+	spine := writeSpine(t, rows)
+	spineColumns, spineRows := readSet(t, spine)
+	for _, known := range []string{KnownAt, KnownLatest, "seen"} {
+		t.Run(known, func(t *testing.T) {
+			t.Parallel()
+			c := testConfig(t, spine, facts)
+			c.Known = known
+			if known == "seen" {
+				c.Workers, c.Lag = 7, 3*time.Microsecond
+			}
+			m, err := Build(t.Context(), c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			columns, got := readSet(t, c.Out)
+			if want := append(slices.Clone(spineColumns), m.Output.Columns...); !slices.Equal(columns, want) {
+				t.Errorf("columns %v, want %v", columns, want)
+			}
+			if len(got) != len(rows) {
+				t.Fatalf("%d rows, want %d", len(got), len(rows))
+			}
+			g := c.Groups[0]
+			for i, r := range rows {
+				for name, want := range spineRows[i] {
+					if got[i][name] != want {
+						t.Fatalf("row %d: the copy of %s is %q, want %q", i, name, got[i][name], want)
+					}
+				}
+				at := r.At.Add(-c.Lag)
+				k := at
+				switch {
+				case known == KnownLatest:
+					k = time.Time{}
+				case known == "seen" && r.Known != nil:
+					k = *r.Known
+				}
+				want := features.Evaluate(g, facts, r.Entity, at, k)
+				for n, o := range g.Outputs() {
+					name := o.Name
+					if o.Kind == exact.TextsResult {
+						name += ".list.element"
+					}
+					if got[i][name] != shown(want.Values[n], o.Kind) {
+						t.Fatalf("row %d: %s is %q, want %q", i, o.Name, got[i][name], shown(want.Values[n], o.Kind))
+					}
+				}
+			}
+			if left, err := os.ReadDir(c.TempDir); err != nil || len(left) > 0 {
+				t.Errorf("temporary files are left: %v %v", left, err)
+			}
+		})
+	}
+}
+
+// TestRepeat: a run from the manifest gives the same bytes, with other resources and after more facts
+// were recorded, and says what differs if it cannot.
+func TestRepeat(t *testing.T) {
+	t.Parallel()
+	facts, spine := randomFacts(2000, 3), writeSpine(t, randomSpine(200, 3))
+	c := testConfig(t, spine, facts)
+	c.Known, c.Features, c.FullNames, c.Lag = KnownLatest, []string{"f0", "f3_lifetime", "f26"}, true, time.Microsecond
+	if _, err := Build(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	first, err := os.ReadFile(c.Out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// More facts, which everything that is known now includes.
+	more := Slice{}
+	for source, all := range facts {
+		more[source] = slices.Clone(all)
+		for i, f := range all {
+			f.Key, f.Origin.Offset = fmt.Sprint("more", i), 1_000_000+int64(i)
+			more[source] = append(more[source], f)
+		}
+	}
+	m, err := ReadManifest(ManifestPath(c.Out))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := func(t *testing.T, facts Facts, change func(*Manifest, *Config)) (Config, error) {
+		c := Config{Groups: []*features.Group{everyOutput()}, Facts: facts, TempDir: t.TempDir(),
+			Out: filepath.Join(t.TempDir(), "again.parquet"), Workers: 5}
+		m := m
+		change(&m, &c)
+		if err := m.Apply(&c); err != nil {
+			return c, err
+		}
+		_, err := Repeat(t.Context(), m, c)
+		return c, err
+	}
+	for name, facts := range map[string]Slice{"same facts": facts, "more facts": more} {
+		t.Run(name, func(t *testing.T) {
+			c, err := again(t, facts, func(*Manifest, *Config) {})
+			if err != nil {
+				t.Fatal(err)
+			}
+			second, err := os.ReadFile(c.Out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(first, second) {
+				t.Errorf("%d bytes differ from the first run's %d", len(second), len(first))
+			}
+		})
+	}
+	lost := Slice{"orders": facts["orders"][10:], "visits": facts["visits"]}
+	changed := everyOutput()
+	changed.Features[0].Windows = changed.Features[0].Windows[1:]
+	for name, test := range map[string]struct {
+		facts  Slice
+		change func(*Manifest, *Config)
+		want   string
+	}{
+		"facts are gone":    {lost, func(*Manifest, *Config) {}, "source orders has"},
+		"another spine":     {facts, func(_ *Manifest, c *Config) { c.Spine = writeSpine(t, randomSpine(200, 4)) }, "SHA-256"},
+		"no group":          {facts, func(_ *Manifest, c *Config) { c.Groups = nil }, "no group every"},
+		"another group":     {facts, func(_ *Manifest, c *Config) { c.Groups = []*features.Group{changed} }, "digest"},
+		"another parameter": {facts, func(m *Manifest, _ *Config) { m.Parameters.Known = KnownAt }, "the output differs"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := again(t, test.facts, test.change)
+			if !errors.Is(err, ErrManifest) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("error %v, want one about %q", err, test.want)
+			}
+			if left, err := os.ReadDir(filepath.Dir(c.Out)); err != nil || len(left) > 0 {
+				t.Errorf("files of a run that failed: %v %v", left, err)
+			}
+		})
+	}
+}
+
+// TestSpills: the same with facts that can be read in their order only, and with little memory, which
+// needs more ranges.
+func TestSpills(t *testing.T) {
+	t.Parallel()
+	facts, spine := randomFacts(3000, 5), writeSpine(t, randomSpine(300, 5))
+	c := testConfig(t, spine, facts)
+	if _, err := Build(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(c.Out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c = testConfig(t, spine, inOrder{facts})
+	c.Memory = minMemory
+	if _, err := Build(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(c.Out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("the set differs from the one that was built in memory")
+	}
+}
+
+// inOrder is Facts that claim to be many, and that can be read in their order only.
+type inOrder struct{ Slice }
+
+func (inOrder) Count(context.Context, Request) (int64, error) { return 1_000_000, nil }
+
+func (inOrder) Read(context.Context, Request, func(*Batch) error) error {
+	return errors.New("ranges were not split")
+}
+
+func (s inOrder) split(_ context.Context, dir string, requests []Request, of uint64,
+	_ func(n, of int64)) (*spilled, error) {
+	if of < 16 {
+		return nil, fmt.Errorf("%d ranges do not bound memory", of)
+	}
+	to, err := newSpilled(dir, requests, of)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range requests {
+		for i := range s.Slice[r.Source.Name] {
+			if f := &s.Slice[r.Source.Name][i]; r.wants(f) {
+				if err := to.add(r, f); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	return to, nil
+}
+
+// TestConfigErrors: what is wrong is named, and nothing is written.
+func TestConfigErrors(t *testing.T) {
+	t.Parallel()
+	spine := writeSpine(t, randomSpine(10, 1))
+	other := everyOutput()
+	other.Name, other.Entity = "other", "sku"
+	twin := everyOutput()
+	twin.Name = "twin"
+	type odd struct {
+		Key    uint32    `parquet:"key"`
+		Day    int32     `parquet:"day,date"`
+		F0     float64   `parquet:"f0_lifetime"`
+		Entity string    `parquet:"customer_id"`
+		At     time.Time `parquet:"event_time,timestamp(millisecond)"`
+	}
+	oddSpine := writeSpine(t, []odd{{At: base}})
+	type early struct {
+		Entity *string `parquet:"customer_id,optional"`
+		At     *int64  `parquet:"event_time,optional,timestamp(microsecond)"`
+	}
+	a, far, fine := "a", int64(1)<<62, base.UnixMicro()
+	notParquet := filepath.Join(t.TempDir(), "spine.csv")
+	if err := os.WriteFile(notParquet, []byte("customer_id,event_time\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"no key":           {func(c *Config) { c.Key = "" }, "key:"},
+		"missing key":      {func(c *Config) { c.Key = "sku" }, "no column sku; the spine has label, customer_id, event_time"},
+		"nested key":       {func(c *Config) { c.Key = "tags" }, "column tags"},
+		"key of floats":    {func(c *Config) { c.Spine, c.Key = oddSpine, "f0_lifetime" }, "column f0_lifetime"},
+		"unsigned key":     {func(c *Config) { c.Spine, c.Key = oddSpine, "key" }, "column key"},
+		"at is a date":     {func(c *Config) { c.Spine, c.At = oddSpine, "day" }, "column day"},
+		"at is a text":     {func(c *Config) { c.At = "customer_id" }, "column customer_id"},
+		"known is no time": {func(c *Config) { c.Known = "label" }, "column label"},
+		"no such known":    {func(c *Config) { c.Known = "now" }, "known: there is no column now"},
+		"null key":         {func(c *Config) { c.Spine = writeSpine(t, []early{{&a, &fine}, {nil, &fine}}) }, "row 1: column customer_id is null"},
+		"null time":        {func(c *Config) { c.Spine = writeSpine(t, []early{{&a, nil}}) }, "row 0: column event_time is null"},
+		"far time":         {func(c *Config) { c.Spine = writeSpine(t, []early{{&a, &far}}) }, "row 0: column event_time"},
+		"no such feature":  {func(c *Config) { c.Features = []string{"f0", "clicks"} }, `"clicks"`},
+		"name is taken":    {func(c *Config) { c.Spine = oddSpine }, "column f0_lifetime"},
+		"two entities":     {func(c *Config) { c.Groups = append(c.Groups, other) }, "customer_id and sku"},
+		"same outputs":     {func(c *Config) { c.Groups = append(c.Groups, twin) }, "full names"},
+		"same group":       {func(c *Config) { c.Groups = append(c.Groups, everyOutput()) }, "named twice"},
+		"negative lag":     {func(c *Config) { c.Lag = -1 }, "lag"},
+		"little memory":    {func(c *Config) { c.Memory = 1 }, "memory"},
+		"too many facts":   {func(c *Config) { c.Facts, c.Memory = billions{}, minMemory }, "MiB are enough"},
+		"no file":          {func(c *Config) { c.Spine = "nowhere.parquet" }, "nowhere.parquet"},
+		"not Parquet":      {func(c *Config) { c.Spine = notParquet }, "not a readable Parquet file"},
+		"a folder":         {func(c *Config) { c.Spine = t.TempDir() }, "regular file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := testConfig(t, spine, randomFacts(10, 1))
+			test.change(&c)
+			_, err := Build(t.Context(), c)
+			if err == nil || !errors.Is(err, ErrConfig) && !errors.Is(err, ErrSpine) || !strings.Contains(err.Error(), test.want) {
+				t.Fatalf("error %v, want one about %q", err, test.want)
+			}
+			if left, err := os.ReadDir(filepath.Dir(c.Out)); err != nil || len(left) > 0 {
+				t.Errorf("files of a run that failed: %v %v", left, err)
+			}
+		})
+	}
+}
+
+// billions are too many facts.
+type billions struct{ Slice }
+
+func (billions) Count(context.Context, Request) (int64, error) { return 1 << 40, nil }
+
+// TestCancelled: a run that is cancelled leaves nothing.
+func TestCancelled(t *testing.T) {
+	t.Parallel()
+	c := testConfig(t, writeSpine(t, randomSpine(300, 1)), randomFacts(1000, 1))
+	for _, stage := range []string{"reading the spine", "joining facts", "writing"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		c.Progress = func(at string, _, _ int64) {
+			if at == stage {
+				cancel()
+			}
+		}
+		_, err := Build(ctx, c)
+		cancel()
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled while %s: error %v", stage, err)
+		}
+		for _, dir := range []string{filepath.Dir(c.Out), c.TempDir} {
+			if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+				t.Errorf("cancelled while %s: %v %v is left", stage, left, err)
+			}
+		}
+	}
+}
+
+// TestManifest: a manifest is read as it was written, and a damaged one is refused.
+func TestManifest(t *testing.T) {
+	t.Parallel()
+	c := testConfig(t, writeSpine(t, randomSpine(5, 1)), randomFacts(10, 1))
+	c.From = "slice"
+	m, err := Build(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, err := ReadManifest(ManifestPath(c.Out))
+	if err != nil || !reflect.DeepEqual(read, m) {
+		t.Errorf("read %+v: %v, want %+v", read, err, m)
+	}
+	for name, change := range map[string]func(*Manifest){
+		"format":    func(m *Manifest) { m.Format = 2 },
+		"positions": func(m *Manifest) { m.Facts.Positions = nil },
+		"groups":    func(m *Manifest) { m.Groups = nil },
+	} {
+		bad := m
+		change(&bad)
+		text, err := json.Marshal(bad)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := decodeManifest(bytes.NewReader(text)); !errors.Is(err, ErrManifest) || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+}

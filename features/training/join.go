@@ -1,0 +1,48 @@
+package training
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/millrace/millrace/features/exact"
+)
+
+// joiner computes vectors, range by range. It is safe for concurrent use.
+type joiner struct {
+	plan      *plan
+	facts     Facts
+	positions Positions
+	// The earliest and the latest time of all rows.
+	first, last int64
+	read        func(facts int)                // called for each batch; may be nil
+	used        func(source string, facts int) // called for each source and range; may be nil
+}
+
+// join computes the vectors of the rows of a range. entities numbers their entities.
+func (j *joiner) join(ctx context.Context, r Range, entities map[string]int32, rows []row,
+	emit func(r row, values []exact.Result)) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	s := sweeper{plan: j.plan, emit: emit}
+	for _, source := range j.plan.sources {
+		t := newTable(source, entities)
+		request := source.request(r, j.positions[source.source.Topic], j.first, j.last)
+		err := j.facts.Read(ctx, request, func(b *Batch) error {
+			t.add(b)
+			if j.read != nil {
+				j.read(b.Rows)
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("read facts of source %s: %w", source.source.Name, err)
+		}
+		t.group(len(entities))
+		if j.used != nil {
+			j.used(source.source.Name, t.rows)
+		}
+		s.tables = append(s.tables, t)
+	}
+	return s.sweep(ctx, rows)
+}

@@ -1,0 +1,341 @@
+package training
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+
+	"github.com/millrace/millrace/features"
+	"github.com/millrace/millrace/features/exact"
+)
+
+// spillBuffer is the buffer of each temporary file. As many files as there are ranges are open.
+const spillBuffer = 16 << 10
+
+// spill is a temporary file of records, written once and then read once. Nothing but this process
+// reads it, so its format has no version and no checks beyond those of the ends of records.
+type spill struct {
+	file *os.File
+	w    *bufio.Writer
+	r    *bufio.Reader
+	buf  []byte
+	err  error // the first one
+}
+
+// createSpill creates a temporary file.
+func createSpill(dir, name string) (*spill, error) {
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("create a temporary file: %w", err)
+	}
+	return &spill{file: f, w: bufio.NewWriterSize(f, spillBuffer)}, nil
+}
+
+// createSpills creates a temporary file for each range.
+func createSpills(dir, name string, n uint64) ([]*spill, error) {
+	all := make([]*spill, 0, n)
+	for i := range n {
+		s, err := createSpill(dir, fmt.Sprintf("%s-%d", name, i))
+		if err != nil {
+			return nil, errors.Join(err, closeSpills(all))
+		}
+		all = append(all, s)
+	}
+	return all, nil
+}
+
+func closeSpills(all []*spill) error {
+	var err error
+	for _, s := range all {
+		err = errors.Join(err, s.close())
+	}
+	return err
+}
+
+// close closes the file. A nil spill is none.
+func (s *spill) close() error {
+	if s == nil {
+		return nil
+	}
+	return s.file.Close()
+}
+
+// rewind ends writing and begins reading.
+func (s *spill) rewind() error {
+	err := cmpErr(s.err, s.w.Flush())
+	if err == nil {
+		_, err = s.file.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return fmt.Errorf("write a temporary file: %w", err)
+	}
+	s.w, s.r = nil, bufio.NewReaderSize(s.file, spillBuffer)
+	return nil
+}
+
+func cmpErr(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+// write writes what was put into buf.
+func (s *spill) write() error {
+	_, err := s.w.Write(s.buf)
+	s.buf = s.buf[:0]
+	if err != nil {
+		return fmt.Errorf("write a temporary file: %w", err)
+	}
+	return nil
+}
+
+func (s *spill) putInt(v int64) { s.buf = binary.AppendVarint(s.buf, v) }
+
+func (s *spill) putText(v string) {
+	s.buf = binary.AppendUvarint(s.buf, uint64(len(v)))
+	s.buf = append(s.buf, v...)
+}
+
+// more reports whether there is another record.
+func (s *spill) more() bool {
+	if s.err != nil {
+		return false
+	}
+	_, err := s.r.Peek(1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = err
+	}
+	return err == nil
+}
+
+func (s *spill) int() int64 {
+	v, err := binary.ReadVarint(s.r)
+	s.err = cmpErr(s.err, err)
+	return v
+}
+
+func (s *spill) word() uint64 {
+	var b [8]byte
+	_, err := io.ReadFull(s.r, b[:])
+	s.err = cmpErr(s.err, err)
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+func (s *spill) byte() byte {
+	b, err := s.r.ReadByte()
+	s.err = cmpErr(s.err, err)
+	return b
+}
+
+func (s *spill) text() string {
+	n, err := binary.ReadUvarint(s.r)
+	if s.err = cmpErr(s.err, err); s.err != nil {
+		return ""
+	}
+	b := make([]byte, n)
+	_, err = io.ReadFull(s.r, b)
+	s.err = cmpErr(s.err, err)
+	return string(b)
+}
+
+// failed returns the first error of reading.
+func (s *spill) failed() error {
+	if s.err != nil {
+		return fmt.Errorf("read a temporary file: %w", s.err)
+	}
+	return nil
+}
+
+// appendResults appends the results of a row to b.
+func appendResults(b []byte, values []exact.Result) []byte {
+	for _, v := range values {
+		b = append(b, byte(v.Kind))
+		switch v.Kind {
+		case exact.IntResult:
+			b = binary.AppendVarint(b, v.Int)
+		case exact.FloatResult:
+			b = binary.LittleEndian.AppendUint64(b, math.Float64bits(v.Float))
+		case exact.TextResult:
+			b = binary.AppendUvarint(b, uint64(len(v.Text)))
+			b = append(b, v.Text...)
+		case exact.TextsResult:
+			b = binary.AppendVarint(b, int64(len(v.Texts)))
+			for _, text := range v.Texts {
+				b = binary.AppendUvarint(b, uint64(len(text)))
+				b = append(b, text...)
+			}
+		}
+	}
+	return b
+}
+
+// results reads the results of the next row.
+func (s *spill) results(values []exact.Result) error {
+	for i := range values {
+		v := exact.Result{Kind: exact.ResultKind(s.byte())}
+		switch v.Kind {
+		case exact.IntResult:
+			v.Int = s.int()
+		case exact.FloatResult:
+			v.Float = math.Float64frombits(s.word())
+		case exact.TextResult:
+			v.Text = s.text()
+		case exact.TextsResult:
+			for range s.int() {
+				v.Texts = append(v.Texts, s.text())
+			}
+		}
+		values[i] = v
+	}
+	return s.failed()
+}
+
+// spilled is Facts in temporary files, a file for each source and range.
+type spilled struct {
+	of    uint64
+	files map[string][]*spill // by source
+	rows  map[string]int64
+}
+
+// newSpilled creates the files for the facts of sources.
+func newSpilled(dir string, requests []Request, of uint64) (*spilled, error) {
+	s := &spilled{of: of, files: map[string][]*spill{}, rows: map[string]int64{}}
+	for _, r := range requests {
+		files, err := createSpills(dir, "facts-"+r.Source.Name, of)
+		if err != nil {
+			return nil, errors.Join(err, s.close())
+		}
+		s.files[r.Source.Name] = files
+	}
+	return s, nil
+}
+
+func (s *spilled) close() error {
+	var err error
+	for _, files := range s.files {
+		err = errors.Join(err, closeSpills(files))
+	}
+	return err
+}
+
+// add writes a fact, without the values that the request does not want.
+func (s *spilled) add(r Request, f *features.Fact) error {
+	to := s.files[r.Source.Name][partOf(f.Entity, s.of)]
+	s.rows[r.Source.Name]++
+	to.putText(f.Entity)
+	to.putText(f.Key)
+	to.putInt(f.At.UnixMicro())
+	to.putInt(f.Known.UnixMicro())
+	to.putInt(f.Origin.Offset)
+	to.putInt(int64(f.Origin.Index))
+	if f.Retracted {
+		to.buf = append(to.buf, 1)
+	} else {
+		to.buf = append(to.buf, 0)
+	}
+	for _, column := range r.Columns {
+		v := exact.Value{}
+		if column < len(f.Values) { // a retracted fact may have none
+			v = f.Values[column]
+		}
+		to.buf = append(to.buf, byte(v.Kind))
+		switch v.Kind {
+		case exact.Number:
+			n, fits := v.Int.Int64()
+			if !fits {
+				to.buf[len(to.buf)-1] = wideNumber
+				for _, word := range v.Int {
+					to.buf = binary.LittleEndian.AppendUint64(to.buf, word)
+				}
+				break
+			}
+			to.putInt(n)
+		case exact.Text:
+			to.putText(v.Text)
+		}
+	}
+	return to.write()
+}
+
+// wideNumber is the kind of a number in a temporary file that is not an int64.
+const wideNumber = 255
+
+// Positions implements Facts. It is not called: the positions are those of the log.
+func (s *spilled) Positions(context.Context, []*features.Source) (Positions, error) {
+	return nil, errors.New("temporary files have no positions")
+}
+
+// Count implements Facts.
+func (s *spilled) Count(_ context.Context, r Request) (int64, error) {
+	return s.rows[r.Source.Name], nil
+}
+
+// Read implements Facts. Each range is read once.
+func (s *spilled) Read(ctx context.Context, r Request, each func(*Batch) error) error {
+	from := s.files[r.Source.Name][r.Range.Part]
+	if err := from.rewind(); err != nil {
+		return err
+	}
+	var b Batch
+	b.reset(len(r.Columns))
+	for from.more() {
+		if err := s.next(r, from, &b); err != nil {
+			return err
+		}
+		if b.Rows == batchRows {
+			if err := each(&b); err != nil {
+				return err
+			}
+			b.reset(len(r.Columns))
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+		}
+	}
+	if b.Rows > 0 {
+		if err := each(&b); err != nil {
+			return err
+		}
+	}
+	return errors.Join(from.failed(), os.Remove(from.file.Name()))
+}
+
+// next appends the next fact to a batch.
+func (s *spilled) next(r Request, from *spill, b *Batch) error {
+	b.Rows++
+	b.Entity, b.Key = append(b.Entity, from.text()), append(b.Key, from.text())
+	b.At, b.Known = append(b.At, from.int()), append(b.Known, from.int())
+	b.Offset, b.Index = append(b.Offset, from.int()), append(b.Index, int32(from.int()))
+	b.Retracted = append(b.Retracted, from.byte() == 1)
+	for i, column := range r.Columns {
+		to := &b.Values[i]
+		kind := from.byte()
+		to.Null = append(to.Null, kind == byte(exact.Null))
+		var number int64
+		var text string
+		switch kind {
+		case byte(exact.Number):
+			number = from.int()
+		case byte(exact.Text):
+			text = from.text()
+		case wideNumber:
+			if to.Wide == nil {
+				to.Wide = map[int]exact.Int{}
+			}
+			to.Wide[b.Rows-1] = exact.Int{from.word(), from.word(), from.word(), from.word()}
+		}
+		if r.Source.Columns[column].Kind == exact.Text {
+			to.Text = append(to.Text, text)
+		} else {
+			to.Int = append(to.Int, number)
+		}
+	}
+	return from.failed()
+}
