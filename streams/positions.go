@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
 )
@@ -55,19 +57,15 @@ func (r *Runtime) refresh(ctx context.Context) (lost error) {
 	// The client reconnects silently, and would continue in a recreated topic. So check its id now
 	// and then.
 	identify := time.Since(r.identified) >= identifyEvery
+	found, err := r.describe(ctx, r.cfg.Topics, identify)
+	if err != nil {
+		return err
+	}
+	if identify {
+		r.identified = time.Now()
+	}
 	for _, topic := range r.cfg.Topics {
-		var now kafka.TopicInfo
-		if identify {
-			var err error
-			if now, err = r.topic(ctx, topic); err != nil {
-				return err
-			}
-			r.identified = time.Now()
-		}
-		ends, err := r.ends(ctx, topic)
-		if err != nil {
-			return err
-		}
+		now, ends := found[topic].info, found[topic].ends
 		stored, err := r.cfg.Sink.Positions(ctx, topic)
 		if err != nil {
 			return fmt.Errorf("read the sink's positions in %s: %w", topic, err)
@@ -111,21 +109,18 @@ func (r *Runtime) startPositions(
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	starts := map[kafka.TopicPartition]start{}
-	for _, topic := range r.cfg.Topics {
-		if !slices.ContainsFunc(ps, func(tp kafka.TopicPartition) bool { return tp.Topic == topic }) {
-			continue
-		}
-		info, err := r.topic(ctx, topic)
-		if err != nil {
-			return nil, err
-		}
+	topics := slices.DeleteFunc(slices.Clone(r.cfg.Topics), func(topic string) bool {
+		return !slices.ContainsFunc(ps, func(tp kafka.TopicPartition) bool { return tp.Topic == topic })
+	})
+	found, err := r.describe(ctx, topics, true)
+	if err != nil {
+		return nil, err
+	}
+	for _, topic := range topics {
+		info, ends := found[topic].info, found[topic].ends
 		positions, err := r.cfg.Sink.Positions(ctx, topic)
 		if err != nil {
 			return nil, fmt.Errorf("read the sink's positions in %s: %w", topic, err)
-		}
-		ends, err := r.ends(ctx, topic)
-		if err != nil {
-			return nil, err
 		}
 		var first []Move
 		for _, tp := range ps {
@@ -213,16 +208,49 @@ func (r *Runtime) CatchUp(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("streams %s: wait for the start: %w", r.cfg.Name, context.Cause(ctx))
 	}
-	for _, topic := range r.cfg.Topics {
-		ends, err := r.ends(ctx, topic)
+	found, err := r.describe(ctx, r.cfg.Topics, false)
+	for topic, t := range found {
 		if err == nil {
-			err = r.cfg.Watermarks.WaitFor(ctx, topic, ends)
-		}
-		if err != nil {
-			return fmt.Errorf("streams %s: %w", r.cfg.Name, err)
+			err = r.cfg.Watermarks.WaitFor(ctx, topic, t.ends)
 		}
 	}
+	if err != nil {
+		return fmt.Errorf("streams %s: %w", r.cfg.Name, err)
+	}
 	return nil
+}
+
+// described is what a broker says of a topic.
+type described struct {
+	info kafka.TopicInfo // zero unless it was asked for
+	ends map[int32]int64
+}
+
+// describe returns the ends of topics, and their infos with identify. All requests are sent at once,
+// because each waits behind the consumer's fetch, which the broker may hold for half a second.
+func (r *Runtime) describe(ctx context.Context, topics []string, identify bool) (map[string]described, error) {
+	all := make([]described, len(topics))
+	requests, ctx := errgroup.WithContext(ctx)
+	for i, topic := range topics {
+		requests.Go(func() (err error) {
+			all[i].ends, err = r.ends(ctx, topic)
+			return err
+		})
+		if identify {
+			requests.Go(func() (err error) {
+				all[i].info, err = r.topic(ctx, topic)
+				return err
+			})
+		}
+	}
+	if err := requests.Wait(); err != nil {
+		return nil, err
+	}
+	found := make(map[string]described, len(topics))
+	for i, topic := range topics {
+		found[topic] = all[i]
+	}
+	return found, nil
 }
 
 // ends returns the end offsets of a topic's partitions.
