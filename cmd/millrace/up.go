@@ -11,6 +11,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
+	"github.com/millrace/millrace/event/identity"
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 	"github.com/millrace/millrace/ingest/demo"
 	"github.com/millrace/millrace/internal/app"
@@ -108,13 +109,26 @@ func present(ctx context.Context, out io.Writer, p *app.App, caller caller, noDe
 		printAddresses(out, s.Msg)
 	}
 	if !noDemo {
+		if err := showSample(ctx, out, caller, sample); err != nil {
+			fmt.Fprintln(os.Stderr, "millrace: no profile yet:", err)
+		}
 		printTryNext(out, caller, sample)
 	}
 	fmt.Fprintf(out, "serving on %s, operations on %s; Ctrl-C stops\n", caller.api(), caller.url(caller.c.Admin.Addr))
 	return nil
 }
 
-// printTryNext prints three commands that can be copied. They contain addresses only if those are
+// showSample prints the profile of a customer of the demo.
+func showSample(ctx context.Context, out io.Writer, caller caller, sample demo.Result) error {
+	r, err := caller.profile(ctx, identity.Customer(sample.CustomerID), "")
+	if err != nil {
+		return err
+	}
+	printProfile(out, r.GetProfile())
+	return nil
+}
+
+// printTryNext prints four commands that can be copied. They contain addresses only if those are
 // not the defaults. A copied command works in a shell in the same folder, because it uses the path
 // by which this process was started.
 func printTryNext(out io.Writer, caller caller, sample demo.Result) {
@@ -140,8 +154,11 @@ Try next, in another terminal:
   # SQL over the open tables
   %[6]s sql%[5]s "SELECT sku, sum(quantity) AS items, sum(quantity * unit_price) AS sales FROM order_lines GROUP BY sku ORDER BY sales DESC LIMIT 5"
 
+  # everything that is known of a customer, found by the id of a browser
+  %[6]s profile%[5]s %[9]s
+
   # store = topic = tables = views, by count and content
   %[6]s verify%[7]s
 
-`, caller.api(), caller.c.Addr, sample.OrderID, sample.Token, addr, os.Args[0], adminAddr, token)
+`, caller.api(), caller.c.Addr, sample.OrderID, sample.Token, addr, os.Args[0], adminAddr, token, sample.Identifier)
 }

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
+	identityv1 "github.com/millrace/millrace/gen/millrace/identity/v1"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/internal/client"
 )
@@ -46,6 +47,9 @@ type Result struct {
 	// order's changes.
 	Token string
 	SKU   string // of the first line of that order
+
+	CustomerID string // of a customer with orders
+	Identifier string // of that customer, as "<kind>:<value>"
 }
 
 const (
@@ -64,6 +68,7 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	for _, s := range slices.Concat(setup, orders) {
 		p.total += len(s)
 	}
+	p.result.CustomerID, p.result.Identifier = sample(setup, orders)
 	// Orders refer to products, customers and stock, so the setup must be complete before.
 	if err := p.playAll(ctx, setup); err != nil {
 		return p.result, err
@@ -72,6 +77,21 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 		return p.result, err
 	}
 	return p.result, nil
+}
+
+// sample returns the customer of the last order that is not a guest's, and an identifier of them.
+func sample(setup, orders []story) (customer, identifier string) {
+	for _, s := range orders {
+		if place, ok := s[0].(*orderv1.PlaceOrderRequest); ok && place.GetCustomerId() != "" {
+			customer = place.GetCustomerId()
+		}
+	}
+	for _, command := range slices.Concat(setup...) {
+		if link, ok := command.(*identityv1.LinkIdentifiersRequest); ok && link.GetCustomerId() == customer {
+			identifier = "anonymous_id:" + link.GetIdentifiers()[0].GetValue()
+		}
+	}
+	return customer, identifier
 }
 
 // story is a list of commands that depend on each other, so they are sent in order.

@@ -1,6 +1,8 @@
 package demo
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -11,6 +13,7 @@ import (
 	"github.com/millrace/millrace/event"
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
 	customerv1 "github.com/millrace/millrace/gen/millrace/customer/v1"
+	identityv1 "github.com/millrace/millrace/gen/millrace/identity/v1"
 	inventoryv1 "github.com/millrace/millrace/gen/millrace/inventory/v1"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 )
@@ -85,6 +88,7 @@ func (w *writer) list(p product) story {
 // because stories of orders need its id and country.
 type person struct {
 	id, reference, name, email string
+	browser                    string // id of the browser before the customer has signed in
 	address                    *customerv1.Address
 }
 
@@ -99,6 +103,7 @@ func (w *writer) person(n int) person {
 		reference: reference,
 		name:      first + " " + last,
 		email:     strings.ToLower(fmt.Sprintf("%s.%s.%d@example.com", first, last, 1001+n)),
+		browser:   event.NamedID(opening, fmt.Sprintf("demo/%d/browser/%s", w.seed, reference)).String(),
 		address: &customerv1.Address{
 			Recipient: first + " " + last, Lines: []string{fmt.Sprintf("%d %s", 1+w.rand.IntN(120), town.street)},
 			PostalCode: town.postalCode, City: town.city, Country: town.country,
@@ -106,7 +111,7 @@ func (w *writer) person(n int) person {
 	}
 }
 
-// register returns the story that registers a customer, with address and consents.
+// register returns the story that registers a customer, with address, consents and identifiers.
 func (w *writer) register(p person) story {
 	s := story{
 		&customerv1.RegisterCustomerRequest{
@@ -114,6 +119,13 @@ func (w *writer) register(p person) story {
 			IdempotencyKey: w.key("register", p.reference),
 		},
 		&customerv1.ChangeAddressRequest{CustomerId: p.id, Address: p.address, IdempotencyKey: w.key("address", p.reference)},
+		&identityv1.LinkIdentifiersRequest{
+			CustomerId: p.id, IdempotencyKey: w.key("link", p.reference),
+			Identifiers: []*identityv1.IdentifierKey{
+				{Kind: identityv1.IdentifierKind_IDENTIFIER_KIND_ANONYMOUS_ID, Value: p.browser},
+				{Kind: identityv1.IdentifierKind_IDENTIFIER_KIND_EMAIL_HASH, Value: hashOf(p.email)},
+			},
+		},
 	}
 	// Each customer consents to some of the purposes.
 	const last = customerv1.ConsentPurpose_CONSENT_PURPOSE_PERSONALISATION
@@ -126,6 +138,12 @@ func (w *writer) register(p person) story {
 		}
 	}
 	return s
+}
+
+// hashOf returns the hash of an e-mail address that identifies its owner.
+func hashOf(email string) string {
+	sum := sha256.Sum256([]byte(email))
+	return hex.EncodeToString(sum[:])
 }
 
 // order returns the story of an order. It is placed and its goods are reserved. Then most orders

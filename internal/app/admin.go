@@ -420,8 +420,11 @@ func (p *App) comparisons(s Service) []verify.Comparison {
 		}})
 	}
 	for _, v := range p.views {
-		if v.Aggregate == a {
-			derive("documents", "view "+v.Name, v.Digest, v.Expected)
+		for _, f := range v.Feeds {
+			if f.Aggregate == a {
+				derive("documents", "view "+v.Name,
+					func(ctx context.Context) (*digest.Digest, error) { return v.Digest(ctx, a) }, f.Expected)
+			}
 		}
 	}
 	for _, t := range s.Tables {

@@ -193,7 +193,7 @@ func TestModuleThatFailsToStart(t *testing.T) {
 	t.Parallel()
 	c := embeddedConfig(t)
 	broken := Modules{Services: []Service{voucherService}, Views: []View{{
-		Name: "vouchers/v1", Aggregate: voucher,
+		Name: "vouchers/v1", Feeds: []Feed{{Aggregate: voucher}},
 		Open: func(context.Context, *Sinks) (OpenView, error) { return nil, errors.New("disk on fire") },
 	}}}
 	if _, err := start(t.Context(), broken, c, []Role{Commands, Views}, slog.New(slog.DiscardHandler)); err == nil ||

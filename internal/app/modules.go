@@ -26,6 +26,7 @@ import (
 	laketables "github.com/millrace/millrace/lake/tables"
 	"github.com/millrace/millrace/readmodels"
 	"github.com/millrace/millrace/readmodels/catalog"
+	"github.com/millrace/millrace/readmodels/customer360"
 	"github.com/millrace/millrace/readmodels/orderstatus"
 	"github.com/millrace/millrace/streams"
 )
@@ -42,8 +43,11 @@ func Shop() Modules {
 			{event.Identity, identity.NewHandler, laketables.Of(event.Identity)},
 		},
 		Views: []View{
-			inRedis(orderstatus.Name, event.Order, orderstatus.New, orderstatus.ExpectedDigest),
-			inSearch(catalog.Name, event.Product, catalog.New, catalog.ExpectedDigest),
+			inRedis(orderstatus.Name, orderstatus.New, feed(event.Order, orderstatus.ExpectedDigest)),
+			inSearch(catalog.Name, catalog.New, feed(event.Product, catalog.ExpectedDigest)),
+			inRedis(customer360.Name, customer360.New, feed(event.Customer, customer360.ExpectedDigest),
+				feed(event.Order, customer360.ExpectedDigest), feed(event.Identity, customer360.ExpectedDigest),
+				outside(event.Behavior)),
 		},
 		Sources: []Source{
 			{event.Behavior, []declare.Table{laketables.BehaviorEvents}},
@@ -78,20 +82,34 @@ type Service struct {
 	Tables []declare.Table
 }
 
-// View is a module that answers queries from a projection of one aggregate's events.
+// View is a module that answers queries from a projection of events, of one aggregate or several.
 type View struct {
-	Name      string // with its version: "orderstatus/v2"
-	Aggregate event.Aggregate
+	Name  string // with its version: "orderstatus/v2"
+	Feeds []Feed
 	// Open opens the view in its sink. The process owns the sink and closes it.
 	Open func(context.Context, *Sinks) (OpenView, error)
 	// Drop empties the sink. Nothing may feed the view at the same time.
 	Drop func(context.Context, *Sinks) error
-	// Expected computes the digest of a view that has applied exactly these events.
+}
+
+// Feed is an aggregate whose events a view shows.
+type Feed struct {
+	Aggregate event.Aggregate
+	// Expected computes the digest of a view that has applied exactly these events. It is nil if
+	// there is no store to compare with.
 	Expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error)
 }
 
+// feed returns a feed that verify compares with its store.
+func feed(of event.Aggregate, expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error)) Feed {
+	return Feed{of, expected}
+}
+
+// outside returns a feed of facts that come from outside.
+func outside(of event.Aggregate) Feed { return Feed{of, nil} }
+
 // OpenView is a view that is open in its sink. A process uses either Runtime or Follower, by its
-// roles. Digest is what the view contains; View.Expected is what it should contain.
+// roles. Digest is what the view contains of a feed; Feed.Expected is what it should contain.
 type OpenView interface {
 	// Handler serves the view's queries.
 	Handler(...connect.HandlerOption) (string, http.Handler)
@@ -99,7 +117,7 @@ type OpenView interface {
 	Runtime(kafka.Config, *registry.Decoder, *slog.Logger) *streams.Runtime
 	Follower(kafka.Config, *slog.Logger) *streams.Follower
 	Status(context.Context) (readmodels.Status, error)
-	Digest(context.Context) (*digest.Digest, error)
+	Digest(context.Context, event.Aggregate) (*digest.Digest, error)
 	Faults() *streams.Faults
 }
 
@@ -153,13 +171,9 @@ func (m Modules) tables() []declare.Table {
 	return all
 }
 
-// viewsOf returns the views of an aggregate. A rebuild of its topic drops them.
+// viewsOf returns the views that an aggregate feeds. A rebuild of its topic drops them.
 func (m Modules) viewsOf(a event.Aggregate) []View {
-	var of []View
-	for _, v := range m.Views {
-		if v.Aggregate == a {
-			of = append(of, v)
-		}
-	}
-	return of
+	return slices.DeleteFunc(slices.Clone(m.Views), func(v View) bool {
+		return !slices.ContainsFunc(v.Feeds, func(f Feed) bool { return f.Aggregate == a })
+	})
 }

@@ -77,11 +77,19 @@ func TestViews(t *testing.T) {
 			t.Errorf("view %q: want a name of its own, with a version: name/v1", v.Name)
 		}
 		seen[v.Name] = true
-		if !slices.Contains(m.aggregates(), v.Aggregate) {
-			t.Errorf("view %s reads %s, which no service writes", v.Name, v.Aggregate.Name)
+		if v.Open == nil || v.Drop == nil || len(v.Feeds) == 0 {
+			t.Errorf("view %s lacks Open, Drop or Feeds", v.Name)
 		}
-		if v.Open == nil || v.Drop == nil || v.Expected == nil {
-			t.Errorf("view %s lacks Open, Drop or Expected", v.Name)
+		for _, f := range v.Feeds {
+			source := func(s Source) bool { return s.Aggregate == f.Aggregate }
+			switch {
+			case slices.Contains(m.aggregates(), f.Aggregate):
+				if f.Expected == nil {
+					t.Errorf("view %s cannot be verified against the store of %s", v.Name, f.Aggregate.Service)
+				}
+			case !slices.ContainsFunc(m.Sources, source):
+				t.Errorf("view %s reads %s, which nothing writes", v.Name, f.Aggregate.Name)
+			}
 		}
 	}
 }

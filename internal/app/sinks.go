@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
 	"strings"
 
-	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/config"
-	"github.com/millrace/millrace/internal/digest"
 	embeddedredis "github.com/millrace/millrace/internal/embedded/redis"
 	"github.com/millrace/millrace/internal/redis"
 	"github.com/millrace/millrace/readmodels/catalog"
@@ -31,11 +28,10 @@ type Sinks struct {
 // inRedis declares a view that keeps its documents in Redis. All views in Redis share one client,
 // and each has keys of its own, by its name.
 func inRedis[V OpenView](
-	name string, of event.Aggregate, open func(*redis.Client, *slog.Logger) V,
-	expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error),
+	name string, open func(*redis.Client, *slog.Logger) V, feeds ...Feed,
 ) View {
 	return View{
-		Name: name, Aggregate: of, Expected: expected,
+		Name: name, Feeds: feeds,
 		Open: func(ctx context.Context, s *Sinks) (OpenView, error) {
 			client, err := s.Redis(ctx)
 			if err != nil {
@@ -62,11 +58,10 @@ func inRedis[V OpenView](
 // inSearch declares a view that keeps its documents in the search engine. There is one index, and
 // its documents are products.
 func inSearch[V OpenView](
-	name string, of event.Aggregate, open func(catalog.Index, *slog.Logger) V,
-	expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error),
+	name string, open func(catalog.Index, *slog.Logger) V, feeds ...Feed,
 ) View {
 	return View{
-		Name: name, Aggregate: of, Expected: expected,
+		Name: name, Feeds: feeds,
 		Open: func(ctx context.Context, s *Sinks) (OpenView, error) {
 			index, err := s.Search(ctx)
 			if err != nil {

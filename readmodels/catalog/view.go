@@ -143,7 +143,7 @@ func (v *View) Status(ctx context.Context) (readmodels.Status, error) {
 }
 
 // Digest returns the digest of the view's content, one item per product.
-func (v *View) Digest(ctx context.Context) (*digest.Digest, error) {
+func (v *View) Digest(ctx context.Context, _ event.Aggregate) (*digest.Digest, error) {
 	d := digest.New()
 	err := v.index.Each(ctx, func(p *catalogv1.Product) error { return readmodels.AddDocument(d, p.Sku, p) })
 	if err != nil {

@@ -92,7 +92,7 @@ func TestDamageIsRepaired(t *testing.T) {
 			whole := func(t *testing.T, v *orderstatus.View) {
 				t.Helper()
 				polltest.Until(t, "the view is whole and has no faults", func() bool {
-					got, err := v.Digest(t.Context())
+					got, err := v.Digest(t.Context(), event.Order)
 					return err == nil && maps.Equal(got.Streams, want.Streams) && !v.Faults().Any()
 				})
 			}

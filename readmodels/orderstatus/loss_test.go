@@ -114,7 +114,7 @@ func waitUntilRepaired(
 		t.Fatal(err)
 	}
 	polltest.Until(t, what+" is made good", func() bool {
-		got, err := v.Digest(t.Context())
+		got, err := v.Digest(t.Context(), event.Order)
 		return err == nil && maps.Equal(got.Streams, want.Streams) // errors are temporary: a node may be unavailable
 	})
 	t.Logf("%s is made good in %v", what, time.Since(begun).Round(10*time.Millisecond))
@@ -175,7 +175,7 @@ func TestLostReferenceChangesTheDigest(t *testing.T) {
 	if _, err := conn.Read(answer); err != nil || string(answer) != ":1\r\n" {
 		t.Fatalf("%q, %v", answer, err)
 	}
-	got, err := v.Digest(t.Context())
+	got, err := v.Digest(t.Context(), event.Order)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -245,7 +245,7 @@ func (v *View) Status(ctx context.Context) (readmodels.Status, error) {
 
 // Digest returns the digest of what queries can read, one item per order. An order whose reference
 // is lost counts as one without a reference.
-func (v *View) Digest(ctx context.Context) (*digest.Digest, error) {
+func (v *View) Digest(ctx context.Context, _ event.Aggregate) (*digest.Digest, error) {
 	d := digest.New()
 	// References are separate entries, so they are checked in batches.
 	some := make([]redis.Document, 0, digestBatch)

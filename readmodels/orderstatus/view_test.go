@@ -120,7 +120,7 @@ func records(events []event.Event) []streams.Record {
 // asExpected fails the test unless the view's content is that of the events.
 func asExpected(t testing.TB, v *orderstatus.View, l *streamstest.Log) {
 	t.Helper()
-	got, err := v.Digest(t.Context())
+	got, err := v.Digest(t.Context(), event.Order)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,17 +44,17 @@ func quickStart(t *testing.T, env []string) {
 	}
 	shown := s.output.String()
 	for _, sink := range []string{"store order", "topic millrace.orders", "view orderstatus/v2",
-		"view catalog/v2", "table orders_events", "table order_lines", "table orders_current"} {
+		"view catalog/v2", "view customer360/v1", "table orders_events", "table order_lines", "table orders_current"} {
 		if !regexp.MustCompile(regexp.QuoteMeta(sink) + `\s+│\s+[1-9]`).MatchString(shown) {
 			t.Errorf("the table has no count for %q", sink)
 		}
 	}
 
 	tries := printedCommands(shown)
-	if len(tries) != 3 {
-		t.Fatalf("%d commands to try are printed, want 3:\n%s", len(tries), shown)
+	if len(tries) != 4 {
+		t.Fatalf("%d commands to try are printed, want 4:\n%s", len(tries), shown)
 	}
-	for i, want := range []string{`"freshness"`, "sales", "equal everywhere"} {
+	for i, want := range []string{`"freshness"`, "sales", "anonymous_id:", "equal everywhere"} {
 		out, err := exec.CommandContext(t.Context(), "bash", "-c", tries[i]).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), want) {
 			t.Errorf("%s\n%v, wanted %q in:\n%s", tries[i], err, want, out)

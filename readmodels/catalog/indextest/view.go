@@ -107,7 +107,7 @@ func Records(events []event.Event) []streams.Record {
 // for the view use Completed.
 func Holds(t testing.TB, v *catalog.View, l *streamstest.Log) {
 	t.Helper()
-	got, err := v.Digest(t.Context())
+	got, err := v.Digest(t.Context(), event.Product)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func Repaired(t *testing.T, v *catalog.View, l *streamstest.Log) {
 		t.Fatal(err)
 	}
 	polltest.Until(t, "the view is whole and has no faults", func() bool {
-		got, err := v.Digest(t.Context())
+		got, err := v.Digest(t.Context(), event.Product)
 		return err == nil && maps.Equal(got.Streams, want.Streams) && !v.Faults().Any()
 	})
 }
@@ -150,7 +150,7 @@ func Completed(t testing.TB, v *catalog.View, l *streamstest.Log) {
 		t.Fatal(err)
 	}
 	polltest.Until(t, "the view is complete", func() bool {
-		got, err := v.Digest(t.Context())
+		got, err := v.Digest(t.Context(), event.Product)
 		return err == nil && maps.Equal(got.Streams, want.Streams)
 	})
 	Holds(t, v, l)
