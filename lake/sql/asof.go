@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/lake"
 )
 
@@ -87,6 +88,10 @@ func TablesOf(states []lake.TableState) []Table {
 // RunOn is Run with the tables that a Resolver finds. It also returns the states that the query
 // reads. A query may be resolved more than once; the last result counts.
 func (s *SQL) RunOn(ctx context.Context, resolve Resolver, query, format string) (io.ReadCloser, []ReadAt, error) {
+	if namesFeatures(query) {
+		return nil, nil, &QueryError{Message: "tables of " + clickhouse.Features + " have no earlier states: omit the moment, " +
+			"or read the lake's tables only"}
+	}
 	var last Resolved
 	release := func() {
 		if last.Release != nil {

@@ -218,12 +218,8 @@ func (s *snapshots) create(ctx context.Context, snap *snapshot, tables []Table) 
 		return err
 	}
 	for _, t := range tables {
-		engine, err := s.engine(t)
-		if err == nil {
-			name := database + "." + quoteName(t.Name)
-			err = s.client.Exec(ctx, "CREATE TABLE IF NOT EXISTS "+name+" ENGINE = "+engine, storeSettings)
-			s.store.hide(err)
-		}
+		err := s.createTable(ctx, database+"."+quoteName(t.Name), t)
+		s.store.hide(err)
 		if refusedTable(err) {
 			if snap.refused == nil {
 				snap.refused = map[string]error{}
@@ -240,6 +236,18 @@ func (s *snapshots) create(ctx context.Context, snap *snapshot, tables []Table) 
 	}
 	slices.Sort(snap.tables)
 	return nil
+}
+
+// createTable creates one table, or the view of one.
+func (s *snapshots) createTable(ctx context.Context, name string, t Table) error {
+	if t.definition != "" {
+		return s.client.Exec(ctx, t.view(name), nil)
+	}
+	engine, err := s.engine(t)
+	if err != nil {
+		return err
+	}
+	return s.client.Exec(ctx, "CREATE TABLE IF NOT EXISTS "+name+" ENGINE = "+engine, storeSettings)
 }
 
 // engine returns the ClickHouse table engine for a table pinned to its metadata file.
@@ -334,7 +342,7 @@ func contentOf(tables []Table, store S3) string {
 	h := sha256.New()
 	parts := []string{store.Endpoint, store.Region, store.AccessKey, store.SecretKey}
 	for _, t := range sorted {
-		parts = append(parts, t.Name, t.Location, t.MetadataLocation)
+		parts = append(parts, t.Name, t.Location, t.MetadataLocation, t.definition)
 	}
 	for _, part := range parts {
 		_, _ = fmt.Fprintf(h, "%d:%s", len(part), part) // a hash accepts everything

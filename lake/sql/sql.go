@@ -1,4 +1,4 @@
-// Package sql runs ClickHouse SQL on the lake's tables.
+// Package sql runs ClickHouse SQL on the lake's tables, and on those of features beside them.
 //
 // A query sees all tables at one moment: table names are resolved to the catalog's current metadata
 // files when the query starts, and later commits do not affect it. The resolved tables form a
@@ -37,6 +37,8 @@ type Table struct {
 	MetadataLocation string // path or URL of the metadata file, below Location
 	Location         string // path or URL of the table's folder
 	TimePartitions   bool   // partitioned by the hour, day, month or year of a column
+
+	definition string // hash of the definition of a table of features; see features.go
 }
 
 // Namespace is the optional qualifier of own tables in queries: millrace.order_lines.
@@ -121,7 +123,7 @@ const attempts = 3
 // the answer. If the query is at fault, the error is a *QueryError, from Run or later from Read.
 // Cancelling ctx or closing the answer ends the query.
 func (s *SQL) Run(ctx context.Context, query, format string) (io.ReadCloser, error) {
-	return s.tryRun(ctx, s.tables, query, format)
+	return s.tryRun(ctx, s.withFeatures(s.tables), query, format)
 }
 
 // tryRun runs a query and resolves its tables again if their files disappear before it starts.
@@ -273,7 +275,7 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 			if s.may != nil && (strings.HasPrefix(m[1], "SELECT") || strings.HasPrefix(m[1], "SHOW")) {
 				return &ScopeError{Message: "this query reads tables that its caller may not read (auth.rights)"}
 			}
-			q.Message = "only the lake's tables can be read; this query needs the grant " + m[1]
+			q.Message = "only the lake's tables and those of features can be read; this query needs the grant " + m[1]
 		}
 	case clickhouse.CodeUnknownTable:
 		if m := unknownTable.FindStringSubmatch(q.Message); m != nil {
