@@ -155,7 +155,7 @@ func guard(c *connection, user, sql string, class statementClass) error {
 		return err
 	}
 	for _, named := range systemTable.FindAllSubmatch(bare, -1) {
-		if name := string(named[1]); !systemTables[name] && (!writer || !writerTables[name]) {
+		if !systemTables[string(named[1])] && (!writer || !writerTables[string(named[1])]) {
 			return &clickhouse.Error{
 				Code: clickhouse.CodeUnknownTable, Name: "UNKNOWN_TABLE",
 				Message: fmt.Sprintf("Table system.%s does not exist", named[1]),

@@ -173,12 +173,12 @@ func (s *server) parse(w http.ResponseWriter, r *http.Request) (request, error) 
 		return req, err
 	}
 	req.compression, req.framed = compressionOf(params)
-	body, err := rowsOf(w, r)
+	body, err := contentOf(w, r)
 	if err != nil {
 		return req, err
 	}
 	if req.query = params.Get("query"); insertStatement.MatchString(req.query) && hasBody(r) {
-		req.rows = body
+		req.rows = &limitedReader{r: body, limit: maxInsert}
 		return req, nil
 	}
 	rest, err := io.ReadAll(io.LimitReader(body, maxQuery+1))
@@ -249,7 +249,7 @@ func (a *answer) send(piece []byte) error {
 	if err := rc.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
 		return err
 	}
-	if _, err := a.w.Write(piece); err != nil {
+	if _, err := a.w.Write(piece); err != nil { //nolint:gosec // rows, and no browser may send the password
 		return fmt.Errorf("write to the client: %w", err)
 	}
 	return rc.Flush()

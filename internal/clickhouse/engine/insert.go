@@ -108,13 +108,10 @@ func runInsert(ctx context.Context, c *connection, r request) error {
 	}
 	defer into.close()
 	piece := make([]byte, insertPiece)
-	for total, ended := 0, false; !ended; {
+	for ended := false; !ended; {
 		n, err := fill(r.rows, piece)
 		if ended = errors.Is(err, io.EOF); err != nil && !ended {
 			return err
-		}
-		if total += n; total > maxInsert {
-			return tooManyBytes("the rows of the insert are", maxInsert)
 		}
 		if err := into.append(piece[:n]); err != nil {
 			return err
@@ -174,9 +171,25 @@ func fill(r io.Reader, piece []byte) (n int, err error) {
 	return n, err
 }
 
-// rowsOf returns the rows in the body of a request, as a reader that returns a *clickhouse.Error
+// limitedReader ends with an error after a number of bytes.
+type limitedReader struct {
+	r     io.Reader
+	limit int
+	read  int
+}
+
+// Read reads up to the limit.
+func (l *limitedReader) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	if l.read += n; l.read > l.limit {
+		return n, tooManyBytes("the rows of the insert are", l.limit)
+	}
+	return n, err
+}
+
+// contentOf returns the content of a request's body, as a reader that returns a *clickhouse.Error
 // for a body that is not what its headers say. It ends with io.EOF only after a complete body.
-func rowsOf(w http.ResponseWriter, r *http.Request) (io.Reader, error) {
+func contentOf(w http.ResponseWriter, r *http.Request) (io.Reader, error) {
 	rc := http.NewResponseController(w)
 	var body io.Reader = &timedReader{r: r.Body, deadline: rc.SetReadDeadline}
 	switch encoding := r.Header.Get("Content-Encoding"); encoding {

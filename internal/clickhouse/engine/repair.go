@@ -201,7 +201,7 @@ func partsIn(folder string) (parts []part, err error) {
 // in this one.
 func replaceFile(path string, content []byte) error {
 	temporary := filepath.Join(filepath.Dir(filepath.Dir(path)), "tmp_"+filepath.Base(path))
-	f, err := os.OpenFile(temporary, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(temporary, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600) //nolint:gosec // as above
 	if err != nil {
 		return err
 	}
