@@ -6,7 +6,7 @@
 // contain flags, help and output only; internal/app does the work. They are of three kinds:
 //
 //   - up and serve start an app.App in this process and run until a signal.
-//   - status, verify, sql, profile and import call a running system through a caller (caller.go). Flags,
+//   - status, verify, sql, profile, segments and import call a running system through a caller (caller.go). Flags,
 //     environment and configuration file give its addresses, its certificate and a token.
 //   - lake, migrate, rebuild, and sql with --data work on the files and servers themselves.
 //
@@ -83,7 +83,7 @@ Settings come from millrace.yaml, then the environment, then flags. "millrace co
 		"HOST:PORT of commands, queries and SQL (default from the configuration: 127.0.0.1:7400)")
 	root.PersistentFlags().StringVar(&a.adminAddr, "admin-addr", "",
 		"HOST:PORT of health, metrics, status and verify (default from the configuration: 127.0.0.1:7401)")
-	root.AddCommand(newUp(a), newServe(a), newStatus(a), newImport(a), newSQL(a), newProfile(a), newLake(a), newVerify(a),
+	root.AddCommand(newUp(a), newServe(a), newStatus(a), newImport(a), newSQL(a), newProfile(a), newSegments(a), newLake(a), newVerify(a),
 		newConfig(a), newMigrate(a), newRebuild(a), newEngine())
 	// Groups such as "lake" run nothing themselves.
 	for _, c := range root.Commands() {

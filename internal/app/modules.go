@@ -45,9 +45,9 @@ func Shop() Modules {
 		Views: []View{
 			inRedis(orderstatus.Name, orderstatus.New, feed(event.Order, orderstatus.ExpectedDigest)),
 			inSearch(catalog.Name, catalog.New, feed(event.Product, catalog.ExpectedDigest)),
-			inRedis(customer360.Name, customer360.New, feed(event.Customer, customer360.ExpectedDigest),
+			withSegments(inRedis(customer360.Name, customer360.New, feed(event.Customer, customer360.ExpectedDigest),
 				feed(event.Order, customer360.ExpectedDigest), feed(event.Identity, customer360.ExpectedDigest),
-				outside(event.Behavior)),
+				outside(event.Behavior))),
 		},
 		Sources: []Source{
 			{event.Behavior, []declare.Table{laketables.BehaviorEvents}},

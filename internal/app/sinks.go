@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/millrace/millrace/internal/config"
@@ -13,6 +15,7 @@ import (
 	"github.com/millrace/millrace/readmodels/catalog"
 	"github.com/millrace/millrace/readmodels/catalog/bleve"
 	"github.com/millrace/millrace/readmodels/catalog/elasticsearch"
+	"github.com/millrace/millrace/readmodels/customer360"
 )
 
 // Sinks are the servers that store the views' documents. Each is connected, or started in this
@@ -53,6 +56,51 @@ func inRedis[V OpenView](
 			return client.Documents(name).Drop(ctx)
 		},
 	}
+}
+
+// withSegments gives the view of customers the configured segments.
+func withSegments(v View) View {
+	open := v.Open
+	v.Open = func(ctx context.Context, s *Sinks) (OpenView, error) {
+		segments, err := customerSegments(s.app.cfg.Customer360)
+		if err != nil {
+			return nil, err
+		}
+		opened, err := open(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		customers, ok := opened.(*customer360.View)
+		if !ok {
+			return nil, fmt.Errorf("%T has no segments", opened)
+		}
+		return opened, prefixed(customers.SetSegments(segments))
+	}
+	return v
+}
+
+// customerSegments returns the configured segments.
+func customerSegments(c config.Customer360) ([]customer360.Segment, error) {
+	var all []customer360.Segment
+	for _, name := range slices.Sorted(maps.Keys(c.Segments)) {
+		s := c.Segments[name]
+		purpose, err := customer360.ParsePurpose(s.Purpose)
+		if err != nil {
+			return nil, prefixed(fmt.Errorf("segment %q: %w", name, err))
+		}
+		all = append(all, customer360.Segment{
+			Name: name, Expression: s.Expression, Description: s.Description, Purpose: purpose,
+		})
+	}
+	return all, nil
+}
+
+// prefixed adds the name of the setting to an error.
+func prefixed(err error) error {
+	if err != nil {
+		return fmt.Errorf("customer360.segments: %w", err)
+	}
+	return nil
 }
 
 // inSearch declares a view that keeps its documents in the search engine. There is one index, and
@@ -221,6 +269,7 @@ func (p *App) openViews(ctx context.Context) error {
 func (p *App) startRunners(context.Context) error {
 	for _, v := range p.views {
 		p.run(v, v.Runtime(p.kafka, p.decoder, p.log))
+		p.work(v, true)
 	}
 	return nil
 }
@@ -229,8 +278,28 @@ func (p *App) startRunners(context.Context) error {
 func (p *App) startFollowers(context.Context) error {
 	for _, v := range p.views {
 		p.run(v, v.Follower(p.kafka, p.log))
+		p.work(v, false)
 	}
 	return nil
+}
+
+// worker is an OpenView that has work besides being fed.
+type worker interface {
+	Work(context.Context, customer360.WorkConfig) error
+}
+
+// work runs the work of a view in the background, if it has any.
+func (p *App) work(v *view, feeds bool) {
+	w, ok := v.OpenView.(worker)
+	if !ok {
+		return
+	}
+	p.background("view "+v.Name+" segments", func(ctx context.Context) error {
+		return w.Work(ctx, customer360.WorkConfig{
+			Kafka: p.kafka, Decoder: p.decoder, Logger: p.log, Evaluate: feeds,
+			TransactionalID: "millrace-segments" + p.boot,
+		})
+	})
 }
 
 // run runs what feeds or follows a view in the background.

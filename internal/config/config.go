@@ -49,6 +49,7 @@ type Config struct {
 	SettingsEvery time.Duration `yaml:"settings_every" doc:"Interval between checks of the settings of Kafka, PostgreSQL, Redis, Elasticsearch and the bucket. The first check is at start."`
 	Drain         time.Duration `yaml:"drain" doc:"Time between withdrawing readiness and closing the listeners, so that load balancers notice first."`
 	Commands      Commands      `yaml:"commands" doc:"Limits on the content of commands."`
+	Customer360   Customer360   `yaml:"customer360" doc:"Customer profiles and segments."`
 	Data          string        `yaml:"data" doc:"Folder for the data of the embedded servers. One running system per folder."`
 	Durability    string        `yaml:"durability" doc:"What the embedded log and the local warehouse survive. crash: the end of the process, kill -9 included. power-loss: also a power failure; each write is synced, and docs/testing.md states the cost. The event stores survive both with either value. Real servers follow their own settings."`
 	Log           Log           `yaml:"log" doc:"Structured logs on standard error."`
@@ -106,6 +107,18 @@ type Admin struct {
 type Commands struct {
 	ClockLeeway time.Duration  `yaml:"clock_leeway" doc:"How far the business time of a command may be ahead of the server's clock. It is stored as sent. A later time is rejected, and the error states the server's time."`
 	Currencies  map[string]int `yaml:"currencies" doc:"Currencies that ISO 4217 lacks, or with a different number of decimals, as {code: decimals}. Example: {GBP: 3} accepts prices of a tenth of a penny, which the file of millrace import contains."`
+}
+
+// Customer360 configures segments of customers.
+type Customer360 struct {
+	Segments map[string]Segment `yaml:"segments" doc:"Saved conditions over customer profiles: a map from a name to expression, description and purpose. The expression is CEL; the page on Customer 360 has its variables and functions. The purpose is marketing, analytics or personalisation, and only customers who consent to it are members. Processes with the roles views and query need the same segments."`
+}
+
+// Segment is one segment of customers.
+type Segment struct {
+	Expression  string `yaml:"expression"`
+	Description string `yaml:"description"`
+	Purpose     string `yaml:"purpose"`
 }
 
 // Limits bounds concurrent work. Zero connections mean a default that depends on the process's
@@ -246,6 +259,7 @@ func Default() Config {
 		Admin:         Admin{Addr: "127.0.0.1:7401"},
 		Auth:          Auth{Rights: map[string][]string{}},
 		Commands:      Commands{ClockLeeway: time.Minute, Currencies: map[string]int{}},
+		Customer360:   Customer360{Segments: map[string]Segment{}},
 		Data:          "data",
 		Durability:    "crash",
 		Log:           Log{Level: slog.LevelWarn, Format: "text"},

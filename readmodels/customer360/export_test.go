@@ -2,6 +2,7 @@ package customer360
 
 import (
 	"context"
+	"time"
 
 	"github.com/millrace/millrace/event/identity"
 	"github.com/millrace/millrace/internal/digest"
@@ -25,3 +26,21 @@ func (v *View) ProfilesDigest(ctx context.Context) (*digest.Digest, error) {
 	})
 	return d, err
 }
+
+// EvaluateOne evaluates one segment.
+func EvaluateOne(s Segment, p Parts, now time.Time) (member bool, due time.Time, err error) {
+	compiled, err := compile([]Segment{s})
+	if err != nil {
+		return false, time.Time{}, err
+	}
+	o, err := evaluate(compiled, p, now)
+	return o.members[s.Name], o.due, err
+}
+
+// PartsOf returns the fragments of a person.
+func (v *View) PartsOf(ctx context.Context, customer string) (Parts, error) {
+	return v.parts(ctx, identity.Customer(customer))
+}
+
+// MembersOf returns the number of members of a segment.
+func (v *View) MembersOf(segment string) uint64 { return v.members.count(segment) }

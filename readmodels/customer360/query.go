@@ -65,8 +65,15 @@ func (q *Queries) GetProfile(
 		return nil, err
 	}
 	return connect.NewResponse(&customer360v1.GetProfileResponse{
-		Profile: profile, Freshness: v.freshness(parts),
+		Profile: profile, Freshness: v.freshness(parts), Segments: v.memberOf(parts.Person.Canonical()),
 	}), nil
+}
+
+// memberOf returns the configured segments that a customer is a member of.
+func (v *View) memberOf(customer string) []string {
+	return slices.DeleteFunc(v.members.of(customer), func(name string) bool {
+		return !slices.ContainsFunc(v.segments, func(s *segment) bool { return s.Name == name })
+	})
 }
 
 // freshness returns how fresh an answer is.

@@ -31,18 +31,28 @@ type View struct {
 	watermarks *streams.Watermarks             // how far the view is; also has its faults
 	fresh      map[string]readmodels.Freshness // answers queries with a token, by service
 	log        *slog.Logger
+
+	segments []*segment // sorted by name; set before the view is used
+	members  *members   // of segments
 }
 
 // New returns the view on a Redis. The caller closes the client.
 func New(client *redis.Client, logger *slog.Logger) *View {
 	v := &View{
 		docs: client.Documents(Name), watermarks: streams.NewWatermarks(),
-		fresh: map[string]readmodels.Freshness{}, log: logger,
+		fresh: map[string]readmodels.Freshness{}, log: logger, members: newMembers(),
 	}
 	for _, a := range Sources() {
 		v.fresh[a.Service] = readmodels.Freshness{View: Name, Aggregate: a, Watermarks: v.watermarks}
 	}
 	return v
+}
+
+// SetSegments sets the segments whose members the view keeps. Call it before anything else. The error
+// names the segment, and the position in its expression.
+func (v *View) SetSegments(segments []Segment) (err error) {
+	v.segments, err = compile(segments)
+	return err
 }
 
 // topics returns the topics that the view reads.

@@ -29,6 +29,9 @@ import (
 var servers = map[string]*server.Servers{"redis": {}, "redis cluster": {Nodes: 3}}
 
 func TestMain(m *testing.M) {
+	if servers := os.Getenv(childOf); servers != "" {
+		os.Exit(child(servers))
+	}
 	code := m.Run()
 	for name, s := range servers {
 		if err := s.Stop(); err != nil {
@@ -69,12 +72,20 @@ func drop(t testing.TB, client *redis.Client) {
 // newRedis starts an embedded Redis.
 func newRedis(t testing.TB) *redis.Client {
 	t.Helper()
+	_, client := serveRedis(t)
+	return client
+}
+
+// serveRedis starts an embedded Redis, and also returns its address.
+func serveRedis(t testing.TB) (redis.Config, *redis.Client) {
+	t.Helper()
 	e, err := embedded.Start(t.Context(), embedded.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(e.Close)
-	return open(t, redis.Config{Addr: e.Addr()})
+	cfg := redis.Config{Addr: e.Addr()}
+	return cfg, open(t, cfg)
 }
 
 func open(t testing.TB, cfg redis.Config) *redis.Client {

@@ -278,3 +278,16 @@ func (w *world) interleaved(rng *rand.Rand) iter.Seq[[]streams.Record] {
 		}
 	}
 }
+
+// customerOf returns the number of the customer who has placed an order.
+func customerOf(t testing.TB, e event.Event) (n int) {
+	t.Helper()
+	var m orderv1.OrderEvent
+	if err := proto.Unmarshal(e.Data, &m); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Sscanf(m.GetPlaced().GetCustomerId(), "00000000-0000-7000-8000-%d", &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}

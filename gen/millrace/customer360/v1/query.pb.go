@@ -119,9 +119,11 @@ func (*GetProfileRequest_Identifier) isGetProfileRequest_Key() {}
 
 // GetProfileResponse is a person as the view has it.
 type GetProfileResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Profile       *Profile               `protobuf:"bytes,1,opt,name=profile,proto3" json:"profile,omitempty"`
-	Freshness     *v11.Freshness         `protobuf:"bytes,2,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Profile   *Profile               `protobuf:"bytes,1,opt,name=profile,proto3" json:"profile,omitempty"`
+	Freshness *v11.Freshness         `protobuf:"bytes,2,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	// Segments that the person is a member of, sorted.
+	Segments      []string `protobuf:"bytes,3,rep,name=segments,proto3" json:"segments,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -170,11 +172,18 @@ func (x *GetProfileResponse) GetFreshness() *v11.Freshness {
 	return nil
 }
 
+func (x *GetProfileResponse) GetSegments() []string {
+	if x != nil {
+		return x.Segments
+	}
+	return nil
+}
+
 var File_millrace_customer360_v1_query_proto protoreflect.FileDescriptor
 
 const file_millrace_customer360_v1_query_proto_rawDesc = "" +
 	"\n" +
-	"#millrace/customer360/v1/query.proto\x12\x17millrace.customer360.v1\x1a\x1bbuf/validate/validate.proto\x1a%millrace/customer360/v1/profile.proto\x1a millrace/event/v1/position.proto\x1a#millrace/identity/v1/identity.proto\"\xb5\x01\n" +
+	"#millrace/customer360/v1/query.proto\x12\x17millrace.customer360.v1\x1a\x1bbuf/validate/validate.proto\x1a%millrace/customer360/v1/profile.proto\x1a&millrace/customer360/v1/segments.proto\x1a millrace/event/v1/position.proto\x1a#millrace/identity/v1/identity.proto\"\xb5\x01\n" +
 	"\x11GetProfileRequest\x12+\n" +
 	"\vcustomer_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01H\x00R\n" +
 	"customerId\x12E\n" +
@@ -182,13 +191,18 @@ const file_millrace_customer360_v1_query_proto_rawDesc = "" +
 	"identifier\x18\x02 \x01(\v2#.millrace.identity.v1.IdentifierKeyH\x00R\n" +
 	"identifier\x12\x1e\n" +
 	"\x05token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xe8\aR\x05tokenB\f\n" +
-	"\x03key\x12\x05\xbaH\x02\b\x01\"\x8c\x01\n" +
+	"\x03key\x12\x05\xbaH\x02\b\x01\"\xa8\x01\n" +
 	"\x12GetProfileResponse\x12:\n" +
 	"\aprofile\x18\x01 \x01(\v2 .millrace.customer360.v1.ProfileR\aprofile\x12:\n" +
-	"\tfreshness\x18\x02 \x01(\v2\x1c.millrace.event.v1.FreshnessR\tfreshness2\x82\x01\n" +
+	"\tfreshness\x18\x02 \x01(\v2\x1c.millrace.event.v1.FreshnessR\tfreshness\x12\x1a\n" +
+	"\bsegments\x18\x03 \x03(\tR\bsegments2\xd6\x04\n" +
 	"\x14CustomerQueryService\x12j\n" +
 	"\n" +
-	"GetProfile\x12*.millrace.customer360.v1.GetProfileRequest\x1a+.millrace.customer360.v1.GetProfileResponse\"\x03\x90\x02\x01B\xef\x01\n" +
+	"GetProfile\x12*.millrace.customer360.v1.GetProfileRequest\x1a+.millrace.customer360.v1.GetProfileResponse\"\x03\x90\x02\x01\x12|\n" +
+	"\x10DescribeSegments\x120.millrace.customer360.v1.DescribeSegmentsRequest\x1a1.millrace.customer360.v1.DescribeSegmentsResponse\"\x03\x90\x02\x01\x12p\n" +
+	"\fCountSegment\x12,.millrace.customer360.v1.CountSegmentRequest\x1a-.millrace.customer360.v1.CountSegmentResponse\"\x03\x90\x02\x01\x12m\n" +
+	"\vListSegment\x12+.millrace.customer360.v1.ListSegmentRequest\x1a,.millrace.customer360.v1.ListSegmentResponse\"\x03\x90\x02\x01\x12s\n" +
+	"\rExportSegment\x12-.millrace.customer360.v1.ExportSegmentRequest\x1a..millrace.customer360.v1.ExportSegmentResponse\"\x03\x90\x02\x01B\xef\x01\n" +
 	"\x1bcom.millrace.customer360.v1B\n" +
 	"QueryProtoP\x01ZFgithub.com/millrace/millrace/gen/millrace/customer360/v1;customer360v1\xa2\x02\x03MCX\xaa\x02\x17Millrace.Customer360.V1\xca\x02\x17Millrace\\Customer360\\V1\xe2\x02#Millrace\\Customer360\\V1\\GPBMetadata\xea\x02\x19Millrace::Customer360::V1b\x06proto3"
 
@@ -206,23 +220,39 @@ func file_millrace_customer360_v1_query_proto_rawDescGZIP() []byte {
 
 var file_millrace_customer360_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
 var file_millrace_customer360_v1_query_proto_goTypes = []any{
-	(*GetProfileRequest)(nil),  // 0: millrace.customer360.v1.GetProfileRequest
-	(*GetProfileResponse)(nil), // 1: millrace.customer360.v1.GetProfileResponse
-	(*v1.IdentifierKey)(nil),   // 2: millrace.identity.v1.IdentifierKey
-	(*Profile)(nil),            // 3: millrace.customer360.v1.Profile
-	(*v11.Freshness)(nil),      // 4: millrace.event.v1.Freshness
+	(*GetProfileRequest)(nil),        // 0: millrace.customer360.v1.GetProfileRequest
+	(*GetProfileResponse)(nil),       // 1: millrace.customer360.v1.GetProfileResponse
+	(*v1.IdentifierKey)(nil),         // 2: millrace.identity.v1.IdentifierKey
+	(*Profile)(nil),                  // 3: millrace.customer360.v1.Profile
+	(*v11.Freshness)(nil),            // 4: millrace.event.v1.Freshness
+	(*DescribeSegmentsRequest)(nil),  // 5: millrace.customer360.v1.DescribeSegmentsRequest
+	(*CountSegmentRequest)(nil),      // 6: millrace.customer360.v1.CountSegmentRequest
+	(*ListSegmentRequest)(nil),       // 7: millrace.customer360.v1.ListSegmentRequest
+	(*ExportSegmentRequest)(nil),     // 8: millrace.customer360.v1.ExportSegmentRequest
+	(*DescribeSegmentsResponse)(nil), // 9: millrace.customer360.v1.DescribeSegmentsResponse
+	(*CountSegmentResponse)(nil),     // 10: millrace.customer360.v1.CountSegmentResponse
+	(*ListSegmentResponse)(nil),      // 11: millrace.customer360.v1.ListSegmentResponse
+	(*ExportSegmentResponse)(nil),    // 12: millrace.customer360.v1.ExportSegmentResponse
 }
 var file_millrace_customer360_v1_query_proto_depIdxs = []int32{
-	2, // 0: millrace.customer360.v1.GetProfileRequest.identifier:type_name -> millrace.identity.v1.IdentifierKey
-	3, // 1: millrace.customer360.v1.GetProfileResponse.profile:type_name -> millrace.customer360.v1.Profile
-	4, // 2: millrace.customer360.v1.GetProfileResponse.freshness:type_name -> millrace.event.v1.Freshness
-	0, // 3: millrace.customer360.v1.CustomerQueryService.GetProfile:input_type -> millrace.customer360.v1.GetProfileRequest
-	1, // 4: millrace.customer360.v1.CustomerQueryService.GetProfile:output_type -> millrace.customer360.v1.GetProfileResponse
-	4, // [4:5] is the sub-list for method output_type
-	3, // [3:4] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	2,  // 0: millrace.customer360.v1.GetProfileRequest.identifier:type_name -> millrace.identity.v1.IdentifierKey
+	3,  // 1: millrace.customer360.v1.GetProfileResponse.profile:type_name -> millrace.customer360.v1.Profile
+	4,  // 2: millrace.customer360.v1.GetProfileResponse.freshness:type_name -> millrace.event.v1.Freshness
+	0,  // 3: millrace.customer360.v1.CustomerQueryService.GetProfile:input_type -> millrace.customer360.v1.GetProfileRequest
+	5,  // 4: millrace.customer360.v1.CustomerQueryService.DescribeSegments:input_type -> millrace.customer360.v1.DescribeSegmentsRequest
+	6,  // 5: millrace.customer360.v1.CustomerQueryService.CountSegment:input_type -> millrace.customer360.v1.CountSegmentRequest
+	7,  // 6: millrace.customer360.v1.CustomerQueryService.ListSegment:input_type -> millrace.customer360.v1.ListSegmentRequest
+	8,  // 7: millrace.customer360.v1.CustomerQueryService.ExportSegment:input_type -> millrace.customer360.v1.ExportSegmentRequest
+	1,  // 8: millrace.customer360.v1.CustomerQueryService.GetProfile:output_type -> millrace.customer360.v1.GetProfileResponse
+	9,  // 9: millrace.customer360.v1.CustomerQueryService.DescribeSegments:output_type -> millrace.customer360.v1.DescribeSegmentsResponse
+	10, // 10: millrace.customer360.v1.CustomerQueryService.CountSegment:output_type -> millrace.customer360.v1.CountSegmentResponse
+	11, // 11: millrace.customer360.v1.CustomerQueryService.ListSegment:output_type -> millrace.customer360.v1.ListSegmentResponse
+	12, // 12: millrace.customer360.v1.CustomerQueryService.ExportSegment:output_type -> millrace.customer360.v1.ExportSegmentResponse
+	8,  // [8:13] is the sub-list for method output_type
+	3,  // [3:8] is the sub-list for method input_type
+	3,  // [3:3] is the sub-list for extension type_name
+	3,  // [3:3] is the sub-list for extension extendee
+	0,  // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_millrace_customer360_v1_query_proto_init() }
@@ -231,6 +261,7 @@ func file_millrace_customer360_v1_query_proto_init() {
 		return
 	}
 	file_millrace_customer360_v1_profile_proto_init()
+	file_millrace_customer360_v1_segments_proto_init()
 	file_millrace_customer360_v1_query_proto_msgTypes[0].OneofWrappers = []any{
 		(*GetProfileRequest_CustomerId)(nil),
 		(*GetProfileRequest_Identifier)(nil),

@@ -36,6 +36,18 @@ const (
 	// CustomerQueryServiceGetProfileProcedure is the fully-qualified name of the CustomerQueryService's
 	// GetProfile RPC.
 	CustomerQueryServiceGetProfileProcedure = "/millrace.customer360.v1.CustomerQueryService/GetProfile"
+	// CustomerQueryServiceDescribeSegmentsProcedure is the fully-qualified name of the
+	// CustomerQueryService's DescribeSegments RPC.
+	CustomerQueryServiceDescribeSegmentsProcedure = "/millrace.customer360.v1.CustomerQueryService/DescribeSegments"
+	// CustomerQueryServiceCountSegmentProcedure is the fully-qualified name of the
+	// CustomerQueryService's CountSegment RPC.
+	CustomerQueryServiceCountSegmentProcedure = "/millrace.customer360.v1.CustomerQueryService/CountSegment"
+	// CustomerQueryServiceListSegmentProcedure is the fully-qualified name of the
+	// CustomerQueryService's ListSegment RPC.
+	CustomerQueryServiceListSegmentProcedure = "/millrace.customer360.v1.CustomerQueryService/ListSegment"
+	// CustomerQueryServiceExportSegmentProcedure is the fully-qualified name of the
+	// CustomerQueryService's ExportSegment RPC.
+	CustomerQueryServiceExportSegmentProcedure = "/millrace.customer360.v1.CustomerQueryService/ExportSegment"
 )
 
 // CustomerQueryServiceClient is a client for the millrace.customer360.v1.CustomerQueryService
@@ -43,6 +55,15 @@ const (
 type CustomerQueryServiceClient interface {
 	// GetProfile shows everything that is known of a person.
 	GetProfile(context.Context, *connect.Request[v1.GetProfileRequest]) (*connect.Response[v1.GetProfileResponse], error)
+	// DescribeSegments lists the segments of the configuration customer360.segments.
+	DescribeSegments(context.Context, *connect.Request[v1.DescribeSegmentsRequest]) (*connect.Response[v1.DescribeSegmentsResponse], error)
+	// CountSegment counts the members of a segment.
+	CountSegment(context.Context, *connect.Request[v1.CountSegmentRequest]) (*connect.Response[v1.CountSegmentResponse], error)
+	// ListSegment lists the members of a segment by id, in pages.
+	ListSegment(context.Context, *connect.Request[v1.ListSegmentRequest]) (*connect.Response[v1.ListSegmentResponse], error)
+	// ExportSegment returns the profiles of the members of a segment, in pages. Who does not consent to the segment's purpose at
+	// this moment is left out.
+	ExportSegment(context.Context, *connect.Request[v1.ExportSegmentRequest]) (*connect.Response[v1.ExportSegmentResponse], error)
 }
 
 // NewCustomerQueryServiceClient constructs a client for the
@@ -64,12 +85,44 @@ func NewCustomerQueryServiceClient(httpClient connect.HTTPClient, baseURL string
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		describeSegments: connect.NewClient[v1.DescribeSegmentsRequest, v1.DescribeSegmentsResponse](
+			httpClient,
+			baseURL+CustomerQueryServiceDescribeSegmentsProcedure,
+			connect.WithSchema(customerQueryServiceMethods.ByName("DescribeSegments")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		countSegment: connect.NewClient[v1.CountSegmentRequest, v1.CountSegmentResponse](
+			httpClient,
+			baseURL+CustomerQueryServiceCountSegmentProcedure,
+			connect.WithSchema(customerQueryServiceMethods.ByName("CountSegment")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		listSegment: connect.NewClient[v1.ListSegmentRequest, v1.ListSegmentResponse](
+			httpClient,
+			baseURL+CustomerQueryServiceListSegmentProcedure,
+			connect.WithSchema(customerQueryServiceMethods.ByName("ListSegment")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		exportSegment: connect.NewClient[v1.ExportSegmentRequest, v1.ExportSegmentResponse](
+			httpClient,
+			baseURL+CustomerQueryServiceExportSegmentProcedure,
+			connect.WithSchema(customerQueryServiceMethods.ByName("ExportSegment")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // customerQueryServiceClient implements CustomerQueryServiceClient.
 type customerQueryServiceClient struct {
-	getProfile *connect.Client[v1.GetProfileRequest, v1.GetProfileResponse]
+	getProfile       *connect.Client[v1.GetProfileRequest, v1.GetProfileResponse]
+	describeSegments *connect.Client[v1.DescribeSegmentsRequest, v1.DescribeSegmentsResponse]
+	countSegment     *connect.Client[v1.CountSegmentRequest, v1.CountSegmentResponse]
+	listSegment      *connect.Client[v1.ListSegmentRequest, v1.ListSegmentResponse]
+	exportSegment    *connect.Client[v1.ExportSegmentRequest, v1.ExportSegmentResponse]
 }
 
 // GetProfile calls millrace.customer360.v1.CustomerQueryService.GetProfile.
@@ -77,11 +130,40 @@ func (c *customerQueryServiceClient) GetProfile(ctx context.Context, req *connec
 	return c.getProfile.CallUnary(ctx, req)
 }
 
+// DescribeSegments calls millrace.customer360.v1.CustomerQueryService.DescribeSegments.
+func (c *customerQueryServiceClient) DescribeSegments(ctx context.Context, req *connect.Request[v1.DescribeSegmentsRequest]) (*connect.Response[v1.DescribeSegmentsResponse], error) {
+	return c.describeSegments.CallUnary(ctx, req)
+}
+
+// CountSegment calls millrace.customer360.v1.CustomerQueryService.CountSegment.
+func (c *customerQueryServiceClient) CountSegment(ctx context.Context, req *connect.Request[v1.CountSegmentRequest]) (*connect.Response[v1.CountSegmentResponse], error) {
+	return c.countSegment.CallUnary(ctx, req)
+}
+
+// ListSegment calls millrace.customer360.v1.CustomerQueryService.ListSegment.
+func (c *customerQueryServiceClient) ListSegment(ctx context.Context, req *connect.Request[v1.ListSegmentRequest]) (*connect.Response[v1.ListSegmentResponse], error) {
+	return c.listSegment.CallUnary(ctx, req)
+}
+
+// ExportSegment calls millrace.customer360.v1.CustomerQueryService.ExportSegment.
+func (c *customerQueryServiceClient) ExportSegment(ctx context.Context, req *connect.Request[v1.ExportSegmentRequest]) (*connect.Response[v1.ExportSegmentResponse], error) {
+	return c.exportSegment.CallUnary(ctx, req)
+}
+
 // CustomerQueryServiceHandler is an implementation of the
 // millrace.customer360.v1.CustomerQueryService service.
 type CustomerQueryServiceHandler interface {
 	// GetProfile shows everything that is known of a person.
 	GetProfile(context.Context, *connect.Request[v1.GetProfileRequest]) (*connect.Response[v1.GetProfileResponse], error)
+	// DescribeSegments lists the segments of the configuration customer360.segments.
+	DescribeSegments(context.Context, *connect.Request[v1.DescribeSegmentsRequest]) (*connect.Response[v1.DescribeSegmentsResponse], error)
+	// CountSegment counts the members of a segment.
+	CountSegment(context.Context, *connect.Request[v1.CountSegmentRequest]) (*connect.Response[v1.CountSegmentResponse], error)
+	// ListSegment lists the members of a segment by id, in pages.
+	ListSegment(context.Context, *connect.Request[v1.ListSegmentRequest]) (*connect.Response[v1.ListSegmentResponse], error)
+	// ExportSegment returns the profiles of the members of a segment, in pages. Who does not consent to the segment's purpose at
+	// this moment is left out.
+	ExportSegment(context.Context, *connect.Request[v1.ExportSegmentRequest]) (*connect.Response[v1.ExportSegmentResponse], error)
 }
 
 // NewCustomerQueryServiceHandler builds an HTTP handler from the service implementation. It returns
@@ -98,10 +180,46 @@ func NewCustomerQueryServiceHandler(svc CustomerQueryServiceHandler, opts ...con
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	customerQueryServiceDescribeSegmentsHandler := connect.NewUnaryHandler(
+		CustomerQueryServiceDescribeSegmentsProcedure,
+		svc.DescribeSegments,
+		connect.WithSchema(customerQueryServiceMethods.ByName("DescribeSegments")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	customerQueryServiceCountSegmentHandler := connect.NewUnaryHandler(
+		CustomerQueryServiceCountSegmentProcedure,
+		svc.CountSegment,
+		connect.WithSchema(customerQueryServiceMethods.ByName("CountSegment")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	customerQueryServiceListSegmentHandler := connect.NewUnaryHandler(
+		CustomerQueryServiceListSegmentProcedure,
+		svc.ListSegment,
+		connect.WithSchema(customerQueryServiceMethods.ByName("ListSegment")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	customerQueryServiceExportSegmentHandler := connect.NewUnaryHandler(
+		CustomerQueryServiceExportSegmentProcedure,
+		svc.ExportSegment,
+		connect.WithSchema(customerQueryServiceMethods.ByName("ExportSegment")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/millrace.customer360.v1.CustomerQueryService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case CustomerQueryServiceGetProfileProcedure:
 			customerQueryServiceGetProfileHandler.ServeHTTP(w, r)
+		case CustomerQueryServiceDescribeSegmentsProcedure:
+			customerQueryServiceDescribeSegmentsHandler.ServeHTTP(w, r)
+		case CustomerQueryServiceCountSegmentProcedure:
+			customerQueryServiceCountSegmentHandler.ServeHTTP(w, r)
+		case CustomerQueryServiceListSegmentProcedure:
+			customerQueryServiceListSegmentHandler.ServeHTTP(w, r)
+		case CustomerQueryServiceExportSegmentProcedure:
+			customerQueryServiceExportSegmentHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -113,4 +231,20 @@ type UnimplementedCustomerQueryServiceHandler struct{}
 
 func (UnimplementedCustomerQueryServiceHandler) GetProfile(context.Context, *connect.Request[v1.GetProfileRequest]) (*connect.Response[v1.GetProfileResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.customer360.v1.CustomerQueryService.GetProfile is not implemented"))
+}
+
+func (UnimplementedCustomerQueryServiceHandler) DescribeSegments(context.Context, *connect.Request[v1.DescribeSegmentsRequest]) (*connect.Response[v1.DescribeSegmentsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.customer360.v1.CustomerQueryService.DescribeSegments is not implemented"))
+}
+
+func (UnimplementedCustomerQueryServiceHandler) CountSegment(context.Context, *connect.Request[v1.CountSegmentRequest]) (*connect.Response[v1.CountSegmentResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.customer360.v1.CustomerQueryService.CountSegment is not implemented"))
+}
+
+func (UnimplementedCustomerQueryServiceHandler) ListSegment(context.Context, *connect.Request[v1.ListSegmentRequest]) (*connect.Response[v1.ListSegmentResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.customer360.v1.CustomerQueryService.ListSegment is not implemented"))
+}
+
+func (UnimplementedCustomerQueryServiceHandler) ExportSegment(context.Context, *connect.Request[v1.ExportSegmentRequest]) (*connect.Response[v1.ExportSegmentResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.customer360.v1.CustomerQueryService.ExportSegment is not implemented"))
 }
