@@ -26,8 +26,15 @@ run: build $(NPM_DONE) ## install missing tools, start the whole system on loopb
 tools: $(NPM_DONE) ## install the tools that make run and the tests need from npm: the SQL engine, buf
 
 .PHONY: servers
-servers: $(NPM_DONE) ## install the real servers and external clients that the tests use
+servers: ## install the real servers and external clients that the tests use
+	@$(MAKE) --no-print-directory -j3 all-servers
+
+# They are independent of each other, and wait for downloads most of the time.
+.PHONY: all-servers real-servers python-tools
+all-servers: $(NPM_DONE) real-servers python-tools
+real-servers:
 	@scripts/servers
+python-tools:
 	@scripts/python-tools
 
 .PHONY: engines
