@@ -21,6 +21,7 @@ import (
 	"github.com/millrace/millrace/streams"
 	"github.com/millrace/millrace/streams/streamstest"
 	server "github.com/millrace/millrace/test/servers/kafka"
+	"github.com/millrace/millrace/test/servers/process"
 )
 
 // All tests share the brokers. Each has its own topics and sinks.
@@ -36,6 +37,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	shared = cfg
+	process.Parallel(6)
 	code := m.Run()
 	if err = errors.Join(stop(), apache.Stop()); err == nil && code == 0 {
 		err = goleak.Find()

@@ -22,6 +22,7 @@ import (
 // starts at once.
 //
 // This test is not parallel to others, because its transactions would hide their checkpoints, too.
+// Its cases run one after the other for the same reason.
 func TestCheckpointsBehindOpenTransaction(t *testing.T) {
 	// restored returns a writer of a published store, and the store restored from a backup that lacks
 	// the events that are written later.
@@ -96,10 +97,7 @@ func TestCheckpointsBehindOpenTransaction(t *testing.T) {
 			b.checkStreams(t, s)
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			each(t, check)
-		})
+		t.Run(name, func(t *testing.T) { each(t, check) })
 	}
 }
 

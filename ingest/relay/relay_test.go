@@ -26,6 +26,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	process.Parallel(6)
 	os.Exit(process.RunTests(m, apache.Stop))
 }
 

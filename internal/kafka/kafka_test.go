@@ -22,6 +22,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, beVictim(group))
 		os.Exit(1)
 	}
+	process.Parallel(6)
 	os.Exit(process.RunTests(m, apache.Stop))
 }
 
