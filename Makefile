@@ -7,6 +7,7 @@ LINT     := $(BIN)/golangci-lint
 NPM_DONE := $(TOOLS)/npm/node_modules/.package-lock.json
 TESTFLAGS ?=
 BENCHFLAGS ?=
+LINTFLAGS ?=
 
 .DEFAULT_GOAL := help
 
@@ -75,7 +76,7 @@ check: build lint gen-fresh breaking deploy-check ## build, lint, check generate
 
 .PHONY: lint
 lint: $(LINT) $(NPM_DONE) ## golangci-lint (import rule included) and buf lint
-	$(LINT) run ./...
+	$(LINT) run $(LINTFLAGS) ./...
 	$(BUF) lint
 
 .PHONY: gen
