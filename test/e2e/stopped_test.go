@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/test/servers/process"
 )
 
@@ -239,7 +240,7 @@ func (s *system) verifyDiffers(side string) {
 			different = append(different, a.Difference)
 		}
 	}
-	if len(result.Aggregates) != 4 || len(different) != 1 || !strings.Contains(different[0], side) {
+	if len(result.Aggregates) != len(event.Aggregates()) || len(different) != 1 || !strings.Contains(different[0], side) {
 		s.t.Errorf("verify: %d aggregates, different: %q", len(result.Aggregates), different)
 	}
 	for _, a := range result.Aggregates {
