@@ -21,6 +21,7 @@ import (
 // case, the system must either recover with nothing lost or duplicated, or stop and name a command
 // that repairs it.
 func TestLogAndStoreDiverge(t *testing.T) {
+	t.Parallel()
 	env := servers.env(t)
 	brokers := servers.all.Kafka.Brokers(t)
 	s := upOn(t, env, t.TempDir(), "127.0.0.1:0")

@@ -28,8 +28,10 @@ var earlierCounts = map[string]string{
 // Repeated commands are not accepted again, and new ones reach every sink. A restart preserves all
 // of it.
 func TestDataOfAnEarlierVersion(t *testing.T) {
+	t.Parallel()
 	for _, end := range []string{"stopped", "killed"} {
 		t.Run(end, func(t *testing.T) {
+			t.Parallel()
 			data := filepath.Join(t.TempDir(), "data")
 			unpack(t, filepath.Join("testdata", "earlier", end+".tar.gz"), filepath.Dir(data))
 			run(t, "lake", "relocate", filepath.Join(earlierHome, "lake", "warehouse"), "--data", data)

@@ -15,6 +15,7 @@ import (
 // TestRights calls every surface of a running system as callers with each right. Each must be
 // allowed what it was granted, and be told which right is missing for the rest.
 func TestRights(t *testing.T) {
+	t.Parallel()
 	callers := map[string]string{
 		"nobody":   "", // has a token, but no rights
 		"shop":     "commands, queries",

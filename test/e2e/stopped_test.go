@@ -24,6 +24,7 @@ import (
 // continues, every way to ask names the table and the remedy, and once it is dropped it is landed
 // again.
 func TestOneTableStops(t *testing.T) {
+	t.Parallel()
 	ports, err := process.FreePorts(1)
 	if err != nil {
 		t.Fatal(err)

@@ -3,7 +3,10 @@
 // know nothing of Millrace.
 //
 // Each test starts a system, a running `millrace up`, on a data folder of its own. Many run twice:
-// on the embedded default, and on real servers if they are installed.
+// on the embedded default, and on real servers if they are installed. Systems on the real servers
+// share the topics there, so never two of them run at the same time: of the tests that run in
+// parallel, only one is on real servers. Tests that measure a loaded system, or restart one on the
+// same ephemeral port, are not parallel.
 package e2e
 
 import (
