@@ -20,6 +20,7 @@ import (
 // tables, and SQL reads these, now and as of a moment.
 func TestExternalTopics(t *testing.T) {
 	t.Run("embedded", func(t *testing.T) {
+		t.Parallel()
 		ports, err := process.FreePorts(1)
 		if err != nil {
 			t.Fatal(err)
@@ -28,6 +29,7 @@ func TestExternalTopics(t *testing.T) {
 		externalTopics(t, []string{"MILLRACE_KAFKA_LISTEN=" + at}, at, "MILLRACE_KAFKA_BROKERS="+at)
 	})
 	t.Run("real", func(t *testing.T) {
+		t.Parallel()
 		env := servers.env(t)
 		brokers, err := servers.all.Kafka.Start() // already started
 		if err != nil {

@@ -22,8 +22,12 @@ import (
 // like, they must not be visible anywhere, must not take the version of an acknowledged event, and
 // must be counted.
 func TestGarbage(t *testing.T) {
-	t.Run("embedded", func(t *testing.T) { garbage(t, nil, "") })
+	t.Run("embedded", func(t *testing.T) {
+		t.Parallel()
+		garbage(t, nil, "")
+	})
 	t.Run("real", func(t *testing.T) {
+		t.Parallel()
 		env := servers.env(t)
 		brokers, err := servers.all.Kafka.Start() // already started
 		if err != nil {

@@ -24,7 +24,10 @@ func TestQuickStart(t *testing.T) {
 		{"embedded", func(*testing.T) []string { return nil }},
 		{"real", servers.env},
 	} {
-		t.Run(on.name, func(t *testing.T) { quickStart(t, on.env(t)) })
+		t.Run(on.name, func(t *testing.T) {
+			t.Parallel()
+			quickStart(t, on.env(t))
+		})
 	}
 }
 
