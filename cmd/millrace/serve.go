@@ -25,6 +25,7 @@ func newServe(a *cli) *cobra.Command {
   relay      publishes events from the stores to Kafka; one process, because a second one fences the first
   views      feeds Redis and Elasticsearch; the processes share the partitions
   lake       lands and maintains the Iceberg tables; the processes share the partitions
+  features   fills the tables of features in ClickHouse; any number of processes
   query      answers queries and SQL at --addr; any number of processes
   admin      answers status and verify at --admin-addr
   iceberg    serves Iceberg's REST catalog to other engines at http://--addr/iceberg
@@ -34,7 +35,8 @@ SIGTERM, it withdraws its readiness, waits for "drain", ends the calls in progre
 writing.
 
 Roles in different processes need real servers for what they share. Configure those that they need:
-store.postgres, kafka.brokers, redis.addr, search.elasticsearch, lake.catalog and lake.warehouse.`,
+store.postgres, kafka.brokers, redis.addr, search.elasticsearch, lake.catalog, lake.warehouse and,
+for features, clickhouse.url.`,
 		Example: `  millrace serve --role commands
   millrace serve --role relay,views --admin-addr 127.0.0.1:7411
   millrace serve --role all                         # as "millrace up", without the demo and the table`,

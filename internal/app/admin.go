@@ -15,6 +15,7 @@ import (
 
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/features/history"
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/digest"
@@ -58,6 +59,7 @@ func (p *App) Status(
 	for _, f := range broken {
 		res.Tables = append(res.Tables, &adminv1.TableFault{Table: f.Table, Reason: f.Err.Error(), Remedy: f.Remedy})
 	}
+	res.Tables = append(res.Tables, p.historyFaults()...)
 	for _, v := range p.views {
 		for _, f := range v.Faults().List() {
 			res.Views = append(res.Views, &adminv1.ViewFault{View: v.Name, Part: f.Part, Reason: f.Reason,
@@ -115,6 +117,9 @@ func (p *App) sinks(ctx context.Context) ([]telemetry.Sink, error) {
 	}
 	if p.lake != nil && p.admin != nil {
 		add(p.tableSinks(ctx))
+	}
+	if p.history != nil && p.admin != nil {
+		add(p.historySinks(ctx))
 	}
 	return all, errors.Join(errs...)
 }
@@ -292,6 +297,9 @@ func (p *App) heads(ctx context.Context) (map[string]event.Position, error) {
 func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 	// A step for each topic, each view, and the tables of each topic.
 	total := 2*len(p.modules.aggregates()) + len(p.views)
+	if p.history != nil {
+		total++
+	}
 	done := 0
 	report := func(what string) { progress("waiting for "+what, done, total); done++ }
 
@@ -343,6 +351,12 @@ func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 			return err
 		}
 	}
+	if p.history != nil {
+		report("features")
+		if err := p.historyCatchUp(ctx); err != nil {
+			return err
+		}
+	}
 	progress("caught up", total, total)
 	return nil
 }
@@ -388,6 +402,11 @@ func (p *App) subjects() []verify.Subject {
 	var subjects []verify.Subject
 	for _, s := range p.modules.Services {
 		subjects = append(subjects, verify.Subject{Aggregate: s.Aggregate.Name, Comparisons: p.comparisons(s)})
+	}
+	for _, s := range p.modules.Sources { // there is no store to compare with
+		if all := p.historyComparisons(s.Aggregate.Topic, nil); len(all) > 0 {
+			subjects = append(subjects, verify.Subject{Aggregate: s.Aggregate.Name, Comparisons: all})
+		}
 	}
 	return subjects
 }
@@ -438,7 +457,13 @@ func (p *App) comparisons(s Service) []verify.Comparison {
 			return t.Sums.Expect(readable(a, events))
 		})
 	}
-	return append([]verify.Comparison{same}, derived...)
+	features := p.historyComparisons(a.Topic, func(c history.Content) {
+		derive(c.Unit, "features "+c.Table, readableDigest(c.Digest),
+			func(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
+				return c.Expected(readable(a, events))
+			})
+	})
+	return append(append([]verify.Comparison{same}, derived...), features...)
 }
 
 // tableDigest turns an error of one table into a result for that table, so that the other

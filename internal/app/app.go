@@ -6,7 +6,7 @@
 // to the components that it needs.
 //
 // Start opens the components in a fixed order: the addresses, so that a port in use fails early,
-// stores, Kafka, views, the lake, landers, the SQL engine, relays, and last what serves on the
+// stores, Kafka, views, the lake, landers, the SQL engine, features, relays, and last what serves on the
 // addresses. A step starts an embedded server if the configuration names no real one. Each step
 // registers how to undo it, and Close runs these in reverse order. A component that ends by itself
 // fails the process: Failed is closed, and Close returns the reason.
@@ -31,6 +31,7 @@ import (
 	"github.com/gofrs/flock"
 
 	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/features/history"
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/auth"
 	"github.com/millrace/millrace/internal/clickhouse"
@@ -75,6 +76,7 @@ type App struct {
 	views     []*view
 	lake      *lake.Lake
 	sql       *lakesql.SQL
+	history   *history.History   // of features; nil without ClickHouse
 	child     *clickhouse.Engine // the embedded engine of SQL and features; nil with a server
 
 	// settingsMu guards settings: the periodic check writes them, and status reads them.
@@ -140,6 +142,8 @@ func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log 
 		{serving, "settings of servers", p.startSettings},
 		{landing, "landing", p.startLanding},
 		{engine, "sql engine", p.startEngine},
+		{featureTables, "features", p.openHistory},
+		{featureFeeds, "features", p.startHistory},
 		{runners, "views", p.startRunners},
 		{followers, "views", p.startFollowers},
 		{relays, "relays", p.startRelays},

@@ -63,7 +63,7 @@ func (p *App) startKafka(ctx context.Context) error {
 			return nil
 		})
 	}
-	if !p.has(Relay) && !p.has(Views) && !p.has(Lake) {
+	if !p.has(Relay) && !p.has(Views) && !p.has(Lake) && !p.has(Features) {
 		// Roles that only read need no right to create topics.
 		return admin.Ping(ctx)
 	}

@@ -18,7 +18,10 @@ import (
 	"github.com/millrace/millrace/commands/inventory"
 	"github.com/millrace/millrace/commands/order"
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/features"
+	"github.com/millrace/millrace/features/shop"
 	"github.com/millrace/millrace/ingest/relay"
+	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/digest"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
@@ -52,6 +55,7 @@ func Shop() Modules {
 		Sources: []Source{
 			{event.Behavior, []declare.Table{laketables.BehaviorEvents}},
 		},
+		Groups: func(config.Config) []*features.Group { return shop.Groups(shop.Options{}) },
 	}
 }
 
@@ -61,6 +65,8 @@ type Modules struct {
 	Services []Service
 	Views    []View
 	Sources  []Source
+	// Groups returns the feature groups. It may be nil.
+	Groups func(config.Config) []*features.Group
 }
 
 // Source is a topic of facts that come from outside. There is no store behind it, so nothing relays

@@ -39,7 +39,7 @@ func Rebuild(
 	defer func() { err = errors.Join(err, p.Close()) }()
 	// If a server is embedded, its files are in the data folder, and the lock shows whether a
 	// process runs.
-	if len(embedded(cfg, wanted([]Role{Relay, Views, Lake}))) > 0 {
+	if len(embedded(cfg, wanted([]Role{Relay, Views, Lake, Features}))) > 0 {
 		if err := p.startFolder(ctx); err != nil {
 			return err
 		}
@@ -94,13 +94,16 @@ func (p *App) fenceRelays(ctx context.Context) error {
 	return nil
 }
 
-// dropReaders drops the views and tables that are derived from an aggregate's topic.
+// dropReaders drops the views, the features and the tables that are derived from an aggregate's topic.
 func (p *App) dropReaders(ctx context.Context, a event.Aggregate, report func(string)) error {
 	for _, v := range p.modules.viewsOf(a) {
 		if err := v.Drop(ctx, p.viewSinks); err != nil {
 			return err
 		}
 		report("view " + v.Name + " is empty")
+	}
+	if err := p.dropHistory(ctx, a, report); err != nil {
+		return err
 	}
 	where, err := LakeConfig(p.cfg, p.log)
 	if err != nil {

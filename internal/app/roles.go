@@ -16,31 +16,34 @@ type Role string
 const (
 	Commands Role = "commands" // accepts commands
 	// Publishes events from the stores to Kafka. A second process fences the first.
-	Relay   Role = "relay"
-	Views   Role = "views"   // feeds the views; the processes share the partitions
-	Lake    Role = "lake"    // lands the tables; the processes share the partitions
-	Query   Role = "query"   // answers queries and SQL
-	Admin   Role = "admin"   // answers status and verify
-	Iceberg Role = "iceberg" // serves Iceberg's REST catalog to other engines
+	Relay    Role = "relay"
+	Views    Role = "views"    // feeds the views; the processes share the partitions
+	Lake     Role = "lake"     // lands the tables; the processes share the partitions
+	Query    Role = "query"    // answers queries and SQL
+	Admin    Role = "admin"    // answers status and verify
+	Features Role = "features" // fills the tables of features in ClickHouse; the processes share the work
+	Iceberg  Role = "iceberg"  // serves Iceberg's REST catalog to other engines
 )
 
 // Roles returns all roles.
-func Roles() []Role { return []Role{Commands, Relay, Views, Lake, Query, Admin, Iceberg} }
+func Roles() []Role { return []Role{Commands, Relay, Views, Lake, Features, Query, Admin, Iceberg} }
 
 // component is something that a process starts. start in app.go defines the order. Roles share
 // components: a process with two roles that need Kafka connects once.
 type component int
 
 const (
-	folder    component = iota // the data folder, for embedded servers
-	stores                     // event stores
-	eventLog                   // Kafka
-	viewSinks                  // the servers that store the views' documents
-	tables                     // the lake
-	landing                    // landers
-	engine                     // of SQL
-	runners                    // feed the views
-	followers                  // observe how far other processes have fed the views
+	folder        component = iota // the data folder, for embedded servers
+	stores                         // event stores
+	eventLog                       // Kafka
+	viewSinks                      // the servers that store the views' documents
+	tables                         // the lake
+	landing                        // landers
+	engine                         // of SQL
+	featureTables                  // in ClickHouse
+	featureFeeds                   // fill them
+	runners                        // feed the views
+	followers                      // observe how far other processes have fed the views
 	relays
 	serving // both listeners
 )
@@ -54,7 +57,8 @@ var needs = map[Role][]component{
 	Views:    {eventLog, viewSinks, runners},
 	Lake:     {eventLog, tables, landing},
 	Query:    {eventLog, viewSinks, followers, tables, engine},
-	Admin:    {stores, eventLog, viewSinks, followers, tables},
+	Features: {eventLog, featureTables, featureFeeds},
+	Admin:    {stores, eventLog, viewSinks, followers, tables, featureTables},
 	Iceberg:  {tables},
 }
 
@@ -112,6 +116,7 @@ func embedded(c config.Config, w map[component]bool) []string {
 		{viewSinks, "search.elasticsearch", c.Search.Elasticsearch},
 		{tables, "lake.catalog", c.Lake.Catalog},
 		{tables, "lake.warehouse", c.Lake.Warehouse},
+		{featureFeeds, "clickhouse.url", c.ClickHouse.URL},
 	} {
 		if w[p.component] && p.set == "" {
 			keys = append(keys, p.key)

@@ -75,6 +75,14 @@ func TestSeparateRolesNeedServers(t *testing.T) {
 	if err == nil || strings.Contains(err.Error(), "store.postgres") {
 		t.Errorf("query alone needs no store: %v", err)
 	}
+	c.Kafka.Brokers = "127.0.0.1:9092"
+	if err := checkRoles(c, []Role{Features}); err == nil || !strings.Contains(err.Error(), "clickhouse.url") {
+		t.Errorf("features alone: %v, which lacks clickhouse.url", err)
+	}
+	c.ClickHouse.URL = "http://127.0.0.1:8123"
+	if err := checkRoles(c, []Role{Features}); err != nil {
+		t.Errorf("features need Kafka and ClickHouse only: %v", err)
+	}
 	c.Store.Postgres = "postgres://localhost/{service}"
 	if err := checkRoles(c, []Role{Commands}); err != nil {
 		t.Errorf("commands alone need a store: %v", err)

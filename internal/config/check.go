@@ -103,6 +103,12 @@ func (c Config) CheckClient() error {
 	}
 	// Each section with rules of its own has a method.
 	c.Kafka.check(bad)
+	if c.Features.Retention < 0 {
+		bad("features.retention: %v is below 0", c.Features.Retention)
+	}
+	if c.Features.CommitInterval <= 0 {
+		bad("features.commit_interval: %v is not above 0", c.Features.CommitInterval)
+	}
 	// Other codecs than plain store schema ids, which only a registry can resolve.
 	for _, codec := range append(slices.Collect(maps.Values(c.Kafka.Codecs)), c.Kafka.Codec) {
 		if codec != "plain" && c.Registry.URL == "" {

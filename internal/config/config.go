@@ -59,6 +59,7 @@ type Config struct {
 	Redis         Redis         `yaml:"redis" doc:"Server of the view orderstatus."`
 	Search        Search        `yaml:"search" doc:"Server of the view catalog."`
 	Lake          Lake          `yaml:"lake" doc:"Iceberg tables."`
+	Features      Features      `yaml:"features" doc:"Features in ClickHouse."`
 	ClickHouse    ClickHouse    `yaml:"clickhouse" doc:"Engine for SQL over the lake."`
 }
 
@@ -236,6 +237,12 @@ type S3 struct {
 	SecretKey Secret `yaml:"secret_key" doc:"Its secret."`
 }
 
+// Features configures what the role features keeps in ClickHouse.
+type Features struct {
+	Retention      time.Duration `yaml:"retention" doc:"How long facts and tiles are kept after their time. It applies to tables that are created from then on. Longer windows lose their oldest part. 0: without limit."`
+	CommitInterval time.Duration `yaml:"commit_interval" doc:"Maximum time until a fact is in its table. If a topic falls silent, its facts are written earlier."`
+}
+
 // ClickHouse configures the SQL engine.
 type ClickHouse struct {
 	URL      string    `yaml:"url" doc:"http(s)://host:port of a server. Empty: an embedded engine on loopback, in a process of its own."`
@@ -275,6 +282,7 @@ func Default() Config {
 				Every: defaults.MaintainEvery, TargetBytes: defaults.TargetBytes, Keep: defaults.KeepAge,
 				OrphanAge: defaults.OrphanAge, Memory: defaults.Memory, Share: defaults.Share,
 			}},
+		Features:   Features{CommitInterval: 2 * time.Second},
 		ClickHouse: ClickHouse{Listen: "127.0.0.1:0", Writer: "writer"},
 	}
 }
