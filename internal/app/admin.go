@@ -118,7 +118,7 @@ func (p *App) sinks(ctx context.Context) ([]telemetry.Sink, error) {
 	if p.lake != nil && p.admin != nil {
 		add(p.tableSinks(ctx))
 	}
-	if p.history != nil && p.admin != nil {
+	if p.admin != nil && p.showsHistory(ctx) {
 		add(p.historySinks(ctx))
 	}
 	return all, errors.Join(errs...)
@@ -265,7 +265,7 @@ func (p *App) compare(
 		}
 		return r, false, err
 	}
-	if r, err = verify.Run(ctx, p.subjects(), progress); err != nil {
+	if r, err = verify.Run(ctx, p.subjects(p.showsHistory(ctx)), progress); err != nil {
 		return r, false, err
 	}
 	after, err := p.heads(ctx)
@@ -297,7 +297,8 @@ func (p *App) heads(ctx context.Context) (map[string]event.Position, error) {
 func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 	// A step for each topic, each view, and the tables of each topic.
 	total := 2*len(p.modules.aggregates()) + len(p.views)
-	if p.history != nil {
+	withHistory := p.showsHistory(ctx)
+	if withHistory {
 		total++
 	}
 	done := 0
@@ -351,7 +352,7 @@ func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 			return err
 		}
 	}
-	if p.history != nil {
+	if withHistory {
 		report("features")
 		if err := p.historyCatchUp(ctx); err != nil {
 			return err
@@ -398,10 +399,13 @@ func (p *App) ends(ctx context.Context) (map[string]map[int32]int64, error) {
 // subjects returns all comparisons: for each service, its events in store, topic and table, and
 // each view and derived table against a digest of what the store's events should produce. Each
 // digest is computed only when the comparison runs, by a function that the side contains.
-func (p *App) subjects() []verify.Subject {
+func (p *App) subjects(withHistory bool) []verify.Subject {
 	var subjects []verify.Subject
 	for _, s := range p.modules.Services {
-		subjects = append(subjects, verify.Subject{Aggregate: s.Aggregate.Name, Comparisons: p.comparisons(s)})
+		subjects = append(subjects, verify.Subject{Aggregate: s.Aggregate.Name, Comparisons: p.comparisons(s, withHistory)})
+	}
+	if !withHistory {
+		return subjects
 	}
 	for _, s := range p.modules.Sources { // there is no store to compare with
 		if all := p.historyComparisons(s.Aggregate.Topic, nil); len(all) > 0 {
@@ -414,7 +418,7 @@ func (p *App) subjects() []verify.Subject {
 // comparisons returns those of one service. The first compares the events themselves: store, topic
 // and events table. Each of the others compares one derived sink with its expectation, which is
 // computed from the store, not from the topic.
-func (p *App) comparisons(s Service) []verify.Comparison {
+func (p *App) comparisons(s Service, withHistory bool) []verify.Comparison {
 	a, store := s.Aggregate, p.stores[s.Aggregate.Name]
 	type digester = func(context.Context) (*digest.Digest, error)
 	same := verify.Comparison{Unit: "events", Sides: []verify.Side{
@@ -456,6 +460,9 @@ func (p *App) comparisons(s Service) []verify.Comparison {
 		derive("rows", "table "+t.Name, actual, func(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
 			return t.Sums.Expect(readable(a, events))
 		})
+	}
+	if !withHistory {
+		return append([]verify.Comparison{same}, derived...)
 	}
 	features := p.historyComparisons(a.Topic, func(c history.Content) {
 		derive(c.Unit, "features "+c.Table, readableDigest(c.Digest),

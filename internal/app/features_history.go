@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
@@ -62,6 +63,22 @@ func (p *App) startHistory(context.Context) error {
 		})
 	p.background("features", p.history.Run)
 	return nil
+}
+
+// showsHistory reports whether status and verify include the tables: in a process that fills them, and
+// in another one if it can read them and there is anything in them. A system need not have the role
+// features.
+func (p *App) showsHistory(ctx context.Context) bool {
+	if p.history == nil || p.wanted[featureFeeds] {
+		return p.history != nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	tables, err := p.history.Status(ctx)
+	if err != nil {
+		p.log.Info("features: this process cannot read the tables, so status and verify leave them out", "error", err)
+	}
+	return err == nil && slices.ContainsFunc(tables, func(t history.TableStatus) bool { return len(t.Next) > 0 })
 }
 
 // remedyHistory is the remedy for a table that cannot take data.
@@ -150,9 +167,6 @@ func (p *App) historyCatchUp(ctx context.Context) error {
 // historyComparisons returns those of the tables that are filled from a topic. expected adds one
 // that compares facts with the events of the topic's store; it may be nil.
 func (p *App) historyComparisons(topic string, expected func(history.Content)) []verify.Comparison {
-	if p.history == nil {
-		return nil
-	}
 	var all []verify.Comparison
 	for _, c := range p.history.Contents() {
 		switch {

@@ -69,6 +69,25 @@ func steps() []step {
 	return all
 }
 
+// featureSteps returns the steps of filling the tables of features: facts, and tiles made from them.
+func featureSteps() []step {
+	const facts, tiles = "customer_order_lines", "tiles_customer_activity_v1_customer_order_lines"
+	var all []step
+	for _, st := range []struct {
+		table, point string
+		after        bool
+	}{
+		{"facts_" + facts, "about to claim", false}, {"facts_" + facts, "claimed", true},
+		{"facts_" + facts, "facts inserted", true}, {"facts_" + facts, "corrections inserted", true},
+		{"facts_" + facts, "position saved", true},
+		{tiles, "about to insert tiles", false}, {tiles, "tiles inserted", true}, {tiles, "position of tiles saved", true},
+	} {
+		all = append(all, step{role: "features", point: "features." + st.table + "." + st.point, name: st.point, at: 2,
+			after: st.after})
+	}
+	return all
+}
+
 // realRows returns the rows on real servers, with a process for each role.
 func realRows() []row {
 	quick := map[string]bool{
@@ -143,7 +162,7 @@ func embeddedRows() []row {
 		"after append": true, "after commit": true, "catalog before positions": true, "orders_events committed": true,
 	}
 	var rows []row
-	all := append(steps(),
+	all := append(append(steps(), featureSteps()...),
 		step{role: "views", point: "embedded.redis.write.before", name: "redis before write", at: 8},
 		step{role: "views", point: "embedded.redis.write.after", name: "redis after write", at: 8, after: true},
 	)
