@@ -51,7 +51,7 @@ func TestEachRoleHasOneProcessEverywhere(t *testing.T) {
 			}
 		}
 		slices.Sort(roles)
-		if want := []string{"admin", "commands", "iceberg", "lake", "query", "relay",
+		if want := []string{"admin", "commands", "features", "iceberg", "lake", "query", "relay",
 			"views"}; !slices.Equal(roles, want) {
 			t.Errorf("%s has the roles %v, want %v", where, roles, want)
 		}
