@@ -34,7 +34,8 @@ type Batch struct {
 	statement string
 	token     string
 	block     *proto.Block
-	body      []byte // the encoded rows, from the first Send on
+	buffer    chproto.Buffer // of the encoded rows, for the next batch, too
+	body      []byte         // what is sent, from the first Send on
 	sent      bool
 }
 
@@ -207,59 +208,51 @@ func (b *Batch) Send(ctx context.Context) error {
 // settings returns the settings of the insert.
 func (b *Batch) settings(ctx context.Context) map[string]string {
 	deadline, _ := ctx.Deadline()
-	return map[string]string{
-		"decompress": "1",
+	settings := map[string]string{
 		// An asynchronous insert, the default of recent servers, ignores tokens.
 		"async_insert":               "0",
 		"insert_deduplicate":         "1",
 		"insert_deduplication_token": b.token,
 		"max_execution_time":         strconv.Itoa(int(math.Ceil(max(time.Until(deadline).Seconds(), 1)))),
 	}
+	if !b.store.local {
+		settings["decompress"] = "1"
+	}
+	return settings
 }
 
 // frameContent is the content of one compressed frame, in bytes.
 const frameContent = 1 << 20
 
-// encode returns the rows as one block of the native format, compressed.
+// encode returns the rows as one block of the native format. It is compressed for a server
+// elsewhere.
 func (b *Batch) encode() ([]byte, error) {
 	if n := b.Rows(); n > MaxBatchRows {
 		return nil, fmt.Errorf("a batch of %d rows: the limit is %d", n, MaxBatchRows)
 	}
-	method := compress.LZ4
-	if b.store.local {
-		method = compress.None
-	}
-	frames := compress.NewWriter(0, method)
-	var body []byte
-	var buffer chproto.Buffer
-	total := 0
-	flush := func(all bool) error {
-		content := buffer.Buf
-		for len(content) >= frameContent || all && len(content) > 0 {
-			n := min(len(content), frameContent)
-			if err := frames.Compress(content[:n]); err != nil {
-				return fmt.Errorf("compress a batch: %w", err)
-			}
-			body = append(body, frames.Data...)
-			content, total = content[n:], total+n
-		}
-		buffer.Buf = append(buffer.Buf[:0], content...)
-		if total > MaxBatchBytes {
-			return fmt.Errorf("a batch of more than %d bytes", MaxBatchBytes)
-		}
-		return nil
-	}
+	b.buffer.Reset()
 	// Revision 0 is that of the HTTP interface.
-	if err := b.block.EncodeHeader(&buffer, 0); err != nil {
+	if err := b.block.EncodeHeader(&b.buffer, 0); err != nil {
 		return nil, fmt.Errorf("encode a batch: %w", err)
 	}
 	for i := range b.block.Columns {
-		if err := b.block.EncodeColumn(&buffer, 0, i); err != nil {
+		if err := b.block.EncodeColumn(&b.buffer, 0, i); err != nil {
 			return nil, fmt.Errorf("encode a batch: %w", err)
 		}
-		if err := flush(false); err != nil {
-			return nil, err
+		if len(b.buffer.Buf) > MaxBatchBytes {
+			return nil, fmt.Errorf("a batch of more than %d bytes", MaxBatchBytes)
 		}
 	}
-	return body, flush(true)
+	if b.store.local {
+		return b.buffer.Buf, nil
+	}
+	var body []byte
+	frames := compress.NewWriter(0, compress.LZ4)
+	for content := range slices.Chunk(b.buffer.Buf, frameContent) {
+		if err := frames.Compress(content); err != nil {
+			return nil, fmt.Errorf("compress a batch: %w", err)
+		}
+		body = append(body, frames.Data...)
+	}
+	return body, nil
 }

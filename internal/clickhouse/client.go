@@ -63,7 +63,8 @@ func NewServerClient(s Server) (*Client, error) {
 func newHTTP(config *tls.Config) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		TLSClientConfig: config, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, DisableCompression: true,
-		DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+		WriteBufferSize: 64 << 10, // for inserts
+		DialContext:     (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 	}}
 }
 

@@ -11,3 +11,6 @@ func (c *Client) WithSilence(d time.Duration) *Client {
 
 // SetSilence sets the limit for silence of a Store.
 func (s *Store) SetSilence(d time.Duration) { s.client.silence = d }
+
+// SetRemote makes a Store treat its server as one elsewhere.
+func (s *Store) SetRemote() { s.local = false }

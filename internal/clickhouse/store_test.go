@@ -234,6 +234,22 @@ func TestBatchByColumn(t *testing.T) {
 	}
 }
 
+// Batches for a server elsewhere are compressed. A batch of many frames is still one block.
+func TestCompressedBatch(t *testing.T) {
+	t.Parallel()
+	s := clickhousetest.OpenStore(t)
+	s.SetRemote()
+	table := create(t, s, numbers("compressed"))
+	for range 2 { // the second one is a duplicate
+		insert(t, s, table, "a", 0, 500_000)
+	}
+	wantRows(t, s, table, 500_000)
+	var parts uint64
+	if err := scanOne(t.Context(), s, "SELECT count() FROM system.parts WHERE table = 'compressed'", &parts); err != nil || parts != 1 {
+		t.Errorf("%d parts, %v", parts, err)
+	}
+}
+
 // Times that the driver would change are refused.
 func TestTimesBeyondRange(t *testing.T) {
 	t.Parallel()
