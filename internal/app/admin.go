@@ -73,8 +73,10 @@ func (p *App) Status(
 			Fatal: f.Fatal,
 		})
 	}
-	if err := p.engineDown(); err != nil {
-		res.SqlEngine = err.Error()
+	if p.child != nil {
+		if err := p.child.Err(); err != nil {
+			res.SqlEngine = err.Error()
+		}
 	}
 	return connect.NewResponse(res), nil
 }

@@ -25,6 +25,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -338,7 +339,11 @@ func (w *logWriter) Write(p []byte) (int, error) {
 func (w *logWriter) last() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return strings.Join(append(w.tail, strings.TrimSpace(string(w.rest))), " | ")
+	lines := slices.Clone(w.tail)
+	if rest := strings.TrimSpace(string(w.rest)); rest != "" {
+		lines = append(lines, rest)
+	}
+	return strings.Join(lines, " | ")
 }
 
 var _ io.Writer = (*logWriter)(nil)
