@@ -246,10 +246,10 @@ func (r *run) join(ctx context.Context) (err error) {
 		r.read += int64(n)
 		r.Progress("joining facts", min(r.read, r.all), r.all)
 	}
-	j.used = func(source string, n int) {
+	j.used = func(source string, n int64) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		r.used[source] += int64(n)
+		r.used[source] += n
 	}
 	workers, ctx := errgroup.WithContext(ctx)
 	workers.SetLimit(r.Workers)

@@ -14,8 +14,8 @@ type joiner struct {
 	positions Positions
 	// The earliest and the latest time of all rows.
 	first, last int64
-	read        func(facts int)                // called for each batch; may be nil
-	used        func(source string, facts int) // called for each source and range; may be nil
+	read        func(facts int)                  // called for each batch; may be nil
+	used        func(source string, facts int64) // called for each source and range; may be nil
 }
 
 // join computes the vectors of the rows of a range. entities numbers their entities.
@@ -39,10 +39,15 @@ func (j *joiner) join(ctx context.Context, r Range, entities map[string]int32, r
 			return fmt.Errorf("read facts of source %s: %w", source.source.Name, err)
 		}
 		t.group(len(entities))
-		if j.used != nil {
-			j.used(source.source.Name, t.rows)
-		}
 		s.tables = append(s.tables, t)
 	}
-	return s.sweep(ctx, rows)
+	if err := s.sweep(ctx, rows); err != nil {
+		return err
+	}
+	for i, source := range j.plan.sources {
+		if j.used != nil {
+			j.used(source.source.Name, s.used[i])
+		}
+	}
+	return nil
 }

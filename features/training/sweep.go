@@ -25,6 +25,7 @@ type sweeper struct {
 	tables []*table // by source
 	emit   func(r row, values []exact.Result)
 
+	used   []int64       // by source: versions of facts about entities of the range
 	facts  []entityFacts // by source: the current entity's
 	states [][][]windowStates
 	rows   []row
@@ -50,6 +51,7 @@ func (s *sweeper) sweep(ctx context.Context, rows []row) error {
 		return cmp.Or(cmp.Compare(a.entity, b.entity), cmp.Compare(a.at, b.at), cmp.Compare(a.known, b.known),
 			cmp.Compare(a.number, b.number))
 	})
+	s.used = make([]int64, len(s.plan.sources))
 	s.facts = make([]entityFacts, len(s.plan.sources))
 	s.states = make([][][]windowStates, len(s.plan.sources))
 	for i, source := range s.plan.sources {
@@ -106,6 +108,7 @@ func (s *sweeper) load(source int, t *table, rows []uint32) {
 	if !slices.IsSortedFunc(f.rows, byTime) {
 		slices.SortFunc(f.rows, byTime)
 	}
+	s.used[source] += int64(len(rows))
 	f.at, f.ks, f.ke = f.at[:0], f.ks[:0], f.ke[:0]
 	kept := f.rows[:0] // the versions that are ever current; never ahead of what is read
 	for begin := 0; begin < len(f.rows); {
@@ -128,8 +131,11 @@ func (s *sweeper) load(source int, t *table, rows []uint32) {
 		s.until = slices.Grow(s.until[:0], end-begin)[:end-begin]
 		until := int64(forever)
 		for i := end - 1; i >= begin; i-- {
-			if i == end-1 || !bytes.Equal(t.key(f.rows[i+1]), t.key(f.rows[i])) {
+			switch {
+			case i == end-1 || !bytes.Equal(t.key(f.rows[i+1]), t.key(f.rows[i])):
 				until = forever
+			case t.origin(f.rows[i+1]) == t.origin(f.rows[i]): // a copy, which a store may still have
+				s.used[source]--
 			}
 			s.until[i-begin] = until
 			until = min(until, t.known(f.rows[i]))
