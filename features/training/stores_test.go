@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -290,5 +293,40 @@ func TestLog(t *testing.T) {
 	again.Positions = m.Facts.Positions
 	if _, err := Repeat(t.Context(), m, again); err == nil || !strings.Contains(err.Error(), "another log") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestSpineOfClickHouse: a spine may be a file that ClickHouse has written, with its types.
+func TestSpineOfClickHouse(t *testing.T) {
+	t.Parallel()
+	query := "SELECT toString(number % 3) AS customer_id, toDateTime64('2026-03-01 12:00:00.000100', 6, 'UTC') + number AS event_time, " +
+		"toDateTime('2026-03-01 12:00:00', 'UTC') AS seconds, toDateTime64('2026-03-01 12:00:00.5', 3, 'UTC') AS seen, " +
+		"CAST(number AS Nullable(Decimal(38, 9))) AS amount, ['a', 'b'] AS tags, toUUID('0193a6f0-0000-7000-8000-000000000001') AS id, " +
+		"toLowCardinality('x') AS kind FROM numbers(1000)"
+	answer, err := clickhousetest.Shared(t).Client().Query(t.Context(), query, "Parquet", map[string]string{
+		"output_format_parquet_string_as_string": "1", "output_format_parquet_datetime_as_uint32": "0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(answer)
+	if err = errors.Join(err, answer.Close()); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "spine.parquet")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := testConfig(t, path, leakFacts())
+	c.Groups = []*features.Group{leakGroup()}
+	for _, at := range []string{"event_time", "seconds", "seen"} {
+		c.At = at
+		m, err := Build(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		columns, rows := readSet(t, c.Out)
+		if m.Output.Rows != 1000 || len(rows) != 1000 || columns[0] != "customer_id" || columns[8] != "n_1h" {
+			t.Errorf("%d rows with %v", len(rows), columns)
+		}
 	}
 }

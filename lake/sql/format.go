@@ -47,6 +47,10 @@ var formats = map[string]format{
 	FormatJSON: {clickhouse: "JSONEachRow", settings: with(jsonSettings, map[string]string{
 		"date_time_output_format": "iso",
 	})},
+	FormatParquet: {clickhouse: "Parquet", settings: map[string]string{
+		"output_format_parquet_string_as_string":   "1",
+		"output_format_parquet_datetime_as_uint32": "0",
+	}},
 	FormatCSV: {clickhouse: "CSVWithNames", settings: map[string]string{
 		"date_time_output_format": "iso", "format_csv_null_representation": "",
 	}},

@@ -51,6 +51,9 @@ const (
 	// NaN and infinities are null.
 	FormatJSON = "json"
 	FormatCSV  = "csv" // with header; null is empty, the empty string is ""
+	// FormatParquet is a Parquet file with the types of the columns. It is complete before its first
+	// byte is sent.
+	FormatParquet = "parquet"
 )
 
 // S3 describes how the engine accesses tables in an object store.
