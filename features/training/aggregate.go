@@ -32,7 +32,7 @@ type scratch struct {
 }
 
 // aggregate computes the states of a slot and window for all rows. leave is that of the window.
-func (s *sweeper) aggregate(t *table, slot *slot, f *entityFacts, leave []int32, to *windowStates) {
+func (s *sweeper) aggregate(slot *slot, f *entityFacts, leave []int32, to *windowStates) {
 	match := []bool(nil)
 	if slot.where >= 0 {
 		match = f.match[slot.where]

@@ -128,7 +128,7 @@ func (r *run) begin(ctx context.Context, again *Manifest) error {
 			sources = append(sources, s.source)
 		}
 		var err error
-		if r.Positions, err = r.Config.Facts.Positions(ctx, sources); err != nil {
+		if r.Positions, err = r.Facts.Positions(ctx, sources); err != nil {
 			return fmt.Errorf("positions of the facts: %w", err)
 		}
 	}
@@ -159,14 +159,14 @@ const (
 func (r *run) divide(ctx context.Context) error {
 	need := r.spine.rows() * int64(perRow+perOutput*len(r.outputs))
 	for _, s := range r.plan.sources {
-		n, err := r.Config.Facts.Count(ctx, s.request(Range{0, 1}, r.Positions[s.source.Topic], math.MinInt64, math.MaxInt64))
+		n, err := r.Facts.Count(ctx, s.request(Range{0, 1}, r.Positions[s.source.Topic], math.MinInt64, math.MaxInt64))
 		if err != nil {
 			return fmt.Errorf("count the facts of source %s: %w", s.source.Name, err)
 		}
 		need += n * int64(perFact+perValue*len(s.columns))
 		r.all += n
 	}
-	r.facts = r.Config.Facts
+	r.facts = r.Facts
 	budget := r.Memory * 3 / 4 // the rest is for buffers, and because entities are not of equal size
 	for ; r.Workers > 1; r.Workers-- {
 		if need/maxRanges*int64(r.Workers) <= budget {
@@ -206,7 +206,7 @@ func (r *run) splitSpine(ctx context.Context) (err error) {
 		if number%(8*batchRows) == 0 {
 			r.Progress("reading the spine", number, total)
 		}
-		return cmpErr(r.parts.write(), to.write())
+		return firstError(r.parts.write(), to.write())
 	})
 }
 
@@ -321,7 +321,7 @@ func (r *run) write(ctx context.Context, again *Manifest) (err error) {
 	values := make([]exact.Result, len(r.outputs))
 	err = o.write(ctx, func(int64) ([]exact.Result, error) {
 		part := r.parts.byte()
-		return values, cmpErr(r.parts.failed(), r.results[part].results(values))
+		return values, firstError(r.parts.failed(), r.results[part].results(values))
 	}, func(rows int64) { r.Progress("writing", rows, r.spine.rows()) })
 	if err != nil {
 		return err
@@ -343,7 +343,7 @@ func (r *run) write(ctx context.Context, again *Manifest) (err error) {
 		return fmt.Errorf("write the manifest: %w", err)
 	}
 	// The manifest first: a set without a manifest could not be repeated.
-	return cmpErr(manifest.publish(), out.publish())
+	return firstError(manifest.publish(), out.publish())
 }
 
 // partial is a file that appears under its name only when it is complete.

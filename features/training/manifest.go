@@ -102,7 +102,7 @@ func Digest(g *features.Group) (string, error) {
 
 // ReadManifest reads a manifest.
 func ReadManifest(path string) (Manifest, error) {
-	f, err := os.Open(path)
+	f, err := os.Open(path) //nolint:gosec // the user names it
 	if err != nil {
 		return Manifest{}, manifestError("%w", err)
 	}
@@ -179,9 +179,6 @@ func Repeat(ctx context.Context, m Manifest, c Config) (Manifest, error) {
 
 // compare returns an error that names the difference between a run and the one that it repeats.
 func (m Manifest) compare(again Manifest) error {
-	for _, g := range m.Groups {
-		_ = g // Apply has compared them
-	}
 	for source, used := range m.Facts.Used {
 		if got := again.Facts.Used[source]; got != used {
 			return manifestError("source %s has %d facts up to the manifest's positions, and had %d: the store has lost or "+

@@ -81,7 +81,7 @@ func (c copied) Fields() []parquet.Field {
 // output writes a training set.
 type output struct {
 	spine   *spine
-	writer  *parquet.Writer
+	writer  *parquet.GenericWriter[any]
 	outputs []groupOutput
 	first   int // index of the first output among the leaves
 	block   [][]parquet.Value
@@ -96,7 +96,7 @@ func newOutput(w io.Writer, s *spine, outputs []groupOutput) (*output, error) {
 	return &output{
 		spine: s, outputs: outputs, first: len(s.parquet.Schema().Columns()), block: make([][]parquet.Value, len(outputs)),
 		// The bytes must not depend on the program's version.
-		writer: parquet.NewWriter(w, columns, parquet.CreatedBy("millrace", "", ""), parquet.Compression(&parquet.Zstd)),
+		writer: parquet.NewGenericWriter[any](w, columns, parquet.CreatedBy("millrace", "", ""), parquet.Compression(&parquet.Zstd)),
 	}, nil
 }
 

@@ -30,7 +30,8 @@ type spill struct {
 
 // createSpill creates a temporary file.
 func createSpill(dir, name string) (*spill, error) {
-	f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	path := filepath.Join(dir, name)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600) //nolint:gosec // in a folder of this run
 	if err != nil {
 		return nil, fmt.Errorf("create a temporary file: %w", err)
 	}
@@ -68,7 +69,7 @@ func (s *spill) close() error {
 
 // rewind ends writing and begins reading.
 func (s *spill) rewind() error {
-	err := cmpErr(s.err, s.w.Flush())
+	err := firstError(s.err, s.w.Flush())
 	if err == nil {
 		_, err = s.file.Seek(0, io.SeekStart)
 	}
@@ -79,7 +80,8 @@ func (s *spill) rewind() error {
 	return nil
 }
 
-func cmpErr(a, b error) error {
+// firstError returns a, or b if a is nil.
+func firstError(a, b error) error {
 	if a != nil {
 		return a
 	}
@@ -117,31 +119,31 @@ func (s *spill) more() bool {
 
 func (s *spill) int() int64 {
 	v, err := binary.ReadVarint(s.r)
-	s.err = cmpErr(s.err, err)
+	s.err = firstError(s.err, err)
 	return v
 }
 
 func (s *spill) word() uint64 {
 	var b [8]byte
 	_, err := io.ReadFull(s.r, b[:])
-	s.err = cmpErr(s.err, err)
+	s.err = firstError(s.err, err)
 	return binary.LittleEndian.Uint64(b[:])
 }
 
 func (s *spill) byte() byte {
 	b, err := s.r.ReadByte()
-	s.err = cmpErr(s.err, err)
+	s.err = firstError(s.err, err)
 	return b
 }
 
 func (s *spill) text() string {
 	n, err := binary.ReadUvarint(s.r)
-	if s.err = cmpErr(s.err, err); s.err != nil {
+	if s.err = firstError(s.err, err); s.err != nil {
 		return ""
 	}
 	b := make([]byte, n)
 	_, err = io.ReadFull(s.r, b)
-	s.err = cmpErr(s.err, err)
+	s.err = firstError(s.err, err)
 	return string(b)
 }
 

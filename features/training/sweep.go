@@ -169,7 +169,7 @@ func (s *sweeper) chain() {
 		s.intervals(source, &s.facts[i])
 		for j, slot := range source.slots {
 			for w, window := range slot.windows {
-				s.aggregate(s.tables[i], slot, &s.facts[i], s.facts[i].leave[window], &s.states[i][j][w])
+				s.aggregate(slot, &s.facts[i], s.facts[i].leave[window], &s.states[i][j][w])
 			}
 		}
 	}
