@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kbin"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -24,6 +25,26 @@ type Stamped struct {
 // Stamp produces values in one batch with the given timestamps. Clients cannot do this, because
 // they set timestamps themselves. A batch of several records is compressed.
 func (p *Producer) Stamp(ctx context.Context, topic string, partition int32, values ...Stamped) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := p.stamp(ctx, topic, partition, values)
+		// A broker may not know a new topic yet, or that it leads it. Then it has stored nothing.
+		if !errors.Is(err, kerr.NotLeaderForPartition) && !errors.Is(err, kerr.UnknownTopicOrPartition) &&
+			!errors.Is(err, kerr.UnknownTopicID) {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func (p *Producer) stamp(ctx context.Context, topic string, partition int32, values []Stamped) error {
 	topics, err := p.admin.ListTopics(ctx, topic)
 	if err = errors.Join(err, topics.Error()); err != nil {
 		return err
