@@ -30,6 +30,10 @@ func (p *App) openHistory(context.Context) error {
 	if p.modules.Groups == nil || p.cfg.ClickHouse.URL == "" && p.child == nil {
 		return nil
 	}
+	groups, err := p.modules.Groups(p.cfg)
+	if err != nil {
+		return err
+	}
 	store, err := OpenStore(p.cfg.ClickHouse, p.child)
 	if err != nil {
 		return err
@@ -41,7 +45,7 @@ func (p *App) openHistory(context.Context) error {
 		return nil
 	})
 	p.history, err = history.Open(history.Config{
-		Store: store, Groups: p.modules.Groups(p.cfg), Logger: p.log, Retention: p.cfg.Features.Retention,
+		Store: store, Groups: groups, Logger: p.log, Retention: p.cfg.Features.Retention,
 		Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
 		WriteDeadLetters: deadLetters.Write, CommitInterval: p.cfg.Features.CommitInterval,
 	})

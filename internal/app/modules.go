@@ -19,7 +19,6 @@ import (
 	"github.com/millrace/millrace/commands/order"
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/features"
-	"github.com/millrace/millrace/features/shop"
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/digest"
@@ -55,7 +54,7 @@ func Shop() Modules {
 		Sources: []Source{
 			{event.Behavior, []declare.Table{laketables.BehaviorEvents}},
 		},
-		Groups: func(config.Config) []*features.Group { return shop.Groups(shop.Options{}) },
+		Groups: func(c config.Config) ([]*features.Group, error) { return FeatureGroups(c.Features) },
 	}
 }
 
@@ -66,7 +65,7 @@ type Modules struct {
 	Views    []View
 	Sources  []Source
 	// Groups returns the feature groups. It may be nil.
-	Groups func(config.Config) []*features.Group
+	Groups func(config.Config) ([]*features.Group, error)
 }
 
 // Source is a topic of facts that come from outside. There is no store behind it, so nothing relays

@@ -91,6 +91,9 @@ func (c Config) CheckClient() error {
 	if err := event.Currencies(c.Commands.Currencies).Check(); err != nil {
 		bad("commands.currencies: %w", err)
 	}
+	if _, known := event.Currencies(c.Commands.Currencies).Decimals(c.Features.Currency); !known {
+		bad("features.currency: %q is not a currency of ISO 4217 or of commands.currencies", c.Features.Currency)
+	}
 	c.Limits.check(bad)
 	if c.Drain < 0 {
 		bad("drain: %v is below 0", c.Drain)

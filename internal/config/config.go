@@ -59,7 +59,7 @@ type Config struct {
 	Redis         Redis         `yaml:"redis" doc:"Server of the view orderstatus."`
 	Search        Search        `yaml:"search" doc:"Server of the view catalog."`
 	Lake          Lake          `yaml:"lake" doc:"Iceberg tables."`
-	Features      Features      `yaml:"features" doc:"Features in ClickHouse."`
+	Features      Features      `yaml:"features" doc:"Features of customers, products and visitors: docs/features.md."`
 	ClickHouse    ClickHouse    `yaml:"clickhouse" doc:"Engine for SQL over the lake."`
 }
 
@@ -237,8 +237,10 @@ type S3 struct {
 	SecretKey Secret `yaml:"secret_key" doc:"Its secret."`
 }
 
-// Features configures what the role features keeps in ClickHouse.
+// Features selects the feature groups, and configures what the role features keeps in ClickHouse.
 type Features struct {
+	Groups         string        `yaml:"groups" doc:"Names of the groups to compute and serve, separated by commas. Empty: all that millrace features list prints."`
+	Currency       string        `yaml:"currency" doc:"Currency of the features of money: ISO 4217. Orders in other currencies do not count in them. After a change, the history of these groups must be computed again."`
 	Retention      time.Duration `yaml:"retention" doc:"How long facts and tiles are kept after their time. It applies to tables that are created from then on. Longer windows lose their oldest part. 0: without limit."`
 	CommitInterval time.Duration `yaml:"commit_interval" doc:"Maximum time until a fact is in its table. If a topic falls silent, its facts are written earlier."`
 }
@@ -282,7 +284,7 @@ func Default() Config {
 				Every: defaults.MaintainEvery, TargetBytes: defaults.TargetBytes, Keep: defaults.KeepAge,
 				OrphanAge: defaults.OrphanAge, Memory: defaults.Memory, Share: defaults.Share,
 			}},
-		Features:   Features{CommitInterval: 2 * time.Second},
+		Features:   Features{Currency: "GBP", CommitInterval: 2 * time.Second},
 		ClickHouse: ClickHouse{Listen: "127.0.0.1:0", Writer: "writer"},
 	}
 }

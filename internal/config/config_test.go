@@ -128,6 +128,7 @@ func TestCheckNamesTheKey(t *testing.T) {
 
 		"commands.clock_leeway": func(c *config.Config) { c.Commands.ClockLeeway = 2 * time.Hour },
 		"commands.currencies":   func(c *config.Config) { c.Commands.Currencies["gbp"] = 3 },
+		"features.currency":     func(c *config.Config) { c.Features.Currency = "PTS" },
 
 		"lake.rest.rights":         func(c *config.Config) { c.Lake.REST.Rights["anna"] = "read" },
 		"auth.rights: anna":        func(c *config.Config) { c.Auth.Tokens, c.Auth.Rights["anna"] = "tokens", []string{"everything"} },

@@ -110,7 +110,7 @@ func defaultText(v reflect.Value) string {
 // literal matches what a description quotes: keys, rights, maps, commands and addresses.
 var literal = regexp.MustCompile(strings.Join([]string{
 	`\{[^}]*\}`, `\b[a-z0-9_]+(?:\.(?:[a-z0-9_]+|\*))+`, `Authorization: Bearer TOKEN`, `NAME:TOKEN`, `host:port,host:port`,
-	`millrace (?:lake maintain|import)`, `https?\(s\)://\S*[^\s,.]`, `(?:s3|postgres)://[^\s.,)]+`, `docs/[a-z]+\.md`,
+	`millrace (?:lake maintain|import|features list)`, `https?\(s\)://\S*[^\s,.]`, `(?:s3|postgres)://[^\s.,)]+`, `docs/[a-z]+\.md`,
 }, "|"))
 
 func markdown(doc string) string {

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/millrace/millrace/features"
+)
+
+// TestFeaturesList: the groups are those of the configuration, and JSON describes them completely.
+func TestFeaturesList(t *testing.T) {
+	out, err := run(t, "features", "list")
+	if err != nil || !strings.Contains(out, "customer_activity") || !strings.Contains(out, "session_behaviour") {
+		t.Errorf("%v:\n%s", err, out)
+	}
+	t.Setenv("MILLRACE_FEATURES_GROUPS", "customer_value, basket_affinity")
+	t.Setenv("MILLRACE_FEATURES_CURRENCY", "EUR")
+	out, err = run(t, "features", "list", "--output", "json")
+	var groups []features.Description
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &groups)
+	}
+	if err != nil || len(groups) != 2 || groups[0].Group != "customer_value" || groups[1].Entity != "sku" {
+		t.Errorf("%v:\n%s", err, out)
+	}
+	if !strings.Contains(out, `"sum(total) from customer_orders where currency = EUR"`) {
+		t.Errorf("the currency of the configuration is not in the definitions:\n%s", out)
+	}
+	t.Setenv("MILLRACE_FEATURES_GROUPS", "customer_valeu")
+	if _, err := run(t, "features", "list"); err == nil || !strings.Contains(err.Error(), "features.groups") {
+		t.Errorf("an unknown group: %v", err)
+	}
+}
+
+func TestFeaturesDescribe(t *testing.T) {
+	out, err := run(t, "features", "describe", "customer_value")
+	for _, want := range []string{"customer_value/v1", "monetary_sum", "1d 7d 30d 90d lifetime", "where currency = GBP",
+		"number or null", "millrace.orders"} {
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("%v, no %q in:\n%s", err, want, out)
+		}
+	}
+	out, err = run(t, "features", "describe", "session_behaviour", "-o", "json")
+	var d features.Description
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &d)
+	}
+	if err != nil || d.Group != "session_behaviour" || len(d.Features) == 0 || d.Sources[0].Topic != "millrace.behavior" {
+		t.Errorf("%v:\n%s", err, out)
+	}
+	if _, err := run(t, "features", "describe", "rfm"); err == nil || !strings.Contains(err.Error(), "millrace features list") {
+		t.Errorf("an unknown group: %v", err)
+	}
+}
