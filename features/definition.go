@@ -271,11 +271,11 @@ func (g *Group) Check() error {
 			if w < 0 || w%Window(time.Microsecond) != 0 {
 				return fail("feature %q: window %s: want whole microseconds", f.Name, time.Duration(w))
 			}
-			if n := f.Name + "_" + w.String(); names[n] {
+			n := f.Name + "_" + w.String()
+			if names[n] {
 				return fail("feature %q: %s is defined twice", f.Name, n)
-			} else {
-				names[n] = true
 			}
+			names[n] = true
 		}
 	}
 	if len(names) == 0 {

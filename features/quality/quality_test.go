@@ -59,7 +59,7 @@ func profile(t testing.TB, asOf time.Time, vectors ...features.Vector) *Profile 
 
 // population returns vectors with log-normal numbers around a centre. One in ten is null.
 func population(seed uint64, size int, centre float64, places ...string) []features.Vector {
-	rnd := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // reproducible
+	rnd := rand.New(rand.NewPCG(seed, 1))
 	all := make([]features.Vector, size)
 	for i := range all {
 		x := math.Exp(centre + rnd.NormFloat64())
