@@ -32,6 +32,7 @@ import (
 
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/features/history"
+	"github.com/millrace/millrace/features/online"
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/auth"
 	"github.com/millrace/millrace/internal/clickhouse"
@@ -54,7 +55,7 @@ type App struct {
 	log       *slog.Logger
 	roles     []Role
 	wanted    map[component]bool      // from roles; the components that start opens
-	listeners map[string]net.Listener // by name: api, admin
+	listeners map[string]net.Listener // by name: api, admin, feast
 	tokens    *auth.Tokens            // nil if no token is required
 	limiter   *server.Limiter         // admits commands, queries and SQL under load
 	slots     *server.Slots           // bounds each caller's share of SQL
@@ -78,6 +79,7 @@ type App struct {
 	sql       *lakesql.SQL
 	history   *history.History   // of features; nil without ClickHouse
 	child     *clickhouse.Engine // the embedded engine of SQL and features; nil with a server
+	vectors   *online.Runner     // features in memory
 
 	// settingsMu guards settings: the periodic check writes them, and status reads them.
 	settingsMu sync.Mutex
@@ -146,6 +148,7 @@ func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log 
 		{featureFeeds, "features", p.startHistory},
 		{runners, "views", p.startRunners},
 		{followers, "views", p.startFollowers},
+		{vectors, "features", p.startVectors},
 		{relays, "relays", p.startRelays},
 		{serving, "server", p.startServers},
 	} {
@@ -271,13 +274,17 @@ func (p *App) startFolder(context.Context) error {
 func (p *App) startListeners(ctx context.Context) error {
 	// Every process has the admin listener, because probes and metrics need it.
 	addrs := map[string]string{"admin": p.cfg.Admin.Addr}
-	if p.has(Commands) || p.has(Query) || p.has(Iceberg) {
+	if p.has(Commands) || p.has(Query) || p.has(Iceberg) || p.has(Features) {
 		addrs["api"] = p.cfg.Addr
+	}
+	if feast := p.feastAddr(); p.has(Features) && feast != "" {
+		addrs["feast"] = feast
 	}
 	for name, addr := range addrs {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 		if err != nil {
-			return addressInUse(err, addr, map[string]string{"api": "--addr", "admin": "--admin-addr"}[name])
+			return addressInUse(err, addr, map[string]string{"api": "--addr", "admin": "--admin-addr",
+				"feast": "features.feast_addr"}[name])
 		}
 		p.listeners[name] = l
 		p.addresses["millrace "+name] = l.Addr().String()

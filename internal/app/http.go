@@ -62,6 +62,11 @@ func (p *App) startServers(ctx context.Context) error {
 			return err
 		}
 	}
+	if p.listeners["feast"] != nil {
+		if err := p.serve("feast", p.feast()); err != nil {
+			return err
+		}
+	}
 	if err := p.serve("admin", p.tokens.Guard(rpc.Intake(p.operations()), "/healthz", "/readyz",
 		"/metrics")); err != nil {
 		return err
@@ -102,6 +107,11 @@ func (p *App) api() http.Handler {
 		}
 		// serveSQL admits requests itself, because SQL also has slots for each caller.
 		mux.HandleFunc("POST "+sqlPath, p.serveSQL)
+	}
+	if p.vectors != nil {
+		path, h := p.vectorService(connect.WithInterceptors(measured))
+		mux.Handle(path, h)
+		services = append(services, strings.Trim(path, "/"))
 	}
 	reflect(mux, services...)
 	mux.Handle(grpchealth.NewHandler(grpcHealth{p, grpchealth.NewStaticChecker(services...)}, smallMessages))
@@ -275,6 +285,11 @@ func (p *App) unready(ctx context.Context) error {
 	}
 	if len(p.views) > 0 && !p.caughtUp.Load() {
 		return errors.New("the views are catching up with the log")
+	}
+	if p.vectors != nil {
+		if err := p.vectors.Ready(); err != nil {
+			return fmt.Errorf("features: %w", err)
+		}
 	}
 	// Only the catalog's own errors make the process unready. serveReady reports broken tables.
 	if _, err := p.brokenTables(ctx); err != nil {

@@ -16,13 +16,14 @@ type Role string
 const (
 	Commands Role = "commands" // accepts commands
 	// Publishes events from the stores to Kafka. A second process fences the first.
-	Relay    Role = "relay"
-	Views    Role = "views"    // feeds the views; the processes share the partitions
-	Lake     Role = "lake"     // lands the tables; the processes share the partitions
-	Query    Role = "query"    // answers queries and SQL
-	Admin    Role = "admin"    // answers status and verify
-	Features Role = "features" // fills the tables of features in ClickHouse; the processes share the work
-	Iceberg  Role = "iceberg"  // serves Iceberg's REST catalog to other engines
+	Relay Role = "relay"
+	Views Role = "views" // feeds the views; the processes share the partitions
+	Lake  Role = "lake"  // lands the tables; the processes share the partitions
+	Query Role = "query" // answers queries and SQL
+	Admin Role = "admin" // answers status and verify
+	// Fills the tables of features in ClickHouse; the processes share the work. Answers vectors.
+	Features Role = "features"
+	Iceberg  Role = "iceberg" // serves Iceberg's REST catalog to other engines
 )
 
 // Roles returns all roles.
@@ -45,6 +46,7 @@ const (
 	runners                        // feed the views
 	followers                      // observe how far other processes have fed the views
 	relays
+	vectors // features in memory
 	serving // both listeners
 )
 
@@ -57,7 +59,7 @@ var needs = map[Role][]component{
 	Views:    {eventLog, viewSinks, runners},
 	Lake:     {eventLog, tables, landing},
 	Query:    {eventLog, viewSinks, followers, tables, engine},
-	Features: {eventLog, featureTables, featureFeeds},
+	Features: {eventLog, featureTables, featureFeeds, vectors},
 	Admin:    {stores, eventLog, viewSinks, followers, tables, featureTables},
 	Iceberg:  {tables},
 }

@@ -20,7 +20,7 @@ type Right string
 // definitions.
 const (
 	Commands = "commands" // parts: services
-	Queries  = "queries"  // parts: services
+	Queries  = "queries"  // parts: services, and features
 	SQL      = "sql"      // parts: tables, as queries address them
 	// Parts of Catalog are read, write and admin. Each includes the previous ones. A table may
 	// follow: read.web.clicks.
@@ -29,13 +29,16 @@ const (
 	Profiles   = "profiles"   // of the process; they show its memory
 )
 
+// FeatureQueries is the part of Queries with feature vectors.
+const FeatureQueries = "features"
+
 // everything is the right to all surfaces.
 const everything = "all"
 
 // parts are the valid parts of each surface. Nil means any.
 var parts = map[string][]string{
 	Commands:   services(),
-	Queries:    services(),
+	Queries:    append(services(), FeatureQueries),
 	SQL:        nil, // any
 	Catalog:    {"read", "write", "admin"},
 	Operations: {},

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -39,6 +40,7 @@ func (c Config) checkListeners() error {
 		guarded   bool // by tokens, if they are configured
 	}{
 		{"addr", c.Addr, true}, {"admin.addr", c.Admin.Addr, true},
+		{"features.feast_addr", cmp.Or(c.Features.FeastAddr, "127.0.0.1:0"), true},
 		{"kafka.listen", c.Kafka.Listen, false}, {"redis.listen", c.Redis.Listen, false},
 		{"clickhouse.listen", c.ClickHouse.Listen, false},
 	} {
@@ -90,6 +92,9 @@ func (c Config) CheckClient() error {
 	}
 	if err := event.Currencies(c.Commands.Currencies).Check(); err != nil {
 		bad("commands.currencies: %w", err)
+	}
+	if o := c.Features.Online; o.MaxEntities < 1 || o.MaxBytes < 1 || o.SnapshotEvery < 0 || o.Retention < 0 {
+		bad("features.online: max_entities and max_bytes must be positive, snapshot_every and retention not negative")
 	}
 	if _, known := event.Currencies(c.Commands.Currencies).Decimals(c.Features.Currency); !known {
 		bad("features.currency: %q is not a currency of ISO 4217 or of commands.currencies", c.Features.Currency)

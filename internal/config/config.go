@@ -243,6 +243,16 @@ type Features struct {
 	Currency       string        `yaml:"currency" doc:"Currency of the features of money: ISO 4217. Orders in other currencies do not count in them. After a change, the history of these groups must be computed again."`
 	Retention      time.Duration `yaml:"retention" doc:"How long facts and tiles are kept after their time. It applies to tables that are created from then on. Longer windows lose their oldest part. 0: without limit."`
 	CommitInterval time.Duration `yaml:"commit_interval" doc:"Maximum time until a fact is in its table. If a topic falls silent, its facts are written earlier."`
+	FeastAddr      string        `yaml:"feast_addr" doc:"Address of the HTTP API of Feast's feature server, for Feast clients with a remote online store. A non-loopback address requires auth.tokens. If addr is not its default and this is, a free port is chosen, so that a second system can start; millrace status prints it. Empty: not served."`
+	Online         Online        `yaml:"online" doc:"Vectors in memory."`
+}
+
+// Online configures the vectors in memory.
+type Online struct {
+	MaxEntities   int64         `yaml:"max_entities" doc:"Entities in memory. Beyond, no more events are applied, vectors are refused and the process is not ready."`
+	MaxBytes      int64         `yaml:"max_bytes" doc:"Bytes of the facts and texts in memory; beyond, as with max_entities. The process needs about half as much again."`
+	SnapshotEvery time.Duration `yaml:"snapshot_every" doc:"Interval between snapshots in the data folder, from which a restart continues. One is also written at the end. 0: only at the end."`
+	Retention     time.Duration `yaml:"retention" doc:"How far before the present vectors can be asked for, if a group has sources with finite windows only. Their facts are dropped after the longest window and this time."`
 }
 
 // ClickHouse configures the SQL engine.
@@ -284,7 +294,8 @@ func Default() Config {
 				Every: defaults.MaintainEvery, TargetBytes: defaults.TargetBytes, Keep: defaults.KeepAge,
 				OrphanAge: defaults.OrphanAge, Memory: defaults.Memory, Share: defaults.Share,
 			}},
-		Features:   Features{Currency: "GBP", CommitInterval: 2 * time.Second},
+		Features: Features{Currency: "GBP", CommitInterval: 2 * time.Second, FeastAddr: "127.0.0.1:6566",
+			Online: Online{MaxEntities: 10_000_000, MaxBytes: 8 << 30, SnapshotEvery: 5 * time.Minute, Retention: 24 * time.Hour}},
 		ClickHouse: ClickHouse{Listen: "127.0.0.1:0", Writer: "writer"},
 	}
 }

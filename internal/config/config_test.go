@@ -128,6 +128,8 @@ func TestCheckNamesTheKey(t *testing.T) {
 
 		"commands.clock_leeway": func(c *config.Config) { c.Commands.ClockLeeway = 2 * time.Hour },
 		"commands.currencies":   func(c *config.Config) { c.Commands.Currencies["gbp"] = 3 },
+		"features.online":       func(c *config.Config) { c.Features.Online.MaxBytes = 0 },
+		"features.feast_addr":   func(c *config.Config) { c.Features.FeastAddr = "0.0.0.0:6566" },
 		"features.currency":     func(c *config.Config) { c.Features.Currency = "PTS" },
 
 		"lake.rest.rights":         func(c *config.Config) { c.Lake.REST.Rights["anna"] = "read" },

@@ -1,0 +1,101 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/millrace/millrace/features/online"
+	featureserving "github.com/millrace/millrace/features/serving"
+	"github.com/millrace/millrace/gen/millrace/features/v1/featuresv1connect"
+	"github.com/millrace/millrace/internal/auth"
+	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/rpc"
+	"github.com/millrace/millrace/internal/server"
+	"github.com/millrace/millrace/streams"
+)
+
+// startVectors starts feeding the features in memory. Every process with the role features has all
+// entities, so any of them answers any lookup.
+func (p *App) startVectors(context.Context) error {
+	groups, err := FeatureGroups(p.cfg.Features)
+	if err != nil {
+		return err
+	}
+	c := p.cfg.Features.Online
+	store, err := online.New(groups, online.Options{MaxEntities: c.MaxEntities, MaxBytes: c.MaxBytes,
+		Retention: c.Retention})
+	if err != nil {
+		return err
+	}
+	deadLetters := streams.NewDeadLetters(p.kafka)
+	p.onStop(func() error {
+		deadLetters.Close()
+		return nil
+	})
+	p.vectors = online.NewRunner(store, online.Config{
+		Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
+		Dir: p.cfg.Path("features"), SaveEvery: c.SnapshotEvery, WriteDeadLetters: deadLetters.Write,
+		Logger: p.log.With("part", "features"),
+	})
+	for name, gauge := range map[string]struct {
+		help string
+		read func() float64
+	}{
+		"millrace_features_entities": {"Entities whose features are in memory.", func() float64 {
+			entities, _ := store.Size()
+			return float64(entities)
+		}},
+		"millrace_features_bytes": {"Bytes of the facts and texts in memory.", func() float64 {
+			_, bytes := store.Size()
+			return float64(bytes)
+		}},
+		"millrace_features_lag_events": {"Events on the log that the features in memory do not reflect.", func() float64 {
+			lag, _ := p.vectors.Watermarks().Lag(store.Topics()...)
+			return float64(lag)
+		}},
+	} {
+		p.metrics.Gauge(name, gauge.help, gauge.read)
+	}
+	p.background("features", p.vectors.Run)
+	return nil
+}
+
+// feastAddr returns the address of Feast's API. The default one is probably in use by another system
+// if this system has been moved to another address. Then a free port is chosen.
+func (p *App) feastAddr() string {
+	usual := config.Default()
+	if p.cfg.Features.FeastAddr == usual.Features.FeastAddr && p.cfg.Addr != usual.Addr {
+		return "127.0.0.1:0"
+	}
+	return p.cfg.Features.FeastAddr
+}
+
+// vectorService returns FeatureService, guarded as other queries.
+func (p *App) vectorService(opts ...connect.HandlerOption) (string, http.Handler) {
+	return p.guarded(featuresv1connect.NewFeatureServiceHandler(featureserving.New(p.vectors, time.Now),
+		append(opts, rpc.HandlerOptions(p.log, time.Now)...)...))
+}
+
+// feast returns the HTTP API of Feast's feature server. It requires the same right as FeatureService.
+func (p *App) feast() http.Handler {
+	right := func(*http.Request) auth.Right { return auth.On(auth.Queries, auth.FeatureQueries) }
+	api := featureserving.NewFeast(featureserving.New(p.vectors, time.Now), func(h http.Handler) http.Handler {
+		return auth.Need(right, p.limiter.Admit(server.As(server.Query), refuseFeast, h))
+	})
+	return featureserving.FeastErrors(p.tokens.Guard(api, "/health"))
+}
+
+// refuseFeast answers a request that the limiter does not admit.
+func refuseFeast(w http.ResponseWriter, _ *http.Request, err error) {
+	status := http.StatusServiceUnavailable // the caller has gone, or its deadline has passed
+	if errors.Is(err, server.ErrOverloaded) {
+		w.Header().Set("Retry-After", server.RetryAfter)
+		status = http.StatusTooManyRequests
+	}
+	http.Error(w, err.Error(), status) // in Feast's form by FeastErrors
+}
