@@ -1,0 +1,103 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	featuresv1 "github.com/millrace/millrace/gen/millrace/features/v1"
+	"github.com/millrace/millrace/gen/millrace/features/v1/featuresv1connect"
+)
+
+// newFeaturesGet returns the command features get. The table has a row per feature and a column per
+// entity, because a vector has more features than a terminal has room for columns.
+func newFeaturesGet(a *cli) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "get GROUP ENTITY...",
+		Short: "Show the feature vectors of entities, now or at another time",
+		Long: `Show the feature vectors of entities, from the memory of a running process with the role features. An
+entity is a customer's id or a product's sku, as millrace features list says. A value in parentheses
+is that of an empty window; null means that the feature has none then.`,
+		Example: `  millrace features get product_popularity MUG
+  millrace features get customer_value 0198c8f2-0000-7000-8000-000000000001 --at 2026-01-31T00:00:00Z`,
+		Args: cobra.MinimumNArgs(2),
+	}
+	output := outputFlag(cmd, "table", "json")
+	at := cmd.Flags().String("at", "", "time of the vectors in RFC 3339 (default: now)")
+	token := cmd.Flags().String("token", "", "token of a command's receipt: wait until the vectors reflect that command")
+	only := cmd.Flags().StringSlice("features", nil, "names of features, separated by commas (default: all)")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		r := &featuresv1.GetVectorsRequest{Group: args[0], Entities: args[1:], Features: *only, Token: *token}
+		if *at != "" {
+			t, err := time.Parse(time.RFC3339, *at)
+			if err != nil {
+				return fmt.Errorf("--at %q: want a time in RFC 3339, such as 2026-01-31T00:00:00Z", *at)
+			}
+			r.At = timestamppb.New(t)
+		}
+		caller, err := a.caller(apiListener)
+		if err != nil {
+			return err
+		}
+		c := featuresv1connect.NewFeatureServiceClient(caller.http(), caller.api())
+		res, err := c.GetVectors(cmd.Context(), connect.NewRequest(r))
+		if connect.CodeOf(err) == connect.CodeUnimplemented {
+			return fmt.Errorf("%w: the process at --addr does not have the role features", err)
+		}
+		if err != nil {
+			return explain(err)
+		}
+		if *output == "json" {
+			b, err := protojson.MarshalOptions{EmitUnpopulated: true, UseProtoNames: true, Indent: "  "}.Marshal(res.Msg)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), string(b))
+			return err
+		}
+		header := []string{"feature"}
+		for _, v := range res.Msg.GetVectors() {
+			header = append(header, v.GetEntity())
+		}
+		rows := make([][]any, len(res.Msg.GetFeatures()))
+		for i, name := range res.Msg.GetFeatures() {
+			rows[i] = []any{name}
+			for _, v := range res.Msg.GetVectors() {
+				rows[i] = append(rows[i], valueText(v.GetValues()[i]))
+			}
+		}
+		printTable(cmd.OutOrStdout(), header, rows)
+		return nil
+	}
+	return cmd
+}
+
+// valueText returns a value for a person.
+func valueText(v *featuresv1.Value) string {
+	text := ""
+	switch k := v.GetKind().(type) {
+	case *featuresv1.Value_Integer:
+		text = strconv.FormatInt(k.Integer, 10)
+	case *featuresv1.Value_Number:
+		text = strconv.FormatFloat(k.Number, 'f', -1, 64)
+	case *featuresv1.Value_Text:
+		text = k.Text
+	case *featuresv1.Value_Texts:
+		text = strings.Join(k.Texts.GetItems(), ", ")
+	}
+	switch v.GetStatus() {
+	case featuresv1.ValueStatus_VALUE_STATUS_NOT_FOUND:
+		return "not found"
+	case featuresv1.ValueStatus_VALUE_STATUS_NULL:
+		return "null"
+	case featuresv1.ValueStatus_VALUE_STATUS_DEFAULT:
+		return "(" + text + ")"
+	}
+	return text
+}
