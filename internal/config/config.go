@@ -479,9 +479,9 @@ func scalar(v reflect.Value) string {
 			return fmt.Sprintf("{file: %q}", x.file)
 		}
 		return strconv.Quote(x.String())
-	case map[string]string, map[string]int, map[string][]string:
+	case map[string]string, map[string]int, map[string][]string, map[string]Segment:
 		var node yaml.Node
-		_ = node.Encode(x) // a map of strings, numbers or lists of strings
+		_ = node.Encode(x) // a map of strings, numbers, lists of strings or segments
 		node.Style = yaml.FlowStyle
 		b, _ := yaml.Marshal(&node)
 		return strings.TrimSpace(string(b))

@@ -31,6 +31,10 @@ func TestWrittenFileReadsBack(t *testing.T) {
 	want.Addr, want.Log.Level, want.Log.Format = "127.0.0.1:1", slog.LevelInfo, "json"
 	want.Auth.Rights = map[string][]string{"anna": {"all"}, "shop: online": {"commands.order", "sql.ns x.my table"}}
 	want.Commands.Currencies = map[string]int{"GBP": 3, "PTS": 0}
+	want.Customer360.Segments = map[string]config.Segment{"lapsed": {
+		Expression: "spent(\"GBP\") > 5.0 && // {a: b}, and c\n  orders_within('30d') == 0 # not a comment" + strings.Repeat(" || true", 30),
+		Purpose:    "marketing",
+	}, "all": {Expression: "true", Description: "it's: everybody", Purpose: "analytics"}}
 	want.Lake.CommitInterval, want.Kafka.Partitions = 1500*time.Millisecond, 7
 	var b bytes.Buffer
 	if _, err := want.WriteTo(&b); err != nil {
