@@ -20,7 +20,7 @@ func newFeatures(a *cli) *cobra.Command {
 		Long: `Describe the feature groups: what models can know about customers, products and visitors. The setting
 features.groups selects the groups that are computed and served.`,
 	}
-	cmd.AddCommand(newFeaturesList(a), newFeaturesDescribe(a), newFeaturesGet(a))
+	cmd.AddCommand(newFeaturesList(a), newFeaturesDescribe(a), newFeaturesGet(a), newFeaturesTrainingSet(a))
 	return cmd
 }
 

@@ -44,10 +44,11 @@ no running system.`,
   millrace sql --as-of 15m "SELECT count() FROM orders_events"
   millrace sql --as-of millrace.orders/0=1200,millrace.orders/1=1100 "SELECT max(offset) FROM orders_events GROUP BY partition"
   millrace sql "SELECT * FROM foreign.logs LIMIT 10"
-  millrace sql --output csv "SELECT * FROM order_lines" > order_lines.csv`,
+  millrace sql --output csv "SELECT * FROM order_lines" > order_lines.csv
+  millrace sql --output parquet "SELECT * FROM order_lines" > order_lines.parquet`,
 		Args: cobra.ExactArgs(1),
 	}
-	output := outputFlag(cmd, "table", "json", "csv")
+	output := outputFlag(cmd, "table", "json", "csv", "parquet")
 	var moment string
 	cmd.Flags().StringVar(&moment, "as-of", "", "earlier snapshots: TIME, DURATION ago, or TOPIC/PARTITION=OFFSET,…")
 	a.dataFlag(cmd, "query the files of this data folder instead of a running system")

@@ -1,0 +1,246 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"github.com/millrace/millrace/features"
+	"github.com/millrace/millrace/features/training"
+	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
+	"github.com/millrace/millrace/internal/app"
+)
+
+// trainingSet is the flags of the command features training-set.
+type trainingSet struct {
+	spine, key, at, known string
+	lag                   time.Duration
+	groups, features      []string
+	fullNames             bool
+	out, from, manifest   string
+	memory                int64
+}
+
+// newFeaturesTrainingSet returns the command features training-set. It works on the files and
+// servers itself; only a query as the spine, and the address of an embedded broker, are asked from a
+// running system.
+func newFeaturesTrainingSet(a *cli) *cobra.Command {
+	var t trainingSet
+	cmd := &cobra.Command{
+		Use:   "training-set",
+		Short: "Build a training set: a file of rows, with the features that were known at the time of each",
+		Long: `Build a training set. The spine has a row per example: an entity, a time, and anything else, such as a label. The
+output has the spine's columns and rows, in their order, and the features of each row's entity at its time.
+
+A feature contains only what a model in production would have known: facts up to the row's time (--at) that the
+system had recorded by then. So late events, later corrections and the label's own event do not leak. With
+--known latest, facts are used whenever they became known, for data that was imported after the fact; with
+--known COLUMN, each row says what was known. --lag 1us excludes facts of the row's very moment.
+
+The spine is a Parquet file, or a SELECT, which the running system at --addr answers as "millrace sql" does; its
+result is kept beside the output. The key is a column of texts, signed integers or UUIDs, the times are timestamps.
+
+--out FILE gets a manifest, FILE.manifest.json. "--manifest FILE" builds the same set again, byte by byte, also
+after more events were recorded.
+
+--from log reads the events from the topics; --from clickhouse (the default if clickhouse.url is set) reads the
+tables of the role features, which is faster. Memory is bounded by --memory; what does not fit is in temporary files.`,
+		Example: `  millrace features training-set --spine labels.parquet --key customer_id --at event_time --group customer_activity --out set.parquet
+  millrace features training-set --spine labels.parquet --key customer_id --at event_time --known latest --lag 1us \
+      --group customer_activity,customer_value --features orders_count,spent_30d --out set.parquet
+  millrace features training-set --spine "SELECT customer_id, ordered_at, total FROM orders_current" \
+      --key customer_id --at ordered_at --group customer_value --out set.parquet
+  millrace features training-set --manifest set.parquet.manifest.json --out again.parquet`,
+		Args: cobra.NoArgs,
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&t.spine, "spine", "", "Parquet file, or a SELECT")
+	flags.StringVar(&t.key, "key", "", "column of the spine with the entity")
+	flags.StringVar(&t.at, "at", "", "column of the spine with the time")
+	flags.StringVar(&t.known, "known", training.KnownAt, "what is known: at (the row's time), latest, or a column of times")
+	flags.DurationVar(&t.lag, "lag", 0, "how long before the row's time features end")
+	flags.StringSliceVar(&t.groups, "group", nil, "feature groups, of one entity (see millrace features list)")
+	flags.StringSliceVar(&t.features, "features", nil, "features to keep, with or without window (default all)")
+	flags.BoolVar(&t.fullNames, "full-names", false, "name the columns group__feature")
+	flags.StringVar(&t.out, "out", "", "Parquet file to write")
+	flags.StringVar(&t.from, "from", "", "where the facts are: clickhouse or log")
+	flags.StringVar(&t.manifest, "manifest", "", "build the set of this manifest again")
+	flags.Int64Var(&t.memory, "memory", training.DefaultMemory>>20, "memory to use, in MiB")
+	if err := cmd.MarkFlagRequired("out"); err != nil {
+		panic(err) // unreachable: the flag is defined above
+	}
+	cmd.MarkFlagsOneRequired("spine", "manifest")
+	for _, parameter := range []string{"key", "at", "known", "lag", "group", "features", "full-names"} {
+		cmd.MarkFlagsMutuallyExclusive("manifest", parameter) // the manifest has them
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return t.run(cmd, a) }
+	return cmd
+}
+
+// run builds the set.
+func (t trainingSet) run(cmd *cobra.Command, a *cli) (err error) {
+	c, err := a.loadConfig()
+	if err != nil {
+		return err
+	}
+	groups, err := a.groups()
+	if err != nil {
+		return err
+	}
+	set := training.Config{
+		Spine: t.spine, Key: t.key, At: t.at, Known: t.known, Lag: t.lag, Features: t.features, FullNames: t.fullNames,
+		Out: t.out, Memory: t.memory << 20, Program: programVersion(), Groups: groups, From: t.from,
+	}
+	var manifest training.Manifest
+	if t.manifest != "" {
+		if manifest, err = training.ReadManifest(t.manifest); err != nil {
+			return err
+		}
+		if err := manifest.Apply(&set); err != nil {
+			return err
+		}
+		set.From = cmp.Or(t.from, manifest.Facts.From)
+	} else if set.Groups, err = groupsNamed(groups, t.groups); err != nil {
+		return err
+	}
+	if set.From == "" {
+		set.From = app.FromLog
+		if c.ClickHouse.URL != "" {
+			set.From = app.FromClickHouse
+		}
+	}
+	if isQuery(t.spine) {
+		set.SQL = t.spine
+		if set.Spine, err = a.spineOf(cmd.Context(), t.spine, t.out); err != nil {
+			return err
+		}
+	}
+	if set.From == app.FromLog && c.Kafka.Brokers == "" {
+		if c.Kafka.Brokers, err = a.embeddedBroker(cmd.Context()); err != nil {
+			return err
+		}
+	}
+	facts, closeFacts, err := app.TrainingFacts(c, set.From, groups, c.Log.Logger(os.Stderr))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeFacts()) }()
+	set.Facts = facts
+
+	progress := newBar("training set")
+	set.Progress = func(stage string, n, of int64) { progress.set(n, of, stage) }
+	var made training.Manifest
+	if t.manifest != "" {
+		made, err = training.Repeat(cmd.Context(), manifest, set)
+	} else {
+		made, err = training.Build(cmd.Context(), set)
+	}
+	progress.end(err)
+	if err != nil {
+		return err
+	}
+	used := int64(0)
+	for _, n := range made.Facts.Used {
+		used += n
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "%s: %d rows, %d features of %d facts; manifest %s\n", t.out, made.Output.Rows,
+		len(made.Output.Columns), used, training.ManifestPath(t.out))
+	return nil
+}
+
+// groupsNamed returns the groups of these names.
+func groupsNamed(groups []*features.Group, names []string) ([]*features.Group, error) {
+	var named []*features.Group
+	var all []string
+	for _, g := range groups {
+		all = append(all, g.Name)
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("--group is missing: name one or more of %s", strings.Join(all, ", "))
+	}
+	for _, name := range names {
+		i := slices.Index(all, strings.TrimSpace(name))
+		if i < 0 {
+			return nil, fmt.Errorf("--group: there is no feature group %q: want some of %s", name, strings.Join(all, ", "))
+		}
+		named = append(named, groups[i])
+	}
+	return named, nil
+}
+
+// isQuery reports whether a spine is a query and not the name of a file.
+func isQuery(spine string) bool {
+	first, _, _ := strings.Cut(strings.TrimSpace(spine), " ")
+	return strings.EqualFold(first, "SELECT") || strings.EqualFold(first, "WITH")
+}
+
+// spineOf runs a query on the running system and returns the path of its result, which is kept so
+// that the set can be built again.
+func (a *cli) spineOf(ctx context.Context, query, out string) (_ string, err error) {
+	caller, err := a.caller(apiListener)
+	if err != nil {
+		return "", err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, caller.api()+"/v1/sql?output=parquet", strings.NewReader(query))
+	if err != nil {
+		return "", err
+	}
+	resp, err := caller.http().Do(req)
+	if err != nil {
+		return "", explain(err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to its end or given up
+	if resp.StatusCode != http.StatusOK {
+		reason, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+		return "", errors.Join(fmt.Errorf("--spine: %s", strings.TrimSpace(string(reason))), err)
+	}
+	path := out + ".spine.parquet"
+	f, err := os.Create(path) //nolint:gosec // the user names it
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(f, resp.Body)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return "", errors.Join(fmt.Errorf("--spine: the result ended early: %w", explain(err)), os.Remove(path))
+	}
+	return path, nil
+}
+
+// embeddedBroker returns the address of the broker of the running system.
+func (a *cli) embeddedBroker(ctx context.Context) (string, error) {
+	caller, err := a.caller(adminListener)
+	if err != nil {
+		return "", err
+	}
+	r, err := caller.admin().Status(ctx, connect.NewRequest(&adminv1.StatusRequest{}))
+	if err != nil {
+		return "", fmt.Errorf("kafka.brokers is not set, so the running system was asked for its broker: %w", explain(err))
+	}
+	return r.Msg.Addresses["kafka"], nil
+}
+
+// programVersion returns the version of this program, or the revision that it was built from.
+func programVersion() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	version := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && (version == "" || version == "(devel)") {
+			version = s.Value
+		}
+	}
+	return cmp.Or(version, "unknown")
+}
