@@ -181,7 +181,7 @@ func groupsNamed(groups []*features.Group, names []string) ([]*features.Group, e
 
 // isQuery reports whether a spine is a query and not the name of a file.
 func isQuery(spine string) bool {
-	first, _, _ := strings.Cut(strings.TrimSpace(spine), " ")
+	first, _, _ := strings.Cut(strings.TrimSpace(spine)+" ", " ")
 	return strings.EqualFold(first, "SELECT") || strings.EqualFold(first, "WITH")
 }
 

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"bytes"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// What is wrong with the flags is named before anything is asked from a system.
+func TestTrainingSetFlags(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "set.parquet")
+	for _, c := range []struct{ flags, want string }{
+		{"", "out"},
+		{"--out " + out, "spine manifest"},
+		{"--out " + out + " --spine s.parquet --key k --at t", "--group is missing: name one or more of customer_activity"},
+		{"--out " + out + " --spine s.parquet --key k --at t --group nope", `no feature group "nope"`},
+		{"--out " + out + " --manifest m.json --known latest", "none of the others can be"},
+		{"--out " + out + " --manifest nowhere.json", "nowhere.json"},
+		{"--out " + out + " --spine s.parquet --key k --at t --group customer_value --from tape", `from "tape": want log or clickhouse`},
+		{"--out " + out + " --spine s.parquet --key k --at t --group customer_value --from clickhouse", "clickhouse.url is empty"},
+	} {
+		root := newRoot()
+		root.SetArgs(append([]string{"features", "training-set"}, strings.Fields(c.flags)...))
+		root.SetOut(new(bytes.Buffer))
+		if err := root.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: error %v, want one about %q", c.flags, err, c.want)
+		}
+	}
+	for spine, want := range map[string]bool{"SELECT 1": true, " with x AS (SELECT 1) SELECT *": true, "select.parquet": false, "a b.parquet": false} {
+		if isQuery(spine) != want {
+			t.Errorf("%q is a query: %v", spine, !want)
+		}
+	}
+}
