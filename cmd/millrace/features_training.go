@@ -57,10 +57,8 @@ after more events were recorded.
 --from log reads the events from the topics; --from clickhouse (the default if clickhouse.url is set) reads the
 tables of the role features, which is faster. Memory is bounded by --memory; what does not fit is in temporary files.`,
 		Example: `  millrace features training-set --spine labels.parquet --key customer_id --at event_time --group customer_activity --out set.parquet
-  millrace features training-set --spine labels.parquet --key customer_id --at event_time --known latest --lag 1us \
-      --group customer_activity,customer_value --features orders_count,spent_30d --out set.parquet
-  millrace features training-set --spine "SELECT customer_id, ordered_at, total FROM orders_current" \
-      --key customer_id --at ordered_at --group customer_value --out set.parquet
+  millrace features training-set --spine labels.parquet --key customer_id --at event_time --known latest --lag 1us --group customer_activity,customer_value --features orders,monetary_sum_30d --out set.parquet
+  millrace features training-set --spine "SELECT customer_id, ordered_at, total FROM orders_current" --key customer_id --at ordered_at --group customer_value --out set.parquet
   millrace features training-set --manifest set.parquet.manifest.json --out again.parquet`,
 		Args: cobra.NoArgs,
 	}

@@ -17,7 +17,7 @@ func TestTrainingSetFlags(t *testing.T) {
 		{"--out " + out + " --spine s.parquet --key k --at t --group nope", `no feature group "nope"`},
 		{"--out " + out + " --manifest m.json --known latest", "none of the others can be"},
 		{"--out " + out + " --manifest nowhere.json", "nowhere.json"},
-		{"--out " + out + " --spine s.parquet --key k --at t --group customer_value --from tape", `from "tape": want log or clickhouse`},
+		{"--out " + out + " --spine s.parquet --key k --at t --group customer_value --from tape", `from "tape": want clickhouse or log`},
 		{"--out " + out + " --spine s.parquet --key k --at t --group customer_value --from clickhouse", "clickhouse.url is empty"},
 	} {
 		root := newRoot()
