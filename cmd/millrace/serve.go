@@ -25,7 +25,7 @@ func newServe(a *cli) *cobra.Command {
   relay      publishes events from the stores to Kafka; one process, because a second one fences the first
   views      feeds Redis and Elasticsearch; the processes share the partitions
   lake       lands and maintains the Iceberg tables; the processes share the partitions
-  features   fills the tables of features in ClickHouse; any number of processes
+  features   fills the tables of features in ClickHouse, and answers vectors at --addr; any number of processes
   query      answers queries and SQL at --addr; any number of processes
   admin      answers status and verify at --admin-addr
   iceberg    serves Iceberg's REST catalog to other engines at http://--addr/iceberg

@@ -128,7 +128,7 @@ func showSample(ctx context.Context, out io.Writer, caller caller, sample demo.R
 	return nil
 }
 
-// printTryNext prints four commands that can be copied. They contain addresses only if those are
+// printTryNext prints five commands that can be copied. They contain addresses only if those are
 // not the defaults. A copied command works in a shell in the same folder, because it uses the path
 // by which this process was started.
 func printTryNext(out io.Writer, caller caller, sample demo.Result) {
@@ -157,8 +157,11 @@ Try next, in another terminal:
   # everything that is known of a customer, found by the id of a browser
   %[6]s profile%[5]s %[9]s
 
+  # what models know of a product, computed from the events up to now
+  %[6]s features get product_popularity %[10]s%[5]s
+
   # store = topic = tables = views, by count and content
   %[6]s verify%[7]s
 
-`, caller.api(), caller.c.Addr, sample.OrderID, sample.Token, addr, os.Args[0], adminAddr, token, sample.Identifier)
+`, caller.api(), caller.c.Addr, sample.OrderID, sample.Token, addr, os.Args[0], adminAddr, token, sample.Identifier, sample.SKU)
 }

@@ -54,10 +54,10 @@ func quickStart(t *testing.T, env []string) {
 	}
 
 	tries := printedCommands(shown)
-	if len(tries) != 4 {
-		t.Fatalf("%d commands to try are printed, want 4:\n%s", len(tries), shown)
+	if len(tries) != 5 {
+		t.Fatalf("%d commands to try are printed, want 5:\n%s", len(tries), shown)
 	}
-	for i, want := range []string{`"freshness"`, "sales", "anonymous_id:", "equal everywhere"} {
+	for i, want := range []string{`"freshness"`, "sales", "anonymous_id:", "quantity_lifetime", "equal everywhere"} {
 		out, err := exec.CommandContext(t.Context(), "bash", "-c", tries[i]).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), want) {
 			t.Errorf("%s\n%v, wanted %q in:\n%s", tries[i], err, want, out)
