@@ -278,7 +278,7 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 			if s.may != nil && (strings.HasPrefix(m[1], "SELECT") || strings.HasPrefix(m[1], "SHOW")) {
 				return &ScopeError{Message: "this query reads tables that its caller may not read (auth.rights)"}
 			}
-			q.Message = "only the lake's tables and those of features can be read; this query needs the grant " + m[1]
+			q.Message = "only the lake's tables can be read; this query needs the grant " + m[1]
 		}
 	case clickhouse.CodeUnknownTable:
 		if m := unknownTable.FindStringSubmatch(q.Message); m != nil {
