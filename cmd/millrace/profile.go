@@ -61,7 +61,7 @@ The answer contains personal data. With auth.tokens, the caller needs the right 
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), string(b))
 			return err
 		}
-		printProfile(cmd.OutOrStdout(), r.GetProfile())
+		printProfile(cmd.OutOrStdout(), r)
 		return nil
 	}
 	return cmd
@@ -93,7 +93,8 @@ func (c caller) profile(
 }
 
 // printProfile prints a profile as a table of its parts.
-func printProfile(w io.Writer, p *customer360v1.Profile) {
+func printProfile(w io.Writer, r *customer360v1.GetProfileResponse) {
+	p := r.GetProfile()
 	var rows [][]any
 	add := func(what, value string) {
 		if value != "" {
@@ -139,6 +140,7 @@ func printProfile(w io.Writer, p *customer360v1.Profile) {
 		identifiers = append(identifiers, strings.ToLower(kind)+":"+i.GetValue())
 	}
 	add("identifiers", strings.Join(identifiers, "\n"))
+	add("segments", strings.Join(r.GetSegments(), "\n"))
 	printTable(w, []string{"profile", ""}, rows)
 }
 

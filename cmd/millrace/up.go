@@ -124,7 +124,7 @@ func showSample(ctx context.Context, out io.Writer, caller caller, sample demo.R
 	if err != nil {
 		return err
 	}
-	printProfile(out, r.GetProfile())
+	printProfile(out, r)
 	return nil
 }
 

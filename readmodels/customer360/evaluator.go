@@ -225,7 +225,7 @@ func cause(ctx context.Context, err error) error {
 		return c
 	}
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // the end of ctx is not a failure
 	}
 	return err
 }
