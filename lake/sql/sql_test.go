@@ -262,7 +262,7 @@ func testQueryErrors(t *testing.T, s *lakesql.SQL) {
 		}
 	}
 	_, err := s.Run(t.Context(), "SELECT 1", "xml")
-	if fault := (*lakesql.QueryError)(nil); !errors.As(err, &fault) || fault.Message != `unknown output format "xml"; the formats are csv, json, table` {
+	if fault := (*lakesql.QueryError)(nil); !errors.As(err, &fault) || fault.Message != `unknown output format "xml"; the formats are csv, json, parquet, table` {
 		t.Errorf("error %v", err)
 	}
 	// After the first part of the answer.
