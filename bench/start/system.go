@@ -171,7 +171,7 @@ func (s system) start(ctx context.Context) (*running, error) {
 		Name: "millrace", Path: binary, Args: []string{"up", "--no-demo", "--data", data}, Dir: data,
 		StartTimeout: readyTimeout,
 		Env: []string{
-			"MILLRACE_ADDR=" + r.api, "MILLRACE_ADMIN_ADDR=" + r.admin,
+			"MILLRACE_ADDR=" + r.api, "MILLRACE_ADMIN_ADDR=" + r.admin, "MILLRACE_TRACKING_ADDR=127.0.0.1:0",
 			"MILLRACE_REDIS_LISTEN=127.0.0.1:0", "MILLRACE_KAFKA_LISTEN=127.0.0.1:0",
 			"MILLRACE_CLICKHOUSE_LISTEN=127.0.0.1:0", clickhouse.EnvLibraryPath + "=" + library,
 		},

@@ -44,13 +44,14 @@ func main() {
 // its result.
 var errSilent = errors.New("")
 
-// cli holds the persistent flags, and --data for the commands that have it. An empty flag is not
+// cli holds the persistent flags, and --data and --tracking-addr for the commands that have them. An empty flag is not
 // set. config applies the others to the configuration. All commands share one. Its fields are set
 // by the time that a command runs, and not yet when the command is defined.
 type cli struct {
 	configPath      string
 	addr, adminAddr string
 	data            string
+	trackingAddr    string
 }
 
 // newRoot returns the root command with all subcommands.
@@ -121,6 +122,13 @@ func (a *cli) dataFlag(cmd *cobra.Command, usage string) {
 	cmd.Flags().StringVar(&a.data, "data", "", usage)
 }
 
+// trackingFlag adds --tracking-addr to a command that starts a system. No command calls that
+// listener.
+func (a *cli) trackingFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&a.trackingAddr, "tracking-addr", "",
+		"HOST:PORT of the intake of tracking clients (default from the configuration: 127.0.0.1:7402)")
+}
+
 // config returns the configuration with the flags applied to it. The check refuses settings that
 // cannot work on this machine, before anything is opened.
 func (a *cli) config() (config.Config, error) {
@@ -144,6 +152,9 @@ func (a *cli) loadConfig() (config.Config, error) {
 	}
 	if a.adminAddr != "" {
 		c.Admin.Addr = a.adminAddr
+	}
+	if a.trackingAddr != "" {
+		c.Tracking.Addr = a.trackingAddr
 	}
 	if a.data != "" {
 		c.Data = a.data

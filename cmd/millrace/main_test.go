@@ -169,7 +169,7 @@ func TestPortInUse(t *testing.T) {
 		if setting == "kafka.listen" {
 			t.Setenv("MILLRACE_KAFKA_LISTEN", busy)
 		}
-		_, err := run(t, append([]string{"up", "--no-demo", "--data", t.TempDir()}, args...)...)
+		_, err := run(t, append([]string{"up", "--no-demo", "--data", t.TempDir(), "--tracking-addr", "127.0.0.1:0"}, args...)...)
 		if err == nil || !strings.Contains(err.Error(), "set "+setting+" to another address") {
 			t.Errorf("%s: %v", setting, err)
 		}
@@ -191,7 +191,8 @@ func TestTopicThatDeletesEventsIsRefused(t *testing.T) {
 	if err = errors.Join(err, broker.Close()); err != nil {
 		t.Fatal(err)
 	}
-	_, err = run(t, "up", "--no-demo", "--data", data, "--addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0")
+	_, err = run(t, "up", "--no-demo", "--data", data, "--addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0",
+		"--tracking-addr", "127.0.0.1:0")
 	if err == nil || !strings.Contains(err.Error(), "cleanup.policy") ||
 		!strings.Contains(err.Error(), "kafka-configs.sh --alter") {
 		t.Errorf("%v, want a refusal that names the setting and the remedy", err)

@@ -29,6 +29,7 @@ func newServe(a *cli) *cobra.Command {
   query      answers queries and SQL at --addr; any number of processes
   admin      answers status and verify at --admin-addr
   iceberg    serves Iceberg's REST catalog to other engines at http://--addr/iceberg
+  tracking   receives the events of tracking clients at --tracking-addr; any number of processes
 
 Every process has liveness, readiness and metrics at --admin-addr: GET /healthz, /readyz, /metrics. At
 SIGTERM, it withdraws its readiness, waits for "drain", ends the calls in progress, and finishes what it is
@@ -43,6 +44,7 @@ for features, clickhouse.url.`,
 		Args: cobra.NoArgs,
 	}
 	a.dataFlag(cmd, "data folder of the embedded servers (default from the configuration: data)")
+	a.trackingFlag(cmd)
 	cmd.Flags().StringVar(&names, "role", "", "comma-separated roles, or all")
 	if err := cmd.MarkFlagRequired("role"); err != nil {
 		panic(err) // unreachable: the flag is defined above
@@ -66,6 +68,9 @@ for features, clickhouse.url.`,
 		api := "" // a process without commands, query or iceberg has no listener for them
 		if p.Addr() != "" {
 			api = "api on " + p.Addr() + ", "
+		}
+		if p.TrackingAddr() != "" {
+			api += "tracking on " + p.TrackingAddr() + ", "
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "serving %v: %soperations on %s\n", roles, api, p.AdminAddr())
 		// Until a signal, or until a component fails.

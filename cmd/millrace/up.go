@@ -14,6 +14,7 @@ import (
 	"github.com/millrace/millrace/event/identity"
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 	"github.com/millrace/millrace/ingest/demo"
+	"github.com/millrace/millrace/ingest/tracking"
 	"github.com/millrace/millrace/internal/app"
 	"github.com/millrace/millrace/internal/config"
 )
@@ -35,6 +36,7 @@ The next start continues from the data on disk. The demo's commands are not dupl
 		Args: cobra.NoArgs,
 	}
 	a.dataFlag(cmd, "data folder (default from the configuration: data)")
+	a.trackingFlag(cmd)
 	cmd.Flags().BoolVar(&noDemo, "no-demo", false, "start and serve without sending the demo's commands")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := a.config()
@@ -114,6 +116,7 @@ func present(ctx context.Context, out io.Writer, p *app.App, caller caller, noDe
 		}
 		printTryNext(out, caller, sample)
 	}
+	fmt.Fprintf(out, "tracking on %s%s\n", caller.url(p.TrackingAddr()), demoKey(caller.c))
 	fmt.Fprintf(out, "serving on %s, operations on %s; Ctrl-C stops\n", caller.api(), caller.url(caller.c.Admin.Addr))
 	return nil
 }
@@ -126,6 +129,14 @@ func showSample(ctx context.Context, out io.Writer, caller caller, sample demo.R
 	}
 	printProfile(out, r)
 	return nil
+}
+
+// demoKey names the write key of the intake, if it is the one that everybody knows.
+func demoKey(c config.Config) string {
+	if c.Tracking.Keys != "" {
+		return ""
+	}
+	return ", with the write key " + tracking.DemoKey
 }
 
 // printTryNext prints five commands that can be copied. They contain addresses only if those are

@@ -39,13 +39,16 @@ type Sources struct {
 	origins []string
 }
 
-// demoSource is the only source of a system without configured keys, which listens on loopback.
-const demoSource = "demo"
+// The only source of a system without configured keys, and its key.
+const (
+	demoSource = "demo"
+	DemoKey    = "demo-write-key"
+)
 
-// DemoSources returns the source "demo" with the write key "demo-write-key". It is for systems that
-// only this machine can reach.
+// DemoSources returns the source "demo" with DemoKey. It is for systems that only this machine can
+// reach.
 func DemoSources() *Sources {
-	s, _ := newSources(&Source{Name: demoSource, sum: sha256.Sum256([]byte("demo-write-key"))})
+	s, _ := newSources(&Source{Name: demoSource, sum: sha256.Sum256([]byte(DemoKey))})
 	return s
 }
 

@@ -123,6 +123,9 @@ func (p *App) sinks(ctx context.Context) ([]telemetry.Sink, error) {
 	if p.admin != nil && p.showsHistory(ctx) {
 		add(p.historySinks(ctx))
 	}
+	if p.tracking != nil {
+		add(p.trackingSinks(), nil)
+	}
 	return all, errors.Join(errs...)
 }
 
@@ -298,7 +301,7 @@ func (p *App) heads(ctx context.Context) (map[string]event.Position, error) {
 // these ends contain all of it. ctx bounds the wait. A broken table does not block it.
 func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 	// A step for each topic, each view, and the tables of each topic.
-	total := 2*len(p.modules.aggregates()) + len(p.views)
+	total := len(p.modules.aggregates()) + len(p.modules.topics()) + len(p.views)
 	withHistory := p.showsHistory(ctx)
 	if withHistory {
 		total++

@@ -34,6 +34,7 @@ import (
 	"github.com/millrace/millrace/features/history"
 	"github.com/millrace/millrace/features/online"
 	"github.com/millrace/millrace/ingest/relay"
+	"github.com/millrace/millrace/ingest/tracking"
 	"github.com/millrace/millrace/internal/auth"
 	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/config"
@@ -55,7 +56,7 @@ type App struct {
 	log       *slog.Logger
 	roles     []Role
 	wanted    map[component]bool      // from roles; the components that start opens
-	listeners map[string]net.Listener // by name: api, admin, feast
+	listeners map[string]net.Listener // by name: api, admin, feast, tracking
 	tokens    *auth.Tokens            // nil if no token is required
 	limiter   *server.Limiter         // admits commands, queries and SQL under load
 	slots     *server.Slots           // bounds each caller's share of SQL
@@ -80,6 +81,7 @@ type App struct {
 	history   *history.History   // of features; nil without ClickHouse
 	child     *clickhouse.Engine // the embedded engine of SQL and features; nil with a server
 	vectors   *online.Runner     // features in memory
+	tracking  *tracking.Intake   // nil without the role
 
 	// settingsMu guards settings: the periodic check writes them, and status reads them.
 	settingsMu sync.Mutex
@@ -150,6 +152,7 @@ func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log 
 		{followers, "views", p.startFollowers},
 		{vectors, "features", p.startVectors},
 		{relays, "relays", p.startRelays},
+		{intake, "tracking", p.startTracking},
 		{serving, "server", p.startServers},
 	} {
 		if !p.wanted[step.component] {
@@ -170,6 +173,9 @@ func (p *App) Addr() string { return p.addr("api") }
 
 // AdminAddr is the HOST:PORT of health, metrics and admin.
 func (p *App) AdminAddr() string { return p.addr("admin") }
+
+// TrackingAddr is the HOST:PORT of the intake of tracking clients. It is empty without the role.
+func (p *App) TrackingAddr() string { return p.addr("tracking") }
 
 // addr returns the actual address of a listener, with the port that was chosen for port 0.
 func (p *App) addr(listener string) string {
@@ -280,11 +286,14 @@ func (p *App) startListeners(ctx context.Context) error {
 	if feast := p.feastAddr(); p.has(Features) && feast != "" {
 		addrs["feast"] = feast
 	}
+	if p.has(Tracking) {
+		addrs["tracking"] = p.cfg.Tracking.Addr
+	}
 	for name, addr := range addrs {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 		if err != nil {
 			return addressInUse(err, addr, map[string]string{"api": "--addr", "admin": "--admin-addr",
-				"feast": "features.feast_addr"}[name])
+				"feast": "features.feast_addr", "tracking": "--tracking-addr"}[name])
 		}
 		p.listeners[name] = l
 		p.addresses["millrace "+name] = l.Addr().String()

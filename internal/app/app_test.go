@@ -28,7 +28,7 @@ func embeddedConfig(t *testing.T) config.Config {
 	t.Helper()
 	c := config.Default()
 	c.Data = filepath.Join(t.TempDir(), "data")
-	c.Addr, c.Admin.Addr = "127.0.0.1:0", "127.0.0.1:0"
+	c.Addr, c.Admin.Addr, c.Tracking.Addr = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	c.Kafka.Listen, c.Redis.Listen, c.ClickHouse.Listen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	c.Lake.CommitInterval = 100 * time.Millisecond
 	return c

@@ -67,6 +67,11 @@ func (p *App) startServers(ctx context.Context) error {
 			return err
 		}
 	}
+	if p.tracking != nil {
+		if err := p.serveTracking(); err != nil {
+			return err
+		}
+	}
 	if err := p.serve("admin", p.tokens.Guard(rpc.Intake(p.operations()), "/healthz", "/readyz",
 		"/metrics")); err != nil {
 		return err
@@ -290,6 +295,9 @@ func (p *App) unready(ctx context.Context) error {
 		if err := p.vectors.Ready(); err != nil {
 			return fmt.Errorf("features: %w", err)
 		}
+	}
+	if p.tracking != nil && !p.tracking.Available() {
+		return errors.New("tracking: the intake cannot write to the log")
 	}
 	// Only the catalog's own errors make the process unready. serveReady reports broken tables.
 	if _, err := p.brokenTables(ctx); err != nil {

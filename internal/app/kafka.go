@@ -63,6 +63,9 @@ func (p *App) startKafka(ctx context.Context) error {
 			return nil
 		})
 	}
+	if !p.has(Relay) && !p.has(Views) && !p.has(Lake) && !p.has(Features) && p.has(Tracking) {
+		return admin.EnsureTopics(ctx, p.modules.sourceTopics(p.cfg.Kafka.Partitions)...)
+	}
 	if !p.has(Relay) && !p.has(Views) && !p.has(Lake) && !p.has(Features) {
 		// Roles that only read need no right to create topics.
 		return admin.Ping(ctx)

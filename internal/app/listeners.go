@@ -23,6 +23,14 @@ const drainTimeout = 15 * time.Second
 // finish. It registers the stop of the server, which runs before those of the components that the
 // handlers use.
 func (p *App) serve(name string, h http.Handler) error {
+	// The host name is checked before the body is read.
+	return p.serveBodies(name, h, func(bounded http.Handler) http.Handler {
+		return server.Guard(p.hosts(name), refuse(connect.CodePermissionDenied, http.StatusForbidden), bounded)
+	})
+}
+
+// serveBodies serves a handler whose bodies are bounded, behind a guard.
+func (p *App) serveBodies(name string, h http.Handler, guard func(http.Handler) http.Handler) error {
 	bodies := &server.Bodies{Timeout: p.cfg.Limits.BodyTimeout, MaxBytes: p.cfg.Limits.BodyBytes, Stream: isStream,
 		Silence: p.cfg.Limits.IdleTimeout}
 	c := server.Config{Limits: connections(p.cfg.Limits, name), IdleTimeout: p.cfg.Limits.IdleTimeout, Logger: p.log}
@@ -32,9 +40,7 @@ func (p *App) serve(name string, h http.Handler) error {
 			return fmt.Errorf("tls.cert, tls.key: %w", err)
 		}
 	}
-	// The host name is checked first, then the body is bounded, then the handler runs.
-	s := server.New(c, server.Guard(p.hosts(name), refuse(connect.CodePermissionDenied, http.StatusForbidden),
-		bodies.Guard(h)))
+	s := server.New(c, guard(bodies.Guard(h)))
 	p.countConnections(name, s)
 	stop := s.Start(p.listeners[name], drainTimeout)
 	p.onStop(func() error {
@@ -47,11 +53,12 @@ func (p *App) serve(name string, h http.Handler) error {
 	return nil
 }
 
-// Each listener may use one in apiShare or adminShare of the process's open files for connections,
-// up to a maximum. The rest is for files and for connections to servers.
+// Each listener may use one in so many of the process's open files for connections, up to a maximum.
+// The rest is for files and for connections to servers.
 const (
-	apiShare, apiMost     = 2, 8192
-	adminShare, adminMost = 8, 256
+	apiShare, apiMost           = 2, 8192
+	adminShare, adminMost       = 8, 256
+	trackingShare, trackingMost = 4, 8192
 )
 
 // connections returns a listener's limits, with defaults from the limit of open files. One address
@@ -61,8 +68,11 @@ func connections(c config.Limits, listener string) server.Limits {
 	limits := server.Limits{Connections: c.Connections, PerAddress: c.PerAddress}
 	// The admin listener needs few connections: probes, metrics and operators.
 	share, most := apiShare, apiMost
-	if listener == "admin" {
+	switch listener {
+	case "admin":
 		limits.Connections, share, most = c.AdminConnections, adminShare, adminMost
+	case "tracking":
+		limits.Connections, share, most = c.TrackingConnections, trackingShare, trackingMost
 	}
 	if limits.Connections == 0 {
 		limits.Connections = max(min(server.FileLimit()/share, most), 1)

@@ -135,18 +135,26 @@ func (m Modules) aggregates() []event.Aggregate {
 	return all
 }
 
-// topics returns the services' topics, in the order of the services.
+// topics returns the topics of all modules: those of the services, in their order, and those of the
+// sources.
 func (m Modules) topics() []string {
-	all := make([]string, len(m.Services))
-	for i, s := range m.Services {
-		all[i] = s.Aggregate.Topic
+	all := make([]string, 0, len(m.Services)+len(m.Sources))
+	for _, s := range m.Services {
+		all = append(all, s.Aggregate.Topic)
+	}
+	for _, s := range m.Sources {
+		all = append(all, s.Aggregate.Topic)
 	}
 	return all
 }
 
 // logs returns the topics of the log, with the relays' own, as they are created.
 func (m Modules) logs(partitions int) []kafka.Topic {
-	all := relay.Topics(m.aggregates(), int32(partitions))
+	return append(relay.Topics(m.aggregates(), int32(partitions)), m.sourceTopics(partitions)...)
+}
+
+// sourceTopics returns the topics of the sources, as they are created.
+func (m Modules) sourceTopics(partitions int) (all []kafka.Topic) {
 	for _, s := range m.Sources {
 		all = append(all, kafka.Topic{Name: s.Aggregate.Topic, Partitions: int32(partitions)})
 	}

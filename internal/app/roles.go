@@ -24,10 +24,14 @@ const (
 	// Fills the tables of features in ClickHouse; the processes share the work. Answers vectors.
 	Features Role = "features"
 	Iceberg  Role = "iceberg" // serves Iceberg's REST catalog to other engines
+	// Receives the events of tracking clients; any number of processes.
+	Tracking Role = "tracking"
 )
 
 // Roles returns all roles.
-func Roles() []Role { return []Role{Commands, Relay, Views, Lake, Features, Query, Admin, Iceberg} }
+func Roles() []Role {
+	return []Role{Commands, Relay, Views, Lake, Features, Query, Admin, Iceberg, Tracking}
+}
 
 // component is something that a process starts. start in app.go defines the order. Roles share
 // components: a process with two roles that need Kafka connects once.
@@ -47,7 +51,8 @@ const (
 	followers                      // observe how far other processes have fed the views
 	relays
 	vectors // features in memory
-	serving // both listeners
+	intake  // of tracking clients
+	serving // the listeners
 )
 
 // needs maps each role to the components that it needs. docs/real-servers.md has the same table for
@@ -62,6 +67,7 @@ var needs = map[Role][]component{
 	Features: {eventLog, featureTables, featureFeeds, vectors},
 	Admin:    {stores, eventLog, viewSinks, followers, tables, featureTables},
 	Iceberg:  {tables},
+	Tracking: {eventLog, intake},
 }
 
 // ParseRoles parses "all", or a list such as "commands,relay".

@@ -57,7 +57,39 @@ func (c Config) checkListeners() error {
 			bad("%s: %q is not a loopback address: set auth.tokens, or listen on 127.0.0.1", a.key, a.addr)
 		}
 	}
+	c.Tracking.checkAddr(bad)
 	return errors.Join(errs...)
+}
+
+// checkAddr checks the address of the tracking intake: only loopback may use the key that everybody
+// knows.
+func (t Tracking) checkAddr(bad func(format string, args ...any)) {
+	host, _, err := net.SplitHostPort(t.Addr)
+	ip := net.ParseIP(host)
+	switch {
+	case err != nil:
+		bad("tracking.addr: %w", err)
+	case host != "localhost" && (ip == nil || !ip.IsLoopback()) && t.Keys == "":
+		bad("tracking.addr: %q is not a loopback address: set tracking.keys, or listen on 127.0.0.1", t.Addr)
+	}
+}
+
+// check checks the other settings of the tracking intake.
+func (t Tracking) check(bad func(format string, args ...any)) {
+	for _, purpose := range slices.Sorted(maps.Keys(t.Consent)) {
+		if action := t.Consent[purpose]; action != "drop" && action != "reduce" {
+			bad("tracking.consent: %s: %q is neither drop nor reduce", purpose, action)
+		}
+	}
+	if t.ConsentDefault != "granted" && t.ConsentDefault != "denied" {
+		bad("tracking.consent_default: %q is neither granted nor denied", t.ConsentDefault)
+	}
+	if t.Requests <= 0 {
+		bad("tracking.requests: %d is not above 0", t.Requests)
+	}
+	if t.IDs <= 0 {
+		bad("tracking.ids: %d is not above 0", t.IDs)
+	}
 }
 
 // CheckClient checks the configuration of a program that calls a running system. Its addresses may
@@ -144,6 +176,7 @@ func (c Config) CheckClient() error {
 		bad("lake.s3.access_key, lake.s3.secret_key: set both or neither")
 	}
 	c.Lake.checkREST(bad)
+	c.Tracking.check(bad)
 	if c.Lake.CommitInterval <= 0 {
 		bad("lake.commit_interval: %v is not above 0", c.Lake.CommitInterval)
 	}
@@ -246,7 +279,7 @@ func (l Limits) check(bad func(format string, args ...any)) {
 		value, from int64
 	}{
 		{"connections", int64(l.Connections), 0}, {"admin_connections", int64(l.AdminConnections), 0},
-		{"per_address", int64(l.PerAddress), 0},
+		{"per_address", int64(l.PerAddress), 0}, {"tracking_connections", int64(l.TrackingConnections), 0},
 		{"idle_timeout", int64(l.IdleTimeout), 1}, {"body_timeout", int64(l.BodyTimeout), 1},
 		{"body_bytes", l.BodyBytes, 8 << 20},
 		{"calls", int64(l.Calls), 4}, {"sql", int64(l.SQL), 1}, {"sql_wait", int64(l.SQLWait), 0},

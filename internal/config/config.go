@@ -41,7 +41,7 @@ const EnvPrefix = "MILLRACE_"
 // the file.
 type Config struct {
 	Addr          string        `yaml:"addr" doc:"Address of the listener for commands, queries, SQL and the REST catalog. A non-loopback address requires auth.tokens."`
-	TLS           ServerTLS     `yaml:"tls" doc:"Certificate of both listeners, addr and admin.addr. Empty: plain text."`
+	TLS           ServerTLS     `yaml:"tls" doc:"Certificate of the listeners addr, admin.addr and tracking.addr. Empty: plain text."`
 	Auth          Auth          `yaml:"auth" doc:"Callers and their rights."`
 	Hosts         string        `yaml:"hosts" doc:"Allowed Host headers of requests, separated by commas, in addition to localhost, 127.0.0.1 and [::1]. Other names are refused, which stops DNS rebinding from a web page. Empty: on a non-loopback address any name is accepted, because callers there present tokens."`
 	Limits        Limits        `yaml:"limits" doc:"Bounds on concurrent work. Excess requests get resource_exhausted (429) with Retry-After: SQL first, then queries, then commands."`
@@ -61,6 +61,7 @@ type Config struct {
 	Lake          Lake          `yaml:"lake" doc:"Iceberg tables."`
 	Features      Features      `yaml:"features" doc:"Features of customers, products and visitors: docs/features.md."`
 	ClickHouse    ClickHouse    `yaml:"clickhouse" doc:"Engine for SQL over the lake."`
+	Tracking      Tracking      `yaml:"tracking" doc:"Intake of tracking clients, of the role tracking. docs/tracking.md explains it."`
 }
 
 // ServerTLS is the certificate of a listener.
@@ -125,15 +126,16 @@ type Segment struct {
 // Limits bounds concurrent work. Zero connections mean a default that depends on the process's
 // limit of open files.
 type Limits struct {
-	Connections      int           `yaml:"connections" doc:"Connections to addr. At the limit, idle connections are closed for new ones. 0: half of the process's open-file limit (ulimit -n), at most 8192."`
-	AdminConnections int           `yaml:"admin_connections" doc:"Connections to admin.addr. 0: an eighth of the open-file limit, at most 256."`
-	PerAddress       int           `yaml:"per_address" doc:"Connections from one address to one listener. 0: three quarters of the listener's limit."`
-	IdleTimeout      time.Duration `yaml:"idle_timeout" doc:"Time after which a connection without a request is closed."`
-	BodyTimeout      time.Duration `yaml:"body_timeout" doc:"Time in which a request's body must arrive."`
-	BodyBytes        int64         `yaml:"body_bytes" doc:"Total size of the bodies of all requests in progress."`
-	Calls            int           `yaml:"calls" doc:"Concurrent commands and queries. A quarter is reserved for commands. Further calls queue briefly."`
-	SQL              int           `yaml:"sql" doc:"Concurrent SQL queries. One caller gets at most half of them."`
-	SQLWait          time.Duration `yaml:"sql_wait" doc:"Time that a SQL query queues before it is refused."`
+	Connections         int           `yaml:"connections" doc:"Connections to addr. At the limit, idle connections are closed for new ones. 0: half of the process's open-file limit (ulimit -n), at most 8192."`
+	AdminConnections    int           `yaml:"admin_connections" doc:"Connections to admin.addr. 0: an eighth of the open-file limit, at most 256."`
+	TrackingConnections int           `yaml:"tracking_connections" doc:"Connections to tracking.addr. 0: a quarter of the open-file limit, at most 8192."`
+	PerAddress          int           `yaml:"per_address" doc:"Connections from one address to one listener. 0: three quarters of the listener's limit."`
+	IdleTimeout         time.Duration `yaml:"idle_timeout" doc:"Time after which a connection without a request is closed."`
+	BodyTimeout         time.Duration `yaml:"body_timeout" doc:"Time in which a request's body must arrive."`
+	BodyBytes           int64         `yaml:"body_bytes" doc:"Total size of the bodies of all requests in progress."`
+	Calls               int           `yaml:"calls" doc:"Concurrent commands and queries. A quarter is reserved for commands. Further calls queue briefly."`
+	SQL                 int           `yaml:"sql" doc:"Concurrent SQL queries. One caller gets at most half of them."`
+	SQLWait             time.Duration `yaml:"sql_wait" doc:"Time that a SQL query queues before it is refused."`
 }
 
 // Log configures logging.
@@ -270,6 +272,17 @@ type ClickHouse struct {
 	Listen  string `yaml:"listen" doc:"Address of the embedded engine. Port 0 selects a free port."`
 }
 
+// Tracking configures the intake of tracking clients.
+type Tracking struct {
+	Addr           string            `yaml:"addr" doc:"Address of this listener. Clients authenticate by write key. A non-loopback address requires tracking.keys."`
+	Keys           string            `yaml:"keys" doc:"YAML file of the sources: {name: {key: KEY, origins: [https://shop.example], types: [track]}}. Origins and types are optional limits. It is read at start. Empty: one source, demo, with the key demo-write-key, on loopback only."`
+	Plan           string            `yaml:"plan" doc:"YAML file of the tracking plan. Events that it does not allow become dead letters. Empty: every event is allowed."`
+	Consent        map[string]string `yaml:"consent" doc:"Purposes that need the visitor's consent, as {purpose: drop|reduce}: what happens to an event without it. A purpose is a category of context.consent.categoryPreferences."`
+	ConsentDefault string            `yaml:"consent_default" doc:"Whether a purpose that an event does not mention is granted or denied."`
+	Requests       int               `yaml:"requests" doc:"Requests in progress. More wait briefly and then get 429 with Retry-After."`
+	IDs            int               `yaml:"ids" doc:"Message ids that are remembered, for at most a day, to recognise events that clients send again. At least the number of events of a day. An id takes up to 80 bytes."`
+}
+
 // Default returns the default of every setting. Settings of servers are empty, which selects
 // embedded ones, so the defaults need no preparation.
 func Default() Config {
@@ -297,6 +310,8 @@ func Default() Config {
 		Features: Features{Currency: "GBP", CommitInterval: 2 * time.Second, FeastAddr: "127.0.0.1:6566",
 			Online: Online{MaxEntities: 10_000_000, MaxBytes: 8 << 30, SnapshotEvery: 5 * time.Minute, Retention: 24 * time.Hour}},
 		ClickHouse: ClickHouse{Listen: "127.0.0.1:0", Writer: "writer"},
+		Tracking: Tracking{Addr: "127.0.0.1:7402", Consent: map[string]string{}, ConsentDefault: "granted",
+			Requests: 256, IDs: 1_000_000},
 	}
 }
 

@@ -130,6 +130,12 @@ func TestCheckNamesTheKey(t *testing.T) {
 		"lake.warehouse":       func(c *config.Config) { c.Lake.Warehouse = "gs://bucket" },
 		"lake.s3.secret_key":   func(c *config.Config) { c.Lake.S3.AccessKey = "a" },
 
+		"tracking.addr":            func(c *config.Config) { c.Tracking.Addr = "0.0.0.0:7402" },
+		"tracking.consent: ads":    func(c *config.Config) { c.Tracking.Consent["ads"] = "ask" },
+		"tracking.consent_default": func(c *config.Config) { c.Tracking.ConsentDefault = "" },
+		"tracking.requests":        func(c *config.Config) { c.Tracking.Requests = 0 },
+		"tracking.ids":             func(c *config.Config) { c.Tracking.IDs = 0 },
+
 		"commands.clock_leeway": func(c *config.Config) { c.Commands.ClockLeeway = 2 * time.Hour },
 		"commands.currencies":   func(c *config.Config) { c.Commands.Currencies["gbp"] = 3 },
 		"features.online":       func(c *config.Config) { c.Features.Online.MaxBytes = 0 },

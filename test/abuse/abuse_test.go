@@ -287,7 +287,7 @@ func startSystem(t *testing.T) *system {
 func (s *system) start(t *testing.T) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), s.binary, "up", "--data", s.data, "--addr", "127.0.0.1:0",
-		"--admin-addr", "127.0.0.1:0")
+		"--admin-addr", "127.0.0.1:0", "--tracking-addr", "127.0.0.1:0")
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 20 * time.Second
 	var log bytes.Buffer

@@ -50,7 +50,8 @@ func TestFullDisk(t *testing.T) {
 	// Once is not enough: the files that the killed process had open are free again.
 	fill()
 	again := &system{t: t, data: data, ended: make(chan error, 1), output: &lockedBuffer{}}
-	again.cmd = exec.Command(binary, "up", "--data", data, "--addr", s.addr, "--admin-addr", s.admin, "--no-demo")
+	again.cmd = exec.Command(binary, "up", "--data", data, "--addr", s.addr, "--admin-addr", s.admin, "--no-demo",
+		"--tracking-addr", "127.0.0.1:0")
 	again.cmd.Env = append(os.Environ(), "MILLRACE_LOG_LEVEL=warn")
 	again.cmd.Stdout, again.cmd.Stderr = again.output, again.output
 	if err := again.cmd.Start(); err != nil {

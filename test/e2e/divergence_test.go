@@ -147,7 +147,7 @@ func failsToStart(t *testing.T, env []string, data string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, "up", "--data", data, "--addr", "127.0.0.1:0", "--admin-addr",
-		"127.0.0.1:0")
+		"127.0.0.1:0", "--tracking-addr", "127.0.0.1:0")
 	cmd.Env = append(os.Environ(), env...)
 	out, err := cmd.CombinedOutput()
 	advised := remedyCommand.FindStringSubmatch(string(out))

@@ -120,7 +120,8 @@ func upOn(t *testing.T, env []string, data, addr string, args ...string) *system
 func upBy(t *testing.T, by, env []string, data, addr string, args ...string) *system {
 	t.Helper()
 	s := &system{t: t, data: data, ended: make(chan error, 1), output: &lockedBuffer{}}
-	up := append(slices.Clone(by[1:]), "up", "--data", data, "--addr", addr, "--admin-addr", "127.0.0.1:0")
+	up := append(slices.Clone(by[1:]), "up", "--data", data, "--addr", addr, "--admin-addr", "127.0.0.1:0",
+		"--tracking-addr", "127.0.0.1:0")
 	s.cmd = exec.Command(by[0], append(up, args...)...)
 	s.cmd.Env = append(append(os.Environ(), "MILLRACE_LOG_LEVEL=warn"), env...)
 	s.cmd.Stderr = s.output

@@ -117,7 +117,7 @@ func (s *system) start(ctx context.Context) error {
 		return err
 	}
 	s.env = []string{
-		"MILLRACE_ADDR=" + s.addr, "MILLRACE_ADMIN_ADDR=" + s.admin, "MILLRACE_KAFKA_LISTEN=" + s.brokers, "MILLRACE_DATA=" + filepath.Join(s.dir, "data"),
+		"MILLRACE_ADDR=" + s.addr, "MILLRACE_ADMIN_ADDR=" + s.admin, "MILLRACE_TRACKING_ADDR=127.0.0.1:0", "MILLRACE_KAFKA_LISTEN=" + s.brokers, "MILLRACE_DATA=" + filepath.Join(s.dir, "data"),
 		"MILLRACE_LOG_LEVEL=info", "MILLRACE_COMMANDS_CURRENCIES={GBP: 3}", "MILLRACE_CLICKHOUSE_LIBRARY=" + library,
 		"MILLRACE_AUTH_TOKENS=" + filepath.Join(s.dir, "tokens"), "MILLRACE_AUTH_TOKEN=" + tokenOf("owner"),
 		"MILLRACE_LAKE_CATALOG=" + where, "MILLRACE_LAKE_WAREHOUSE=s3://" + store.Bucket + "/warehouse",

@@ -155,7 +155,7 @@ func (s service) start(t *testing.T, i int, f *fleet) *process.Process {
 	addr := ""
 	p, err := process.Start(t.Context(), process.Command{
 		Name: "millrace", Path: binary(t), Args: s.args, Dir: dir, StartTimeout: 3 * time.Minute, // two seconds on an idle machine
-		Env: append([]string{"MILLRACE_ADDR=127.0.0.1:0", "MILLRACE_ADMIN_ADDR=127.0.0.1:0",
+		Env: append([]string{"MILLRACE_ADDR=127.0.0.1:0", "MILLRACE_ADMIN_ADDR=127.0.0.1:0", "MILLRACE_TRACKING_ADDR=127.0.0.1:0",
 			"MILLRACE_CLICKHOUSE_LIBRARY=" + library(t)}, s.env...),
 		Ready: func(context.Context) error {
 			log, err := os.ReadFile(filepath.Join(dir, "log"))

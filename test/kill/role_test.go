@@ -112,7 +112,8 @@ func (r *role) launch(ctx context.Context) (*instance, error) {
 	i := &instance{name: r.name, addr: loopback(ports[0]), admin: loopback(ports[1])}
 	i.Process, err = process.Start(ctx, process.Command{
 		Name: "millrace " + r.name, Path: binary, Args: r.args, Dir: r.dir, StartTimeout: startTimeout,
-		Env:   append([]string{"MILLRACE_ADDR=" + i.addr, "MILLRACE_ADMIN_ADDR=" + i.admin}, r.env...),
+		Env: append([]string{"MILLRACE_ADDR=" + i.addr, "MILLRACE_ADMIN_ADDR=" + i.admin,
+			"MILLRACE_TRACKING_ADDR=127.0.0.1:0"}, r.env...),
 		Ready: func(ctx context.Context) error { return i.get(ctx, "/healthz") },
 	})
 	if err != nil {

@@ -70,7 +70,7 @@ func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 	// and admin roles.
 	var env []string
 	// Roles that create things start before roles that read them.
-	for _, role := range []string{"commands", "relay", "lake", "views", "admin", "query"} {
+	for _, role := range []string{"commands", "relay", "lake", "views", "tracking", "admin", "query"} {
 		r, err := start(ctx, binary, filepath.Join(dir, role), role, servers.Env())
 		if err != nil {
 			return err
@@ -144,7 +144,7 @@ func start(ctx context.Context, binary, dir, role string, env []string) (running
 	r := running{api: fmt.Sprint("127.0.0.1:", ports[0]), admin: fmt.Sprint("127.0.0.1:", ports[1])}
 	r.Process, err = process.Start(ctx, process.Command{
 		Name: "millrace serve --role " + role, Path: path, Args: []string{"serve", "--role", role}, Dir: dir,
-		Env: append(slices.Clone(env), "MILLRACE_ADDR="+r.api, "MILLRACE_ADMIN_ADDR="+r.admin),
+		Env: append(slices.Clone(env), "MILLRACE_ADDR="+r.api, "MILLRACE_ADMIN_ADDR="+r.admin, "MILLRACE_TRACKING_ADDR="+r.api),
 		Ready: func(ctx context.Context) error {
 			// The status is 200 once the role does its work: see "Readiness" in docs/operations.md.
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.admin+"/readyz", nil)
