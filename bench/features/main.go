@@ -85,7 +85,7 @@ func run(ctx context.Context, o options) error {
 	server.stop()
 	if o.feast != "" {
 		if err := measureFeast(ctx, o); err != nil {
-			return fmt.Errorf("Feast's server: %w", err)
+			return fmt.Errorf("measure Feast's own server: %w", err)
 		}
 	}
 	if o.events > 0 {

@@ -78,7 +78,8 @@ type process struct {
 
 // start starts a server and waits until it is healthy.
 func start(ctx context.Context, address, dir, name string, args ...string) (*process, error) {
-	p := &process{cmd: exec.CommandContext(ctx, name, args...), url: "http://" + address, dir: dir}
+	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // this program, or one that the operator names
+	p := &process{cmd: cmd, url: "http://" + address, dir: dir}
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, &p.log, &p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Feast's server has children
 	if err := p.cmd.Start(); err != nil {
