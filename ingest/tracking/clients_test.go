@@ -130,7 +130,7 @@ type program struct {
 // launch starts a program, which ends with the test.
 func launch(t *testing.T, name, dir, path string, args ...string) *program {
 	t.Helper()
-	p := &program{name: name, cmd: exec.CommandContext(t.Context(), path, args...), out: &bytes.Buffer{}, done: make(chan error, 1)} //nolint:gosec // a test's own programs
+	p := &program{name: name, cmd: exec.CommandContext(t.Context(), path, args...), out: &bytes.Buffer{}, done: make(chan error, 1)}
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, p.out, p.out
 	// A group of its own, because a browser has processes of its own.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
