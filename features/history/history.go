@@ -103,10 +103,10 @@ func (h *health) set(reason error, stopped bool) (changed bool) {
 	return changed
 }
 
-func (h *health) get() (reason error, stopped bool) {
+func (h *health) get() (stopped bool, reason error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.reason, h.stopped
+	return h.stopped, h.reason
 }
 
 // Open returns a History. It does not connect.

@@ -81,7 +81,7 @@ func (h *History) count(ctx context.Context, table clickhouse.Table) (n uint64, 
 func (h *History) Faults() []Fault {
 	var all []Fault
 	add := func(table string, of *health) {
-		if reason, stopped := of.get(); reason != nil {
+		if stopped, reason := of.get(); reason != nil {
 			all = append(all, Fault{table, reason, stopped})
 		}
 	}
@@ -176,7 +176,7 @@ func (h *History) Reached(ctx context.Context, topic string, ends map[int32]int6
 		if s.Topic != topic {
 			continue
 		}
-		if _, stopped := s.health.get(); stopped {
+		if stopped, _ := s.health.get(); stopped {
 			continue
 		}
 		positions, err := h.allPositions(ctx, s)
@@ -188,7 +188,7 @@ func (h *History) Reached(ctx context.Context, topic string, ends map[int32]int6
 		}
 		tables := []clickhouse.Table{s.facts}
 		for _, t := range s.tiles {
-			if _, stopped := t.health.get(); !stopped {
+			if stopped, _ := t.health.get(); !stopped {
 				tables = append(tables, t.table)
 			}
 		}
