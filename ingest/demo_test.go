@@ -31,7 +31,7 @@ func TestSecondDemoRunChangesNothing(t *testing.T) {
 			sum, done, total, first.Refused, first.Replayed)
 	}
 	for _, name := range []string{
-		"RegisterCustomer", "ChangeAddress", "SetConsent", "ListProduct", "SetPrice", "ReceiveStock",
+		"RegisterCustomer", "ChangeAddress", "SetConsent", "LinkIdentifiers", "ListProduct", "SetPrice", "ReceiveStock",
 		"ReserveStock", "CommitReservation", "ReleaseReservation", "PlaceOrder", "ConfirmOrder", "CancelOrder",
 	} {
 		if first.Commands[name] == 0 {

@@ -15,6 +15,7 @@ import (
 	"github.com/millrace/millrace/commands/customer"
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/commands/eventstore/sqlite"
+	"github.com/millrace/millrace/commands/identity"
 	"github.com/millrace/millrace/commands/inventory"
 	"github.com/millrace/millrace/commands/order"
 	"github.com/millrace/millrace/event"
@@ -35,7 +36,7 @@ func startServices(t testing.TB, wrap func(http.Handler) http.Handler) services 
 	dir := t.TempDir()
 	for aggregate, handler := range map[event.Aggregate]func(eventstore.Store, ...commands.Option) (string, http.Handler){
 		event.Customer: customer.NewHandler, event.Product: catalog.NewHandler,
-		event.Stock: inventory.NewHandler, event.Order: order.NewHandler,
+		event.Stock: inventory.NewHandler, event.Order: order.NewHandler, event.Identity: identity.NewHandler,
 	} {
 		store, err := sqlite.Open(context.Background(), filepath.Join(dir, aggregate.Name+".db"), aggregate)
 		if err != nil {
