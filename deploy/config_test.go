@@ -14,12 +14,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"go.yaml.in/yaml/v3"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/ingest/tracking"
 	"github.com/millrace/millrace/internal/config"
 )
 
@@ -31,6 +33,8 @@ type process struct {
 	config  string          // the configuration file
 	secrets map[string]bool // names of the files in /run/secrets
 	ports   []string        // declared, published or probed
+	memory  string          // its limit
+	disk    string          // the size of the volume data, if it is limited
 }
 
 // role returns the roles that it serves. It is empty for migrate.
@@ -52,7 +56,7 @@ func TestEachRoleHasOneProcessEverywhere(t *testing.T) {
 		}
 		slices.Sort(roles)
 		if want := []string{"admin", "commands", "features", "iceberg", "lake", "query", "relay",
-			"views"}; !slices.Equal(roles, want) {
+			"tracking", "views"}; !slices.Equal(roles, want) {
 			t.Errorf("%s has the roles %v, want %v", where, roles, want)
 		}
 	}
@@ -70,11 +74,17 @@ func TestConfigurationIsAccepted(t *testing.T) {
 			if c.Auth.Tokens == "" || c.TLS.Cert == "" {
 				t.Error("the doors are beyond loopback: they want tokens and TLS")
 			}
+			https := func(url string) bool { return strings.HasPrefix(url, "https://") }
+			verified := func(url string) bool { return strings.Contains(url, "sslmode=verify-full") }
 			for key, enabled := range map[string]bool{
-				"kafka.tls": c.Kafka.TLS.Enabled, "redis.tls": c.Redis.TLS.Enabled,
-				"registry.url": strings.HasPrefix(c.Registry.URL, "https://"), "search.elasticsearch": strings.HasPrefix(c.Search.Elasticsearch, "https://"),
-				"clickhouse.url": strings.HasPrefix(c.ClickHouse.URL, "https://"), "lake.s3.endpoint": strings.HasPrefix(c.Lake.S3.Endpoint, "https://"),
-				"store.postgres": strings.Contains(c.Store.Postgres, "sslmode=verify-full"), "lake.catalog": strings.Contains(c.Lake.Catalog, "sslmode=verify-full"),
+				"kafka.tls":            c.Kafka.TLS.Enabled,
+				"redis.tls":            c.Redis.TLS.Enabled,
+				"registry.url":         https(c.Registry.URL) || c.Registry.URL == "" && p.role() == "tracking",
+				"search.elasticsearch": https(c.Search.Elasticsearch),
+				"clickhouse.url":       https(c.ClickHouse.URL),
+				"lake.s3.endpoint":     https(c.Lake.S3.Endpoint),
+				"store.postgres":       verified(c.Store.Postgres),
+				"lake.catalog":         verified(c.Lake.Catalog),
 			} {
 				if !enabled {
 					t.Errorf("%s: the connection is not encrypted", key)
@@ -95,6 +105,9 @@ func TestEachRoleHasOnlyItsSecrets(t *testing.T) {
 			named := map[string]bool{"ca.crt": true}
 			for _, path := range []string{c.TLS.Cert, c.TLS.Key, c.Auth.Tokens} {
 				named[filepath.Base(path)] = true
+			}
+			if p.role() == "tracking" {
+				named[filepath.Base(c.Tracking.Keys)] = true
 			}
 			for key, value := range p.env {
 				if strings.HasSuffix(key, "_FILE") {
@@ -122,17 +135,71 @@ func TestEachRoleHasOnlyItsSecrets(t *testing.T) {
 	}
 }
 
+// TestPortsAreThoseOfTheConfiguration checks that each role has exactly the ports of its listeners.
 func TestPortsAreThoseOfTheConfiguration(t *testing.T) {
 	t.Parallel()
 	for _, p := range all(t) {
 		c := load(t, p)
-		known := []string{port(t, c.Addr), port(t, c.Admin.Addr)}
-		for _, n := range p.ports {
-			if !slices.Contains(known, n) {
-				t.Errorf("%s: port %s is neither addr's nor admin.addr's, %v", p.where, n, known)
-			}
+		admin := port(t, c.Admin.Addr)
+		var want []string
+		switch p.role() {
+		case "commands", "query", "iceberg":
+			want = []string{port(t, c.Addr)}
+		case "features":
+			want = []string{port(t, c.Addr), port(t, c.Features.FeastAddr)}
+		case "tracking":
+			want = []string{port(t, c.Tracking.Addr)}
+		}
+		slices.Sort(want)
+		have := slices.DeleteFunc(slices.Clone(p.ports), func(n string) bool { return n == admin })
+		slices.Sort(have)
+		if !slices.Equal(have, want) {
+			t.Errorf("%s: besides admin.addr's, its ports are %v, want %v", p.where, have, want)
 		}
 	}
+}
+
+// TestVectorsFitTheirMemory checks that the limit of the vectors in memory is reached before that of
+// the container, and that the snapshots fit their volume.
+func TestVectorsFitTheirMemory(t *testing.T) {
+	t.Parallel()
+	checked := 0
+	for _, p := range all(t) {
+		if p.role() != "features" {
+			continue
+		}
+		checked++
+		facts := load(t, p).Features.Online.MaxBytes
+		// The process needs half as much again. The rest is for the batches of the tables.
+		heap, memory := size(t, p.env["GOMEMLIMIT"]), size(t, p.memory)
+		if want := facts*3/2 + 512<<20; heap < want {
+			t.Errorf("%s: GOMEMLIMIT is %d, want at least %d for features.online.max_bytes", p.where, heap, want)
+		}
+		if want := heap + 512<<20; memory < want { // librdkafka's memory is not the heap's
+			t.Errorf("%s: its memory is %d, want at least %d for GOMEMLIMIT", p.where, memory, want)
+		}
+		if p.disk != "" && size(t, p.disk) < 3*facts { // a snapshot, the next one, and a damaged one
+			t.Errorf("%s: its volume has %s, want three times features.online.max_bytes", p.where, p.disk)
+		}
+		if c := load(t, p); c.Data != "/var/lib/millrace" {
+			t.Errorf("%s: data is %s, want the folder of its volume", p.where, c.Data)
+		}
+	}
+	if checked != len(deployments(t)) {
+		t.Errorf("%d processes were checked, want one per deployment", checked)
+	}
+}
+
+// size parses a number of bytes, as Compose, Kubernetes or Go's runtime writes it: 2G, 2Gi, 2GiB.
+func size(t *testing.T, text string) int64 {
+	t.Helper()
+	digits := strings.TrimRight(text, "MGiB")
+	n, err := strconv.ParseInt(digits, 10, 64)
+	shift, ok := map[string]int{"M": 20, "G": 30}[strings.TrimRight(text[len(digits):], "iB")]
+	if err != nil || !ok {
+		t.Fatalf("%q is not a number of bytes with M or G", text)
+	}
+	return n << shift
 }
 
 // TestSecretsAreCreatedOnce checks that the script creates every secret file that a manifest uses,
@@ -147,6 +214,9 @@ func TestSecretsAreCreatedOnce(t *testing.T) {
 				t.Errorf("%s: compose/secrets/make does not make %s", p.where, name)
 			}
 		}
+	}
+	if _, err := tracking.ParseSources(made["tracking_keys"]); err != nil {
+		t.Errorf("tracking_keys: %v", err)
 	}
 	again := makeSecrets(t, dir)
 	for name, text := range made {
@@ -251,6 +321,9 @@ func fromCompose(t *testing.T) []process {
 			Secrets     []any
 			Ports       []string
 			HealthCheck struct{ Test []string }
+			Deploy      struct {
+				Resources struct{ Limits struct{ Memory string } }
+			}
 		}
 	}
 	read(t, "compose/compose.yaml", &file)
@@ -260,7 +333,7 @@ func fromCompose(t *testing.T) []process {
 			continue
 		}
 		p := process{where: "compose: " + name, command: s.Command, env: s.Environment, config: "compose/millrace.yaml",
-			secrets: map[string]bool{}}
+			secrets: map[string]bool{}, memory: s.Deploy.Resources.Limits.Memory}
 		for _, secret := range s.Secrets {
 			p.secrets[fmt.Sprint(secret)] = true
 		}
@@ -290,8 +363,13 @@ type workload struct {
 					Ports []struct {
 						ContainerPort int `yaml:"containerPort"`
 					}
+					Resources struct{ Limits struct{ Memory string } }
 				}
 				Volumes []struct {
+					Name     string
+					EmptyDir struct {
+						SizeLimit string `yaml:"sizeLimit"`
+					} `yaml:"emptyDir"`
 					Projected struct {
 						Sources []struct{ Secret struct{ Name string } }
 					}
@@ -337,7 +415,7 @@ func fromKubernetes(t *testing.T, file, patch string) []process {
 		}
 		c := w.Spec.Template.Spec.Containers[0]
 		p := process{where: filepath.Dir(file) + ": " + w.Metadata.Name, command: c.Args, env: map[string]string{},
-			config: filepath.Join("kubernetes", file), secrets: map[string]bool{}}
+			config: filepath.Join("kubernetes", file), secrets: map[string]bool{}, memory: c.Resources.Limits.Memory}
 		for _, v := range c.Env {
 			p.env[v.Name] = v.Value
 		}
@@ -352,6 +430,9 @@ func fromKubernetes(t *testing.T, file, patch string) []process {
 			p.ports = append(p.ports, fmt.Sprint(n.ContainerPort))
 		}
 		for _, v := range w.Spec.Template.Spec.Volumes {
+			if v.Name == "data" {
+				p.disk = v.EmptyDir.SizeLimit
+			}
 			for _, s := range v.Projected.Sources {
 				for _, name := range files[s.Secret.Name] {
 					p.secrets[name] = true
