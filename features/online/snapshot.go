@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -27,6 +28,7 @@ import (
 const (
 	snapshotFile  = "online.snapshot"
 	damagedSuffix = ".damaged"
+	partialPrefix = snapshotFile + ".partial." // of files that are being written
 	magic         = "millrace features online 1\n"
 )
 
@@ -72,7 +74,7 @@ func (s *Store) Save(dir string) error {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, snapshotFile+".*")
+	f, err := os.CreateTemp(dir, partialPrefix)
 	if err != nil {
 		return err
 	}
@@ -112,6 +114,9 @@ func syncDir(dir string) error {
 // it is of other definitions, or if it is damaged: then the store remains empty. A damaged file is
 // set aside, and why says how it is damaged.
 func (s *Store) Restore(dir string) (restored bool, why, err error) {
+	if err := removePartial(dir); err != nil {
+		return false, nil, err
+	}
 	path := filepath.Join(dir, snapshotFile)
 	f, err := os.Open(path) //nolint:gosec // the folder of the configuration
 	if errors.Is(err, fs.ErrNotExist) {
@@ -133,6 +138,20 @@ func (s *Store) Restore(dir string) (restored bool, why, err error) {
 	default:
 		return false, bad, os.Rename(path, path+damagedSuffix)
 	}
+}
+
+// removePartial removes the files of saves that a kill interrupted, which would fill the disk.
+func removePartial(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), partialPrefix) {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
 }
 
 // write writes all frames.

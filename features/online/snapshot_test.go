@@ -108,6 +108,29 @@ func TestDamagedSnapshot(t *testing.T) {
 	}
 }
 
+// TestInterruptedSave: a start removes what a killed save left, and only that.
+func TestInterruptedSave(t *testing.T) {
+	dir := t.TempDir()
+	if err := filled(t).Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	partial, other := filepath.Join(dir, "online.snapshot.partial.123"), filepath.Join(dir, "online.snapshot.damaged")
+	for _, path := range []string{partial, other} {
+		if err := os.WriteFile(path, []byte("a part"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if ok, why, err := newStore(t).Restore(dir); !ok || why != nil || err != nil {
+		t.Errorf("restored %v, %v, %v", ok, why, err)
+	}
+	if _, err := os.Stat(partial); !os.IsNotExist(err) {
+		t.Errorf("the partial file is still there: %v", err)
+	}
+	if _, err := os.Stat(other); err != nil {
+		t.Error(err)
+	}
+}
+
 // FuzzSnapshot: whatever the frames of a snapshot contain, reading it fails or gives a store that
 // answers. Checksums are right, or hardly anything but them would be tested.
 func FuzzSnapshot(f *testing.F) {
