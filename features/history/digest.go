@@ -204,22 +204,28 @@ func appendTile(b []byte, one *tile) []byte {
 		if s.Count == 0 {
 			continue
 		}
-		for _, n := range []exact.Int{s.Sum, s.Squares, s.Min, s.Max} {
-			b = digest.AppendString(b, n.String())
+		for _, n := range [...]exact.Int{s.Sum, s.Squares, s.Min, s.Max} {
+			for _, word := range n {
+				b = binary.BigEndian.AppendUint64(b, word)
+			}
 		}
 		b = binary.BigEndian.AppendUint64(b, uint64(s.Pick.Stamp.At))
 		b = appendValue(digest.AppendString(b, s.Pick.Stamp.Key), s.Pick.Value)
-		b = appendMap(b, s.Registers)
-		b = appendMap(b, s.Items)
-		b = appendMap(b, s.Buckets)
+		b = appendMap(b, s.Registers, func(b []byte, r uint16) []byte { return binary.BigEndian.AppendUint16(b, r) })
+		b = appendMap(b, s.Items, digest.AppendString)
+		b = appendMap(b, s.Buckets, func(b []byte, n int32) []byte { return binary.BigEndian.AppendUint32(b, uint32(n)) })
 	}
 	return b
 }
 
 // appendMap appends a map in the order of its keys.
-func appendMap[K cmp.Ordered, V any](b []byte, m map[K]V) []byte {
-	for _, k := range slices.Sorted(maps.Keys(m)) {
-		b = digest.AppendString(b, fmt.Sprint(k, m[k]))
+func appendMap[K cmp.Ordered, V uint8 | int64](b []byte, m map[K]V, appendKey func([]byte, K) []byte) []byte {
+	b = binary.BigEndian.AppendUint64(b, uint64(len(m)))
+	if len(m) == 0 {
+		return b
 	}
-	return append(b, 0)
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		b = binary.BigEndian.AppendUint64(appendKey(b, k), uint64(m[k]))
+	}
+	return b
 }
