@@ -71,7 +71,7 @@ func steps() []step {
 
 // featureSteps returns the steps of filling the tables of features: facts, and tiles made from them.
 func featureSteps() []step {
-	const facts, tiles = "customer_order_lines", "tiles_customer_activity_v1_customer_order_lines"
+	const facts, tiles = "product_order_lines", "tiles_product_popularity_v1_product_order_lines"
 	var all []step
 	for _, st := range []struct {
 		table, point string
