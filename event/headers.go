@@ -47,25 +47,39 @@ func (e Event) Headers() []Header { return e.HeadersOf(ContentType) }
 
 // HeadersOf is Headers for a record whose value is Data in another encoding, named by contentType.
 func (e Event) HeadersOf(contentType string) []Header {
-	h := append(make([]Header, 0, 16), []Header{
-		{headerSpec, []byte(specVersion)},
-		{headerID, []byte(e.ID.String())},
-		{headerType, []byte(e.Type)},
-		{headerSource, []byte(sourcePrefix + e.Aggregate)},
-		{headerSubject, []byte(e.Stream)},
-		{headerTime, e.OccurredAt.UTC().AppendFormat(nil, time.RFC3339Nano)},
-		{headerRecorded, e.RecordedAt.UTC().AppendFormat(nil, time.RFC3339Nano)},
-	}...)
-	if e.Aggregate != Behavior.Name { // which has no store
-		h = append(h, Header{headerVersion, strconv.AppendUint(nil, e.Version, 10)},
-			Header{headerPosition, []byte(e.Position.String())})
+	h := make([]Header, 0, 13)
+	// One allocation has all values: this runs for every event that is written.
+	buf := make([]byte, 0, 256+len(e.Stream))
+	from := 0
+	add := func(key string) {
+		h = append(h, Header{key, buf[from:len(buf):len(buf)]})
+		from = len(buf)
 	}
-	h = append(h, Header{headerContent, []byte(contentType)})
-	for _, opt := range []struct{ key, value string }{
+	text := func(key, value string) {
+		buf = append(buf, value...)
+		add(key)
+	}
+	text(headerSpec, specVersion)
+	text(headerID, e.ID.String())
+	text(headerType, e.Type)
+	buf = append(buf, sourcePrefix...)
+	text(headerSource, e.Aggregate)
+	text(headerSubject, e.Stream)
+	buf = e.OccurredAt.UTC().AppendFormat(buf, time.RFC3339Nano)
+	add(headerTime)
+	buf = e.RecordedAt.UTC().AppendFormat(buf, time.RFC3339Nano)
+	add(headerRecorded)
+	if e.Aggregate != Behavior.Name { // which has no store
+		buf = strconv.AppendUint(buf, e.Version, 10)
+		add(headerVersion)
+		text(headerPosition, e.Position.String())
+	}
+	text(headerContent, contentType)
+	for _, opt := range [...]struct{ key, value string }{
 		{headerCorrelation, e.CorrelationID}, {headerCausation, e.CausationID}, {headerTrace, e.TraceParent},
 	} {
 		if opt.value != "" {
-			h = append(h, Header{opt.key, []byte(opt.value)})
+			text(opt.key, opt.value)
 		}
 	}
 	return h

@@ -45,16 +45,26 @@ func Key(m *behaviorv1.BehaviorEvent) string {
 // Envelope returns the event of a message, as it travels on the log. The error wraps
 // event.ErrNotEvent if readers would refuse it.
 func Envelope(m *behaviorv1.BehaviorEvent) (event.Event, error) {
-	data, err := proto.Marshal(m)
+	e, _, err := Encode(nil, m)
 	if err != nil {
-		return event.Event{}, fmt.Errorf("%w: encode: %w", event.ErrNotEvent, err)
-	}
-	e := event.Event{
-		ID:        event.BehaviorID(m.GetSource(), m.GetMessageId()),
-		Aggregate: event.Behavior.Name, Type: event.Behavior.Message, Stream: Key(m), Data: data,
-		OccurredAt: event.Time(m.GetTimestamp().AsTime()), RecordedAt: event.Time(m.GetReceivedAt().AsTime()),
+		return event.Event{}, err
 	}
 	return e, event.Behavior.Check(e)
+}
+
+// Encode is Envelope for a message that is known to be valid: it does not parse the JSON of the
+// message again. It appends the event's data to buf and returns the extended buffer.
+func Encode(buf []byte, m *behaviorv1.BehaviorEvent) (event.Event, []byte, error) {
+	from := len(buf)
+	buf, err := proto.MarshalOptions{}.MarshalAppend(buf, m)
+	if err != nil {
+		return event.Event{}, buf, fmt.Errorf("%w: encode: %w", event.ErrNotEvent, err)
+	}
+	return event.Event{
+		ID:        event.BehaviorID(m.GetSource(), m.GetMessageId()),
+		Aggregate: event.Behavior.Name, Type: event.Behavior.Message, Stream: Key(m), Data: buf[from:len(buf):len(buf)],
+		OccurredAt: event.Time(m.GetTimestamp().AsTime()), RecordedAt: event.Time(m.GetReceivedAt().AsTime()),
+	}, buf, nil
 }
 
 // Decode returns the message of an event that a reader of the log got from event.FromRecord, or as

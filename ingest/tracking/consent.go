@@ -40,6 +40,9 @@ func (c Consent) Check() error {
 // apply reduces an event, if a purpose demands it. It returns false if the event must not be stored.
 // Of an identify, a group or an alias nothing would be left, so it is dropped instead.
 func (c Consent) apply(m *behaviorv1.BehaviorEvent) (keep bool) {
+	if len(c.Purposes) == 0 {
+		return true
+	}
 	for _, purpose := range slices.Sorted(maps.Keys(c.Purposes)) {
 		granted, asked := m.GetConsent()[purpose]
 		if granted || !asked && !c.Denied {

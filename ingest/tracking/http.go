@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -117,9 +118,9 @@ func (t *Intake) serve(w http.ResponseWriter, r *http.Request, kind string) {
 		t.refuse(w, r, overloaded(server.ErrOverloaded))
 		return
 	}
-	text, free, bad := read(w, r)
-	defer free()
-	if bad != nil {
+	m := memories.Get().(*memory) //nolint:forcetypeassert // of New
+	defer memories.Put(m)
+	if bad := read(w, r, m); bad != nil {
 		t.refuse(w, r, bad)
 		return
 	}
@@ -131,13 +132,13 @@ func (t *Intake) serve(w http.ResponseWriter, r *http.Request, kind string) {
 		return // otherwise the client has gone
 	}
 	defer release()
-	t.accept(w, r, kind, text)
+	t.accept(w, r, kind, m)
 }
 
-// accept handles a request whose body has been read.
-func (t *Intake) accept(w http.ResponseWriter, r *http.Request, kind string, text []byte) {
+// accept handles a request whose body is in m.
+func (t *Intake) accept(w http.ResponseWriter, r *http.Request, kind string, m *memory) {
 	received := event.Time(time.Now())
-	b, err := readBody(text, kind)
+	b, err := readBody(m, kind)
 	if err != nil {
 		t.refuse(w, r, &problem{http.StatusBadRequest, codeBody, "", err.Error()})
 		return
@@ -156,7 +157,7 @@ func (t *Intake) accept(w http.ResponseWriter, r *http.Request, kind string, tex
 		t.refuse(w, r, &problem{http.StatusBadRequest, codeField, b.bad.Field, b.bad.Error()})
 		return
 	}
-	s := t.sort(&b, kind, source, received)
+	s := t.sort(&b, m, kind, source, received)
 	// If nothing in the body can be used, the client learns it. If only some of a batch can, then
 	// refusing the request would lose the rest, because clients drop what gets a 400.
 	if len(s.rejected) == len(b.events) {
@@ -225,46 +226,37 @@ func respond(w http.ResponseWriter, status int, a answer) {
 	_ = json.NewEncoder(w).Encode(a) // a client that is gone needs no answer
 }
 
-// buffers holds the memory of bodies. A body is used until its request is answered.
-var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 8<<10); return &b }}
-
 // unzippers holds decompressors, which have large tables.
 var unzippers = sync.Pool{New: func() any { return new(gzip.Reader) }}
 
-// read reads the body of a request, up to maxBody bytes of decompressed text. free must be called
-// when the text is no longer used.
-func read(w http.ResponseWriter, r *http.Request) (text []byte, free func(), bad *problem) {
-	buf := buffers.Get().(*[]byte) //nolint:forcetypeassert // of New
-	free = func() { buffers.Put(buf) }
+// read reads the body of a request into m, up to maxBody bytes of decompressed text.
+func read(w http.ResponseWriter, r *http.Request, m *memory) (bad *problem) {
 	var body io.Reader = http.MaxBytesReader(w, r.Body, maxBody)
 	switch encoding := strings.ToLower(r.Header.Get("Content-Encoding")); encoding {
 	case "", "identity":
 	case "gzip":
 		z := unzippers.Get().(*gzip.Reader) //nolint:forcetypeassert // of New
-		free = func() { unzippers.Put(z); buffers.Put(buf) }
+		defer unzippers.Put(z)
 		if err := z.Reset(body); err != nil {
-			return nil, free, bodyProblem(fmt.Errorf("the body is not gzip: %w", err))
+			return bodyProblem(fmt.Errorf("the body is not gzip: %w", err))
 		}
 		body = z
 	default:
-		return nil, free, &problem{http.StatusUnsupportedMediaType, codeEncoding, "",
+		return &problem{http.StatusUnsupportedMediaType, codeEncoding, "",
 			"content-encoding must be gzip or none"}
 	}
-	out := (*buf)[:0]
+	m.body = m.body[:0]
 	for {
-		if len(out) == cap(out) {
-			out = append(out, 0)[:len(out)]
-		}
-		n, err := body.Read(out[len(out):cap(out)])
-		out = out[:len(out)+n]
-		*buf = out
+		m.body = slices.Grow(m.body, 1)
+		n, err := body.Read(m.body[len(m.body):cap(m.body)])
+		m.body = m.body[:len(m.body)+n]
 		switch {
-		case len(out) > maxBody:
-			return nil, free, tooLarge()
+		case len(m.body) > maxBody:
+			return tooLarge()
 		case errors.Is(err, io.EOF):
-			return out, free, nil
+			return nil
 		case err != nil:
-			return nil, free, bodyProblem(err)
+			return bodyProblem(err)
 		}
 	}
 }

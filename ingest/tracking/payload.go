@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 
@@ -17,8 +18,9 @@ import (
 
 // Limits of Segment's API, which its clients observe.
 const (
-	maxBody  = 500 << 10 // bytes of a body, decompressed
-	maxEvent = 32 << 10  // bytes of one event
+	maxBody   = 500 << 10 // bytes of a body, decompressed
+	maxEvent  = 32 << 10  // bytes of one event
+	maxEvents = 2500      // events of a batch
 )
 
 // Limits in bytes of single fields.
@@ -54,27 +56,49 @@ type batch struct {
 	bad      *FieldError
 }
 
-// reader reads bodies. The values of events are appended to arena, whose capacity is that of the
-// body, so it is never reallocated.
-type reader struct {
-	scanner
-	arena []byte
+// memory is what the intake needs for one request. It is used again for later requests.
+type memory struct {
+	body   []byte
+	values []byte // the objects in the events of the body
+	events []payload
+	data   []byte // of the records
 }
 
-// readBody reads a body. kind is the type of the only event, or empty for a batch. The error is a
-// *syntaxError; other mistakes are in the batch and its events.
-func readBody(text []byte, kind string) (batch, error) {
-	r := &reader{scanner: scanner{b: text}, arena: make([]byte, 0, len(text))}
+// memories has the memory of requests that are answered.
+var memories = sync.Pool{New: func() any { return &memory{body: make([]byte, 0, 8<<10)} }}
+
+// reader reads bodies.
+type reader struct {
+	scanner
+	*memory
+}
+
+// fieldNames has the names of the fields that are read, so that reading a name allocates nothing.
+var fieldNames = func() map[string]string {
+	names := map[string]string{}
+	for _, name := range []string{"anonymousId", "batch", "category", "context", "event", "groupId", "messageId", "name",
+		"previousId", "properties", "sentAt", "timestamp", "traits", "type", "userId", "writeKey"} {
+		names[name] = name
+	}
+	return names
+}()
+
+// readBody reads the body in m. kind is the type of the only event, or empty for a batch. The error
+// is a *syntaxError; other mistakes are in the batch and its events. The batch refers to m.
+func readBody(m *memory, kind string) (batch, error) {
+	r := &reader{scanner: scanner{b: m.body}, memory: m}
+	m.values, m.events = slices.Grow(m.values[:0], len(m.body)), m.events[:0]
 	var b batch
 	var err error
 	if kind != "" {
 		var p payload
 		p, err = r.event()
-		b.events = []payload{p}
+		m.events = append(m.events, p)
 		b.sentAt, b.writeKey = p.sentAt, p.writeKey
 	} else {
 		b, err = r.batch()
 	}
+	b.events = m.events
 	if err == nil {
 		err = r.end()
 	}
@@ -94,8 +118,12 @@ func (r *reader) batch() (b batch, err error) {
 				return r.skip()
 			}
 			return r.array(func() error {
+				if len(r.events) == maxEvents {
+					b.bad = &FieldError{key, fmt.Sprintf("has more than %d events", maxEvents)}
+					return r.skip()
+				}
 				p, err := r.event()
-				b.events = append(b.events, p)
+				r.events = append(r.events, p)
 				return err
 			})
 		case "sentAt":
@@ -115,7 +143,7 @@ func (r *reader) batch() (b batch, err error) {
 	if b.bad == nil && !seen {
 		b.bad = &FieldError{"batch", "is missing"}
 	}
-	if b.bad == nil && len(b.events) == 0 {
+	if b.bad == nil && len(r.events) == 0 {
 		b.bad = &FieldError{"batch", "is empty"}
 	}
 	return b, err
@@ -181,7 +209,7 @@ func (r *reader) event() (p payload, err error) {
 
 // skip reads a value that is not used.
 func (r *reader) skip() error {
-	_, err := r.value(r.arena[len(r.arena):])
+	_, err := r.value(r.values[len(r.values):])
 	return err
 }
 
@@ -243,10 +271,10 @@ func (r *reader) json(field string) ([]byte, *FieldError, error) {
 	if r.peek() != '{' {
 		return nil, &FieldError{field, "want an object"}, r.skip()
 	}
-	start := len(r.arena)
-	arena, err := r.value(r.arena)
-	r.arena = arena
-	return arena[start:len(arena):len(arena)], nil, err
+	start := len(r.values)
+	values, err := r.value(r.values)
+	r.values = values
+	return values[start:len(values):len(values)], nil, err
 }
 
 // Layouts of times: ISO 8601 with a zone, and without one, which is then UTC.
@@ -270,13 +298,13 @@ func (r *reader) time(field string) (time.Time, *FieldError, error) {
 	return time.Time{}, &FieldError{field, fmt.Sprintf("%q is not a time, such as 2026-01-31T12:00:00Z", short(text))}, nil
 }
 
-// message returns an event as it travels on the log. kind is the type that the path names, or empty.
-func (p *payload) message(b *batch, kind string, source *Source, received time.Time) (*behaviorv1.BehaviorEvent, *FieldError) {
+// fill sets m to the event as it travels on the log. kind is the type that the path names, or empty.
+func (p *payload) fill(m *behaviorv1.BehaviorEvent, b *batch, kind string, source *Source, received time.Time) *FieldError {
 	if p.bad != nil {
-		return nil, p.bad
+		return p.bad
 	}
 	if bad := p.complete(kind, source); bad != nil {
-		return nil, bad
+		return bad
 	}
 	if p.context == nil {
 		p.context = b.context
@@ -285,12 +313,11 @@ func (p *payload) message(b *batch, kind string, source *Source, received time.T
 	if sent.IsZero() {
 		sent = b.sentAt
 	}
-	m := &behaviorv1.BehaviorEvent{
-		MessageId: p.messageID, Type: p.kind, UserId: p.userID, AnonymousId: p.anonymousID, Source: source.Name,
-		Properties: string(p.properties), Traits: string(p.traits), Context: string(p.context),
-		ReceivedAt: timestamppb.New(received),
-		Timestamp:  timestamppb.New(corrected(p.timestamp, sent, received)),
-	}
+	m.Reset()
+	m.MessageId, m.Type, m.UserId, m.AnonymousId, m.Source = p.messageID, p.kind, p.userID, p.anonymousID, source.Name
+	m.Properties, m.Traits, m.Context = string(p.properties), string(p.traits), string(p.context)
+	m.ReceivedAt = timestamppb.New(received)
+	m.Timestamp = timestamppb.New(corrected(p.timestamp, sent, received))
 	if !p.timestamp.IsZero() {
 		m.OriginalTimestamp = timestamppb.New(p.timestamp)
 	}
@@ -310,11 +337,11 @@ func (p *payload) message(b *batch, kind string, source *Source, received time.T
 	if strings.Contains(m.GetContext(), `"consent"`) {
 		consent, bad := preferences(p.context)
 		if bad != nil {
-			return nil, bad
+			return bad
 		}
 		m.Consent = consent
 	}
-	return m, nil
+	return nil
 }
 
 // complete checks the fields that an event of its type needs, and makes up a missing message id.

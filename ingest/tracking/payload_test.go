@@ -37,7 +37,8 @@ func FuzzBody(f *testing.F) {
 		if single {
 			kind = behavior.Track
 		}
-		b, err := readBody(text, kind)
+		m := &memory{body: text}
+		b, err := readBody(m, kind)
 		if err != nil {
 			if syntax := (*syntaxError)(nil); !errors.As(err, &syntax) {
 				tt.Fatalf("untyped error %v", err)
@@ -47,7 +48,7 @@ func FuzzBody(f *testing.F) {
 		if b.bad != nil {
 			return
 		}
-		s := t.sort(&b, kind, source, received)
+		s := t.sort(&b, m, kind, source, received)
 		if len(s.records)+len(s.letters)+len(s.rejected)+s.dropped != len(b.events) || len(s.records) != len(s.ids) {
 			tt.Fatalf("of %d events, %d are records, %d dead letters, %d rejected, %d dropped",
 				len(b.events), len(s.records), len(s.letters), len(s.rejected), s.dropped)

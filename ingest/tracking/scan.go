@@ -131,6 +131,9 @@ func (s *scanner) key() (string, error) {
 		return "", s.unexpected("a colon")
 	}
 	s.at++
+	if name, ok := fieldNames[string(raw[1:len(raw)-1])]; ok { // without an allocation
+		return name, nil
+	}
 	return unquote(raw), nil
 }
 

@@ -15,7 +15,8 @@ import (
 const (
 	idlePoll      = 500 * time.Millisecond
 	barrierPoll   = 50 * time.Millisecond
-	describeEvery = 30 * time.Second // new partitions are noticed in this time
+	pause         = 25 * time.Millisecond // between two reads, so that each has many records
+	describeEvery = 30 * time.Second      // new partitions are noticed in this time
 )
 
 // tail reads the ids of the events on the log, from a day ago up to the present, and all the time
@@ -104,6 +105,12 @@ func (t *tail) follow(ctx context.Context, progress func()) error {
 			t.read(b)
 		}
 		t.passBarriers()
+		if len(batches) > 0 && len(t.barriers) == 0 {
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			}
+		}
 	}
 }
 

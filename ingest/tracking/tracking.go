@@ -33,6 +33,7 @@ import (
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/event/behavior"
+	behaviorv1 "github.com/millrace/millrace/gen/millrace/behavior/v1"
 	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
@@ -189,14 +190,15 @@ type sorted struct {
 	dropped  int
 }
 
-// sort decides what becomes of each event of a request. It has no effects.
-func (t *Intake) sort(b *batch, kind string, source *Source, received time.Time) (s sorted) {
+// sort decides what becomes of each event of a request. It has no effects. The records refer to mem.
+func (t *Intake) sort(b *batch, mem *memory, kind string, source *Source, received time.Time) (s sorted) {
 	s.ids = make([]uuid.UUID, 0, len(b.events))
 	s.records = make([]kafka.Record, 0, len(b.events))
+	m := &behaviorv1.BehaviorEvent{}
+	mem.data = mem.data[:0]
 	for i := range b.events {
 		p := &b.events[i]
-		m, bad := p.message(b, kind, source, received)
-		if bad != nil {
+		if bad := p.fill(m, b, kind, source, received); bad != nil {
 			s.rejected = append(s.rejected, rejection{i, bad})
 			continue
 		}
@@ -213,7 +215,9 @@ func (t *Intake) sort(b *batch, kind string, source *Source, received time.Time)
 			s.letters = append(s.letters, letter)
 			continue
 		}
-		e, err := behavior.Envelope(m)
+		// The scanner has checked the JSON in the message, and fill the rest: FuzzBody checks both.
+		e, data, err := behavior.Encode(mem.data, m)
+		mem.data = data
 		if err != nil { // a mistake here, because the payload has been checked
 			t.log.Error("tracking: an event cannot be written", "source", source.Name, "error", err)
 			s.rejected = append(s.rejected, rejection{i, &FieldError{"event", "cannot be stored"}})

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -29,7 +30,13 @@ import (
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if text := os.Getenv(envContender); text != "" {
+		fmt.Fprintln(os.Stderr, serveContender(text))
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	webKey    = "web-write-key"
@@ -253,6 +260,7 @@ func TestProtocol(t *testing.T) {
 		{"an empty batch", request{path: "/v1/batch", key: webKey, body: `{"batch":[]}`}, 400, "batch", 0},
 		{"a batch that is no array", request{path: "/v1/batch", key: webKey, body: `{"batch":{"a":1}}`}, 400, "batch", 0},
 		{"a batch of numbers", request{path: "/v1/batch", key: webKey, body: `{"batch":[1]}`}, 400, "batch[0].event", 0},
+		{"more events than a batch may have", request{path: "/v1/batch", key: webKey, body: `{"batch":[` + strings.Repeat("0,", 2500) + `0]}`}, 400, "batch", 0},
 		{"an array", request{path: "/v1/batch", key: webKey, body: `[]`}, 400, "", 0},
 		{"properties that are a list", request{path: "/v1/page", key: webKey, body: `{"userId":"u","properties":[]}`}, 400, "properties", 0},
 		{"an event name that is a number", request{path: "/v1/track", key: webKey, body: `{"userId":"u","event":7}`}, 400, "event", 0},

@@ -168,7 +168,12 @@ type Producer struct{ *connection }
 func NewProducer(cfg Config) (*Producer, error) {
 	c, err := connect(cfg,
 		kafka.ConfigMap{"compression.type": "lz4", "linger.ms": 0, "message.timeout.ms": 30000},
-		limitChannels(kafka.ConfigMap{"enable.idempotence": true, "partitioner": "murmur2_random"}))
+		limitChannels(kafka.ConfigMap{
+			"enable.idempotence": true,
+			"partitioner":        "murmur2_random",
+			// Reports would contain a copy of each record.
+			"go.delivery.report.fields": "none",
+		}))
 	if err != nil {
 		return nil, err
 	}
