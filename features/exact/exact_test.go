@@ -2,6 +2,7 @@ package exact
 
 import (
 	"math/big"
+	"sort"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -139,4 +140,19 @@ func TestErrors(t *testing.T) {
 			t.Errorf("quantile %v is %v, want %v within 1 %%", q, got, want)
 		}
 	}
+}
+
+// TestBounds: each number is in the first bucket whose bound is not below it.
+func TestBounds(t *testing.T) {
+	all := Bounds()
+	rapid.Check(t, func(t *rapid.T) {
+		n := numbers.Draw(t, "number")
+		if n.Sign() <= 0 {
+			return
+		}
+		f, _ := n.Big().Float64()
+		if have, want := int32(sort.SearchFloat64s(all, f)+1), Bucket(n); have != want {
+			t.Fatalf("%s is in bucket %d by the bounds, want %d", n, have, want)
+		}
+	})
 }

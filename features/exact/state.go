@@ -8,6 +8,8 @@ import (
 	"math/big"
 	"math/bits"
 	"slices"
+	"sort"
+	"sync"
 
 	"github.com/cespare/xxhash/v2"
 )
@@ -386,8 +388,31 @@ func Bucket(n Int) int32 {
 	} else {
 		f, _ = n.Big().Float64()
 	}
-	return int32(sign) * (int32(math.Ceil(math.Log(f)/logGamma)) + 1)
+	return int32(sign) * bucket(f)
 }
+
+// bucket returns the bucket of a positive number.
+func bucket(f float64) int32 { return int32(math.Ceil(math.Log(f)/logGamma)) + 1 }
+
+// Bounds returns the largest float64 of each bucket of positive numbers, from bucket 1 to that of the
+// largest value that a fact may have. Another system that computes buckets needs them, because
+// logarithms differ in their last bits.
+func Bounds() []float64 { return slices.Clone(bounds()) }
+
+var bounds = sync.OnceValue(func() []float64 {
+	const largest = 1 << 94
+	last := bucket(largest)
+	all := make([]float64, last)
+	for b := range last {
+		// The bits of positive floating-point numbers are ordered as the numbers.
+		low, high := math.Float64bits(1), math.Float64bits(2*largest)
+		n := sort.Search(int(high-low), func(i int) bool {
+			return bucket(math.Float64frombits(low+uint64(i))) > b+1
+		})
+		all[b] = math.Float64frombits(low + uint64(n) - 1)
+	}
+	return all
+})
 
 // quantile returns the value of the bucket that contains the q-quantile of n values.
 func quantile(buckets map[int32]int64, n int64, q float64) float64 {

@@ -1,13 +1,12 @@
 package history
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
 	"iter"
-	"maps"
-	"slices"
+	"math"
+	"strings"
 	"time"
 
 	"github.com/millrace/millrace/event"
@@ -30,8 +29,12 @@ type Content struct {
 	From   string
 }
 
-// digestTimeout bounds the reading of a whole table.
-const digestTimeout = time.Hour
+// Limits of the reading of a whole table: the time, and the memory of an aggregation in ClickHouse,
+// which continues on disk.
+const (
+	digestTimeout = time.Hour
+	digestMemory  = 512 << 20
+)
 
 // Contents returns all tables of the groups, for comparisons.
 func (h *History) Contents() []Content {
@@ -74,19 +77,61 @@ func (s *source) expected(events iter.Seq2[event.Event, error]) (*digest.Digest,
 	return to, nil
 }
 
-// factsDigest returns the digest of a table of facts.
+// factsDigest returns the digest of a table of facts. ClickHouse computes it, from the same bytes as
+// appendFact.
 func (h *History) factsDigest(ctx context.Context, s *source) (*digest.Digest, error) {
+	return h.readDigest(ctx, fmt.Sprintf(
+		"SELECT entity, reinterpretAsUInt128(reverse(substring(SHA256(%s), 1, 16))) AS hash FROM %s FINAL",
+		s.factBytes(), s.facts.FullName()))
+}
+
+// factBytes returns the expression of what appendFact appends.
+func (s *source) factBytes() string {
+	var values strings.Builder
+	for _, c := range s.Columns {
+		name := "`" + columnName(c) + "`"
+		fmt.Fprintf(&values, ", if(isNull(%s), unhex('%02x00000000'), concat(unhex('%02x'), %s))",
+			name, exact.Null, c.Kind, framed("assumeNotNull(toString("+name+"))"))
+	}
+	return fmt.Sprintf("concat(%s, %s, %s, %s, if(retracted = 1, unhex('01'), concat(unhex('00')%s)))",
+		framed("entity"), framed("fact_key"), bigEndian("toUnixTimestamp64Micro(at)"),
+		bigEndian("toUnixTimestamp64Micro(known_at)"), values.String())
+}
+
+// framed returns the expression of what digest.AppendString appends.
+func framed(text string) string {
+	return "concat(" + bigEndian("toUInt32(length("+text+"))") + ", " + text + ")"
+}
+
+// bigEndian returns the expression of the bytes of an integer, most significant first.
+func bigEndian(n string) string { return "reverse(reinterpretAsFixedString(" + n + "))" }
+
+// readDigest returns the digest of the rows of a query, which have the columns entity and hash. Only
+// a sum per entity leaves ClickHouse.
+func (h *History) readDigest(ctx context.Context, query string) (*digest.Digest, error) {
 	ctx, cancel := context.WithTimeout(ctx, digestTimeout)
 	defer cancel()
+	rows, err := h.cfg.Store.Query(ctx, fmt.Sprintf(
+		"SELECT entity, n, toUInt64(bitShiftRight(total, 64)), toUInt64(bitAnd(total, toUInt128(%d))) FROM "+
+			"(SELECT entity, count() AS n, sumWithOverflow(hash) AS total FROM (%s) GROUP BY entity) "+
+			"SETTINGS max_bytes_before_external_group_by = %d", uint64(math.MaxUint64), query, digestMemory))
+	if err != nil {
+		return nil, fmt.Errorf("digest of a table: %w", err)
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err has reported it
 	to := digest.New()
-	var content []byte
-	query := "SELECT " + s.selectFacts() + " FROM " + s.facts.FullName() + " FINAL"
-	err := h.readFacts(ctx, s, query, func(f features.Fact, _ uint64) error {
-		content = appendFact(content[:0], f)
-		to.Add(f.Entity, content)
-		return nil
-	})
-	return to, err
+	for rows.Next() {
+		var entity string
+		var sum digest.Sum
+		if err := rows.Scan(&entity, &sum.Count, &sum.Hi, &sum.Lo); err != nil {
+			return nil, fmt.Errorf("digest of a table: %w", err)
+		}
+		to.Streams[entity] = sum
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("digest of a table: %w", err)
+	}
+	return to, nil
 }
 
 // appendFact appends the canonical form of a fact. Its origin is not content: it belongs to the log.
@@ -106,126 +151,4 @@ func appendFact(b []byte, f features.Fact) []byte {
 
 func appendValue(b []byte, v exact.Value) []byte {
 	return digest.AppendString(append(b, byte(v.Kind)), v.String())
-}
-
-// tilesDigest returns the digest of a table of tiles.
-func (h *History) tilesDigest(ctx context.Context, t *tiles) (*digest.Digest, error) {
-	ctx, cancel := context.WithTimeout(ctx, digestTimeout)
-	defer cancel()
-	to := digest.New()
-	var content []byte
-	query := "SELECT " + t.selectTiles() + " FROM " + t.table.FullName() + " FINAL" // merges the rows of a tile
-	unused, err := h.unused(ctx, t.source)
-	if err != nil {
-		return nil, err
-	}
-	err = h.readTiles(ctx, t, query, func(one *tile) error {
-		if unused[one.key] {
-			return nil
-		}
-		content = appendTile(content[:0], one)
-		to.Add(one.key.entity, content)
-		return nil
-	})
-	return to, err
-}
-
-// unused returns the tiles with corrected facts, which nothing reads: neither all versions of a fact
-// nor which of two is the first one have a meaning there.
-func (h *History) unused(ctx context.Context, s *source) (map[tileKey]bool, error) {
-	rows, err := h.cfg.Store.Query(ctx, "SELECT entity, toUnixTimestamp64Micro(at) FROM "+s.corrections.FullName())
-	if err != nil {
-		return nil, fmt.Errorf("read corrections: %w", err)
-	}
-	defer rows.Close() //nolint:errcheck // rows.Err has reported it
-	all := map[tileKey]bool{}
-	for rows.Next() {
-		var entity string
-		var at int64
-		if err := rows.Scan(&entity, &at); err != nil {
-			return nil, fmt.Errorf("read corrections: %w", err)
-		}
-		for l := minute; l <= day; l++ {
-			all[tileKey{entity, l, l.floor(at)}] = true
-		}
-	}
-	return all, rows.Err()
-}
-
-// expectedTiles returns the digest of the tiles that a table should have, from the facts of its
-// batches. It keeps the tiles of one entity in
-// memory, and the corrections.
-func (h *History) expectedTiles(ctx context.Context, t *tiles) (*digest.Digest, error) {
-	ctx, cancel := context.WithTimeout(ctx, digestTimeout)
-	defer cancel()
-	batch, err := h.position(ctx, t.source, t.table)
-	if err != nil {
-		return nil, err
-	}
-	unused, err := h.unused(ctx, t.source)
-	if err != nil {
-		return nil, err
-	}
-	to := digest.New()
-	var content []byte
-	var of []features.Fact
-	flush := func() {
-		for _, one := range t.aggregate(of, 0, minute, hour, day) {
-			if unused[one.key] {
-				continue
-			}
-			content = appendTile(content[:0], one)
-			to.Add(one.key.entity, content)
-		}
-		of = of[:0]
-	}
-	query := fmt.Sprintf("SELECT %s FROM %s FINAL WHERE batch <= %d ORDER BY entity",
-		t.source.selectFacts(), t.source.facts.FullName(), batch)
-	err = h.readFacts(ctx, t.source, query, func(f features.Fact, _ uint64) error {
-		if len(of) > 0 && of[0].Entity != f.Entity {
-			flush()
-		}
-		of = append(of, f)
-		return nil
-	})
-	flush()
-	return to, err
-}
-
-// appendTile appends the canonical form of a tile. The number of its last batch is not content: it
-// depends on how the batches were cut.
-func appendTile(b []byte, one *tile) []byte {
-	b = append(b, byte(one.key.level))
-	b = binary.BigEndian.AppendUint64(b, uint64(one.key.start))
-	b = binary.BigEndian.AppendUint64(b, uint64(one.facts))
-	for i := range one.states {
-		s := &one.states[i]
-		b = binary.BigEndian.AppendUint64(b, uint64(s.Count))
-		if s.Count == 0 {
-			continue
-		}
-		for _, n := range [...]exact.Int{s.Sum, s.Squares, s.Min, s.Max} {
-			for _, word := range n {
-				b = binary.BigEndian.AppendUint64(b, word)
-			}
-		}
-		b = binary.BigEndian.AppendUint64(b, uint64(s.Pick.Stamp.At))
-		b = appendValue(digest.AppendString(b, s.Pick.Stamp.Key), s.Pick.Value)
-		b = appendMap(b, s.Registers, func(b []byte, r uint16) []byte { return binary.BigEndian.AppendUint16(b, r) })
-		b = appendMap(b, s.Items, digest.AppendString)
-		b = appendMap(b, s.Buckets, func(b []byte, n int32) []byte { return binary.BigEndian.AppendUint32(b, uint32(n)) })
-	}
-	return b
-}
-
-// appendMap appends a map in the order of its keys.
-func appendMap[K cmp.Ordered, V uint8 | int64](b []byte, m map[K]V, appendKey func([]byte, K) []byte) []byte {
-	b = binary.BigEndian.AppendUint64(b, uint64(len(m)))
-	if len(m) == 0 {
-		return b
-	}
-	for _, k := range slices.Sorted(maps.Keys(m)) {
-		b = binary.BigEndian.AppendUint64(appendKey(b, k), uint64(m[k]))
-	}
-	return b
 }

@@ -2,6 +2,7 @@ package history
 
 import (
 	"errors"
+	"fmt"
 	"iter"
 	"os"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/features/exact"
 	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
 	"github.com/millrace/millrace/internal/digest"
@@ -63,10 +65,27 @@ func TestDigests(t *testing.T) {
 		t.Errorf("tiles are %+v, want %+v", have, wantTiles)
 	}
 
+	// Each column of the tiles is part of the digest: a tile of one is changed after the other.
+	last := wantTiles
+	for _, p := range h.tiles[0].parts {
+		for _, c := range p.columns() {
+			must(t, s.Exec(t.Context(), fmt.Sprintf("INSERT INTO %[1]s (entity, level, tile, `%[2]s`) "+
+				"SELECT entity, level, tile, %[3]s FROM %[1]s FINAL WHERE level = 'day' AND `%[4]s_count` > 0 "+
+				"AND (entity, toDate(tile)) NOT IN (SELECT entity, toDate(at) FROM %[5]s) ORDER BY entity, tile LIMIT 1",
+				h.tiles[0].table.FullName(), c.name, changed(c), p.name, h.sources[0].corrections.FullName())))
+			have, err = tiles.Digest(t.Context())
+			if have := total(t, have, err); have == last {
+				t.Errorf("%s of a tile has changed, and the digest is the same", c.name)
+			} else {
+				last = have
+			}
+		}
+	}
+
 	// Tiles that count facts twice, and a fact that is missing.
 	must(t, h.insertTiles(t.Context(), h.tiles[0], "another", h.tiles[0].aggregate(w.facts, 1, minute)))
 	have, err = tiles.Digest(t.Context())
-	if have := total(t, have, err); have == wantTiles {
+	if have := total(t, have, err); have == last {
 		t.Error("facts count twice, and the digest is the same")
 	}
 	must(t, s.Exec(t.Context(), "TRUNCATE TABLE "+h.sources[0].facts.FullName()))
@@ -74,6 +93,57 @@ func TestDigests(t *testing.T) {
 	have, err = facts.Digest(t.Context())
 	if have := total(t, have, err); have == want || have.Count >= want.Count {
 		t.Errorf("a fact is missing, and the digest is %+v", have)
+	}
+}
+
+// changed returns a value that changes a tile which it is merged into.
+func changed(c stateColumn) string {
+	switch value := map[string]string{"sum": "1", "min": "-toInt256('1000000000000000000000')",
+		"max": "toInt256('1000000000000000000000')"}[c.function]; {
+	case strings.HasPrefix(c.kind, "Tuple") && strings.HasSuffix(c.kind, "String)"):
+		return "tuple(if('" + c.function + "' = 'min', -1, 1) * 9000000000000000000, '', 'x')"
+	case strings.HasPrefix(c.kind, "Tuple"):
+		return "tuple(if('" + c.function + "' = 'min', -1, 1) * 9000000000000000000, '', toInt256(0))"
+	case c.function == "maxMap":
+		return "map(0, 60)"
+	case c.kind == "Map(String, Int64)":
+		return "map('x', 1)"
+	case c.function == "sumMap":
+		return "map(7, 1)"
+	default:
+		return value
+	}
+}
+
+// ClickHouse and Go put numbers into the same buckets, also at their bounds.
+func TestBucketsInClickHouse(t *testing.T) {
+	t.Parallel()
+	var numbers []string
+	var want []int32
+	for _, bound := range exact.Bounds() {
+		if bound > 1<<53 {
+			break
+		}
+		for d := range int64(3) {
+			n := exact.FromInt64(int64(bound) + d - 1)
+			numbers, want = append(numbers, n.String()), append(want, exact.Bucket(n))
+			numbers, want = append(numbers, n.Neg().String()), append(want, exact.Bucket(n.Neg()))
+		}
+	}
+	rows, err := clickhousetest.OpenStore(t).Query(t.Context(), bucketBounds()+"SELECT "+bucketOf("v")+
+		" FROM (SELECT toInt256(arrayJoin(splitByChar(' ', ?))) AS v)", strings.Join(numbers, " "))
+	must(t, err)
+	defer rows.Close()
+	i := 0
+	for ; rows.Next(); i++ {
+		var have int32
+		must(t, rows.Scan(&have))
+		if have != want[i] {
+			t.Fatalf("%s is in bucket %d, want %d", numbers[i], have, want[i])
+		}
+	}
+	if must(t, rows.Err()); i != len(want) || i < 10_000 {
+		t.Errorf("compared %d of %d numbers", i, len(want))
 	}
 }
 
