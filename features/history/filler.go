@@ -62,8 +62,9 @@ func newFiller(h *History, t *tiles) *filler { return &filler{History: h, tiles:
 // errDefinition means that a table has tiles of another definition.
 var errDefinition = errors.New("the table was made by another definition of this version: give the group a new version")
 
-// pollEvery is the interval of looking for batches that other processes have written.
-const pollEvery = time.Second
+// pollEvery is the interval of looking for batches that only other processes have seen. This process
+// has a writer of the same facts, which notifies the filler, so that the poll is for its failures.
+const pollEvery = 5 * time.Second
 
 // notify tells the filler of this process that there is another batch.
 func (t *tiles) notify() {

@@ -186,17 +186,15 @@ func (h *History) Reached(ctx context.Context, topic string, ends map[int32]int6
 		if err != nil {
 			return false, err
 		}
-		tables := []clickhouse.Table{s.facts}
+		least := positions[s.facts.Name] // batch that all tables have
 		for _, t := range s.tiles {
 			if stopped, _ := t.health.get(); !stopped {
-				tables = append(tables, t.table)
+				least = min(least, positions[t.table.Name])
 			}
 		}
-		for _, table := range tables {
-			c, err := h.positionsAt(ctx, s, positions[table.Name])
-			if err != nil || !reached(c.after, ends) {
-				return false, err
-			}
+		c, err := h.positionsAt(ctx, s, least)
+		if err != nil || !reached(c.after, ends) {
+			return false, err
 		}
 	}
 	return true, nil

@@ -68,9 +68,10 @@ type writer struct {
 	checked time.Time               // when last was read
 	before  map[int32]feed.Position // after the last batch
 	pending map[int32]*pending      // by partition
+	started time.Time               // when the first record in pending was read
 	facts   int                     // in pending
 	first   time.Time               // when the first of them was read
-	latest  time.Time               // when the last of them was read
+	latest  time.Time               // when the last record was read
 	wrote   time.Time               // when the last batch was written
 }
 
@@ -153,6 +154,9 @@ func (w *writer) read(ctx context.Context, wait time.Duration) error {
 		return err
 	}
 	for _, b := range batches {
+		if len(w.pending) == 0 {
+			w.started = time.Now()
+		}
 		p := w.pending[b.Partition]
 		if p == nil {
 			p = &pending{}
@@ -174,8 +178,8 @@ func (w *writer) read(ctx context.Context, wait time.Duration) error {
 const idleDelay = 250 * time.Millisecond
 
 // wait returns how long to wait for more records. It is not positive if a batch is due. Records
-// without facts only move positions, which is not urgent: they go with the next facts, or after ten
-// intervals.
+// without facts only move positions: they go with the next facts, once the topic has been idle for
+// an interval, or after ten intervals.
 func (w *writer) wait() time.Duration {
 	switch {
 	case len(w.pending) == 0:
@@ -183,7 +187,8 @@ func (w *writer) wait() time.Duration {
 	case w.facts >= w.cfg.CommitFacts:
 		return 0
 	case w.facts == 0:
-		return min(time.Until(w.latest.Add(10*w.cfg.CommitInterval)), time.Second)
+		idle, late := w.latest.Add(w.cfg.CommitInterval), w.started.Add(10*w.cfg.CommitInterval)
+		return min(time.Until(idle), time.Until(late), time.Second)
 	}
 	due := w.first.Add(w.cfg.CommitInterval)
 	soon := w.latest.Add(min(idleDelay, w.cfg.CommitInterval/2))

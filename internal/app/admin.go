@@ -28,8 +28,10 @@ import (
 
 const (
 	defaultWait = time.Minute
-	// The interval between polls of a sink that cannot notify.
+	// The intervals between polls of a sink that cannot notify: the first, and the longest. They grow,
+	// because polls slow down what they wait for.
 	pollInterval = 20 * time.Millisecond
+	pollMax      = 500 * time.Millisecond
 	readBatch    = 2000 // events per read of a store
 	attempts     = 3    // at a comparison, while commands keep coming
 )
@@ -369,15 +371,13 @@ func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 
 // until polls reached until it returns true, ctx is done or the process has failed.
 func (p *App) until(ctx context.Context, what string, reached func() (bool, error)) error {
-	tick := time.NewTicker(pollInterval)
-	defer tick.Stop()
-	for {
+	for interval := pollInterval; ; interval = min(interval*2, pollMax) {
 		ok, err := reached()
 		if ok || err != nil {
 			return err
 		}
 		select {
-		case <-tick.C:
+		case <-time.After(interval):
 		case <-p.failed:
 			return errors.New("the system has failed")
 		case <-ctx.Done():

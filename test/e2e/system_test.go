@@ -251,7 +251,7 @@ func (s *system) verified() map[string]json.Number {
 			}
 		}
 	}
-	out := s.run("verify", "--output", "json", "--wait", "2m")
+	out := s.run("verify", "--output", "json", "--wait", "5m")
 	if err := json.Unmarshal([]byte(out), &result); err != nil {
 		s.t.Fatal(err)
 	}
