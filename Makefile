@@ -56,7 +56,7 @@ test-engines: ## test only external engines and clients: PyIceberg, DuckDB, Trin
 	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 30m ./test/interop
 	MILLRACE_REQUIRE_SERVERS=1 MILLRACE_ENGINES=1 MILLRACE_ENGINES_LINES=0 go test -count=1 -timeout 60m ./test/engines
 	MILLRACE_REQUIRE_SERVERS=1 MILLRACE_ENGINES=1 go test -count=1 -p 1 -timeout 30m ./test/servers/trino ./test/servers/spark ./test/servers/connect
-	MILLRACE_REQUIRE_SERVERS=1 MILLRACE_ENGINES=1 go test -count=1 -run TestFeastClient ./features/serving
+	MILLRACE_REQUIRE_SERVERS=1 MILLRACE_ENGINES=1 go test -count=1 -run TestFeastClient ./features/serving ./features/feast
 
 .PHONY: up-real
 up-real: build $(NPM_DONE) ## start every real server, and each role in its own process, on loopback
