@@ -146,7 +146,7 @@ func TestPortsAreThoseOfTheConfiguration(t *testing.T) {
 		case "commands", "query", "iceberg":
 			want = []string{port(t, c.Addr)}
 		case "features":
-			want = []string{port(t, c.Addr), port(t, c.Features.FeastAddr)}
+			want = []string{port(t, c.Addr), port(t, c.Features.FeastAddr), port(t, c.Features.FeastOfflineAddr)}
 		case "tracking":
 			want = []string{port(t, c.Tracking.Addr)}
 		}

@@ -20,7 +20,8 @@ func newFeatures(a *cli) *cobra.Command {
 		Long: `Describe the feature groups: what models can know about customers, products and visitors. The setting
 features.groups selects the groups that are computed and served.`,
 	}
-	cmd.AddCommand(newFeaturesList(a), newFeaturesDescribe(a), newFeaturesGet(a), newFeaturesTrainingSet(a))
+	cmd.AddCommand(newFeaturesList(a), newFeaturesDescribe(a), newFeaturesGet(a), newFeaturesRegistry(a),
+		newFeaturesTrainingSet(a))
 	return cmd
 }
 

@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -56,7 +57,7 @@ type App struct {
 	log       *slog.Logger
 	roles     []Role
 	wanted    map[component]bool      // from roles; the components that start opens
-	listeners map[string]net.Listener // by name: api, admin, feast, tracking
+	listeners map[string]net.Listener // by name: api, admin, feast, feast_offline, tracking
 	tokens    *auth.Tokens            // nil if no token is required
 	limiter   *server.Limiter         // admits commands, queries and SQL under load
 	slots     *server.Slots           // bounds each caller's share of SQL
@@ -79,6 +80,7 @@ type App struct {
 	lake      *lake.Lake
 	sql       *lakesql.SQL
 	history   *history.History   // of features; nil without ClickHouse
+	facts     *clickhouse.Store  // where history is
 	child     *clickhouse.Engine // the embedded engine of SQL and features; nil with a server
 	vectors   *online.Runner     // features in memory
 	tracking  *tracking.Intake   // nil without the role
@@ -283,8 +285,8 @@ func (p *App) startListeners(ctx context.Context) error {
 	if p.has(Commands) || p.has(Query) || p.has(Iceberg) || p.has(Features) {
 		addrs["api"] = p.cfg.Addr
 	}
-	if feast := p.feastAddr(); p.has(Features) && feast != "" {
-		addrs["feast"] = feast
+	if p.has(Features) {
+		maps.Copy(addrs, p.feastAddrs())
 	}
 	if p.has(Tracking) {
 		addrs["tracking"] = p.cfg.Tracking.Addr
@@ -293,7 +295,8 @@ func (p *App) startListeners(ctx context.Context) error {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 		if err != nil {
 			return addressInUse(err, addr, map[string]string{"api": "--addr", "admin": "--admin-addr",
-				"feast": "features.feast_addr", "tracking": "--tracking-addr"}[name])
+				"feast": "features.feast_addr", "feast_offline": "features.feast_offline_addr",
+				"tracking": "--tracking-addr"}[name])
 		}
 		p.listeners[name] = l
 		p.addresses["millrace "+name] = l.Addr().String()

@@ -38,6 +38,7 @@ func (p *App) openHistory(context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.facts = store
 	p.onStop(store.Close)
 	deadLetters := streams.NewDeadLetters(p.kafka)
 	p.onStop(func() error {

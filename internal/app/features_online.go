@@ -65,14 +65,24 @@ func (p *App) startVectors(context.Context) error {
 	return nil
 }
 
-// feastAddr returns the address of Feast's API. The default one is probably in use by another system
-// if this system has been moved to another address. Then a free port is chosen.
-func (p *App) feastAddr() string {
+// feastAddrs returns the addresses of Feast's online and offline store. A default one is probably in
+// use by another system if this system has been moved to another address. Then a free port is chosen.
+func (p *App) feastAddrs() map[string]string {
 	usual := config.Default()
-	if p.cfg.Features.FeastAddr == usual.Features.FeastAddr && p.cfg.Addr != usual.Addr {
-		return "127.0.0.1:0"
+	addrs := map[string]string{}
+	for listener, of := range map[string]struct{ set, usual string }{
+		"feast":         {p.cfg.Features.FeastAddr, usual.Features.FeastAddr},
+		"feast_offline": {p.cfg.Features.FeastOfflineAddr, usual.Features.FeastOfflineAddr},
+	} {
+		switch {
+		case of.set == "":
+		case of.set == of.usual && p.cfg.Addr != usual.Addr:
+			addrs[listener] = "127.0.0.1:0"
+		default:
+			addrs[listener] = of.set
+		}
 	}
-	return p.cfg.Features.FeastAddr
+	return addrs
 }
 
 // vectorService returns FeatureService, guarded as other queries.

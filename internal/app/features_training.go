@@ -72,7 +72,12 @@ func logFacts(cfg config.Config, log *slog.Logger) (_ training.Facts, _ func() e
 	if err := errors.Join(p.startRegistry(), p.startSeals()); err != nil {
 		return nil, nil, err
 	}
+	return p.logOfFacts(), p.Close, nil
+}
+
+// logOfFacts returns the facts on the log.
+func (p *App) logOfFacts() *training.Log {
 	return &training.Log{
-		Brokers: strings.Split(cfg.Kafka.Brokers, ","), Security: access, Decoder: p.decoder, Logger: log,
-	}, p.Close, nil
+		Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Logger: p.log,
+	}
 }

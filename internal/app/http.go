@@ -67,6 +67,15 @@ func (p *App) startServers(ctx context.Context) error {
 			return err
 		}
 	}
+	if p.listeners["feast_offline"] != nil {
+		h, err := p.feastOffline()
+		if err != nil {
+			return err
+		}
+		if err := p.serve("feast_offline", h); err != nil {
+			return err
+		}
+	}
 	if p.tracking != nil {
 		if err := p.serveTracking(); err != nil {
 			return err

@@ -58,7 +58,7 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// The body has been read, so a slow client does not occupy a slot.
-	done, err := p.acquireSQL(r)
+	done, err := p.acquireSQL(r.Context(), slotsOf(r))
 	if err != nil {
 		tooMany(w, err)
 		return
@@ -197,23 +197,26 @@ func tooMany(w http.ResponseWriter, err error) {
 }
 
 // slotsOf returns the name of the caller for whom a request occupies a slot.
-func slotsOf(r *http.Request) string {
+func slotsOf(r *http.Request) string { return slotName(r.Context(), r.RemoteAddr) }
+
+// slotName returns the name of a caller with this address.
+func slotName(ctx context.Context, addr string) string {
 	// Without authentication, a caller is an address.
-	name := auth.CallerOf(r.Context())
+	name := auth.CallerOf(ctx)
 	if name == "" {
-		name, _, _ = net.SplitHostPort(r.RemoteAddr) // empty: all such requests are one caller
+		name, _, _ = net.SplitHostPort(addr) // empty: all such requests are one caller
 	}
 	return name
 }
 
 // acquireSQL blocks until a query may run. It takes one of the caller's own slots first, so that a
 // caller that waits for its own queries delays no other caller.
-func (p *App) acquireSQL(r *http.Request) (done func(), err error) {
-	releaseSlot, err := p.slots.Acquire(r.Context(), slotsOf(r))
+func (p *App) acquireSQL(ctx context.Context, caller string) (done func(), err error) {
+	releaseSlot, err := p.slots.Acquire(ctx, caller)
 	if err != nil {
 		return nil, err
 	}
-	release, err := p.limiter.Acquire(r.Context(), server.SQL)
+	release, err := p.limiter.Acquire(ctx, server.SQL)
 	if err != nil {
 		releaseSlot()
 		return nil, err

@@ -41,6 +41,7 @@ func (c Config) checkListeners() error {
 	}{
 		{"addr", c.Addr, true}, {"admin.addr", c.Admin.Addr, true},
 		{"features.feast_addr", cmp.Or(c.Features.FeastAddr, "127.0.0.1:0"), true},
+		{"features.feast_offline_addr", cmp.Or(c.Features.FeastOfflineAddr, "127.0.0.1:0"), true},
 		{"kafka.listen", c.Kafka.Listen, false}, {"redis.listen", c.Redis.Listen, false},
 		{"clickhouse.listen", c.ClickHouse.Listen, false},
 	} {

@@ -136,11 +136,12 @@ func TestCheckNamesTheKey(t *testing.T) {
 		"tracking.requests":        func(c *config.Config) { c.Tracking.Requests = 0 },
 		"tracking.ids":             func(c *config.Config) { c.Tracking.IDs = 0 },
 
-		"commands.clock_leeway": func(c *config.Config) { c.Commands.ClockLeeway = 2 * time.Hour },
-		"commands.currencies":   func(c *config.Config) { c.Commands.Currencies["gbp"] = 3 },
-		"features.online":       func(c *config.Config) { c.Features.Online.MaxBytes = 0 },
-		"features.feast_addr":   func(c *config.Config) { c.Features.FeastAddr = "0.0.0.0:6566" },
-		"features.currency":     func(c *config.Config) { c.Features.Currency = "PTS" },
+		"commands.clock_leeway":       func(c *config.Config) { c.Commands.ClockLeeway = 2 * time.Hour },
+		"commands.currencies":         func(c *config.Config) { c.Commands.Currencies["gbp"] = 3 },
+		"features.online":             func(c *config.Config) { c.Features.Online.MaxBytes = 0 },
+		"features.feast_addr":         func(c *config.Config) { c.Features.FeastAddr = "0.0.0.0:6566" },
+		"features.feast_offline_addr": func(c *config.Config) { c.Features.FeastOfflineAddr = "0.0.0.0:8815" },
+		"features.currency":           func(c *config.Config) { c.Features.Currency = "PTS" },
 
 		"lake.rest.rights":         func(c *config.Config) { c.Lake.REST.Rights["anna"] = "read" },
 		"auth.rights: anna":        func(c *config.Config) { c.Auth.Tokens, c.Auth.Rights["anna"] = "tokens", []string{"everything"} },
