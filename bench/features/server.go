@@ -47,6 +47,20 @@ func serve(ctx context.Context, o options) error {
 	runtime.GC()
 	debug.FreeOSMemory() // so that the process's memory is that of the facts
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	h := handler(store, log)
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", o.serve)
+	if err != nil {
+		return err
+	}
+	stop := server.New(server.Config{Limits: server.Limits{Connections: 1024, PerAddress: 1024},
+		IdleTimeout: time.Minute, Logger: log}, h).Start(listener, time.Second)
+	<-ctx.Done()
+	_, err = stop()
+	return err
+}
+
+// handler returns both APIs behind the bounds and the admission of a process of Millrace.
+func handler(store *online.Store, log *slog.Logger) http.Handler {
 	service, limiter := serving.New(filled{store}, time.Now), server.NewLimiter(256)
 	mux := http.NewServeMux()
 	mux.Handle("/", serving.NewFeast(service, func(h http.Handler) http.Handler {
@@ -55,16 +69,8 @@ func serve(ctx context.Context, o options) error {
 		}, h)
 	}))
 	mux.Handle(featuresv1connect.NewFeatureServiceHandler(service, rpc.HandlerOptions(log, time.Now)...))
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", o.serve)
-	if err != nil {
-		return err
-	}
 	bodies := &server.Bodies{Timeout: time.Minute, MaxBytes: 256 << 20}
-	stop := server.New(server.Config{Limits: server.Limits{Connections: 1024, PerAddress: 1024},
-		IdleTimeout: time.Minute, Logger: log}, bodies.Guard(rpc.Intake(mux))).Start(listener, time.Second)
-	<-ctx.Done()
-	_, err = stop()
-	return err
+	return bodies.Guard(rpc.Intake(mux))
 }
 
 // process is a server that is measured.
@@ -148,6 +154,15 @@ func (p *process) cpu() time.Duration {
 		}
 	}
 	return time.Duration(ticks) * tick
+}
+
+// ownCPU returns the CPU time that this process has used.
+func ownCPU() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0 // which cannot happen: the arguments are valid
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // memory returns the resident memory of the server in bytes.

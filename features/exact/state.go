@@ -341,6 +341,14 @@ func estimate(reg map[uint16]uint8) int64 {
 // Ranks counts the registers of Distinct by rank. Those of an empty window are EmptyRanks.
 type Ranks [54]int
 
+// weights are 2^-rank, by rank.
+var weights = func() (w [len(Ranks{})]float64) {
+	for rank := range w {
+		w[rank] = math.Ldexp(1, -rank)
+	}
+	return w
+}()
+
 // EmptyRanks is the registers of no values: all of them have rank 0.
 var EmptyRanks = Ranks{Registers}
 
@@ -350,7 +358,7 @@ func (byRank *Ranks) Estimate() int64 {
 	const m = float64(Registers)
 	var sum float64
 	for rank, n := range byRank {
-		sum += math.Ldexp(float64(n), -rank)
+		sum += float64(n) * weights[rank] // both are exact, and so is their product
 	}
 	e := 0.7213 / (1 + 1.079/m) * m * m / sum
 	if zeros := byRank[0]; e <= 2.5*m && zeros > 0 {

@@ -50,6 +50,8 @@ type Service struct {
 
 	mu      sync.RWMutex
 	queries map[string]*online.Query // by group and outputs
+
+	plans feastPlans
 }
 
 // maxQueries bounds the prepared queries. Callers ask for few different ones.

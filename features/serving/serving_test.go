@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -286,19 +287,27 @@ func TestFeastFormat(t *testing.T) {
 		}
 	}
 	for body, want := range map[string]string{
-		`{"entities":{"customer_id":["c1"]},"features":["activity:nope"]}`:                                    `FeastObjectNotFoundException`,
-		`{"entities":{"customer_id":["c1"],"sku":["1"]},"features":["activity:orders_7d","stock:orders_7d"]}`: `FeatureNameCollisionError`,
-		`{"entities":{},"features":["activity:orders_7d"]}`:                                                   `entities: want at least one`,
-		`{"entities":{"customer_id":[]},"features":["activity:orders_7d"]}`:                                   `entities: want at least one`,
-		`{"entities":{"sku":["c1"]},"features":["activity:orders_7d"]}`:                                       `the key customer_id of feature view activity is missing`,
-		`{"entities":{"customer_id":[1.5]},"features":["activity:orders_7d"]}`:                                `customer_id[0]: want a text or an integer`,
-		`{"entities":{"customer_id":"c1"},"features":["activity:orders_7d"]}`:                                 `entities: customer_id: want a list`,
-		`{"entities":{"customer_id":["a"],"sku":["a","b"]},"features":["activity:orders_7d"]}`:                `sku has 2 values, and customer_id has 1`,
-		`{"entities":{"customer_id":["a"],"customer_id":["b"]},"features":["activity:orders_7d"]}`:            `customer_id is set twice`,
-		`{"entities":{"customer_id":["c1"]},"features":["orders_7d"]}`:                                        `want VIEW:FEATURE`,
-		`{"entities":{"customer_id":["c1"]}}`:                                                                 `want features or a feature_service`,
-		`{"entities":5`:                                                                                       `not a request`,
-		`{"entities":{"customer_id":["c1"]},"features":["` + strings.Repeat("x", 5<<20) + `"]}`:               `more than 4194304 bytes`,
+		`{"entities":{"customer_id":["c1"]},"features":["activity:nope"]}`:                                       `FeastObjectNotFoundException`,
+		`{"entities":{"customer_id":["c1"],"sku":["1"]},"features":["activity:orders_7d","stock:orders_7d"]}`:    `FeatureNameCollisionError`,
+		`{"entities":{},"features":["activity:orders_7d"]}`:                                                      `entities: want at least one`,
+		`{"entities":{"customer_id":[]},"features":["activity:orders_7d"]}`:                                      `entities: want at least one`,
+		`{"entities":{"sku":["c1"]},"features":["activity:orders_7d"]}`:                                          `the key customer_id of feature view activity is missing`,
+		`{"entities":{"customer_id":[1.5]},"features":["activity:orders_7d"]}`:                                   `customer_id[0]: want a text or an integer`,
+		`{"entities":{"customer_id":"c1"},"features":["activity:orders_7d"]}`:                                    `entities: customer_id: want a list`,
+		`{"entities":{"customer_id":["a"],"sku":["a","b"]},"features":["activity:orders_7d"]}`:                   `sku has 2 values, and customer_id has 1`,
+		`{"entities":{"customer_id":["a"],"customer_id":["b"]},"features":["activity:orders_7d"]}`:               `customer_id is set twice`,
+		`{"entities":{"customer_id":["c1"]},"features":["orders_7d"]}`:                                           `want VIEW:FEATURE`,
+		`{"entities":{"customer_id":["c1"]}}`:                                                                    `want features or a feature_service`,
+		`{"entities":5`:                                                                                          `not a request`,
+		`{"entities":{"customer_id":["c1"]},"features":["` + strings.Repeat("x", 5<<20) + `"]}`:                  `more than 4194304 bytes`,
+		`{"entities":{"customer_id":["c1"]},"features":["activity:orders_7d"],"entities":{"sku":["1"]}}`:         `entities: is set twice`,
+		`{"entities":{"customer_id":["c1"]},"features":["activity:orders_7d"],"Entities":{"sku":["1"]}}`:         `entities: is set twice`,
+		`{"entities":{"customer_id":[+5]},"features":["activity:orders_7d"]}`:                                    `customer_id[0]: want a text or an integer`,
+		`{"entities":{"customer_id":["c1",]},"features":["activity:orders_7d"]}`:                                 `customer_id[1]: want a text or an integer`,
+		`{"entities":{null:["c1"]},"features":["activity:orders_7d"]}`:                                           `want an object of lists`,
+		`{"entities":{"customer_id":["c1"]},"features":["activity:orders_7d"]`:                                   `not a request`,
+		`{"entities":{"customer_id":["c1"}],"features":["activity:orders_7d"]}`:                                  `want an object of lists`,
+		`{"entities":{"customer_id":[` + strings.Repeat("1,", 10_000) + `1]},"features":["activity:orders_7d"]}`: `more than 10000 values`,
 	} {
 		status, got := feast(t, h, body)
 		if status < 400 || status >= 500 || !strings.Contains(got, want) || !strings.Contains(got, `\"module\":\"feast.errors\"`) {
@@ -322,16 +331,48 @@ func TestFeastErrorsOfOtherLayers(t *testing.T) {
 	}
 }
 
-// FuzzFeast: any body is answered or refused, in JSON.
+// TestFeastPlanIsKept: a request of a known shape is answered as the first one of it, and a faulty one
+// is refused.
+func TestFeastPlanIsKept(t *testing.T) {
+	h := feastHandler(newBackend(t))
+	const format = ` { "features" : ["activity:orders_7d"], "more":{"a":["]",{"b":"\\\""}]}, "entities" : %s, "full_feature_names":false } `
+	for range 2 {
+		for _, test := range []struct {
+			entities string
+			status   int
+			want     string
+		}{
+			{`{"customer_id":["c1"]}`, 200, `{"values":[2],`},
+			{`{"customer_id" : [ "c2" , "\u0063\u0031" ] }`, 200, `{"values":[1,2],`},
+			{`{"customer_id":["]}"],"x":[-7]}`, 200, `{"values":[-7],`},
+			{`{"customer_id":["c1"]`, 422, ``},
+			{`{"customer_id":["c1]}`, 422, ``},
+			{`{"customer_id":["c\x"]}`, 422, ``},
+			{`{"customer_id":["c1"]},"y":1`, 200, `{"values":[2],`},
+			{`[]`, 422, `want an object`},
+			{``, 422, ``},
+		} {
+			body := fmt.Sprintf(format, test.entities)
+			if status, got := feast(t, h, body); status != test.status || !strings.Contains(got, test.want) ||
+				json.Valid([]byte(body)) != (status == 200 || test.want != "") {
+				t.Errorf("%s: %d %s, want %d with %q", body, status, got, test.status, test.want)
+			}
+		}
+	}
+}
+
+// FuzzFeast: any body is answered or refused, in JSON. Only a body of valid JSON is answered.
 func FuzzFeast(f *testing.F) {
 	f.Add(`{"entities":{"customer_id":["c1","zz"]},"features":["activity:orders_7d","activity:*"]}`)
 	f.Add(`{"entities":{"sku":[42,"\u00fc"]},"feature_service":"stock","full_feature_names":true}`)
 	f.Add(`{"entities":{"a\"b":[-1]},"features":[":"]}`)
 	f.Add(`[{}]`)
+	f.Add(`{"x":[{"entities":1}],"entities":{"customer_id":["\\"]},"feature_service":"activity"}`)
 	h := feastHandler(newBackend(f))
 	f.Fuzz(func(t *testing.T, body string) {
 		status, got := feast(t, h, body)
-		if status != 200 && (status < 400 || status >= 500) || !json.Valid([]byte(got)) {
+		if status != 200 && (status < 400 || status >= 500) || !json.Valid([]byte(got)) ||
+			status == 200 && !json.Valid([]byte(body)) {
 			t.Errorf("%q: %d %s", body, status, got)
 		}
 	})

@@ -2,7 +2,6 @@ package server
 
 import (
 	"bytes"
-	"errors"
 	"io"
 	"net/http"
 )
@@ -27,7 +26,7 @@ func (g *Limiter) Admit(
 			return
 		}
 		if r.Body != nil && r.Body != http.NoBody {
-			r.Body = readAhead(r.Body)
+			r.Body = readAhead(r.Body, r.ContentLength)
 		}
 		// The body has arrived, so the place is held for the work only.
 		release, err := g.Acquire(r.Context(), c)
@@ -43,27 +42,36 @@ func (g *Limiter) Admit(
 // As returns a function that assigns one class to all requests.
 func As(c Class) func(*http.Request) Class { return func(*http.Request) Class { return c } }
 
+// trusted is the most memory that is reserved for a body because its client says that it is so long.
+const trusted = 64 << 10
+
 // readAhead reads the start of a body. It returns a body with the same content and the same error.
-func readAhead(body io.ReadCloser) io.ReadCloser {
-	var held bytes.Buffer
-	// CopyN ends with io.EOF if the body is shorter than maxHeld.
-	_, err := io.CopyN(&held, body, maxHeld)
-	switch {
-	case err == nil:
-		return &ahead{io.MultiReader(&held, body), body} // the rest is read by the handler
-	case errors.Is(err, io.EOF) && held.Len() == 0:
-		return &ahead{failing{err}, body}
+// length is what the client says its length is, or -1.
+func readAhead(body io.ReadCloser, length int64) io.ReadCloser {
+	a := &ahead{rest: body}
+	if length > 0 {
+		a.held.Grow(int(min(length, trusted)) + bytes.MinRead) // what ReadFrom wants to be free at the end
 	}
-	return &ahead{io.MultiReader(&held, failing{err}), body}
+	// CopyN ends with io.EOF if the body is shorter than maxHeld.
+	_, a.err = io.CopyN(&a.held, body, maxHeld)
+	return a
 }
 
 // ahead is a body whose start was read ahead.
 type ahead struct {
-	io.Reader
-	io.Closer
+	held bytes.Buffer
+	err  error // after held; nil if rest follows
+	rest io.ReadCloser
 }
 
-// failing returns an error for each read.
-type failing struct{ err error }
+func (a *ahead) Read(p []byte) (int, error) {
+	switch {
+	case a.held.Len() > 0:
+		return a.held.Read(p)
+	case a.err != nil:
+		return 0, a.err
+	}
+	return a.rest.Read(p)
+}
 
-func (f failing) Read([]byte) (int, error) { return 0, f.err }
+func (a *ahead) Close() error { return a.rest.Close() }
