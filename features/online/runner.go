@@ -25,6 +25,7 @@ type Config struct {
 	Brokers  []string // host:port
 	Security security.Config
 	Decoder  *registry.Decoder // nil: plain values only
+	Past     Past              // of records that the log does not have any more; may be nil
 	// Dir is the folder of the snapshot, and SaveEvery the interval between two. Another one is
 	// written at the end. An empty Dir means none.
 	Dir       string
@@ -42,8 +43,9 @@ const (
 )
 
 // Runner feeds a Store from the log: all partitions of the topics of its groups. It starts at the
-// positions of the snapshot, and reads the log from its beginning if there is none, if it is of
-// other definitions or damaged, or if a topic is not the one that was read.
+// positions of the snapshot. It reads the log from its beginning if there is none, if it is of other
+// definitions or damaged, or if a topic is not the one that was read. See past.go for a log whose
+// beginning is gone.
 type Runner struct {
 	cfg        Config
 	store      *Store
@@ -175,7 +177,7 @@ func (r *Runner) feedTopic(ctx context.Context, topic string, reached func()) er
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case errors.Is(err, ErrFull), errors.Is(err, ErrGap), errors.Is(err, feed.ErrRecreated),
-			errors.As(err, &outOfRange):
+			errors.Is(err, errPast), errors.As(err, &outOfRange):
 			return err
 		case errors.Is(err, fetch.ErrNoTopic) && len(r.store.Positions(topic)) == 0:
 			reached() // a topic that does not exist has no events
@@ -189,20 +191,42 @@ func (r *Runner) feedTopic(ctx context.Context, topic string, reached func()) er
 	}
 }
 
+// open returns a feed of a topic that starts at the positions of the store. If nothing of the topic was
+// read, and the log does not have its beginning, it fills the store from the Past first.
+func (r *Runner) open(ctx context.Context, topic string) (*feed.Feed, fetch.Topic, error) {
+	for {
+		f, err := feed.Open(feed.Config{Brokers: r.cfg.Brokers, Security: r.cfg.Security, Decoder: r.cfg.Decoder,
+			Topic: topic, Sources: r.store.sources(topic), Sink: sink, WriteDeadLetters: r.cfg.WriteDeadLetters,
+			Logger: r.cfg.Logger})
+		if err != nil {
+			return nil, fetch.Topic{}, err
+		}
+		positions := r.store.Positions(topic)
+		log, err := f.Start(ctx, r.store.TopicID(topic), positions)
+		restored := false
+		if err == nil {
+			r.store.SetTopicID(topic, log.ID)
+			if r.cfg.Past != nil && len(positions) == 0 && truncated(log) {
+				restored, err = r.restorePast(ctx, topic, log)
+			}
+		}
+		if err == nil && !restored {
+			return f, log, nil
+		}
+		f.Close()
+		if err != nil {
+			return nil, fetch.Topic{}, err
+		}
+	}
+}
+
 // read reads a topic until an error. progress reports whether it read anything.
 func (r *Runner) read(ctx context.Context, topic string, reached func()) (progress bool, err error) {
-	f, err := feed.Open(feed.Config{Brokers: r.cfg.Brokers, Security: r.cfg.Security, Decoder: r.cfg.Decoder,
-		Topic: topic, Sources: r.store.sources(topic), Sink: sink, WriteDeadLetters: r.cfg.WriteDeadLetters,
-		Logger: r.cfg.Logger})
+	f, info, err := r.open(ctx, topic)
 	if err != nil {
 		return false, err
 	}
 	defer f.Close()
-	info, err := f.Start(ctx, r.store.TopicID(topic), r.store.Positions(topic))
-	if err != nil {
-		return false, err
-	}
-	r.store.SetTopicID(topic, info.ID)
 	first, described := info, time.Now()
 	r.describe(topic, info)
 	for p, at := range f.Positions() {

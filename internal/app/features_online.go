@@ -37,7 +37,11 @@ func (p *App) startVectors(context.Context) error {
 		deadLetters.Close()
 		return nil
 	})
-	p.vectors = online.NewRunner(store, online.Config{
+	var past online.Past // an interface that is nil, and not one that has a nil pointer
+	if p.history != nil {
+		past = p.history
+	}
+	p.vectors = online.NewRunner(store, online.Config{Past: past,
 		Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
 		Dir: p.cfg.Path("features"), SaveEvery: c.SnapshotEvery, WriteDeadLetters: deadLetters.Write,
 		Logger: p.log.With("part", "features"),

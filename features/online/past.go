@@ -1,0 +1,131 @@
+package online
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/millrace/millrace/features"
+	"github.com/millrace/millrace/features/feed"
+	"github.com/millrace/millrace/internal/kafka/fetch"
+)
+
+// A topic may have lost its first records, because it keeps them for a limited time. Without a
+// snapshot, their facts then come from a Past, and the log is read from where the Past ends.
+
+// Past has the facts of earlier records. *history.History implements it.
+type Past interface {
+	// Complete returns the positions up to which it has the facts of all sources of a topic, and the
+	// id of the topic. A partition of which it does not have everything is missing.
+	Complete(ctx context.Context, topic string) (topicID string, upto map[int32]feed.Position, err error)
+	// Facts calls each with the facts of a source, in any order, and with all their versions. They are
+	// those of the entities for which the remainder of xxHash64 divided by parts is part.
+	Facts(ctx context.Context, source string, part, parts int, each func(features.Fact) error) error
+}
+
+// errPast means that the facts of a Past were read in part, so that the store must be emptied.
+var errPast = errors.New("cannot read the facts that the log does not have any more")
+
+// truncated reports whether a topic has lost records.
+func truncated(log fetch.Topic) bool {
+	for _, r := range log.Partitions {
+		if r.Start > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// restorePast fills the store with the facts of a topic of which nothing was read. It returns false if
+// the Past does not reach up to what the log has: then the facts of the records between are lost.
+func (r *Runner) restorePast(ctx context.Context, topic string, log fetch.Topic) (bool, error) {
+	id, upto, err := r.cfg.Past.Complete(ctx, topic)
+	if err != nil {
+		return false, fmt.Errorf("how far the facts of %s reach that were stored: %w", topic, err)
+	}
+	for p, have := range log.Partitions {
+		if at, ok := upto[p]; have.Start > 0 && (!ok || at.Next < have.Start) || at.Next > have.End {
+			r.cfg.Logger.Warn("the facts that were stored do not reach up to the log", "topic", topic, "partition", p,
+				"stored_up_to", at.Next, "first", have.Start, "end", have.End)
+			return false, nil
+		}
+	}
+	if id != log.ID {
+		r.cfg.Logger.Warn("the facts that were stored are of another topic of this name", "topic", topic, "id", log.ID,
+			"stored_id", id)
+		return false, nil
+	}
+	r.cfg.Logger.Info("the log does not have its first records any more; reading their facts from where they are stored",
+		"topic", topic)
+	if err := r.store.fill(ctx, r.cfg.Past, topic, upto); err != nil {
+		if errors.Is(err, ErrFull) {
+			return false, err
+		}
+		return false, fmt.Errorf("%w: %s: %w", errPast, topic, err)
+	}
+	return true, nil
+}
+
+// fill adds the facts of a topic up to some positions. In memory, it has those of one shard at a time.
+func (s *Store) fill(ctx context.Context, past Past, topic string, upto map[int32]feed.Position) error {
+	for i := range s.shards {
+		for _, source := range s.sources(topic) {
+			var facts []features.Fact
+			err := past.Facts(ctx, source.Name, i, shardCount, func(f features.Fact) error {
+				// The rest is read from the log.
+				if f.Origin.Offset < upto[f.Origin.Partition].Next {
+					facts = append(facts, f)
+				}
+				return nil
+			})
+			if err != nil {
+				return fmt.Errorf("source %s: %w", source.Name, err)
+			}
+			// The versions of a fact are on one partition.
+			slices.SortFunc(facts, func(a, b features.Fact) int {
+				return cmp.Or(cmp.Compare(a.Origin.Offset, b.Origin.Offset), cmp.Compare(a.Origin.Index, b.Origin.Index))
+			})
+			if err := s.addAll(i, source.Name, facts); err != nil {
+				return err
+			}
+		}
+	}
+	s.apply.Lock()
+	defer s.apply.Unlock()
+	t := s.topicIndex(topic)
+	for i := range s.shards {
+		sh := &s.shards[i]
+		positions := sh.positions
+		for p, at := range upto {
+			positions = positions.with(t, p, at)
+		}
+		sh.mu.Lock()
+		sh.positions = positions
+		sh.mu.Unlock()
+	}
+	return nil
+}
+
+// addAll adds facts of a source to a shard.
+func (s *Store) addAll(shard int, source string, facts []features.Fact) error {
+	s.apply.Lock()
+	defer s.apply.Unlock()
+	if err := s.Full(); err != nil {
+		return err
+	}
+	sh := &s.shards[shard]
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for _, sp := range s.spaces {
+		index := sp.source(source)
+		if index < 0 {
+			continue
+		}
+		for i := range facts {
+			s.add(sh, routed{sp, index, &facts[i]})
+		}
+	}
+	return nil
+}
