@@ -44,7 +44,7 @@ type Config struct {
 	Brokers  []string // host:port
 	Topic    string
 	ClientID string       // shown in the broker's logs
-	MaxBytes int32        // per partition and fetch; one fetch is read ahead; 0 means 1 MiB
+	MaxBytes int32        // per partition and fetch; one fetch per partition is read ahead; 0 means 1 MiB
 	Logger   *slog.Logger // required
 	Security security.Config
 	Stall    time.Duration // limit of Describe; 0 means 30 s
@@ -100,7 +100,7 @@ func open(c Config, more ...kgo.Opt) (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kafka client for %s: %w", c.Topic, err)
 	}
-	client, err := kgo.NewClient(append(append(secure, more...),
+	client, err := kgo.NewClient(slices.Concat(secure, []kgo.Opt{
 		kgo.SeedBrokers(c.Brokers...),
 		kgo.ClientID(c.ClientID),
 		kgo.WithLogger(logger{c.Logger}),
@@ -115,11 +115,13 @@ func open(c Config, more ...kgo.Opt) (*Reader, error) {
 		// truncates, and their records become visible.
 		kgo.FetchMaxPartitionBytes(maxBytes),
 		kgo.FetchMaxBytes(maxFetchBytes),
-		kgo.BrokerMaxReadBytes(2*maxFetchBytes),
-		kgo.MaxConcurrentFetches(1),
-		kgo.FetchMaxWait(500*time.Millisecond),
+		kgo.BrokerMaxReadBytes(2 * maxFetchBytes),
+		// One per broker. A broker without records delays its answer, which must not delay the records
+		// of another one.
+		kgo.MaxConcurrentFetches(-1),
+		kgo.FetchMaxWait(500 * time.Millisecond),
 		kgo.WithPools(&pool{}),
-	)...)
+	}, more)...)
 	if err != nil {
 		return nil, fmt.Errorf("kafka client for %s: %w", c.Topic, err)
 	}
