@@ -108,6 +108,10 @@ bench: ## run all Go benchmarks, each beside its upper bound
 bench-lake: ## compare landing in Iceberg with Kafka Connect's Iceberg sink (make engines installs it)
 	go run ./bench/lake $(BENCHFLAGS)
 
+.PHONY: bench-features
+bench-features: ## measure lookups of feature vectors beside their ceiling and Feast's own server (make engines installs it)
+	go run ./bench/features $(BENCHFLAGS)
+
 .PHONY: bench-load
 bench-load: ## overload a running system (bin/millrace up --no-demo), and report accepted and rejected commands
 	go run ./bench/load $(BENCHFLAGS)

@@ -1,13 +1,18 @@
-// Command features measures lookups of feature vectors, beside Feast's own feature server.
+// Command features measures lookups of feature vectors, beside their ceiling and Feast's own server.
 //
 // It makes one group of 50 features, fills a store with customers of ten orders each, and serves it
-// from a process of its own. Then it sends requests at a fixed rate, whether or not earlier ones
-// have been answered, and reports latencies and the server's CPU per request: for 1 and for 100
-// entities, by Feast's API and by FeatureService. With -feast PYTHON, it measures Feast's server in
-// the same way, with the same number of features and its default online store, SQLite, filled with
-// finished values. Last, it measures how long a written event takes until its vector has changed.
+// from a process of its own. Then it sends requests in two ways, by Feast's API and by
+// FeatureService, for 1, 50 and 100 entities: at a fixed rate, whether or not earlier ones have been
+// answered, for latencies; and as fast as they are answered, for the number of lookups that two
+// cores can do. Both processes share the machine, so the table says what the client takes.
 //
-// docs/benchmarks.md says how to run it.
+// The ceiling is a bare handler of net/http in the same process, which reads the same request and
+// answers as many bytes without computing anything. Feast's server is measured in the same way, with
+// as many features and its default online store, SQLite, filled with finished values, if `make
+// engines` has installed it or -feast names a python that has it. Last, the benchmark measures how
+// long a written event takes until its vector has changed.
+//
+// docs/benchmarks.md has the results.
 package main
 
 import (
@@ -18,6 +23,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -26,6 +32,7 @@ import (
 
 	featuresv1 "github.com/millrace/millrace/gen/millrace/features/v1"
 	"github.com/millrace/millrace/gen/millrace/features/v1/featuresv1connect"
+	"github.com/millrace/millrace/test/servers/process"
 )
 
 // options are the flags.
@@ -42,9 +49,9 @@ func main() {
 	var o options
 	flag.StringVar(&o.serve, "serve", "", "serve on this address, for the benchmark's own use")
 	flag.IntVar(&o.entities, "entities", 100_000, "entities in memory, with ten orders each")
-	flag.IntVar(&o.rate, "rate", 1000, "requests per second for one entity; a tenth of it for 100")
-	flag.IntVar(&o.seconds, "seconds", 10, "duration of each measurement")
-	flag.StringVar(&o.feast, "feast", "", "python that has Feast, to measure its server, too")
+	flag.IntVar(&o.rate, "rate", 1000, "requests per second for one entity; a tenth of it for 50 and 100")
+	flag.IntVar(&o.seconds, "seconds", 8, "duration of each measurement")
+	flag.StringVar(&o.feast, "feast", installedFeast(), "python that has Feast, to measure its server, too")
 	flag.IntVar(&o.events, "events", 500, "events whose time to a changed vector is measured; 0: none")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -67,31 +74,68 @@ func run(ctx context.Context, o options) error {
 	defer server.stop()
 	fmt.Printf("%d entities with %d orders each: %.0f MB of process memory, %.2f GB per million entities\n",
 		o.entities, ordersEach, float64(server.memory())/1e6, float64(server.memory())/float64(o.entities)/1e3)
-	fmt.Printf("%-34s %10s %10s %10s %14s\n", "request", "p50 ms", "p99 ms", "p99.9 ms", "CPU µs/request")
-	for _, batch := range []int{1, 100} {
-		rate := o.rate
-		if batch > 1 {
-			rate = max(1, o.rate/10)
-		}
-		if err := measure(ctx, server, fmt.Sprintf("Feast's API, %d × 50", batch), "/get-online-features",
-			feastBody("bench", batch, o.entities), rate, o.seconds); err != nil {
-			return err
-		}
-		if err := measure(ctx, server, fmt.Sprintf("FeatureService, %d × 50", batch),
-			featuresv1connect.FeatureServiceGetVectorsProcedure, vectorsBody(batch, o.entities), rate, o.seconds); err != nil {
+	var loads []load
+	for _, batch := range []int{1, 50, 100} {
+		loads = append(loads, feastLoad("Feast's API", batch, o.entities), newLoad(
+			fmt.Sprintf("FeatureService, %d × 50", batch), featuresv1connect.FeatureServiceGetVectorsProcedure,
+			"application/proto", batch, vectorsBody(batch, o.entities)))
+	}
+	fmt.Printf("%-36s %8s %9s %9s %9s %12s\n", "at a fixed rate", "rate/s", "p50 ms", "p99 ms", "p99.9 ms", "CPU µs")
+	for _, l := range loads {
+		if err := measure(ctx, server, l, rateOf(l, o.rate), o.seconds); err != nil {
 			return err
 		}
 	}
-	server.stop()
 	if o.feast != "" {
 		if err := measureFeast(ctx, o); err != nil {
 			return fmt.Errorf("measure Feast's own server: %w", err)
 		}
 	}
+	fmt.Printf("%-36s %10s %12s %12s %12s\n", "as fast as answered", "requests/s", "entities/s", "server µs", "client µs")
+	for _, batch := range []int{1, 50} {
+		size, err := answerSize(ctx, server, feastLoad("", batch, o.entities))
+		if err != nil {
+			return err
+		}
+		ceiling := newLoad(fmt.Sprintf("ceiling: bare handler, %d × 50", batch), fmt.Sprintf("%s?%d", ceilingPath, size),
+			"application/json", batch, feastBody(batch, o.entities))
+		if err := saturate(ctx, server, ceiling, o.seconds); err != nil {
+			return err
+		}
+	}
+	for _, l := range loads {
+		if err := saturate(ctx, server, l, o.seconds); err != nil {
+			return err
+		}
+	}
+	server.stop()
 	if o.events > 0 {
 		return measureVisible(ctx, o)
 	}
 	return nil
+}
+
+// rateOf returns the rate at which a load is sent.
+func rateOf(l load, rate int) int {
+	if l.entities > 1 {
+		return max(1, rate/10)
+	}
+	return rate
+}
+
+// feastLoad returns requests of Feast's client.
+func feastLoad(name string, batch, entities int) load {
+	return newLoad(fmt.Sprintf("%s, %d × 50", name, batch), "/get-online-features", "application/json", batch,
+		feastBody(batch, entities))
+}
+
+// installedFeast returns the python that has Feast if it is installed.
+func installedFeast() string {
+	home, err := process.InstallDir("feast")
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(home, "python", "bin", "python")
 }
 
 // measureFeast measures Feast's own server at rates that it can serve on a small machine.
@@ -101,9 +145,8 @@ func measureFeast(ctx context.Context, o options) error {
 		return err
 	}
 	defer server.stop()
-	for batch, rate := range map[int]int{1: 20, 100: 5} {
-		if err := measure(ctx, server, fmt.Sprintf("Feast's own server, %d × 50", batch), "/get-online-features",
-			feastBody("bench", batch, feastEntities), rate, o.seconds); err != nil {
+	for _, l := range []struct{ batch, rate int }{{1, 20}, {50, 8}, {100, 5}} {
+		if err := measure(ctx, server, feastLoad("Feast's own server", l.batch, feastEntities), l.rate, o.seconds); err != nil {
 			return err
 		}
 	}
@@ -111,10 +154,10 @@ func measureFeast(ctx context.Context, o options) error {
 }
 
 // feastBody returns a function that makes requests of Feast's client for random entities.
-func feastBody(view string, batch, entities int) func(n int) string {
+func feastBody(batch, entities int) func(n int) string {
 	refs := make([]string, featureCount)
 	for i, name := range featureNames() {
-		refs[i] = view + ":" + name
+		refs[i] = "bench:" + name
 	}
 	list, _ := json.Marshal(refs) // texts can be marshalled
 	return func(n int) string {

@@ -65,8 +65,8 @@ func BenchmarkRequest(b *testing.B) {
 		name, path, contentType string
 		body                    func(int) string
 	}{
-		{"feast/1", "/get-online-features", "application/json", feastBody("bench", 1, benchEntities)},
-		{"feast/100", "/get-online-features", "application/json", feastBody("bench", 100, benchEntities)},
+		{"feast/1", "/get-online-features", "application/json", feastBody(1, benchEntities)},
+		{"feast/100", "/get-online-features", "application/json", feastBody(100, benchEntities)},
 		{"service/1", featuresv1connect.FeatureServiceGetVectorsProcedure, "application/proto", vectorsBody(1, benchEntities)},
 		{"service/100", featuresv1connect.FeatureServiceGetVectorsProcedure, "application/proto", vectorsBody(100, benchEntities)},
 	} {

@@ -70,11 +70,32 @@ func handler(store *online.Store, log *slog.Logger) http.Handler {
 	}))
 	mux.Handle(featuresv1connect.NewFeatureServiceHandler(service, rpc.HandlerOptions(log, time.Now)...))
 	bodies := &server.Bodies{Timeout: time.Minute, MaxBytes: 256 << 20}
-	return bodies.Guard(rpc.Intake(mux))
+	all := http.NewServeMux()
+	all.HandleFunc(ceilingPath, ceiling)
+	all.Handle("/", bodies.Guard(rpc.Intake(mux)))
+	return all
 }
 
-// process is a server that is measured.
-type process struct {
+// ceilingPath is where the ceiling is, and its query says how many bytes it answers.
+const ceilingPath = "/ceiling"
+
+// ceiling reads a request and answers as many bytes as its query says.
+func ceiling(w http.ResponseWriter, r *http.Request) {
+	n, err := strconv.Atoi(r.URL.RawQuery)
+	if err == nil {
+		_, err = io.Copy(io.Discard, r.Body)
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(n))
+	_, _ = w.Write(make([]byte, n)) // the client reports what is missing
+}
+
+// measured is the process of a server that is measured.
+type measured struct {
 	cmd  *exec.Cmd
 	url  string
 	log  bytes.Buffer
@@ -83,9 +104,9 @@ type process struct {
 }
 
 // start starts a server and waits until it is healthy.
-func start(ctx context.Context, address, dir, name string, args ...string) (*process, error) {
+func start(ctx context.Context, address, dir, name string, args ...string) (*measured, error) {
 	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // this program, or one that the operator names
-	p := &process{cmd: cmd, url: "http://" + address, dir: dir}
+	p := &measured{cmd: cmd, url: "http://" + address, dir: dir}
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, &p.log, &p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Feast's server has children
 	if err := p.cmd.Start(); err != nil {
@@ -110,7 +131,7 @@ func start(ctx context.Context, address, dir, name string, args ...string) (*pro
 }
 
 // stop ends the server and its children.
-func (p *process) stop() {
+func (p *measured) stop() {
 	if p.over {
 		return
 	}
@@ -123,7 +144,7 @@ func (p *process) stop() {
 }
 
 // pids returns the processes of the server's group.
-func (p *process) pids() (all []string) {
+func (p *measured) pids() (all []string) {
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, file := range stats {
 		if f := statFields(file); len(f) > 2 && f[2] == strconv.Itoa(p.cmd.Process.Pid) {
@@ -143,7 +164,7 @@ func statFields(file string) []string {
 }
 
 // cpu returns the CPU time that the server has used.
-func (p *process) cpu() time.Duration {
+func (p *measured) cpu() time.Duration {
 	const user, system, tick = 11, 12, 10 * time.Millisecond
 	var ticks int
 	for _, pid := range p.pids() {
@@ -166,7 +187,7 @@ func ownCPU() time.Duration {
 }
 
 // memory returns the resident memory of the server in bytes.
-func (p *process) memory() int64 {
+func (p *measured) memory() int64 {
 	const resident = 21
 	var pages int64
 	for _, pid := range p.pids() {
@@ -188,7 +209,7 @@ func freeAddress(ctx context.Context) (string, error) {
 }
 
 // startSelf starts this program as a server.
-func startSelf(ctx context.Context, o options) (*process, error) {
+func startSelf(ctx context.Context, o options) (*measured, error) {
 	address, err := freeAddress(ctx)
 	if err != nil {
 		return nil, err
@@ -209,7 +230,7 @@ var feastRepository string
 
 // startFeast makes a repository with the same features in Feast's SQLite store, and starts its
 // server with one worker.
-func startFeast(ctx context.Context, o options) (*process, error) {
+func startFeast(ctx context.Context, o options) (*measured, error) {
 	dir, err := os.MkdirTemp("", "millrace-feast-")
 	if err != nil {
 		return nil, err
@@ -238,11 +259,4 @@ func startFeast(ctx context.Context, o options) (*process, error) {
 	host, port, _ := strings.Cut(address, ":")
 	return start(ctx, address, dir, filepath.Join(filepath.Dir(o.feast), "feast"), "serve", "-h", host, "-p", port,
 		"--workers", "1", "--no-access-log")
-}
-
-// discard reads a response to its end, so that its connection is used again.
-func discard(res *http.Response) error {
-	_, err := io.Copy(io.Discard, res.Body)
-	_ = res.Body.Close()
-	return err
 }
