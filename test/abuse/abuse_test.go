@@ -2,6 +2,9 @@
 // No answer may blame the server for them. Afterwards, verify must find all sides equal, and the
 // process must not have grown much.
 //
+//	go test ./test/abuse                                           500 inputs per surface
+//	go test ./test/abuse -abuse.inputs 10000 -abuse.surface tracking   more of one surface
+//
 // A surface is a name and a function that makes a request from random numbers. To attack another
 // surface, add an entry to surfaces. The topics are attacked in records_test.go. The random numbers
 // have fixed seeds, so a run can be repeated.
@@ -32,6 +35,7 @@ import (
 var (
 	inputs = flag.Int("abuse.inputs", 500, "number of inputs per surface")
 	report = flag.String("abuse.report", "", "file for the report (default: none)")
+	only   = flag.String("abuse.surface", "", "attack only this surface (default: all, and the topics)")
 )
 
 const (
@@ -43,7 +47,7 @@ const (
 	maxGrowth = 384
 )
 
-// surface makes one attack on a listener, "api" or "admin".
+// surface makes one attack on a listener: "api", "admin", "feast" or "tracking".
 type surface struct {
 	name, listener string
 	attack         func(r *rand.Rand, base string) (*http.Request, error)
@@ -60,6 +64,8 @@ func surfaces() []surface {
 		{"REST catalog", "api", catalogAttack},
 		{"admin", "admin", adminAttack},
 		{"profiles", "admin", profileAttack},
+		{"Feast", "feast", feastAttack},
+		{"tracking", "tracking", trackingAttack},
 	}
 }
 
@@ -191,6 +197,9 @@ func TestAbuse(t *testing.T) {
 		"Memory before: %.0f MB\n\n| surface | inputs | answers by code |\n|---|---:|---|\n", before)
 	client := &http.Client{Timeout: time.Minute}
 	for i, surface := range surfaces() {
+		if *only != "" && surface.name != *only {
+			continue
+		}
 		r := rand.New(rand.NewPCG(uint64(i), 11))
 		codes := map[string]int{}
 		for range *inputs {
@@ -224,7 +233,9 @@ func TestAbuse(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "| %s | %d | %s |\n", surface.name, *inputs, strings.Join(lines, ", "))
 	}
-	s.attackTopics(t, &b)
+	if *only == "" {
+		s.attackTopics(t, &b)
+	}
 	after := s.memory(t)
 	if after-before > maxGrowth {
 		t.Errorf("the process has %.0f MB, %.0f MB more than before; at most %d MB more are allowed",
@@ -252,13 +263,13 @@ var serverErrors = map[int]bool{
 var (
 	grpcStatus = regexp.MustCompile(`grpc-status: (\d+)`)
 	serving    = regexp.MustCompile(`^serving on http://(\S+), operations on http://(\S+);`)
-	logServes  = regexp.MustCompile(`(?:^|, )kafka (127\.0\.0\.1:\d+)`)
+	listens    = regexp.MustCompile(`(?:^|, )(?:millrace )?(kafka|feast|tracking) (127\.0\.0\.1:\d+)`)
 	resident   = regexp.MustCompile(`(?m)^process_resident_memory_bytes (\S+)`)
 )
 
 type system struct {
 	binary, data string
-	addresses    map[string]string // addresses of the listeners, and of the log as "kafka"
+	addresses    map[string]string // of the listeners, and of the log as "kafka"
 	stop         func()
 }
 
@@ -267,8 +278,7 @@ type system struct {
 func startSystem(t *testing.T) *system {
 	t.Helper()
 	dir := t.TempDir()
-	s := &system{binary: filepath.Join(dir, "millrace"), data: filepath.Join(dir, "data"),
-		addresses: map[string]string{}}
+	s := &system{binary: filepath.Join(dir, "millrace"), data: filepath.Join(dir, "data")}
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", s.binary, "./cmd/millrace")
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {
@@ -299,17 +309,18 @@ func (s *system) start(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	found := make(chan []string, 1)
+	found := make(chan map[string]string, 1)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		broker := ""
+		addresses := map[string]string{}
 		for lines := bufio.NewScanner(out); lines.Scan(); {
-			if m := logServes.FindStringSubmatch(lines.Text()); m != nil {
-				broker = m[1]
+			for _, m := range listens.FindAllStringSubmatch(lines.Text(), -1) {
+				addresses[m[1]] = m[2]
 			}
 			if m := serving.FindStringSubmatch(lines.Text()); m != nil {
-				found <- append(m, broker)
+				addresses["api"], addresses["admin"] = m[1], m[2]
+				found <- addresses
 			}
 		}
 		_ = cmd.Wait() // an error is expected: the test has interrupted it
@@ -329,8 +340,7 @@ func (s *system) start(t *testing.T) {
 		}
 	})
 	select {
-	case m := <-found:
-		s.addresses["api"], s.addresses["admin"], s.addresses["kafka"] = m[1], m[2], m[3]
+	case s.addresses = <-found:
 	case <-ended:
 		t.Fatalf("millrace up exited before it served:\n%s", log.String())
 	case <-time.After(timeout):
