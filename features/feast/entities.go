@@ -44,7 +44,7 @@ type entities struct {
 
 // receive reads a table from a stream.
 func receive(from flight.DataStreamReader) (*entities, error) {
-	r, err := flight.NewRecordReader(from, ipc.WithAllocator(&bounded{memory.DefaultAllocator, maxBuffers}))
+	r, err := flight.NewRecordReader(checked{from}, ipc.WithAllocator(&bounded{memory.DefaultAllocator, maxBuffers}))
 	if err != nil {
 		return nil, unreadable(err)
 	}
