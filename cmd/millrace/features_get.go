@@ -34,12 +34,9 @@ is that of an empty window; null means that the feature has none then.`,
 	only := cmd.Flags().StringSlice("features", nil, "names of features, separated by commas (default: all)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		r := &featuresv1.GetVectorsRequest{Group: args[0], Entities: args[1:], Features: *only, Token: *token}
-		if *at != "" {
-			t, err := time.Parse(time.RFC3339, *at)
-			if err != nil {
-				return fmt.Errorf("--at %q: want a time in RFC 3339, such as 2026-01-31T00:00:00Z", *at)
-			}
-			r.At = timestamppb.New(t)
+		var err error
+		if r.At, err = timeFlag("at", *at); err != nil {
+			return err
 		}
 		caller, err := a.caller(apiListener)
 		if err != nil {
@@ -76,6 +73,18 @@ is that of an empty window; null means that the feature has none then.`,
 		return nil
 	}
 	return cmd
+}
+
+// timeFlag returns the time of a flag, or nil if the flag is empty.
+func timeFlag(name, value string) (*timestamppb.Timestamp, error) {
+	if value == "" {
+		return nil, nil //nolint:nilnil // an empty flag is no time
+	}
+	t, err := time.Parse(time.RFC3339, value)
+	if err != nil {
+		return nil, fmt.Errorf("--%s %q: want a time in RFC 3339, such as 2026-01-31T00:00:00Z", name, value)
+	}
+	return timestamppb.New(t), nil
 }
 
 // valueText returns a value for a person.

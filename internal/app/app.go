@@ -83,6 +83,7 @@ type App struct {
 	facts     *clickhouse.Store  // where history is
 	child     *clickhouse.Engine // the embedded engine of SQL and features; nil with a server
 	vectors   *online.Runner     // features in memory
+	profiles  *profiles          // of the vectors
 	tracking  *tracking.Intake   // nil without the role
 
 	// settingsMu guards settings: the periodic check writes them, and status reads them.
@@ -153,6 +154,7 @@ func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log 
 		{runners, "views", p.startRunners},
 		{followers, "views", p.startFollowers},
 		{vectors, "features", p.startVectors},
+		{vectors, "features", p.startProfiles},
 		{relays, "relays", p.startRelays},
 		{intake, "tracking", p.startTracking},
 		{serving, "server", p.startServers},

@@ -123,9 +123,11 @@ func (p *App) api() http.Handler {
 		mux.HandleFunc("POST "+sqlPath, p.serveSQL)
 	}
 	if p.vectors != nil {
-		path, h := p.vectorService(connect.WithInterceptors(measured))
-		mux.Handle(path, h)
-		services = append(services, strings.Trim(path, "/"))
+		for _, of := range []func(...connect.HandlerOption) (string, http.Handler){p.vectorService, p.qualityService} {
+			path, h := of(connect.WithInterceptors(measured))
+			mux.Handle(path, h)
+			services = append(services, strings.Trim(path, "/"))
+		}
 	}
 	reflect(mux, services...)
 	mux.Handle(grpchealth.NewHandler(grpcHealth{p, grpchealth.NewStaticChecker(services...)}, smallMessages))

@@ -1,8 +1,8 @@
 // Package telemetry contains the metrics of a process. It is the only package that imports
 // Prometheus' client.
 //
-// Metrics is a registry. Interceptor measures calls. Sinks, Gauge and Labelled add values that are
-// read at each scrape, so nothing is updated in between. Handler serves all of them.
+// Metrics is a registry. Interceptor measures calls. Sinks, Gauge, Values and Labelled add values
+// that are read at each scrape, so nothing is updated in between. Handler serves all of them.
 package telemetry
 
 import (
@@ -128,13 +128,21 @@ func (m *Metrics) Gauge(name, help string, read func() float64) {
 // Labelled adds a gauge for a set of things that changes, such as faults. At each scrape, each
 // calls is once for every set of labels in it. The gauge is 1 for these, and other sets are absent.
 func (m *Metrics) Labelled(name, help string, labels []string, each func(is func(labels ...string))) {
+	m.Values(name, help, labels, func(set func(value float64, labels ...string)) {
+		each(func(labels ...string) { set(1, labels...) })
+	})
+}
+
+// Values adds a gauge with labels. At each scrape, each calls set once for every set of labels that
+// has a value, and other sets are absent.
+func (m *Metrics) Values(name, help string, labels []string, each func(set func(value float64, labels ...string))) {
 	m.registry.MustRegister(&labelled{prometheus.NewDesc(name, help, labels, nil), each})
 }
 
 // labelled is a Prometheus collector.
 type labelled struct {
 	desc *prometheus.Desc
-	each func(is func(labels ...string))
+	each func(set func(value float64, labels ...string))
 }
 
 // Describe implements prometheus.Collector.
@@ -142,8 +150,8 @@ func (l *labelled) Describe(to chan<- *prometheus.Desc) { to <- l.desc }
 
 // Collect implements prometheus.Collector.
 func (l *labelled) Collect(to chan<- prometheus.Metric) {
-	l.each(func(labels ...string) {
-		to <- prometheus.MustNewConstMetric(l.desc, prometheus.GaugeValue, 1, labels...)
+	l.each(func(value float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(l.desc, prometheus.GaugeValue, value, labels...)
 	})
 }
 
