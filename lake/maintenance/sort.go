@@ -16,6 +16,8 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/compute"
 	"github.com/apache/arrow-go/v18/arrow/ipc"
 	"github.com/apache/arrow-go/v18/arrow/memory"
+
+	"github.com/millrace/millrace/lake/internal/datafile"
 )
 
 // sorter is an external merge sort. It collects batches up to a memory budget, writes them sorted
@@ -188,7 +190,7 @@ func (s *sorter) take(from arrow.RecordBatch, rows []int64, each func(arrow.Reco
 			return fmt.Errorf("sort column %s: %w", from.ColumnName(i), err)
 		}
 	}
-	rec := labelled(s.schema, columns, int64(len(rows)))
+	rec := datafile.Labelled(s.schema, columns, int64(len(rows)))
 	defer rec.Release()
 	return each(rec)
 }
@@ -396,7 +398,7 @@ func concatenate(schema *arrow.Schema, recs []arrow.RecordBatch) (arrow.RecordBa
 			return nil, fmt.Errorf("concatenate column %s: %w", schema.Field(i).Name, err)
 		}
 	}
-	return labelled(schema, columns, rows), nil
+	return datafile.Labelled(schema, columns, rows), nil
 }
 
 // batchBytes returns the approximate memory of a batch. Slices count by their share.

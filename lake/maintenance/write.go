@@ -16,6 +16,8 @@ import (
 	"github.com/apache/iceberg-go/io"
 	"github.com/apache/iceberg-go/table"
 	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/lake/internal/datafile"
 )
 
 // writer writes a stream of rows of one partition to data files. It starts a new file when the
@@ -134,7 +136,7 @@ func (w *writer) write(rec arrow.RecordBatch) error {
 		}
 	}
 	// The columns read may differ from the schema in nested nullability.
-	named := labelled(w.schema, rec.Columns(), rec.NumRows())
+	named := datafile.Labelled(w.schema, rec.Columns(), rec.NumRows())
 	defer named.Release()
 	if err := w.parquet.WriteBuffered(named); err != nil {
 		return w.failed(err)

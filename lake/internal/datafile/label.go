@@ -1,14 +1,14 @@
-package maintenance
+package datafile
 
 import (
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
 )
 
-// labelled returns a batch whose column types are exactly those of the schema. Columns read from
+// Labelled returns a batch whose column types are exactly those of the schema. Columns read from
 // Parquet have the same layout, but may differ in the nullability of nested map fields, which a
 // record batch refuses.
-func labelled(schema *arrow.Schema, columns []arrow.Array, rows int64) arrow.RecordBatch {
+func Labelled(schema *arrow.Schema, columns []arrow.Array, rows int64) arrow.RecordBatch {
 	out := make([]arrow.Array, len(columns))
 	for i, c := range columns {
 		data := relabel(schema.Field(i).Type, c.Data())
