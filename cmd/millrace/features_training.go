@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -20,16 +22,17 @@ import (
 	"github.com/millrace/millrace/features/training"
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 	"github.com/millrace/millrace/internal/app"
+	"github.com/millrace/millrace/internal/config"
 )
 
 // trainingSet is the flags of the command features training-set.
 type trainingSet struct {
-	spine, key, at, known string
-	lag                   time.Duration
-	groups, features      []string
-	fullNames             bool
-	out, from, manifest   string
-	memory                int64
+	spine, at, known       string
+	lag                    time.Duration
+	keys, groups, features []string
+	fullNames              bool
+	out, from, manifest    string
+	memory                 int64
 }
 
 // newFeaturesTrainingSet returns the command features training-set. It works on the files and
@@ -40,8 +43,10 @@ func newFeaturesTrainingSet(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "training-set",
 		Short: "Build a training set: a file of rows, with the features that were known at the time of each",
-		Long: `Build a training set. The spine has a row per example: an entity, a time, and anything else, such as a label. The
-output has the spine's columns and rows, in their order, and the features of each row's entity at its time.
+		Long: `Build a training set. The spine has a row per example: one or more entities, a time, and anything else, such as
+a label. The output has the spine's columns and rows, in their order, and the features of each row's entities at its
+time. The groups say which entities there are; each is in the column of its name (customer_id, sku, visitor_id), or
+in the one that --key names.
 
 A feature contains only what a model in production would have known: facts up to the row's time (--at) that the
 system had recorded by then. So late events, later corrections and the label's own event do not leak. With
@@ -49,32 +54,38 @@ system had recorded by then. So late events, later corrections and the label's o
 --known COLUMN, each row says what was known. --lag 1us excludes facts of the row's very moment.
 
 The spine is a Parquet file, or a SELECT, which the running system at --addr answers as "millrace sql" does; its
-result is kept beside the output. The key is a column of texts, signed integers or UUIDs, the times are timestamps.
+result is kept beside the output. Keys are columns of texts, signed integers or UUIDs, the times are timestamps.
 
 --out FILE gets a manifest, FILE.manifest.json. "--manifest FILE" builds the same set again, byte by byte, also
-after more events were recorded.
+after more events were recorded. --out iceberg:NAMESPACE.TABLE makes the set a table of the lake, or replaces the set
+in it, in one commit; the manifest is a property of the table and of its snapshot, and --manifest takes the table, too.
 
 --from log reads the events from the topics; --from clickhouse (the default if clickhouse.url is set) reads the
-tables of the role features, which is faster. Memory is bounded by --memory; what does not fit is in temporary files.`,
-		Example: `  millrace features training-set --spine labels.parquet --key customer_id --at event_time --group customer_activity --out set.parquet
-  millrace features training-set --spine labels.parquet --key customer_id --at event_time --known latest --lag 1us --group customer_activity,customer_value --features orders,monetary_sum_30d --out set.parquet
-  millrace features training-set --spine "SELECT customer_id, ordered_at, total FROM orders_current" --key customer_id --at ordered_at --group customer_value --out set.parquet
+tables of the role features, which is faster: those of the configured server, or of the system that runs in the
+data folder. Memory is bounded by --memory; what does not fit is in temporary files.`,
+		Example: `  millrace features training-set --spine labels.parquet --at event_time --group customer_activity --out set.parquet
+  millrace features training-set --spine labels.parquet --key buyer --at event_time --known latest --lag 1us --group customer_activity,customer_value --features orders,monetary_sum_30d --out set.parquet
+  millrace features training-set --spine lines.parquet --key customer_id=buyer,sku=product --at event_time --group customer_value,product_popularity --out set.parquet
+  millrace features training-set --spine "SELECT customer_id, ordered_at, total FROM orders_current" --at ordered_at --group customer_value --out set.parquet
   millrace features training-set --manifest set.parquet.manifest.json --out again.parquet`,
 		Args: cobra.NoArgs,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&t.spine, "spine", "", "Parquet file, or a SELECT")
-	flags.StringVar(&t.key, "key", "", "column of the spine with the entity")
+	flags.StringSliceVar(&t.keys, "key", nil,
+		"column of the spine with the entity, or entity=column (default the entity's name)")
 	flags.StringVar(&t.at, "at", "", "column of the spine with the time")
 	flags.StringVar(&t.known, "known", training.KnownAt, "what is known: at (the row's time), latest, or a column of times")
 	flags.DurationVar(&t.lag, "lag", 0, "how long before the row's time features end")
-	flags.StringSliceVar(&t.groups, "group", nil, "feature groups, of one entity (see millrace features list)")
+	flags.StringSliceVar(&t.groups, "group", nil, "feature groups (see millrace features list)")
 	flags.StringSliceVar(&t.features, "features", nil, "features to keep, with or without window (default all)")
 	flags.BoolVar(&t.fullNames, "full-names", false, "name the columns group__feature")
-	flags.StringVar(&t.out, "out", "", "Parquet file to write")
+	flags.StringVar(&t.out, "out", "", "Parquet file to write, or iceberg:NAMESPACE.TABLE")
 	flags.StringVar(&t.from, "from", "", "where the facts are: clickhouse or log")
-	flags.StringVar(&t.manifest, "manifest", "", "build the set of this manifest again")
+	flags.StringVar(&t.manifest, "manifest", "",
+		"build the set of this manifest, or of the table iceberg:NAMESPACE.TABLE, again")
 	flags.Int64Var(&t.memory, "memory", training.DefaultMemory>>20, "memory to use, in MiB")
+	a.dataFlag(cmd, "data folder of the running system, for --from clickhouse and for tables, unless servers are set")
 	if err := cmd.MarkFlagRequired("out"); err != nil {
 		panic(err) // unreachable: the flag is defined above
 	}
@@ -97,12 +108,13 @@ func (t trainingSet) run(cmd *cobra.Command, a *cli) (err error) {
 		return err
 	}
 	set := training.Config{
-		Spine: t.spine, Key: t.key, At: t.at, Known: t.known, Lag: t.lag, Features: t.features, FullNames: t.fullNames,
+		Spine: t.spine, At: t.at, Known: t.known, Lag: t.lag, Features: t.features, FullNames: t.fullNames,
 		Out: t.out, Memory: t.memory << 20, Program: programVersion(), Groups: groups, From: t.from,
 	}
+	log := c.Log.Logger(os.Stderr)
 	var manifest training.Manifest
 	if t.manifest != "" {
-		if manifest, err = training.ReadManifest(t.manifest); err != nil {
+		if manifest, err = readManifest(cmd.Context(), c, t.manifest, log); err != nil {
 			return err
 		}
 		if err := manifest.Apply(&set); err != nil {
@@ -111,6 +123,8 @@ func (t trainingSet) run(cmd *cobra.Command, a *cli) (err error) {
 		set.From = cmp.Or(t.from, manifest.Facts.From)
 	} else if set.Groups, err = groupsNamed(groups, t.groups); err != nil {
 		return err
+	} else if set.Keys, err = keysOf(set.Groups, t.keys); err != nil {
+		return err
 	}
 	if set.From == "" {
 		set.From = app.FromLog
@@ -118,9 +132,24 @@ func (t trainingSet) run(cmd *cobra.Command, a *cli) (err error) {
 			set.From = app.FromClickHouse
 		}
 	}
+	name, isTable := strings.CutPrefix(t.out, tablePrefix)
+	var table *app.TrainingTable
+	if isTable {
+		if table, err = app.OpenTrainingTable(cmd.Context(), c, name, log); err != nil {
+			return fmt.Errorf("--out: %w", err)
+		}
+		defer func() { err = errors.Join(err, table.Close()) }()
+		// The table is loaded from the same file that --out FILE gives.
+		dir, dirErr := os.MkdirTemp("", "millrace-training-set-")
+		if dirErr != nil {
+			return dirErr
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+		set.Out = filepath.Join(dir, "set.parquet")
+	}
 	if isQuery(t.spine) {
 		set.SQL = t.spine
-		if set.Spine, err = a.spineOf(cmd.Context(), t.spine, t.out); err != nil {
+		if set.Spine, err = a.spineOf(cmd.Context(), t.spine, name); err != nil {
 			return err
 		}
 	}
@@ -129,7 +158,7 @@ func (t trainingSet) run(cmd *cobra.Command, a *cli) (err error) {
 			return err
 		}
 	}
-	facts, closeFacts, err := app.TrainingFacts(c, set.From, groups, c.Log.Logger(os.Stderr))
+	facts, closeFacts, err := app.TrainingFacts(c, set.From, groups, log)
 	if err != nil {
 		return err
 	}
@@ -144,6 +173,10 @@ func (t trainingSet) run(cmd *cobra.Command, a *cli) (err error) {
 	} else {
 		made, err = training.Build(cmd.Context(), set)
 	}
+	if err == nil && isTable {
+		made.Output.Path = t.out
+		err = table.Load(cmd.Context(), set.Out, made)
+	}
 	progress.end(err)
 	if err != nil {
 		return err
@@ -152,9 +185,32 @@ func (t trainingSet) run(cmd *cobra.Command, a *cli) (err error) {
 	for _, n := range made.Facts.Used {
 		used += n
 	}
+	where := training.ManifestPath(t.out)
+	if isTable {
+		where = "is a property of the table"
+	}
 	fmt.Fprintf(cmd.OutOrStdout(), "%s: %d rows, %d features of %d facts; manifest %s\n", t.out, made.Output.Rows,
-		len(made.Output.Columns), used, training.ManifestPath(t.out))
+		len(made.Output.Columns), used, where)
 	return nil
+}
+
+// tablePrefix begins the name of a table where a file may be named, too.
+const tablePrefix = "iceberg:"
+
+// readManifest reads the manifest of a file, or of a table of the lake.
+func readManifest(
+	ctx context.Context, c config.Config, from string, log *slog.Logger,
+) (_ training.Manifest, err error) {
+	name, isTable := strings.CutPrefix(from, tablePrefix)
+	if !isTable {
+		return training.ReadManifest(from)
+	}
+	table, err := app.OpenTrainingTable(ctx, c, name, log)
+	if err != nil {
+		return training.Manifest{}, fmt.Errorf("--manifest: %w", err)
+	}
+	defer func() { err = errors.Join(err, table.Close()) }()
+	return table.Manifest(ctx)
 }
 
 // groupsNamed returns the groups of these names.
@@ -175,6 +231,29 @@ func groupsNamed(groups []*features.Group, names []string) ([]*features.Group, e
 		named = append(named, groups[i])
 	}
 	return named, nil
+}
+
+// keysOf returns the column of each entity from entity=column, or from the column of the only entity.
+func keysOf(groups []*features.Group, keys []string) (map[string]string, error) {
+	columns := map[string]string{}
+	for _, key := range keys {
+		entity, column, named := strings.Cut(key, "=")
+		if !named {
+			entity, column = groups[0].Entity, key
+			if i := slices.IndexFunc(groups, func(g *features.Group) bool { return g.Entity != entity }); i >= 0 {
+				return nil, fmt.Errorf("--key %s: the groups describe %s and %s, so say of which it is the key: %s=%s",
+					key, entity, groups[i].Entity, entity, key)
+			}
+		}
+		if entity == "" || column == "" {
+			return nil, fmt.Errorf("--key %q: want a column of the spine, or entity=column", key)
+		}
+		if other, ok := columns[entity]; ok {
+			return nil, fmt.Errorf("--key: %s has two columns, %s and %s", entity, other, column)
+		}
+		columns[entity] = column
+	}
+	return columns, nil
 }
 
 // isQuery reports whether a spine is a query and not the name of a file.

@@ -15,10 +15,13 @@ func TestTrainingSetFlags(t *testing.T) {
 		{"--out " + out, "spine manifest"},
 		{"--out " + out + " --spine s.parquet --key k --at t", "--group is missing: name one or more of customer_activity"},
 		{"--out " + out + " --spine s.parquet --key k --at t --group nope", `no feature group "nope"`},
+		{"--out " + out + " --spine s.parquet --key k --at t --group customer_value,product_popularity", "say of which it is the key: customer_id=k"},
+		{"--out " + out + " --spine s.parquet --key sku= --at t --group product_popularity", `--key "sku=": want a column`},
+		{"--out " + out + " --spine s.parquet --key sku=a,sku=b --at t --group product_popularity", "sku has two columns, a and b"},
 		{"--out " + out + " --manifest m.json --known latest", "none of the others can be"},
 		{"--out " + out + " --manifest nowhere.json", "nowhere.json"},
 		{"--out " + out + " --spine s.parquet --key k --at t --group customer_value --from tape", `from "tape": want clickhouse or log`},
-		{"--out " + out + " --spine s.parquet --key k --at t --group customer_value --from clickhouse", "clickhouse.url is empty"},
+		{"--out " + out + " --spine s.parquet --key k --at t --group customer_value --from clickhouse --data " + out, "clickhouse.url is empty, and no system"},
 	} {
 		root := newRoot()
 		root.SetArgs(append([]string{"features", "training-set"}, strings.Fields(c.flags)...))

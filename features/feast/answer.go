@@ -54,7 +54,7 @@ func (s *store) answer(ctx context.Context, e *entities, p *plan, to *stream) (e
 	results := make([]*results, len(p.joins))
 	for i, j := range p.joins {
 		c.Spine, c.Out = filepath.Join(dir, "spine.parquet"), filepath.Join(dir, fmt.Sprintf("features%d.parquet", i))
-		c.Key, c.Groups, c.Features = j.key, j.groups, j.outputs
+		c.Groups, c.Features = j.groups, j.outputs // each key is in the column of its entity's name
 		if err := e.spine(c.Spine, j.key, times...); err != nil {
 			return err
 		}

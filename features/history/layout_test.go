@@ -47,7 +47,7 @@ func TestTrainingSets(t *testing.T) {
 		var sum string
 		for _, name := range []string{"facts", "log", "table"} {
 			out := filepath.Join(dir, name+known)
-			m, err := training.Build(t.Context(), training.Config{Spine: path, Key: "customer_id", At: "event_time",
+			m, err := training.Build(t.Context(), training.Config{Spine: path, At: "event_time",
 				Known: known, Groups: []*features.Group{w.group}, Out: out, Facts: stores[name], TempDir: dir})
 			must(t, err)
 			if sum == "" {

@@ -1,9 +1,11 @@
 package training
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -59,11 +61,13 @@ func BenchmarkBuild(b *testing.B) {
 		client := clickhousetest.Shared(b).Client()
 		query := fmt.Sprintf("SELECT s.customer_id, s.event_time, f.total FROM %s AS s ASOF LEFT JOIN %s AS f "+
 			"ON s.customer_id = f.entity AND s.event_time >= f.at", clickhouse.Features+".spine"+l.suffix, l.table(&source).FullName())
+		used := cpuTime(b)
 		for b.Loop() {
 			if err := client.Exec(b.Context(), query, nil); err != nil {
 				b.Fatal(err)
 			}
 		}
+		b.ReportMetric((cpuTime(b)-used).Seconds()/float64(b.N), "cpu-s/op")
 	})
 	spine := benchSpine(b, rows)
 	for name, group := range map[string]*features.Group{"1 feature": benchGroup(last), "12 features": benchGroup(twelve...)} {
@@ -71,6 +75,7 @@ func BenchmarkBuild(b *testing.B) {
 			l.facts = Slice{"bench": []features.Fact{{Origin: features.Origin{Offset: int64(2 * facts)}}}}
 			c := testConfig(b, spine, &ClickHouse{Store: s, Layout: l})
 			c.Groups, c.Workers, c.Memory = []*features.Group{group}, 0, 0
+			used := cpuTime(b)
 			for b.Loop() {
 				m, err := Build(b.Context(), c)
 				if err != nil {
@@ -80,9 +85,35 @@ func BenchmarkBuild(b *testing.B) {
 					b.Fatalf("%d of %d facts were used", used, facts)
 				}
 			}
+			b.ReportMetric((cpuTime(b)-used).Seconds()/float64(b.N), "cpu-s/op")
 			b.ReportMetric(float64(facts)*float64(b.N)/b.Elapsed().Seconds(), "facts/s")
 		})
 	}
+}
+
+// cpuTime returns the CPU time that this process and the engine's have used: unlike the elapsed time, it
+// does not depend much on what else the machine does.
+func cpuTime(b *testing.B) time.Duration {
+	b.Helper()
+	var own syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &own); err != nil {
+		b.Fatal(err)
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", clickhousetest.Shared(b).PID()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, text, _ = bytes.Cut(text, []byte(") ")) // the name may have spaces
+	fields := bytes.Fields(text)
+	ticks := int64(0) // of 10 ms
+	for _, field := range fields[11:13] {
+		n, err := strconv.ParseInt(string(field), 10, 64)
+		if err != nil {
+			b.Fatal(err)
+		}
+		ticks += n
+	}
+	return time.Duration(own.Utime.Nano()+own.Stime.Nano()) + time.Duration(ticks)*10*time.Millisecond
 }
 
 // prepare creates the tables of the benchmark: facts of a tenth as many entities as the spine has

@@ -2,7 +2,6 @@ package training
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,10 +11,8 @@ import (
 	"hash"
 	"io"
 	"math"
-	"math/bits"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -34,23 +31,18 @@ func Build(ctx context.Context, c Config) (Manifest, error) { return build(ctx, 
 // splitter is Facts that can be read in their order only. Split reads all of them once, and returns
 // Facts from which each range can be read once.
 type splitter interface {
-	split(ctx context.Context, dir string, requests []Request, of uint64, progress func(n, of int64)) (*spilled, error)
+	split(ctx context.Context, dir string, requests []dividedRequest, progress func(n, of int64)) (*spilled, error)
 }
 
 // run is one run of Build.
 type run struct {
 	Config
-	plan     *plan
 	outputs  []groupOutput
+	passes   []*pass
 	spine    *spine
 	dir      string // for temporary files
-	ranges   uint64
 	facts    Facts
-	parts    *spill   // the range of each row
-	rows     []*spill // by range: the spine's rows
-	results  []*spill // by range: the results, in the order of the spine
-	sizes    []int64  // by range: number of rows
-	first    int64    // the earliest and the latest time of the spine
+	first    int64 // the earliest and the latest time of the spine
 	last     int64
 	manifest Manifest
 
@@ -69,7 +61,7 @@ func build(ctx context.Context, c Config, again *Manifest) (_ Manifest, err erro
 	if r.outputs, err = c.selected(); err != nil {
 		return Manifest{}, err
 	}
-	if r.plan, err = compile(r.outputs); err != nil {
+	if r.passes, err = newPasses(c.Groups, r.outputs); err != nil {
 		return Manifest{}, err
 	}
 	if r.spine, err = openSpine(&c); err != nil {
@@ -83,7 +75,10 @@ func build(ctx context.Context, c Config, again *Manifest) (_ Manifest, err erro
 		return Manifest{}, fmt.Errorf("create a temporary folder: %w", err)
 	}
 	defer func() {
-		err = errors.Join(err, closeSpills(r.rows), closeSpills(r.results), r.parts.close(), os.RemoveAll(r.dir))
+		for _, p := range r.passes {
+			err = errors.Join(err, p.close())
+		}
+		err = errors.Join(err, os.RemoveAll(r.dir))
 	}()
 	if err := r.begin(ctx, again); err != nil {
 		return Manifest{}, err
@@ -105,7 +100,7 @@ func (r *run) begin(ctx context.Context, again *Manifest) error {
 	m := &r.manifest
 	m.Format, m.Program = manifestFormat, r.Program
 	m.Spine = SpineFile{Path: r.Spine, SHA256: hex.EncodeToString(sum.Sum(nil)), Rows: r.spine.rows(), SQL: r.SQL}
-	m.Parameters = Parameters{Key: r.Key, At: r.At, Known: r.Known, Features: r.Features, FullNames: r.FullNames}
+	m.Parameters = Parameters{Keys: r.Keys, At: r.At, Known: r.Known, Features: r.Features, FullNames: r.FullNames}
 	if r.Lag > 0 {
 		m.Parameters.Lag = r.Lag.String()
 	}
@@ -124,8 +119,10 @@ func (r *run) begin(ctx context.Context, again *Manifest) error {
 	}
 	if r.Positions == nil {
 		var sources []*features.Source
-		for _, s := range r.plan.sources {
-			sources = append(sources, s.source)
+		for _, p := range r.passes {
+			for _, s := range p.plan.sources {
+				sources = append(sources, s.source)
+			}
 		}
 		var err error
 		if r.Positions, err = r.Facts.Positions(ctx, sources); err != nil {
@@ -133,8 +130,10 @@ func (r *run) begin(ctx context.Context, again *Manifest) error {
 		}
 	}
 	m.Facts = FactsInfo{From: r.From, Positions: r.Positions, Used: r.used}
-	for _, s := range r.plan.sources {
-		r.used[s.source.Name] = 0
+	for _, p := range r.passes {
+		for _, s := range p.plan.sources {
+			r.used[s.source.Name] = 0
+		}
 	}
 	m.Output = OutputFile{Path: r.Out, Rows: r.spine.rows(), Columns: []string{}}
 	for _, o := range r.outputs {
@@ -157,56 +156,55 @@ const (
 // divide decides into how many ranges the entities are divided, so that those that are joined at the
 // same time fit into memory.
 func (r *run) divide(ctx context.Context) error {
-	need := r.spine.rows() * int64(perRow+perOutput*len(r.outputs))
-	for _, s := range r.plan.sources {
-		n, err := r.Facts.Count(ctx, s.request(Range{0, 1}, r.Positions[s.source.Topic], math.MinInt64, math.MaxInt64))
+	most := int64(0)
+	for _, p := range r.passes {
+		n, err := p.memory(ctx, r.Facts, r.Positions, r.spine.rows())
 		if err != nil {
-			return fmt.Errorf("count the facts of source %s: %w", s.source.Name, err)
+			return err
 		}
-		need += n * int64(perFact+perValue*len(s.columns))
 		r.all += n
+		most = max(most, p.need)
 	}
 	r.facts = r.Facts
 	budget := r.Memory * 3 / 4 // the rest is for buffers, and because entities are not of equal size
 	for ; r.Workers > 1; r.Workers-- {
-		if need/maxRanges*int64(r.Workers) <= budget {
+		if most/maxRanges*int64(r.Workers) <= budget {
 			break
 		}
 	}
 	each := max(budget/int64(r.Workers), 1)
-	least := max((need+each-1)/each, 1)
-	if least > maxRanges {
-		return fail("memory: %d MiB are too few for this set, about %d MiB are enough", r.Memory>>20,
-			(need/maxRanges*4/3)>>20+1)
+	for _, p := range r.passes {
+		ranges := (p.need + each - 1) / each
+		if ranges > maxRanges {
+			return fail("memory: %d MiB are too few for this set, about %d MiB are enough", r.Memory>>20,
+				(p.need/maxRanges*4/3)>>20+1)
+		}
+		if err := p.divide(ctx, r.spine, max(int(ranges), r.Workers)); err != nil {
+			return err
+		}
 	}
-	r.ranges = max(uint64(1)<<bits.Len64(uint64(least-1)), uint64(1)<<bits.Len(uint(r.Workers-1)))
 	return nil
 }
 
 // splitSpine writes what the join needs of each row to the file of its range.
-func (r *run) splitSpine(ctx context.Context) (err error) {
-	if r.rows, err = createSpills(r.dir, "spine", r.ranges); err != nil {
-		return err
+func (r *run) splitSpine(ctx context.Context) error {
+	for _, p := range r.passes {
+		if err := p.create(r.dir); err != nil {
+			return err
+		}
 	}
-	if r.parts, err = createSpill(r.dir, "parts"); err != nil {
-		return err
-	}
-	r.sizes = make([]int64, r.ranges)
 	total := r.spine.rows()
-	return r.spine.keys(ctx, func(number int64, k spineKey) error {
-		part := partOf(k.entity, r.ranges)
-		to := r.rows[part]
-		to.putInt(number)
-		to.putText(k.entity)
-		to.putInt(k.at)
-		to.putInt(k.known)
-		r.sizes[part]++
-		r.parts.buf = append(r.parts.buf, byte(part))
+	return r.spine.keyed(ctx, func(number int64, k spineKey) error {
+		for _, p := range r.passes {
+			if err := p.add(number, k); err != nil {
+				return err
+			}
+		}
 		r.first, r.last = min(r.first, k.at), max(r.last, k.at)
 		if number%(8*batchRows) == 0 {
 			r.Progress("reading the spine", number, total)
 		}
-		return firstError(r.parts.write(), to.write())
+		return nil
 	})
 }
 
@@ -216,30 +214,30 @@ func (r *run) splitFacts(ctx context.Context) error {
 	if !ok || r.spine.rows() == 0 {
 		return nil
 	}
-	var requests []Request
-	for _, source := range r.plan.sources {
-		requests = append(requests, source.request(Range{0, 1}, r.Positions[source.source.Topic], r.first, r.last))
+	var requests []dividedRequest
+	for _, p := range r.passes {
+		for _, source := range p.plan.sources {
+			request := source.request(Range{}, r.Positions[source.source.Topic], r.first, r.last)
+			requests = append(requests, dividedRequest{request, p.division})
+		}
 	}
-	facts, err := s.split(ctx, r.dir, requests, r.ranges, func(n, of int64) { r.Progress("reading the log", n, of) })
+	facts, err := s.split(ctx, r.dir, requests, func(n, of int64) { r.Progress("reading the log", n, of) })
 	if err != nil {
 		return err
 	}
 	r.facts, r.all = facts, 0
-	for _, n := range facts.rows {
-		r.all += n
+	for _, source := range facts.sources {
+		r.all += source.rows
 	}
 	return nil
 }
 
 // join computes the results of all ranges.
 func (r *run) join(ctx context.Context) (err error) {
-	if r.results, err = createSpills(r.dir, "results", r.ranges); err != nil {
-		return err
-	}
 	if s, ok := r.facts.(*spilled); ok {
 		defer func() { err = errors.Join(err, s.close()) }()
 	}
-	j := &joiner{plan: r.plan, facts: r.facts, positions: r.Positions, first: r.first, last: r.last}
+	j := &joiner{facts: r.facts, positions: r.Positions, first: r.first, last: r.last}
 	j.read = func(n int) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -253,54 +251,12 @@ func (r *run) join(ctx context.Context) (err error) {
 	}
 	workers, ctx := errgroup.WithContext(ctx)
 	workers.SetLimit(r.Workers)
-	for part := range r.ranges {
-		workers.Go(func() error { return r.joinRange(ctx, j, part) })
+	for _, p := range r.passes {
+		for part := range p.division.ranges() {
+			workers.Go(func() error { return p.join(ctx, j, part) })
+		}
 	}
 	return workers.Wait()
-}
-
-// joinRange computes the results of a range and writes them in the order of the spine.
-func (r *run) joinRange(ctx context.Context, j *joiner, part uint64) error {
-	from := r.rows[part]
-	if err := from.rewind(); err != nil {
-		return err
-	}
-	entities := map[string]int32{}
-	rows := make([]row, 0, r.sizes[part])
-	for from.more() {
-		number, entity := from.int(), from.text()
-		id, ok := entities[entity]
-		if !ok {
-			id = int32(len(entities))
-			entities[entity] = id
-		}
-		rows = append(rows, row{number: number, entity: id, at: from.int(), known: from.int()})
-	}
-	if err := from.failed(); err != nil {
-		return err
-	}
-	type place struct {
-		number     int64
-		begin, end int
-	}
-	places := make([]place, 0, len(rows))
-	var encoded []byte
-	err := j.join(ctx, Range{part, r.ranges}, entities, rows, func(r row, values []exact.Result) {
-		begin := len(encoded)
-		encoded = appendResults(encoded, values)
-		places = append(places, place{r.number, begin, len(encoded)})
-	})
-	if err != nil {
-		return err
-	}
-	slices.SortFunc(places, func(a, b place) int { return cmp.Compare(a.number, b.number) })
-	to := r.results[part]
-	for _, p := range places {
-		if _, err := to.w.Write(encoded[p.begin:p.end]); err != nil {
-			return fmt.Errorf("write a temporary file: %w", err)
-		}
-	}
-	return to.rewind()
 }
 
 // write writes the output and its manifest.
@@ -314,14 +270,19 @@ func (r *run) write(ctx context.Context, again *Manifest) (err error) {
 	if err != nil {
 		return err
 	}
-	// Each row's results are the next ones of its range.
-	if err := r.parts.rewind(); err != nil {
-		return err
+	for _, p := range r.passes {
+		if err := p.parts.rewind(); err != nil {
+			return err
+		}
 	}
 	values := make([]exact.Result, len(r.outputs))
 	err = o.write(ctx, func(int64) ([]exact.Result, error) {
-		part := r.parts.byte()
-		return values, firstError(r.parts.failed(), r.results[part].results(values))
+		for _, p := range r.passes {
+			if err := p.next(values); err != nil {
+				return nil, err
+			}
+		}
+		return values, nil
 	}, func(rows int64) { r.Progress("writing", rows, r.spine.rows()) })
 	if err != nil {
 		return err

@@ -181,7 +181,7 @@ func randomSpine(n int, seed uint64) []example {
 }
 
 func testConfig(t testing.TB, spine string, facts Facts) Config {
-	return Config{Spine: spine, Key: "customer_id", At: "event_time", Groups: []*features.Group{everyOutput()},
+	return Config{Spine: spine, At: "event_time", Groups: []*features.Group{everyOutput()},
 		Facts: facts, Out: filepath.Join(t.TempDir(), "set.parquet"), TempDir: t.TempDir(), Workers: 2, Program: "test"}
 }
 
@@ -359,19 +359,19 @@ func (inOrder) Read(context.Context, Request, func(*Batch) error) error {
 	return errors.New("ranges were not split")
 }
 
-func (s inOrder) split(_ context.Context, dir string, requests []Request, of uint64,
+func (s inOrder) split(_ context.Context, dir string, requests []dividedRequest,
 	_ func(n, of int64)) (*spilled, error) {
-	if of < 16 {
-		return nil, fmt.Errorf("%d ranges do not bound memory", of)
+	if n := requests[0].division.ranges(); n < 8 {
+		return nil, fmt.Errorf("%d ranges do not bound memory", n)
 	}
-	to, err := newSpilled(dir, requests, of)
+	to, err := newSpilled(dir, requests)
 	if err != nil {
 		return nil, err
 	}
 	for _, r := range requests {
 		for i := range s.Slice[r.Source.Name] {
 			if f := &s.Slice[r.Source.Name][i]; r.wants(f) {
-				if err := to.add(r, f); err != nil {
+				if err := to.add(r.Request, f); err != nil {
 					return nil, err
 				}
 			}
@@ -386,8 +386,12 @@ func TestConfigErrors(t *testing.T) {
 	spine := writeSpine(t, randomSpine(10, 1))
 	other := everyOutput()
 	other.Name, other.Entity = "other", "sku"
+	product := productGroup()
 	twin := everyOutput()
 	twin.Name = "twin"
+	key := func(column string) func(*Config) {
+		return func(c *Config) { c.Keys = map[string]string{"customer_id": column} }
+	}
 	type odd struct {
 		Key    uint32    `parquet:"key"`
 		Day    int32     `parquet:"day,date"`
@@ -409,11 +413,12 @@ func TestConfigErrors(t *testing.T) {
 		change func(*Config)
 		want   string
 	}{
-		"no key":           {func(c *Config) { c.Key = "" }, "key:"},
-		"missing key":      {func(c *Config) { c.Key = "sku" }, "no column sku; the spine has label, customer_id, event_time"},
-		"nested key":       {func(c *Config) { c.Key = "tags" }, "column tags"},
-		"key of floats":    {func(c *Config) { c.Spine, c.Key = oddSpine, "f0_lifetime" }, "column f0_lifetime"},
-		"unsigned key":     {func(c *Config) { c.Spine, c.Key = oddSpine, "key" }, "column key"},
+		"missing key":      {key("sku"), "key of customer_id: there is no column sku; the spine has label, customer_id, event_time"},
+		"nested key":       {key("tags"), "key of customer_id: column tags"},
+		"key of floats":    {func(c *Config) { c.Spine = oddSpine; key("f0_lifetime")(c) }, "column f0_lifetime"},
+		"unsigned key":     {func(c *Config) { c.Spine = oddSpine; key("key")(c) }, "column key"},
+		"unknown entity":   {func(c *Config) { c.Keys = map[string]string{"sku": "tags"} }, "key sku=tags: the groups describe customer_id, not sku"},
+		"no second key":    {func(c *Config) { c.Groups = append(c.Groups, product) }, "key of sku: there is no column sku; the spine has"},
 		"at is a date":     {func(c *Config) { c.Spine, c.At = oddSpine, "day" }, "column day"},
 		"at is a text":     {func(c *Config) { c.At = "customer_id" }, "column customer_id"},
 		"known is no time": {func(c *Config) { c.Known = "label" }, "column label"},
@@ -423,7 +428,7 @@ func TestConfigErrors(t *testing.T) {
 		"far time":         {func(c *Config) { c.Spine = writeSpine(t, []early{{&a, &far}}) }, "row 0: column event_time"},
 		"no such feature":  {func(c *Config) { c.Features = []string{"f0", "clicks"} }, `"clicks"`},
 		"name is taken":    {func(c *Config) { c.Spine = oddSpine }, "column f0_lifetime"},
-		"two entities":     {func(c *Config) { c.Groups = append(c.Groups, other) }, "customer_id and sku"},
+		"shared source":    {func(c *Config) { c.Groups = append(c.Groups, other) }, "groups every and other have the source orders, but describe different entities"},
 		"same outputs":     {func(c *Config) { c.Groups = append(c.Groups, twin) }, "full names"},
 		"same group":       {func(c *Config) { c.Groups = append(c.Groups, everyOutput()) }, "named twice"},
 		"negative lag":     {func(c *Config) { c.Lag = -1 }, "lag"},
@@ -500,7 +505,7 @@ func TestManifest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := decodeManifest(bytes.NewReader(text)); !errors.Is(err, ErrManifest) || !strings.Contains(err.Error(), name) {
+		if _, err := DecodeManifest(bytes.NewReader(text)); !errors.Is(err, ErrManifest) || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: error %v", name, err)
 		}
 	}

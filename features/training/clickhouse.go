@@ -3,9 +3,10 @@ package training
 import (
 	"context"
 	"fmt"
+	"maps"
+	"math/big"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/millrace/millrace/features"
@@ -26,13 +27,16 @@ type Layout interface {
 // ClickHouse is Facts in the tables of features/history. The tables are ordered by entity, so blocks
 // have the facts of an entity beside each other; the join groups them anyway, so no query sorts.
 type ClickHouse struct {
-	Store  *clickhouse.Store
+	Store  Columns
 	Layout Layout
 	// Timeout bounds each query. 0 means readTimeout.
 	Timeout time.Duration
+}
 
-	mu   sync.Mutex
-	wide map[string]bool // columns, by source and name, with numbers that are not an int64
+// Columns runs queries, such as a clickhouse.Store.
+type Columns interface {
+	// Columns passes the answer to each, block by block; see clickhouse.Store.
+	Columns(ctx context.Context, sql string, columns []any, each func(rows int) error) error
 }
 
 // readTimeout bounds the query that reads the facts of a range.
@@ -61,38 +65,18 @@ func (c *ClickHouse) Positions(ctx context.Context, sources []*features.Source) 
 	return p, nil
 }
 
-// Count implements Facts. It also finds the columns whose numbers are not all int64.
+// Count implements Facts. It counts all rows of the table, which ClickHouse knows without reading them.
 func (c *ClickHouse) Count(ctx context.Context, r Request) (int64, error) {
-	counts := []string{"toInt64(count())"}
-	var numbers []features.Column
-	for _, i := range r.Columns {
-		if column := r.Source.Columns[i]; column.Kind == exact.Number {
-			name := c.Layout.FactsColumn(column)
-			counts = append(counts, fmt.Sprintf("toInt64(countIf(%s != toInt64(%s)))", name, name))
-			numbers = append(numbers, column)
-		}
-	}
-	values := make([][]int64, len(counts))
-	columns := make([]any, len(counts))
-	for i := range values {
-		columns[i] = &values[i]
-	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout())
 	defer cancel()
-	count := int64(0)
-	err := c.Store.Columns(ctx, "SELECT "+strings.Join(counts, ", ")+c.from(r), columns, func(int) error {
-		count = values[0][0]
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.wide == nil {
-			c.wide = map[string]bool{}
-		}
-		for i, column := range numbers {
-			c.wide[r.Source.Name+"."+column.Name] = values[i+1][0] > 0
-		}
-		return nil
-	})
-	return count, err
+	var count []int64
+	total := int64(0)
+	err := c.Store.Columns(ctx, "SELECT toInt64(count()) FROM "+c.Layout.FactsTable(r.Source.Name), []any{&count},
+		func(int) error {
+			total += count[0]
+			return nil
+		})
+	return total, err
 }
 
 func (c *ClickHouse) timeout() time.Duration {
@@ -104,25 +88,19 @@ func (c *ClickHouse) timeout() time.Duration {
 
 // from returns the clauses that select the facts of a request.
 func (c *ClickHouse) from(r Request) string {
-	var partitions, offsets []string
-	for p := range r.Upto {
-		partitions = append(partitions, fmt.Sprint(p))
+	var below []string
+	for _, p := range slices.Sorted(maps.Keys(r.Upto)) {
+		below = append(below, fmt.Sprintf("log_partition = %d AND log_offset < %d", p, r.Upto[p]))
 	}
-	slices.Sort(partitions)
-	for _, p := range partitions {
-		var partition int32
-		_, _ = fmt.Sscan(p, &partition) // it was printed above
-		offsets = append(offsets, fmt.Sprintf("toInt64(%d)", r.Upto[partition]))
+	where := []string{"0"}
+	if len(below) > 0 {
+		where[0] = "(" + strings.Join(below, " OR ") + ")"
 	}
-	var where []string
-	if len(partitions) == 0 {
-		where = append(where, "0")
-	} else {
-		where = append(where, fmt.Sprintf("log_offset < transform(toInt64(log_partition), [%s], [%s], toInt64(0))",
-			"toInt64("+strings.Join(partitions, "), toInt64(")+")", strings.Join(offsets, ", ")))
+	if r.Range.From != "" {
+		where = append(where, "entity >= "+bytesOf(r.Range.From))
 	}
-	if r.Range.Of > 1 {
-		where = append(where, fmt.Sprintf("bitAnd(xxHash64(entity), %d) = %d", r.Range.Of-1, r.Range.Part))
+	if r.Range.Before != "" {
+		where = append(where, "entity < "+bytesOf(r.Range.Before))
 	}
 	// Times that the column cannot have need no condition.
 	if r.After > firstInstant {
@@ -134,11 +112,44 @@ func (c *ClickHouse) from(r Request) string {
 	return " FROM " + c.Layout.FactsTable(r.Source.Name) + " WHERE " + strings.Join(where, " AND ")
 }
 
+// bytesOf returns an expression for a text, which may have any bytes.
+func bytesOf(text string) string { return fmt.Sprintf("unhex('%x')", text) }
+
 // The range of DateTime64(6).
 var (
 	firstInstant = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
 	lastInstant  = time.Date(2299, 12, 31, 23, 59, 59, 0, time.UTC).UnixMicro()
 )
+
+// numbers is how the numbers of a column are read: most fit into an int64, and the others are texts.
+type numbers struct {
+	name string
+	text clickhouse.Texts
+}
+
+// wide returns the numbers of a block that are not an int64.
+func (n *numbers) wide(rows int) (wide map[int]exact.Int, err error) {
+	if n.text.Empty() {
+		return nil, nil
+	}
+	for i := range rows {
+		text := n.text.At(i)
+		if text == "" {
+			continue
+		}
+		number, ok := new(big.Int).SetString(text, 10)
+		if !ok {
+			return nil, fmt.Errorf("column %s has %q, want an integer", n.name, text)
+		}
+		if wide == nil {
+			wide = map[int]exact.Int{}
+		}
+		if wide[i], err = exact.FromBig(number); err != nil {
+			return nil, fmt.Errorf("column %s: %w", n.name, err)
+		}
+	}
+	return wide, nil
+}
 
 // Read implements Facts.
 func (c *ClickHouse) Read(ctx context.Context, r Request, each func(*Batch) error) error {
@@ -151,50 +162,36 @@ func (c *ClickHouse) Read(ctx context.Context, r Request, each func(*Batch) erro
 	columns := []any{&entity, &key, &b.At, &b.Known, &b.Offset, &b.Index, &retracted}
 	nulls := make([][]uint8, len(r.Columns))
 	texts := make([]clickhouse.Texts, len(r.Columns))
-	wides := make([][][4]uint64, len(r.Columns))
+	wides := make([]numbers, len(r.Columns))
 	for i, index := range r.Columns {
 		column := r.Source.Columns[index]
 		name := c.Layout.FactsColumn(column)
-		names = append(names, "isNull("+name+")")
-		columns = append(columns, &nulls[i])
-		switch {
-		case column.Kind == exact.Text:
+		names, columns = append(names, "isNull("+name+")"), append(columns, &nulls[i])
+		if column.Kind == exact.Text {
 			names, columns = append(names, "ifNull("+name+", '')"), append(columns, &texts[i])
-		case c.isWide(r, column):
-			names, columns = append(names, "ifNull("+name+", toInt256(0))"), append(columns, &wides[i])
-		default: // 8 bytes instead of 32
-			names, columns = append(names, "ifNull(toInt64("+name+"), toInt64(0))"), append(columns, &b.Values[i].Int)
+			continue
 		}
+		// 9 bytes instead of 32
+		wides[i].name, name = name, "assumeNotNull("+name+")"
+		names = append(names, "toInt64("+name+")", "if("+name+" = toInt64("+name+"), '', toString("+name+"))")
+		columns = append(columns, &b.Values[i].Int, &wides[i].text)
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout())
 	defer cancel()
 	return c.Store.Columns(ctx, "SELECT "+strings.Join(names, ", ")+c.from(r), columns, func(rows int) error {
 		b.Rows = rows
-		b.Entity, b.Key, b.Retracted = b.Entity[:0], b.Key[:0], b.Retracted[:0]
-		for i := range rows {
-			b.Entity, b.Key = append(b.Entity, entity.At(i)), append(b.Key, key.At(i))
-		}
-		b.Retracted = flags(b.Retracted, retracted)
+		b.Entity, b.Key = entity.AppendTo(b.Entity[:0]), key.AppendTo(b.Key[:0])
+		b.Retracted = flags(b.Retracted[:0], retracted)
 		for i, index := range r.Columns {
 			v := &b.Values[i]
 			v.Null = flags(v.Null[:0], nulls[i])
-			switch column := r.Source.Columns[index]; {
-			case column.Kind == exact.Text:
-				v.Text = v.Text[:0]
-				for row := range rows {
-					v.Text = append(v.Text, texts[i].At(row))
-				}
-			case c.isWide(r, column):
-				v.Int, v.Wide = v.Int[:0], nil
-				for row, words := range wides[i] {
-					n, fits := exact.Int(words).Int64()
-					if v.Int = append(v.Int, n); !fits {
-						if v.Wide == nil {
-							v.Wide = map[int]exact.Int{}
-						}
-						v.Wide[row] = exact.Int(words)
-					}
-				}
+			if r.Source.Columns[index].Kind == exact.Text {
+				v.Text = texts[i].AppendTo(v.Text[:0])
+				continue
+			}
+			var err error
+			if v.Wide, err = wides[i].wide(rows); err != nil {
+				return err
 			}
 		}
 		return each(&b)
@@ -210,13 +207,4 @@ func flags(to []bool, flags []uint8) []bool {
 		to = append(to, f != 0)
 	}
 	return to
-}
-
-// isWide reports whether a column has numbers that are not an int64. A column that was not counted
-// may have.
-func (c *ClickHouse) isWide(r Request, column features.Column) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	wide, counted := c.wide[r.Source.Name+"."+column.Name]
-	return wide || !counted
 }

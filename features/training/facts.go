@@ -3,8 +3,8 @@ package training
 import (
 	"context"
 	"math"
-
-	"github.com/cespare/xxhash/v2"
+	"slices"
+	"sort"
 
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/exact"
@@ -34,14 +34,50 @@ type Request struct {
 	After, Until int64
 }
 
-// Range is a part of all entities: those whose hash is Part modulo Of, a power of two.
-type Range struct{ Part, Of uint64 }
+// Range is the entities from From, included, to Before, excluded, in the order of their bytes. An empty
+// Before is no bound. Stores that are sorted by entity read no more than the range.
+type Range struct{ From, Before string }
 
 // Contains reports whether the entity is in the range.
-func (r Range) Contains(entity string) bool { return partOf(entity, r.Of) == r.Part }
+func (r Range) Contains(entity string) bool {
+	return entity >= r.From && (r.Before == "" || entity < r.Before)
+}
 
-// partOf returns the part of an entity. The hash is one that ClickHouse has, too.
-func partOf(entity string, of uint64) uint64 { return xxhash.Sum64String(entity) & (of - 1) }
+// division divides all entities into ranges: it has the first entity of each but the first, in order.
+type division []string
+
+// ranges returns the number of ranges.
+func (d division) ranges() int { return len(d) + 1 }
+
+// at returns a range.
+func (d division) at(i int) Range {
+	var r Range
+	if i > 0 {
+		r.From = d[i-1]
+	}
+	if i < len(d) {
+		r.Before = d[i]
+	}
+	return r
+}
+
+// of returns the index of the range of an entity.
+func (d division) of(entity string) int {
+	return sort.Search(len(d), func(i int) bool { return entity < d[i] })
+}
+
+// divided returns a division into at most n ranges with about equally many of the sampled entities.
+func divided(sample []string, n int) division {
+	slices.Sort(sample)
+	var d division
+	for i := 1; i < n && len(sample) > 0; i++ {
+		first := sample[i*len(sample)/n]
+		if first > sample[0] && (len(d) == 0 || first > d[len(d)-1]) {
+			d = append(d, first)
+		}
+	}
+	return d
+}
 
 // Batch is facts in columns, which all have Rows values. The texts may share memory with the reader.
 type Batch struct {

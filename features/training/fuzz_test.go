@@ -37,12 +37,13 @@ func FuzzSpine(f *testing.F) {
 
 // copySpine reads what Build reads of a spine: the columns of the join, then all of them.
 func copySpine(ctx context.Context, path string) (err error) {
-	s, err := openSpine(&Config{Spine: path, Key: "customer_id", At: "event_time", Known: "seen"})
+	s, err := openSpine(&Config{Spine: path, Groups: []*features.Group{everyOutput()}, Keys: map[string]string{"customer_id": "customer_id"},
+		At: "event_time", Known: "seen"})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	if err := s.keys(ctx, func(int64, spineKey) error { return nil }); err != nil {
+	if err := s.keyed(ctx, func(int64, spineKey) error { return nil }); err != nil {
 		return err
 	}
 	o, err := newOutput(io.Discard, s, nil)

@@ -9,7 +9,6 @@ import (
 
 // joiner computes vectors, range by range. It is safe for concurrent use.
 type joiner struct {
-	plan      *plan
 	facts     Facts
 	positions Positions
 	// The earliest and the latest time of all rows.
@@ -19,13 +18,13 @@ type joiner struct {
 }
 
 // join computes the vectors of the rows of a range. entities numbers their entities.
-func (j *joiner) join(ctx context.Context, r Range, entities map[string]int32, rows []row,
+func (j *joiner) join(ctx context.Context, p *plan, r Range, entities map[string]int32, rows []row,
 	emit func(r row, values []exact.Result)) error {
 	if len(rows) == 0 {
 		return nil
 	}
-	s := sweeper{plan: j.plan, emit: emit}
-	for _, source := range j.plan.sources {
+	s := sweeper{plan: p, emit: emit}
+	for _, source := range p.sources {
 		t := newTable(source, entities)
 		request := source.request(r, j.positions[source.source.Topic], j.first, j.last)
 		err := j.facts.Read(ctx, request, func(b *Batch) error {
@@ -44,7 +43,7 @@ func (j *joiner) join(ctx context.Context, r Range, entities map[string]int32, r
 	if err := s.sweep(ctx, rows); err != nil {
 		return err
 	}
-	for i, source := range j.plan.sources {
+	for i, source := range p.sources {
 		if j.used != nil {
 			j.used(source.source.Name, s.used[i])
 		}

@@ -21,7 +21,7 @@ type spineRow struct {
 }
 
 // vectors computes the vectors of rows as Build does, in as many ranges.
-func vectors(t testing.TB, outputs []groupOutput, facts Facts, rows []spineRow, ranges uint64) [][]exact.Result {
+func vectors(t testing.TB, outputs []groupOutput, facts Facts, rows []spineRow, ranges division) [][]exact.Result {
 	t.Helper()
 	p, err := compile(outputs)
 	if err != nil {
@@ -35,7 +35,7 @@ func vectors(t testing.TB, outputs []groupOutput, facts Facts, rows []spineRow, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	j := joiner{plan: p, facts: facts, positions: positions, first: math.MinInt64, last: math.MaxInt64}
+	j := joiner{facts: facts, positions: positions, first: math.MinInt64, last: math.MaxInt64}
 	if len(rows) > 0 {
 		j.first, j.last = math.MaxInt64, math.MinInt64
 	}
@@ -43,8 +43,8 @@ func vectors(t testing.TB, outputs []groupOutput, facts Facts, rows []spineRow, 
 		j.first, j.last = min(j.first, r.at.UnixMicro()), max(j.last, r.at.UnixMicro())
 	}
 	result := make([][]exact.Result, len(rows))
-	for part := range ranges {
-		r := Range{part, ranges}
+	for part := range ranges.ranges() {
+		r := ranges.at(part)
 		entities := map[string]int32{}
 		var mine []row
 		for i, s := range rows {
@@ -62,7 +62,7 @@ func vectors(t testing.TB, outputs []groupOutput, facts Facts, rows []spineRow, 
 			}
 			mine = append(mine, row{number: int64(i), entity: id, at: s.at.UnixMicro(), known: known})
 		}
-		err := j.join(t.Context(), r, entities, mine, func(r row, values []exact.Result) {
+		err := j.join(t.Context(), p, r, entities, mine, func(r row, values []exact.Result) {
 			result[r.number] = slices.Clone(values)
 		})
 		if err != nil {
@@ -208,7 +208,7 @@ func TestEqualsEvaluate(t *testing.T) {
 			facts[s.Name] = drawFacts(rt, s, ordered)
 		}
 		rows := drawRows(rt)
-		got := vectors(t, outputs, facts, rows, 1<<rapid.IntRange(0, 2).Draw(rt, "ranges"))
+		got := vectors(t, outputs, facts, rows, rapid.SampledFrom([]division{nil, {"a"}, {"a", "b"}, {"b", "c", "z"}}).Draw(rt, "ranges"))
 		for i, r := range rows {
 			want := features.Evaluate(g, facts, r.entity, r.at, r.known)
 			for n, o := range outputs {
@@ -249,7 +249,7 @@ func TestManyFacts(t *testing.T) {
 	for i := range 40 {
 		rows = append(rows, spineRow{fmt.Sprint(i % 2), tick(25 * i), tick(25*i + (i*37)%50 - 20)})
 	}
-	got := vectors(t, outputs, facts, rows, 2)
+	got := vectors(t, outputs, facts, rows, division{"1"})
 	for i, r := range rows {
 		want := features.Evaluate(g, facts, r.entity, r.at, r.known)
 		for n, o := range outputs {

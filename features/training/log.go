@@ -77,9 +77,9 @@ func (l *Log) Read(context.Context, Request, func(*Batch) error) error {
 }
 
 // split implements splitter.
-func (l *Log) split(ctx context.Context, dir string, requests []Request, of uint64,
+func (l *Log) split(ctx context.Context, dir string, requests []dividedRequest,
 	progress func(n, of int64)) (_ *spilled, err error) {
-	to, err := newSpilled(dir, requests, of)
+	to, err := newSpilled(dir, requests)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func (l *Log) split(ctx context.Context, dir string, requests []Request, of uint
 				total += next
 			}
 		}
-		topics[r.Source.Topic] = append(topics[r.Source.Topic], r)
+		topics[r.Source.Topic] = append(topics[r.Source.Topic], r.Request)
 	}
 	for _, topic := range order {
 		err := l.read(ctx, topic, topics[topic], to, func(records int) {

@@ -37,12 +37,12 @@ type SpineFile struct {
 
 // Parameters are those of a Config that change the output.
 type Parameters struct {
-	Key       string   `json:"key"`
-	At        string   `json:"at"`
-	Known     string   `json:"known"`
-	Lag       string   `json:"lag,omitempty"`
-	Features  []string `json:"features,omitempty"`
-	FullNames bool     `json:"full_names,omitempty"`
+	Keys      map[string]string `json:"keys"` // column of each entity
+	At        string            `json:"at"`
+	Known     string            `json:"known"`
+	Lag       string            `json:"lag,omitempty"`
+	Features  []string          `json:"features,omitempty"`
+	FullNames bool              `json:"full_names,omitempty"`
 }
 
 // GroupInfo identifies the definition of a group.
@@ -107,12 +107,16 @@ func ReadManifest(path string) (Manifest, error) {
 		return Manifest{}, manifestError("%w", err)
 	}
 	defer f.Close() //nolint:errcheck // only read
-	return decodeManifest(io.LimitReader(f, 16<<20))
+	return DecodeManifest(f)
 }
 
-func decodeManifest(r io.Reader) (Manifest, error) {
+// maxManifest bounds the size of a manifest.
+const maxManifest = 16 << 20
+
+// DecodeManifest reads a manifest.
+func DecodeManifest(r io.Reader) (Manifest, error) {
 	var m Manifest
-	d := json.NewDecoder(r)
+	d := json.NewDecoder(io.LimitReader(r, maxManifest))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&m); err != nil {
 		return Manifest{}, manifestError("%w", err)
@@ -158,7 +162,7 @@ func (m Manifest) Apply(c *Config) error {
 		c.Spine = m.Spine.Path
 	}
 	p := m.Parameters
-	c.Key, c.At, c.Known, c.Features, c.FullNames = p.Key, p.At, p.Known, p.Features, p.FullNames
+	c.Keys, c.At, c.Known, c.Features, c.FullNames = p.Keys, p.At, p.Known, p.Features, p.FullNames
 	c.Lag = 0
 	if p.Lag != "" {
 		lag, err := time.ParseDuration(p.Lag)

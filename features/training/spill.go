@@ -39,7 +39,7 @@ func createSpill(dir, name string) (*spill, error) {
 }
 
 // createSpills creates a temporary file for each range.
-func createSpills(dir, name string, n uint64) ([]*spill, error) {
+func createSpills(dir, name string, n int) ([]*spill, error) {
 	all := make([]*spill, 0, n)
 	for i := range n {
 		s, err := createSpill(dir, fmt.Sprintf("%s-%d", name, i))
@@ -199,38 +199,50 @@ func (s *spill) results(values []exact.Result) error {
 	return s.failed()
 }
 
+// dividedRequest is a request and the ranges by which its facts are read later.
+type dividedRequest struct {
+	Request
+	division division
+}
+
 // spilled is Facts in temporary files, a file for each source and range.
 type spilled struct {
-	of    uint64
-	files map[string][]*spill // by source
-	rows  map[string]int64
+	sources map[string]*spilledSource
+}
+
+// spilledSource is the facts of one source.
+type spilledSource struct {
+	division division
+	files    []*spill
+	rows     int64
 }
 
 // newSpilled creates the files for the facts of sources.
-func newSpilled(dir string, requests []Request, of uint64) (*spilled, error) {
-	s := &spilled{of: of, files: map[string][]*spill{}, rows: map[string]int64{}}
+func newSpilled(dir string, requests []dividedRequest) (*spilled, error) {
+	s := &spilled{sources: map[string]*spilledSource{}}
 	for _, r := range requests {
-		files, err := createSpills(dir, "facts-"+r.Source.Name, of)
+		files, err := createSpills(dir, "facts-"+r.Source.Name, r.division.ranges())
 		if err != nil {
 			return nil, errors.Join(err, s.close())
 		}
-		s.files[r.Source.Name] = files
+		s.sources[r.Source.Name] = &spilledSource{division: r.division, files: files}
 	}
 	return s, nil
 }
 
 func (s *spilled) close() error {
 	var err error
-	for _, files := range s.files {
-		err = errors.Join(err, closeSpills(files))
+	for _, source := range s.sources {
+		err = errors.Join(err, closeSpills(source.files))
 	}
 	return err
 }
 
 // add writes a fact, without the values that the request does not want.
 func (s *spilled) add(r Request, f *features.Fact) error {
-	to := s.files[r.Source.Name][partOf(f.Entity, s.of)]
-	s.rows[r.Source.Name]++
+	source := s.sources[r.Source.Name]
+	to := source.files[source.division.of(f.Entity)]
+	source.rows++
 	to.putText(f.Entity)
 	to.putText(f.Key)
 	to.putInt(f.At.UnixMicro())
@@ -276,12 +288,13 @@ func (s *spilled) Positions(context.Context, []*features.Source) (Positions, err
 
 // Count implements Facts.
 func (s *spilled) Count(_ context.Context, r Request) (int64, error) {
-	return s.rows[r.Source.Name], nil
+	return s.sources[r.Source.Name].rows, nil
 }
 
 // Read implements Facts. Each range is read once.
 func (s *spilled) Read(ctx context.Context, r Request, each func(*Batch) error) error {
-	from := s.files[r.Source.Name][r.Range.Part]
+	source := s.sources[r.Source.Name]
+	from := source.files[source.division.of(r.Range.From)]
 	if err := from.rewind(); err != nil {
 		return err
 	}

@@ -28,7 +28,7 @@ func spineError(format string, a ...any) error {
 type spine struct {
 	file    *os.File
 	parquet *parquet.File
-	key     leaf
+	keys    []leaf // by entity of the groups
 	at      leaf
 	known   leaf // index -1 if the spine has no column of known times
 	latest  bool // everything is known
@@ -45,7 +45,7 @@ type leaf struct {
 
 // spineKey is what the join reads of a row.
 type spineKey struct {
-	entity    string
+	entities  []string // by entity of the groups; valid until the next row
 	at, known int64
 }
 
@@ -64,8 +64,15 @@ func openSpine(c *Config) (_ *spine, err error) {
 	if s.parquet, err = openParquet(f); err != nil {
 		return nil, spineError("%s: %w", c.Spine, err)
 	}
-	if s.key, err = s.find("key", c.Key); err != nil {
-		return nil, err
+	for _, entity := range entitiesOf(c.Groups) {
+		key, err := s.find("key of "+entity, c.Keys[entity])
+		if err != nil {
+			return nil, err
+		}
+		if err := key.keys(entity, s.column(key)); err != nil {
+			return nil, err
+		}
+		s.keys = append(s.keys, key)
 	}
 	if s.at, err = s.find("at", c.At); err != nil {
 		return nil, err
@@ -74,9 +81,6 @@ func openSpine(c *Config) (_ *spine, err error) {
 		if s.known, err = s.find("known", c.Known); err != nil {
 			return nil, err
 		}
-	}
-	if err := s.key.keys(s.column(s.key)); err != nil {
-		return nil, err
 	}
 	for _, l := range []*leaf{&s.at, &s.known} {
 		if l.index >= 0 {
@@ -156,7 +160,7 @@ func (s *spine) column(l leaf) parquet.Type {
 }
 
 // keys sets how the values of a column are keys.
-func (l *leaf) keys(t parquet.Type) error {
+func (l *leaf) keys(entity string, t parquet.Type) error {
 	logical := logicalType(t)
 	switch t.Kind() {
 	case parquet.ByteArray:
@@ -181,7 +185,7 @@ func (l *leaf) keys(t parquet.Type) error {
 		l.text = nil
 	}
 	if l.text == nil {
-		return spineError("key: column %s has the type %s, want texts, signed integers or UUIDs", l.name, t)
+		return spineError("key of %s: column %s has the type %s, want texts, signed integers or UUIDs", entity, l.name, t)
 	}
 	return nil
 }
@@ -230,16 +234,37 @@ var (
 // rows returns the number of rows.
 func (s *spine) rows() int64 { return s.parquet.NumRows() }
 
-// keys passes each row to each, in the order of the file.
-func (s *spine) keys(ctx context.Context, each func(number int64, k spineKey) error) error {
+// entities passes the entity of each row to each, for one of the keys.
+func (s *spine) entities(ctx context.Context, key int, each func(entity string)) error {
 	number := int64(0)
 	for _, group := range s.parquet.RowGroups() {
-		key, at, known := s.reader(group, s.key), s.reader(group, s.at), (*leafReader)(nil)
-		if s.known.index >= 0 {
-			known = s.reader(group, s.known)
+		r := s.reader(group, s.keys[key])
+		err := func() error {
+			for end := number + group.NumRows(); number < end; number++ {
+				if number%batchRows == 0 && ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				entity, err := r.entity(number)
+				if err != nil {
+					return err
+				}
+				each(entity)
+			}
+			return nil
+		}()
+		if err = errors.Join(err, r.close()); err != nil {
+			return err
 		}
-		err := s.group(ctx, number, group.NumRows(), key, at, known, each)
-		if err = errors.Join(err, key.close(), at.close(), known.close()); err != nil {
+	}
+	return nil
+}
+
+// keyed passes each row to each, in the order of the file.
+func (s *spine) keyed(ctx context.Context, each func(number int64, k spineKey) error) error {
+	number := int64(0)
+	for _, group := range s.parquet.RowGroups() {
+		err := s.group(ctx, number, group, each)
+		if err != nil {
 			return err
 		}
 		number += group.NumRows()
@@ -248,20 +273,31 @@ func (s *spine) keys(ctx context.Context, each func(number int64, k spineKey) er
 }
 
 // group passes the rows of a row group to each.
-func (s *spine) group(ctx context.Context, number, rows int64, key, at, known *leafReader,
-	each func(int64, spineKey) error) error {
-	for range rows {
+func (s *spine) group(ctx context.Context, number int64, group parquet.RowGroup,
+	each func(int64, spineKey) error) (err error) {
+	var keys []*leafReader
+	for _, key := range s.keys {
+		keys = append(keys, s.reader(group, key))
+	}
+	at, known := s.reader(group, s.at), (*leafReader)(nil)
+	if s.known.index >= 0 {
+		known = s.reader(group, s.known)
+	}
+	defer func() {
+		for _, r := range append(keys, at, known) {
+			err = errors.Join(err, r.close())
+		}
+	}()
+	k := spineKey{entities: make([]string, len(keys))}
+	for range group.NumRows() {
 		if number%batchRows == 0 && ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		v, err := key.next(number)
-		if err != nil {
-			return err
+		for i, key := range keys {
+			if k.entities[i], err = key.entity(number); err != nil {
+				return err
+			}
 		}
-		if v.IsNull() {
-			return spineError("row %d: column %s is null, want an entity", number, s.key.name)
-		}
-		k := spineKey{entity: s.key.text(v)}
 		if k.at, err = at.moment(number); err != nil {
 			return err
 		}
@@ -322,6 +358,18 @@ func (r *leafReader) next(row int64) (parquet.Value, error) {
 	v := r.left[0]
 	r.left = r.left[1:]
 	return v, nil
+}
+
+// entity returns the next value as an entity.
+func (r *leafReader) entity(row int64) (string, error) {
+	v, err := r.next(row)
+	if err != nil {
+		return "", err
+	}
+	if v.IsNull() {
+		return "", spineError("row %d: column %s is null, want an entity", row, r.leaf.name)
+	}
+	return r.leaf.text(v), nil
 }
 
 // moment returns the next value as a time, or forever if it is null.

@@ -141,6 +141,16 @@ func columnsOf(s *features.Source, facts []features.Fact) []any {
 func TestClickHouse(t *testing.T) {
 	t.Parallel()
 	s := clickhousetest.OpenStore(t)
+	// As commands connect to the engine of a running system.
+	reader, err := clickhouse.OpenStore(clickhouse.StoreConfig{Server: clickhousetest.Shared(t).Server(clickhouse.Reader)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := reader.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	for name, change := range map[string]func(*Slice){
 		"plain": func(*Slice) {},
 		"with numbers of more than 64 bits": func(s *Slice) {
@@ -158,7 +168,7 @@ func TestClickHouse(t *testing.T) {
 			l.insert(t, s, g.Sources, facts)
 			l.insert(t, s, g.Sources, Slice{"orders": facts["orders"][:500]}) // once more
 			for i, known := range []string{KnownAt, KnownLatest, "seen"} {
-				c, want := testConfig(t, spine, &ClickHouse{Store: s, Layout: l}), testConfig(t, spine, facts)
+				c, want := testConfig(t, spine, &ClickHouse{Store: reader, Layout: l}), testConfig(t, spine, facts)
 				c.Known, want.Known = known, known
 				c.Workers = 1 + 3*i
 				if i == 1 { // not the last facts, and no lifetime windows

@@ -10,8 +10,8 @@
 //   - Each vector equals features.Evaluate at the row's time and known time, to the last bit. The
 //     default known time is the row's time, so that nothing which became known later gets in: late
 //     events, corrections, retractions, the label's own event.
-//   - Memory is bounded by Config.Memory. Entities are split into ranges by a hash of their name, and
-//     what does not fit is in temporary files. One entity is never split.
+//   - Memory is bounded by Config.Memory. Entities are split into ranges, and what does not fit is in
+//     temporary files. One entity is never split.
 //
 // The join of one range is in sweep.go and aggregate.go: each version of a fact contributes to an
 // interval of the entity's rows in the order of time. Sums over rows come from differences at the
@@ -20,6 +20,7 @@
 package training
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -34,14 +35,16 @@ import (
 // Config describes a training set.
 type Config struct {
 	Spine string // path of a Parquet file
-	Key   string // column of the entity: texts or integers
-	At    string // column of the time: timestamps
+	// Keys has the column of each entity: texts, signed integers or UUIDs. An entity that it lacks is in
+	// the column of the entity's name.
+	Keys map[string]string
+	At   string // column of the time: timestamps
 	// Known is KnownAt, KnownLatest, or a column of timestamps. A null there means the row's time.
 	Known string
 	// Lag is subtracted from the times of all rows. A microsecond excludes facts of the row's own
 	// time.
 	Lag       time.Duration
-	Groups    []*features.Group // of one entity
+	Groups    []*features.Group // of one or more entities
 	Features  []string          // names of outputs or features; empty means all of the groups
 	FullNames bool              // name the columns group__output
 	Out       string            // path of the Parquet file to write
@@ -84,8 +87,6 @@ func (c *Config) check() error {
 	switch {
 	case c.Spine == "":
 		return fail("spine: name a Parquet file")
-	case c.Key == "":
-		return fail("key: name the spine's column of the entity")
 	case c.At == "":
 		return fail("at: name the spine's column of the time")
 	case c.Out == "":
@@ -103,13 +104,20 @@ func (c *Config) check() error {
 		if err := g.Check(); err != nil {
 			return fail("%w", err)
 		}
-		if g.Entity != c.Groups[0].Entity {
-			return fail("groups %s and %s describe different entities, %s and %s: build a set for each; "+
-				"one's output can be the other's spine", c.Groups[0].Name, g.Name, c.Groups[0].Entity, g.Entity)
-		}
 		if slices.ContainsFunc(c.Groups[:i], func(o *features.Group) bool { return o.Name == g.Name }) {
 			return fail("group %s is named twice", g.Name)
 		}
+		for _, o := range c.Groups[:i] {
+			for _, s := range g.Sources {
+				if o.Entity != g.Entity && o.Source(s.Name) != nil {
+					return fail("groups %s and %s have the source %s, but describe different entities, %s and %s: "+
+						"build a set for each", o.Name, g.Name, s.Name, o.Entity, g.Entity)
+				}
+			}
+		}
+	}
+	if err := c.checkKeys(); err != nil {
+		return err
 	}
 	if c.Known == "" {
 		c.Known = KnownAt
@@ -126,6 +134,22 @@ func (c *Config) check() error {
 	if c.Progress == nil {
 		c.Progress = func(string, int64, int64) {}
 	}
+	return nil
+}
+
+// checkKeys completes Keys.
+func (c *Config) checkKeys() error {
+	entities := entitiesOf(c.Groups)
+	keys := map[string]string{}
+	for _, entity := range entities {
+		keys[entity] = cmp.Or(c.Keys[entity], entity)
+	}
+	for entity, column := range c.Keys {
+		if keys[entity] == "" {
+			return fail("key %s=%s: the groups describe %s, not %s", entity, column, strings.Join(entities, ", "), entity)
+		}
+	}
+	c.Keys = keys
 	return nil
 }
 

@@ -71,6 +71,11 @@ func (p *App) startChild(ctx context.Context) error {
 		return err
 	}
 	p.onStop(p.child.Close)
+	if p.wanted[folder] {
+		if err := p.announceEngine(); err != nil {
+			return err
+		}
+	}
 	if err := p.child.Err(); err != nil {
 		p.log.Error("the SQL engine did not start; the process runs without SQL until it does", "error", err)
 	}

@@ -1,6 +1,8 @@
 package app
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,8 +11,12 @@ import (
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/history"
 	"github.com/millrace/millrace/features/training"
+	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/declare"
+	"github.com/millrace/millrace/lake/load"
 )
 
 // Where the facts of a training set are.
@@ -32,14 +38,19 @@ func TrainingFacts(cfg config.Config, from string, groups []*features.Group, log
 	return nil, nil, fmt.Errorf("from %q: want %s or %s", from, FromClickHouse, FromLog)
 }
 
-// historyFacts returns the facts in ClickHouse.
+// historyFacts returns the facts in ClickHouse: on the configured server, or on the engine of the system
+// that runs in the data folder.
 func historyFacts(cfg config.Config, groups []*features.Group, log *slog.Logger) (training.Facts, func() error, error) {
-	c := cfg.ClickHouse
-	if c.URL == "" {
-		return nil, nil, errors.New("clickhouse.url is empty: set it in millrace.yaml or MILLRACE_CLICKHOUSE_URL to the server " +
-			"that has the facts; an embedded engine serves its own process only, so use --from log")
+	var store *clickhouse.Store
+	var err error
+	if cfg.ClickHouse.URL != "" {
+		store, err = OpenStore(cfg.ClickHouse, nil)
+	} else {
+		var engine clickhouse.Server
+		if engine, err = runningEngine(cfg); err == nil {
+			store, err = clickhouse.OpenStore(clickhouse.StoreConfig{Server: engine})
+		}
 	}
-	store, err := OpenStore(c, nil)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -80,4 +91,74 @@ func (p *App) logOfFacts() *training.Log {
 	return &training.Log{
 		Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Logger: p.log,
 	}
+}
+
+// TrainingTable is a table of the lake with a training set.
+type TrainingTable struct {
+	name lake.Name
+	lake *lake.Lake
+}
+
+// trainingKind marks tables with training sets, and manifestProperty has the manifest of each.
+const (
+	trainingKind     = "training set"
+	manifestProperty = "millrace.training-set.manifest"
+)
+
+// OpenTrainingTable opens the lake for a table, which need not exist. It fails if the table is not one
+// with a training set.
+func OpenTrainingTable(
+	ctx context.Context, cfg config.Config, name string, log *slog.Logger,
+) (_ *TrainingTable, err error) {
+	t := new(TrainingTable)
+	if t.name, err = lake.ParseName(name); err != nil {
+		return nil, err
+	}
+	if len(t.name) != 2 || t.name[0] == declare.Namespace {
+		return nil, fmt.Errorf("table %s: want NAMESPACE.TABLE, with another namespace than %s", name, declare.Namespace)
+	}
+	where, err := LakeConfig(cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	where.Tables = []declare.Table{}
+	// Opening for writing creates a missing lake, in a folder that may be mistyped.
+	where.ReadOnly = true
+	if t.lake, err = lake.Open(ctx, where); err != nil {
+		return nil, err
+	}
+	where.ReadOnly = false
+	if err := t.lake.Close(); err != nil {
+		return nil, err
+	}
+	if t.lake, err = lake.Open(ctx, where); err != nil {
+		return nil, err
+	}
+	if err := load.Check(ctx, t.lake, t.name, trainingKind); err != nil {
+		return nil, errors.Join(err, t.lake.Close())
+	}
+	return t, nil
+}
+
+// Close closes the lake.
+func (t *TrainingTable) Close() error { return t.lake.Close() }
+
+// Load makes a file the content of the table, in one commit, together with its manifest.
+func (t *TrainingTable) Load(ctx context.Context, file string, m training.Manifest) error {
+	manifest, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("encode the manifest: %w", err)
+	}
+	return load.File(ctx, t.lake, load.Config{
+		Table: t.name, File: file, Kind: trainingKind, Properties: map[string]string{manifestProperty: string(manifest)},
+	})
+}
+
+// Manifest returns the manifest of the set that the table has.
+func (t *TrainingTable) Manifest(ctx context.Context) (training.Manifest, error) {
+	have, err := t.lake.Load(ctx, t.name)
+	if err != nil {
+		return training.Manifest{}, err
+	}
+	return training.DecodeManifest(strings.NewReader(have.Properties()[manifestProperty]))
 }

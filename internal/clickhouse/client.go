@@ -261,7 +261,9 @@ type answer struct {
 	body io.ReadCloser
 	tag  string
 	buf  []byte // read from the body and not returned yet
-	err  error  // how the body ended
+	// space is the memory of buf, empty. Large answers would otherwise allocate as much as they are.
+	space []byte
+	err   error // how the body ended
 
 	ctx            context.Context // the watch's
 	progress, stop func()
@@ -288,9 +290,10 @@ func (a *answer) Read(p []byte) (int, error) {
 func (a *answer) fill() {
 	const chunk = 64 << 10
 	if cap(a.buf)-len(a.buf) < chunk {
-		grown := make([]byte, len(a.buf), len(a.buf)+4*chunk)
-		copy(grown, a.buf)
-		a.buf = grown
+		if a.space == nil {
+			a.space = make([]byte, 0, heldBack+4*chunk)
+		}
+		a.buf = append(a.space, a.buf...) // at most heldBack are left: see Read
 	}
 	n, err := a.body.Read(a.buf[len(a.buf) : len(a.buf)+chunk])
 	a.buf = a.buf[:len(a.buf)+n]

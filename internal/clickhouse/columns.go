@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
+	"unsafe"
 
 	chproto "github.com/ClickHouse/ch-go/proto"
 )
@@ -22,6 +24,18 @@ func (t *Texts) At(row int) string {
 	p := t.column.Pos[row]
 	return t.all[p.Start:p.End]
 }
+
+// AppendTo appends the texts of all rows to a slice.
+func (t *Texts) AppendTo(texts []string) []string {
+	texts = slices.Grow(texts, len(t.column.Pos))
+	for _, p := range t.column.Pos {
+		texts = append(texts, t.all[p.Start:p.End])
+	}
+	return texts
+}
+
+// Empty reports whether the text of every row is empty.
+func (t *Texts) Empty() bool { return len(t.all) == 0 }
 
 // Columns runs a query and passes its answer to each, block by block and column by column: for
 // millions of rows, whose values would cost more one by one than the query itself. columns has a
@@ -96,7 +110,10 @@ func targets(columns []any) (results chproto.Results, set func(), err error) {
 			})
 		case *Texts:
 			data = &to.column
-			sets = append(sets, func() { to.all = string(to.column.Buf) })
+			sets = append(sets, func() {
+				// Not copied: both are valid until the next block.
+				to.all = unsafe.String(unsafe.SliceData(to.column.Buf), len(to.column.Buf)) //nolint:gosec // of this length
+			})
 		default:
 			return nil, nil, fmt.Errorf("ClickHouse: column %d cannot be decoded into %T", i, c)
 		}

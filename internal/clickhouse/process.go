@@ -101,7 +101,8 @@ func StartEngine(ctx context.Context, c Config) (*Engine, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for the engine: %w", err), removeAll(temporary))
 	}
-	// The password is new at each start and known to this process and its children only.
+	// The password is new at each start. Besides this process and its children, it is known to whom the
+	// caller tells it: see Server.
 	password := rand.Text()
 	running, stop := context.WithCancel(context.Background())
 	e := &Engine{
