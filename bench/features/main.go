@@ -97,8 +97,8 @@ func run(ctx context.Context, o options) error {
 		if err != nil {
 			return err
 		}
-		ceiling := newLoad(fmt.Sprintf("ceiling: bare handler, %d × 50", batch), fmt.Sprintf("%s?%d", ceilingPath, size),
-			"application/json", batch, feastBody(batch, o.entities))
+		ceiling := newLoad(fmt.Sprintf("ceiling: bare handler, %d × 50", batch),
+			fmt.Sprintf("%s?%d", ceilingPath, size), "application/json", batch, feastBody(batch, o.entities))
 		if err := saturate(ctx, server, ceiling, o.seconds); err != nil {
 			return err
 		}
@@ -146,7 +146,8 @@ func measureFeast(ctx context.Context, o options) error {
 	}
 	defer server.stop()
 	for _, l := range []struct{ batch, rate int }{{1, 20}, {50, 8}, {100, 5}} {
-		if err := measure(ctx, server, feastLoad("Feast's own server", l.batch, feastEntities), l.rate, o.seconds); err != nil {
+		requests := feastLoad("Feast's own server", l.batch, feastEntities)
+		if err := measure(ctx, server, requests, l.rate, o.seconds); err != nil {
 			return err
 		}
 	}

@@ -11,7 +11,8 @@ import (
 
 // Complete returns the positions up to which the tables have the facts of all sources of a topic, and
 // the id of the topic. A partition of which a table has nothing is missing.
-func (h *History) Complete(ctx context.Context, topic string) (topicID string, upto map[int32]feed.Position, err error) {
+func (h *History) Complete(ctx context.Context, topic string) (
+	topicID string, upto map[int32]feed.Position, err error) {
 	upto = map[int32]feed.Position{}
 	first := true
 	for _, s := range h.sources {
