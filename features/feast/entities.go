@@ -43,7 +43,12 @@ type entities struct {
 }
 
 // receive reads a table from a stream.
-func receive(from flight.DataStreamReader) (*entities, error) {
+func receive(from flight.DataStreamReader) (_ *entities, err error) {
+	defer func() {
+		if r := recover(); r != nil { // Arrow's reader and its validation panic about some damage
+			err = bad("entity_df is damaged: %v", r)
+		}
+	}()
 	r, err := flight.NewRecordReader(checked{from}, ipc.WithAllocator(&bounded{memory.DefaultAllocator, maxBuffers}))
 	if err != nil {
 		return nil, unreadable(err)
