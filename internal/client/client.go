@@ -30,8 +30,8 @@ type Client struct {
 	url       string
 	http      connect.HTTPClient
 	options   []connect.ClientOption
-	methods   sync.Map // *connect.Client[message, message], by full name of the method
-	transport *http.Transport
+	methods   sync.Map        // *connect.Client[message, message], by full name of the method
+	transport *http.Transport // nil in process
 }
 
 // New returns a client of the server at addr, "host:port" or a URL. If the server is unavailable or
@@ -55,13 +55,22 @@ func New(addr string, retryFor time.Duration, opts ...Option) *Client {
 	transport.Protocols.SetUnencryptedHTTP2(true)
 	transport.Protocols.SetHTTP2(true)
 	// No timeout here: retry bounds each attempt.
-	doer := &http.Client{Transport: transport}
-	with := connect.WithClientOptions(
+	return &Client{url: strings.TrimRight(addr, "/"), http: &http.Client{Transport: transport},
+		options: callOptions(retryFor, o), transport: transport}
+}
+
+// InProcess returns a client that calls the handler of a server in this process, for a process
+// that serves the commands it sends. The handler decides and refuses as it does for callers outside.
+func InProcess(h http.Handler, retryFor time.Duration) *Client {
+	return &Client{url: "http://in-process", http: handlerCaller{h}, options: callOptions(retryFor, options{})}
+}
+
+// callOptions returns the options of every call.
+func callOptions(retryFor time.Duration, o options) []connect.ClientOption {
+	return []connect.ClientOption{connect.WithClientOptions(
 		connect.WithInterceptors(retry(retryFor), bearer(o.token)),
 		connect.WithAcceptCompression("gzip", nil, nil), // receipts are too small to benefit
-	)
-	return &Client{url: strings.TrimRight(addr, "/"), http: doer, options: []connect.ClientOption{with},
-		transport: transport}
+	)}
 }
 
 // Option configures a client.
@@ -92,7 +101,11 @@ func bearer(token string) connect.UnaryInterceptorFunc {
 }
 
 // Close closes the connections. No call should be in progress.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+func (c *Client) Close() {
+	if c.transport != nil {
+		c.transport.CloseIdleConnections()
+	}
+}
 
 // Send sends a command and returns its receipt. A command is the request of a method that changes
 // something, in any service. The method must be declared in the same file as the request.

@@ -173,3 +173,26 @@ func TestSendAcceptsAllCommands(t *testing.T) {
 		t.Errorf("a receipt was sent: %v", err)
 	}
 }
+
+// TestInProcess checks that a handler of this process answers, refuses and is retried as a server.
+func TestInProcess(t *testing.T) {
+	t.Parallel()
+	o := &orders{answers: []error{failure(connect.CodeUnavailable), nil, failure(connect.CodeInvalidArgument)}}
+	mux := http.NewServeMux()
+	mux.Handle(orderv1connect.NewOrderServiceHandler(o))
+	c := client.InProcess(mux, time.Minute)
+	defer c.Close()
+	receipt, err := c.Send(t.Context(), &orderv1.PlaceOrderRequest{Country: "GB"})
+	if err != nil || receipt.GetVersion() != 7 || o.calls.Load() != 2 {
+		t.Fatalf("%v, %v after %d calls, want the receipt after 2", receipt, err, o.calls.Load())
+	}
+	_, err = c.Send(t.Context(), &orderv1.PlaceOrderRequest{})
+	if r, refused := client.Refusal(err); !refused || r.GetReason() != "for the test" {
+		t.Errorf("%v is the refusal %v", err, r)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := c.Send(ctx, &orderv1.PlaceOrderRequest{}); !errors.Is(err, context.Canceled) && connect.CodeOf(err) != connect.CodeCanceled {
+		t.Errorf("after the end of the context: %v", err)
+	}
+}
