@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/event/behavior"
+	identityv1 "github.com/millrace/millrace/gen/millrace/identity/v1"
 )
 
 // FuzzBody checks that any body is either refused with a reason, or its events are ones that every
@@ -175,4 +177,33 @@ func acknowledged(k *claim) bool {
 		}
 	}
 	return true
+}
+
+// TestIdentifiersOfThePlan checks which traits a plan makes identifiers, and that a wrong place or kind
+// is an error that names it.
+func TestIdentifiersOfThePlan(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		`identify: {properties: {email: {type: string, identifier: email_hash}, age: {type: integer}}}`: "",
+		`identify: {properties: {email: {type: string, identifier: address}}}`:                          "identify.properties.email.identifier",
+		`identify: {properties: {id: {type: string, identifier: anonymous_id}}}`:                        "identify.properties.id.identifier",
+		`identify: {properties: {id: {type: integer, identifier: external_id}}}`:                        "identify.properties.id.identifier",
+		`identify: {properties: {a: {properties: {id: {type: string, identifier: external_id}}}}}`:      "identify.properties.a.properties.id.identifier",
+		`group: {properties: {id: {type: string, identifier: external_id}}}`:                            "group.properties.id.identifier",
+		`track: {Added: {properties: {id: {type: string, identifier: external_id}}}}`:                   "track.Added.properties.id.identifier",
+	} {
+		plan, err := ParsePlan([]byte(text))
+		if want != "" {
+			if err == nil || !strings.HasPrefix(err.Error(), want+":") {
+				t.Errorf("%s: %v, want an error of %s", text, err, want)
+			}
+			continue
+		}
+		if got := plan.Identifiers(); err != nil || len(got) != 1 || got["email"] != identityv1.IdentifierKind_IDENTIFIER_KIND_EMAIL_HASH {
+			t.Errorf("%s: %v, %v", text, got, err)
+		}
+	}
+	if got := (*Plan)(nil).Identifiers(); len(got) != 0 {
+		t.Errorf("no plan has the identifiers %v", got)
+	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/millrace/millrace/event/behavior"
 	behaviorv1 "github.com/millrace/millrace/gen/millrace/behavior/v1"
+	identityv1 "github.com/millrace/millrace/gen/millrace/identity/v1"
 )
 
 // Plan is a tracking plan: the events that sources may send, and the types of their properties. A
@@ -47,6 +48,8 @@ type Rule struct {
 	Properties  map[string]*Rule `yaml:"properties"`
 	Closed      bool             `yaml:"closed"` // properties that are not listed are not allowed
 	Items       *Rule            `yaml:"items"`
+	// Identifier makes a trait of identify an identifier of the identity graph: its kind.
+	Identifier string `yaml:"identifier"`
 
 	required []string       // sorted names of the required properties
 	pattern  *regexp.Regexp // compiled Pattern
@@ -107,6 +110,9 @@ func (r *Rule) compile(place string, depth int) (err error) {
 	if !slices.Contains(ruleTypes, r.Type) {
 		return fmt.Errorf("%s.type: %q is none of %s", place, r.Type, strings.Join(ruleTypes[1:], ", "))
 	}
+	if err := r.checkIdentifier(place, depth); err != nil {
+		return err
+	}
 	if depth == 0 && r.Type != "object" {
 		return fmt.Errorf("%s.type: the properties of an event are an object, not %q", place, r.Type)
 	}
@@ -151,6 +157,49 @@ func (r *Rule) compile(place string, depth int) (err error) {
 		return r.Items.compile(place+".items", depth+1)
 	}
 	return nil
+}
+
+// checkIdentifier checks the identifier of a rule. A nested trait cannot be one.
+func (r *Rule) checkIdentifier(place string, depth int) error {
+	switch kinds := identifierKinds(); {
+	case r.Identifier == "":
+		return nil
+	case depth != 1 || !strings.HasPrefix(place, behavior.Identify+".properties."):
+		return fmt.Errorf("%s.identifier: only traits of identify are identifiers", place)
+	case r.Type != "string":
+		return fmt.Errorf("%s.identifier: not for the type %q, want string", place, r.Type)
+	case kinds[r.Identifier] == 0:
+		return fmt.Errorf("%s.identifier: %q is none of %s", place, r.Identifier,
+			strings.Join(slices.Sorted(maps.Keys(kinds)), ", "))
+	}
+	return nil
+}
+
+// identifierKinds returns the kinds of identifiers that traits can have, by name. The anonymous id has
+// a field of its own.
+func identifierKinds() map[string]identityv1.IdentifierKind {
+	kinds := map[string]identityv1.IdentifierKind{}
+	for name, kind := range identityv1.IdentifierKind_value {
+		if kind := identityv1.IdentifierKind(kind); kind != 0 && kind != identityv1.IdentifierKind_IDENTIFIER_KIND_ANONYMOUS_ID {
+			kinds[strings.ToLower(strings.TrimPrefix(name, "IDENTIFIER_KIND_"))] = kind
+		}
+	}
+	return kinds
+}
+
+// Identifiers returns the traits of identify that are identifiers, with their kinds.
+func (p *Plan) Identifiers() map[string]identityv1.IdentifierKind {
+	found := map[string]identityv1.IdentifierKind{}
+	if p == nil || p.Identify == nil {
+		return found
+	}
+	kinds := identifierKinds()
+	for name, rule := range p.Identify.Properties {
+		if rule.Identifier != "" {
+			found[name] = kinds[rule.Identifier]
+		}
+	}
+	return found
 }
 
 // check returns why an event violates the plan, or nil.
