@@ -31,8 +31,8 @@ var mayImport = map[string][]string{
 	"lake":                {"streams", "event", "gen", "lake"},
 	"verify":              {"event", "gen/millrace/event"},
 	"features":            {"streams", "event", "gen", "features"},
+	"processes":           {"streams", "event", "gen"}, // and internal/client, to send commands
 	// Reserved folders, which need not exist yet.
-	"processes": {"streams", "event", "gen"}, // and internal/client, to send commands
 	"gateway":   {"event", "gen"},
 	"web":       {},
 

@@ -19,6 +19,7 @@ import (
 	"github.com/millrace/millrace/event/identity"
 	customer360v1 "github.com/millrace/millrace/gen/millrace/customer360/v1"
 	"github.com/millrace/millrace/gen/millrace/customer360/v1/customer360v1connect"
+	featuresv1 "github.com/millrace/millrace/gen/millrace/features/v1"
 	identityv1 "github.com/millrace/millrace/gen/millrace/identity/v1"
 )
 
@@ -140,6 +141,16 @@ func printProfile(w io.Writer, r *customer360v1.GetProfileResponse) {
 		identifiers = append(identifiers, strings.ToLower(kind)+":"+i.GetValue())
 	}
 	add("identifiers", strings.Join(identifiers, "\n"))
+	for _, g := range p.GetFeatures() {
+		var values []string
+		for _, f := range g.GetFeatures() {
+			// The others say nothing: no fact is behind them.
+			if f.GetValue().GetStatus() == featuresv1.ValueStatus_VALUE_STATUS_PRESENT {
+				values = append(values, f.GetName()+": "+valueText(f.GetValue()))
+			}
+		}
+		add(g.GetGroup(), strings.Join(values, "\n"))
+	}
 	add("segments", strings.Join(r.GetSegments(), "\n"))
 	printTable(w, []string{"profile", ""}, rows)
 }

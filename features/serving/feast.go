@@ -182,7 +182,7 @@ func (s *Service) feast(r *http.Request, m *memory) error {
 	}
 	for i, q := range p.views {
 		column := entities[entities.index(q.Group.Entity)]
-		if m.found[i], err = s.backend.Store().Lookup(q, column.names, at, m.found[i]); err != nil {
+		if m.found[i], err = s.lookup(q, column.names, at, m.found[i]); err != nil {
 			return err
 		}
 	}

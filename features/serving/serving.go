@@ -8,6 +8,7 @@
 //
 //   - A vector is never of a store that has not caught up with the log, or that is full.
 //   - An answer to a token has seen the command of the token, or is an error.
+//   - Whoever refuses has no vector; see WithholdFrom.
 //   - Values are those of features.Evaluate; the status of each one says where it comes from.
 package serving
 
@@ -51,7 +52,9 @@ type Service struct {
 	mu      sync.RWMutex
 	queries map[string]*online.Query // by group and outputs
 
-	plans feastPlans
+	plans    feastPlans
+	refusing string // the entity of those who may refuse; see WithholdFrom
+	refuses  func(id string) bool
 }
 
 // maxQueries bounds the prepared queries. Callers ask for few different ones.
@@ -128,12 +131,12 @@ func (s *Service) GetVectors(
 	at = event.Time(at)
 	pooled, _ := vectors.Get().(*[]online.Vector)
 	defer vectors.Put(pooled)
-	found, err := s.backend.Store().Lookup(q, r.Msg.GetEntities(), at, *pooled)
+	found, err := s.lookup(q, r.Msg.GetEntities(), at, *pooled)
 	if err != nil {
 		return nil, publicError(err)
 	}
 	*pooled = found
-	return connect.NewResponse(response(q, found, at)), nil
+	return connect.NewResponse(response(q, r.Msg.GetEntities(), found, at)), nil
 }
 
 // publicError returns the error of a caller's mistake, and other errors unchanged.
@@ -148,8 +151,8 @@ func publicError(err error) error {
 	return err
 }
 
-// response returns the answer with vectors of a query.
-func response(q *online.Query, found []online.Vector, at time.Time) *featuresv1.GetVectorsResponse {
+// response returns the answer with vectors of a query for entities.
+func response(q *online.Query, entities []string, found []online.Vector, at time.Time) *featuresv1.GetVectorsResponse {
 	res := &featuresv1.GetVectorsResponse{Group: q.Group.ID(), Features: make([]string, len(q.Outputs)),
 		Vectors: make([]*featuresv1.Vector, len(found)), At: timestamppb.New(at)}
 	for i, o := range q.Outputs {
@@ -170,7 +173,7 @@ func response(q *online.Query, found []online.Vector, at time.Time) *featuresv1.
 			res.Moments = append(res.Moments, momentOf(v.Positions))
 		}
 		to := &all[i]
-		to.Entity, to.Moment = v.Entity, uint32(moment)
+		to.Entity, to.Moment = entities[i], uint32(moment)
 		if v.Newest != 0 {
 			to.EventTime = timestamppb.New(time.UnixMicro(v.Newest))
 		}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -376,4 +377,49 @@ func FuzzFeast(f *testing.F) {
 			t.Errorf("%q: %d %s", body, status, got)
 		}
 	})
+}
+
+// TestRefusals checks that whoever refuses is answered as somebody who was not found, by both APIs.
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	b := newBackend(t)
+	s := serving.New(b, func() time.Time { return now })
+	s.WithholdFrom("customer_id", func(id string) bool { return id == "c1" || id == "42" })
+	mux := http.NewServeMux()
+	mux.Handle(featuresv1connect.NewFeatureServiceHandler(s))
+	mux.Handle("/get-online-features", serving.NewFeast(s, func(h http.Handler) http.Handler { return h }))
+	server := httptest.NewServer(mux)
+	t.Cleanup(server.Close)
+	ask := func(group string, entities ...string) (found []bool) {
+		res, err := featuresv1connect.NewFeatureServiceClient(server.Client(), server.URL).GetVectors(t.Context(),
+			connect.NewRequest(&featuresv1.GetVectorsRequest{Group: group, Entities: entities}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, v := range res.Msg.GetVectors() {
+			if v.GetEntity() != entities[i] {
+				t.Errorf("the entity %q is answered as %q", entities[i], v.GetEntity())
+			}
+			found = append(found, v.GetValues()[0].GetStatus() != featuresv1.ValueStatus_VALUE_STATUS_NOT_FOUND)
+		}
+		return found
+	}
+	if got := ask("activity", "c2", "c1", "c2"); !slices.Equal(got, []bool{true, false, true}) {
+		t.Errorf("found: %v", got)
+	}
+	if got := ask("stock", "42"); !slices.Equal(got, []bool{true}) { // a product refuses nothing
+		t.Errorf("found: %v", got)
+	}
+	res, err := server.Client().Post(server.URL+"/get-online-features", "application/json", //nolint:noctx // ends with the server
+		strings.NewReader(`{"features":["activity:orders_7d"],"entities":{"customer_id":["c1","c2"]}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(res.Body)
+	if closed := res.Body.Close(); err != nil || closed != nil {
+		t.Fatal(err, closed)
+	}
+	if !strings.Contains(string(text), `"statuses":["NOT_FOUND","PRESENT"]`) {
+		t.Errorf("Feast's answer is %s", text)
+	}
 }

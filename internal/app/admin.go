@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"reflect"
 	"time"
 
 	"connectrpc.com/connect"
@@ -119,6 +120,7 @@ func (p *App) sinks(ctx context.Context) ([]telemetry.Sink, error) {
 	for _, v := range p.views {
 		add(viewSink(ctx, v))
 	}
+	add(p.processSinks(), nil)
 	if p.lake != nil && p.admin != nil {
 		add(p.tableSinks(ctx))
 	}
@@ -265,6 +267,10 @@ func (p *App) compare(
 	if err != nil {
 		return r, false, err
 	}
+	outside, err := p.sourceEnds(ctx)
+	if err != nil {
+		return r, false, err
+	}
 	if err := p.CatchUp(bounded, progress); err != nil {
 		if bounded.Err() != nil && ctx.Err() == nil { // wait has passed, not the caller's deadline
 			return r, false, connect.NewError(connect.CodeDeadlineExceeded,
@@ -272,7 +278,7 @@ func (p *App) compare(
 		}
 		return r, false, err
 	}
-	if r, err = verify.Run(ctx, p.subjects(p.showsHistory(ctx)), progress); err != nil {
+	if r, err = verify.Run(ctx, p.subjects(ctx, p.showsHistory(ctx)), progress); err != nil {
 		return r, false, err
 	}
 	after, err := p.heads(ctx)
@@ -282,7 +288,8 @@ func (p *App) compare(
 	for name, head := range before {
 		moved = moved || after[name] != head
 	}
-	return r, moved, nil
+	outsideNow, err := p.sourceEnds(ctx)
+	return r, moved || !reflect.DeepEqual(outside, outsideNow), err
 }
 
 // heads returns the position of each store, by aggregate.
@@ -404,16 +411,17 @@ func (p *App) ends(ctx context.Context) (map[string]map[int32]int64, error) {
 // subjects returns all comparisons: for each service, its events in store, topic and table, and
 // each view and derived table against a digest of what the store's events should produce. Each
 // digest is computed only when the comparison runs, by a function that the side contains.
-func (p *App) subjects(withHistory bool) []verify.Subject {
+func (p *App) subjects(ctx context.Context, withHistory bool) []verify.Subject {
 	var subjects []verify.Subject
 	for _, s := range p.modules.Services {
 		subjects = append(subjects, verify.Subject{Aggregate: s.Aggregate.Name, Comparisons: p.comparisons(s, withHistory)})
 	}
-	if !withHistory {
-		return subjects
-	}
 	for _, s := range p.modules.Sources { // there is no store to compare with
-		if all := p.historyComparisons(s.Aggregate.Topic, nil); len(all) > 0 {
+		all := p.sourceComparisons(ctx, s.Aggregate)
+		if withHistory {
+			all = append(all, p.historyComparisons(s.Aggregate.Topic, nil)...)
+		}
+		if len(all) > 0 {
 			subjects = append(subjects, verify.Subject{Aggregate: s.Aggregate.Name, Comparisons: all})
 		}
 	}
@@ -453,6 +461,9 @@ func (p *App) comparisons(s Service, withHistory bool) []verify.Comparison {
 				derive("documents", "view "+v.Name,
 					func(ctx context.Context) (*digest.Digest, error) { return v.Digest(ctx, a) }, f.Expected)
 			}
+		}
+		if v.Feeds[0].Aggregate == a {
+			derived = append(derived, p.membershipComparisons(v)...)
 		}
 	}
 	for _, t := range s.Tables {

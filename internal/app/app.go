@@ -40,6 +40,7 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/refusals"
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/internal/server"
 	"github.com/millrace/millrace/internal/settings"
@@ -77,6 +78,8 @@ type App struct {
 	published *relay.Follower             // follows relays of other processes
 	viewSinks *Sinks
 	views     []*view
+	processes []process
+	services  []mounted // see commandServices
 	lake      *lake.Lake
 	sql       *lakesql.SQL
 	history   *history.History   // of features; nil without ClickHouse
@@ -84,6 +87,7 @@ type App struct {
 	child     *clickhouse.Engine // the embedded engine of SQL and features; nil with a server
 	vectors   *online.Runner     // features in memory
 	profiles  *profiles          // of the vectors
+	refusals  *refusals.Follower // who refuses that vectors are answered; nil without customers
 	tracking  *tracking.Intake   // nil without the role
 
 	// settingsMu guards settings: the periodic check writes them, and status reads them.
@@ -152,6 +156,7 @@ func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log 
 		{featureTables, "features", p.openHistory},
 		{featureFeeds, "features", p.startHistory},
 		{runners, "views", p.startRunners},
+		{runners, "processes", p.startProcesses},
 		{followers, "views", p.startFollowers},
 		{vectors, "features", p.startVectors},
 		{vectors, "features", p.startProfiles},

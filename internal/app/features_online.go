@@ -4,16 +4,20 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	"connectrpc.com/connect"
 
+	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/features/online"
 	featureserving "github.com/millrace/millrace/features/serving"
+	customerv1 "github.com/millrace/millrace/gen/millrace/customer/v1"
 	"github.com/millrace/millrace/gen/millrace/features/v1/featuresv1connect"
 	"github.com/millrace/millrace/internal/auth"
 	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/refusals"
 	"github.com/millrace/millrace/internal/rpc"
 	"github.com/millrace/millrace/internal/server"
 	"github.com/millrace/millrace/streams"
@@ -66,7 +70,38 @@ func (p *App) startVectors(context.Context) error {
 		p.metrics.Gauge(name, gauge.help, gauge.read)
 	}
 	p.background("features", p.vectors.Run)
+	if slices.Contains(p.modules.aggregates(), event.Customer) {
+		p.refusals = refusals.NewFollower(p.kafka, p.decoder, p.log)
+		p.background("consents of customers", p.refusals.Run)
+	}
 	return nil
+}
+
+// vectorBackend is the features in memory. They are ready once it is known who refuses analytics.
+type vectorBackend struct {
+	*online.Runner
+	refusals *refusals.Follower
+}
+
+// Ready implements featureserving.Backend.
+func (b vectorBackend) Ready() error {
+	if b.refusals != nil {
+		if err := b.refusals.Ready(); err != nil {
+			return err
+		}
+	}
+	return b.Runner.Ready()
+}
+
+// vectorServer returns what answers vectors: without those of customers who refuse analytics.
+func (p *App) vectorServer() *featureserving.Service {
+	s := featureserving.New(vectorBackend{p.vectors, p.refusals}, time.Now)
+	if p.refusals != nil {
+		s.WithholdFrom(customerEntity, func(id string) bool {
+			return p.refusals.Refuses(id, customerv1.ConsentPurpose_CONSENT_PURPOSE_ANALYTICS)
+		})
+	}
+	return s
 }
 
 // feastAddrs returns the addresses of Feast's online and offline store. A default one is probably in
@@ -91,14 +126,14 @@ func (p *App) feastAddrs() map[string]string {
 
 // vectorService returns FeatureService, guarded as other queries.
 func (p *App) vectorService(opts ...connect.HandlerOption) (string, http.Handler) {
-	return p.guarded(featuresv1connect.NewFeatureServiceHandler(featureserving.New(p.vectors, time.Now),
+	return p.guarded(featuresv1connect.NewFeatureServiceHandler(p.vectorServer(),
 		append(opts, rpc.HandlerOptions(p.log, time.Now)...)...))
 }
 
 // feast returns the HTTP API of Feast's feature server. It requires the same right as FeatureService.
 func (p *App) feast() http.Handler {
 	right := func(*http.Request) auth.Right { return auth.On(auth.Queries, auth.FeatureQueries) }
-	api := featureserving.NewFeast(featureserving.New(p.vectors, time.Now), func(h http.Handler) http.Handler {
+	api := featureserving.NewFeast(p.vectorServer(), func(h http.Handler) http.Handler {
 		return auth.Need(right, p.limiter.Admit(server.As(server.Query), refuseFeast, h))
 	})
 	return featureserving.FeastErrors(p.tokens.Guard(api, "/health"))

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/genproto/googleapis/type/money"
 	"google.golang.org/protobuf/proto"
 
+	customerv1 "github.com/millrace/millrace/gen/millrace/customer/v1"
 	featuresv1 "github.com/millrace/millrace/gen/millrace/features/v1"
 	"github.com/millrace/millrace/gen/millrace/features/v1/featuresv1connect"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
@@ -70,6 +71,25 @@ func TestVectorsOfAnOrder(t *testing.T) {
 		}
 	}
 	check(p, receipt.GetToken())
+	// Who refuses analytics is answered as somebody without orders.
+	for _, command := range []proto.Message{
+		&customerv1.RegisterCustomerRequest{CustomerId: customer, Country: "GB", IdempotencyKey: "two"},
+		&customerv1.SetConsentRequest{CustomerId: customer, Purpose: customerv1.ConsentPurpose_CONSENT_PURPOSE_ANALYTICS,
+			IdempotencyKey: "three"},
+	} {
+		if _, err := commands.Send(t.Context(), command); err != nil {
+			t.Fatal(err)
+		}
+	}
+	polltest.Until(t, "the customer is not found", func() bool {
+		res, err := featuresv1connect.NewFeatureServiceClient(http.DefaultClient, "http://"+p.Addr()).GetVectors(t.Context(),
+			connect.NewRequest(&featuresv1.GetVectorsRequest{Group: "customer_value", Entities: []string{customer}}))
+		return err == nil && res.Msg.GetVectors()[0].GetValues()[0].GetStatus() == featuresv1.ValueStatus_VALUE_STATUS_NOT_FOUND
+	})
+	if _, err := commands.Send(t.Context(), &customerv1.SetConsentRequest{CustomerId: customer, Granted: true,
+		Purpose: customerv1.ConsentPurpose_CONSENT_PURPOSE_ANALYTICS, IdempotencyKey: "four"}); err != nil {
+		t.Fatal(err)
+	}
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}

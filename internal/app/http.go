@@ -13,7 +13,6 @@ import (
 	"connectrpc.com/grpchealth"
 	"connectrpc.com/grpcreflect"
 
-	"github.com/millrace/millrace/commands"
 	"github.com/millrace/millrace/gen/millrace/admin/v1/adminv1connect"
 	"github.com/millrace/millrace/internal/auth"
 	"github.com/millrace/millrace/internal/config"
@@ -102,13 +101,9 @@ func (p *App) api() http.Handler {
 	var services []string
 	// Every service of the modules, on its own path.
 	if p.has(Commands) {
-		opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(measured),
-			commands.WithClockLeeway(p.cfg.Commands.ClockLeeway),
-			commands.WithCurrencies(p.cfg.Commands.Currencies)}
-		for _, m := range p.modules.Services {
-			path, h := m.Handler(p.stores[m.Aggregate.Name], opts...)
-			mux.Handle(p.guarded(path, h))
-			services = append(services, strings.Trim(path, "/"))
+		for _, s := range p.commandServices() {
+			mux.Handle(p.guarded(s.path, s.handler))
+			services = append(services, strings.Trim(s.path, "/"))
 		}
 	}
 	if p.has(Query) {
@@ -303,7 +298,7 @@ func (p *App) unready(ctx context.Context) error {
 		return errors.New("the views are catching up with the log")
 	}
 	if p.vectors != nil {
-		if err := p.vectors.Ready(); err != nil {
+		if err := (vectorBackend{p.vectors, p.refusals}).Ready(); err != nil {
 			return fmt.Errorf("features: %w", err)
 		}
 	}

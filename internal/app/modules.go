@@ -26,6 +26,7 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake/declare"
 	laketables "github.com/millrace/millrace/lake/tables"
+	"github.com/millrace/millrace/processes/identification"
 	"github.com/millrace/millrace/readmodels"
 	"github.com/millrace/millrace/readmodels/catalog"
 	"github.com/millrace/millrace/readmodels/customer360"
@@ -47,23 +48,28 @@ func Shop() Modules {
 		Views: []View{
 			inRedis(orderstatus.Name, orderstatus.New, feed(event.Order, orderstatus.ExpectedDigest)),
 			inSearch(catalog.Name, catalog.New, feed(event.Product, catalog.ExpectedDigest)),
-			withSegments(inRedis(customer360.Name, customer360.New, feed(event.Customer, customer360.ExpectedDigest),
-				feed(event.Order, customer360.ExpectedDigest), feed(event.Identity, customer360.ExpectedDigest),
-				outside(event.Behavior))),
+			withSegments(inRedis(customer360.Name, customer360.New, feed(event.Customer, customerFacts.ExpectedDigest),
+				feed(event.Order, customerFacts.ExpectedDigest), feed(event.Identity, customerFacts.ExpectedDigest),
+				outside(event.Behavior, customer360.ExpectedBehavior))),
 		},
 		Sources: []Source{
 			{event.Behavior, []declare.Table{laketables.BehaviorEvents}},
+		},
+		Processes: []Process{
+			{identification.Name, openIdentification},
 		},
 		Groups: func(c config.Config) ([]*features.Group, error) { return FeatureGroups(c.Features) },
 	}
 }
 
-// Modules are the services, views and sources that a process consists of. The rest of this package
+// Modules are the services, views, sources and processes that a process consists of. The rest of this package
 // iterates over them and names none. Tests pass others than those of Shop.
 type Modules struct {
 	Services []Service
 	Views    []View
 	Sources  []Source
+	// Processes turn events into commands.
+	Processes []Process
 	// Groups returns the feature groups. It may be nil.
 	Groups func(config.Config) ([]*features.Group, error)
 }
@@ -103,15 +109,19 @@ type Feed struct {
 	// Expected computes the digest of a view that has applied exactly these events. It is nil if
 	// there is no store to compare with.
 	Expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error)
+	// ExpectedOfTopic does the same from the records of a topic without a store.
+	ExpectedOfTopic func(iter.Seq2[streams.Record, error]) (*digest.Digest, error)
 }
 
 // feed returns a feed that verify compares with its store.
 func feed(of event.Aggregate, expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error)) Feed {
-	return Feed{of, expected}
+	return Feed{Aggregate: of, Expected: expected}
 }
 
-// outside returns a feed of facts that come from outside.
-func outside(of event.Aggregate) Feed { return Feed{of, nil} }
+// outside returns a feed of facts that come from outside, which verify compares with their topic.
+func outside(of event.Aggregate, expected func(iter.Seq2[streams.Record, error]) (*digest.Digest, error)) Feed {
+	return Feed{Aggregate: of, ExpectedOfTopic: expected}
+}
 
 // OpenView is a view that is open in its sink. A process uses either Runtime or Follower, by its
 // roles. Digest is what the view contains of a feed; Feed.Expected is what it should contain.

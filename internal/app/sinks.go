@@ -58,7 +58,7 @@ func inRedis[V OpenView](
 	}
 }
 
-// withSegments gives the view of customers the configured segments.
+// withSegments gives the view of customers its features and the configured segments.
 func withSegments(v View) View {
 	open := v.Open
 	v.Open = func(ctx context.Context, s *Sinks) (OpenView, error) {
@@ -74,7 +74,14 @@ func withSegments(v View) View {
 		if !ok {
 			return nil, fmt.Errorf("%T has no segments", opened)
 		}
-		return opened, prefixed(customers.SetSegments(segments))
+		groups, err := FeatureGroups(s.app.cfg.Features)
+		if err != nil {
+			return nil, err
+		}
+		customers.SetFeatures(customerFacts, newCustomerFeatures(groups))
+		limits := s.app.cfg.Customer360.Limits
+		return opened, prefixed(customers.SetSegments(segments, customer360.Limits{Segments: limits.Segments,
+			Cost: limits.Cost, Pending: limits.Pending, Recheck: limits.Recheck}))
 	}
 	return v
 }

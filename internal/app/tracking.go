@@ -26,22 +26,15 @@ func (p *App) startTracking(context.Context) error {
 			return fmt.Errorf("tracking.keys: %s: %w", c.Keys, err)
 		}
 	}
-	var plan *tracking.Plan
-	if c.Plan != "" {
-		text, err := os.ReadFile(c.Plan)
-		if err == nil {
-			plan, err = tracking.ParsePlan(text)
-		}
-		if err != nil {
-			return fmt.Errorf("tracking.plan: %s: %w", c.Plan, err)
-		}
+	plan, err := p.trackingPlan()
+	if err != nil {
+		return err
 	}
 	letters := streams.NewDeadLetters(p.kafka)
 	p.onStop(func() error {
 		letters.Close()
 		return nil
 	})
-	var err error
 	p.tracking, err = tracking.New(tracking.Config{
 		Kafka: p.kafka, Sources: sources, Plan: plan, Requests: c.Requests, IDs: c.IDs, Logger: p.log,
 		Consent:          tracking.Consent{Purposes: c.Consent, Denied: c.ConsentDefault == "denied"},

@@ -132,6 +132,9 @@ func (c Config) CheckClient() error {
 	if _, known := event.Currencies(c.Commands.Currencies).Decimals(c.Features.Currency); !known {
 		bad("features.currency: %q is not a currency of ISO 4217 or of commands.currencies", c.Features.Currency)
 	}
+	if l := c.Customer360.Limits; l.Segments < 1 || l.Cost < 1 || l.Pending < 1 || l.Recheck < time.Second {
+		bad("customer360.limits: segments, cost and pending must be positive, and recheck at least 1s")
+	}
 	c.Limits.check(bad)
 	if c.Drain < 0 {
 		bad("drain: %v is below 0", c.Drain)

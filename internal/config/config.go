@@ -114,6 +114,23 @@ type Commands struct {
 // Customer360 configures segments of customers.
 type Customer360 struct {
 	Segments map[string]Segment `yaml:"segments" doc:"Saved conditions over customer profiles: a map from a name to expression, description and purpose. The expression is CEL; the page on Customer 360 has its variables and functions. The purpose is marketing, analytics or personalisation, and only customers who consent to it are members. Processes with the roles views and query need the same segments."`
+	Limits   SegmentLimits      `yaml:"limits" doc:"Bounds of the work that segments cause."`
+	Identify Identify           `yaml:"identify" doc:"Links from the identify events of tracking clients, which processes with the role views send as commands."`
+}
+
+// Identify configures where links from identify events are sent.
+type Identify struct {
+	Commands string `yaml:"commands" doc:"URL of a process with the role commands. Not needed by a process that has both roles. Empty otherwise: identify events link nothing."`
+	Token    Secret `yaml:"token" doc:"Token for it, with the right commands.identity."`
+	CA       string `yaml:"ca" doc:"PEM file with the CA certificates that it must have. Empty: the system's."`
+}
+
+// SegmentLimits bounds the work of segments.
+type SegmentLimits struct {
+	Segments int           `yaml:"segments" doc:"Number of segments."`
+	Cost     uint64        `yaml:"cost" doc:"Cost of evaluating one expression for one person, in CEL's units. An expression over a profile costs a few hundred. Above it, the person is not a member."`
+	Pending  int           `yaml:"pending" doc:"People who wait to be evaluated. At the limit, reading of the log pauses."`
+	Recheck  time.Duration `yaml:"recheck" doc:"How often a person is evaluated again whose segments use a feature that changes all the time, such as the seconds since an order."`
 }
 
 // Segment is one segment of customers.
@@ -288,11 +305,12 @@ type Tracking struct {
 // embedded ones, so the defaults need no preparation.
 func Default() Config {
 	return Config{
-		Addr:          "127.0.0.1:7400",
-		Admin:         Admin{Addr: "127.0.0.1:7401"},
-		Auth:          Auth{Rights: map[string][]string{}},
-		Commands:      Commands{ClockLeeway: time.Minute, Currencies: map[string]int{}},
-		Customer360:   Customer360{Segments: map[string]Segment{}},
+		Addr:     "127.0.0.1:7400",
+		Admin:    Admin{Addr: "127.0.0.1:7401"},
+		Auth:     Auth{Rights: map[string][]string{}},
+		Commands: Commands{ClockLeeway: time.Minute, Currencies: map[string]int{}},
+		Customer360: Customer360{Segments: map[string]Segment{},
+			Limits: SegmentLimits{Segments: 100, Cost: 1_000_000, Pending: 100_000, Recheck: 15 * time.Minute}},
 		Data:          "data",
 		Durability:    "crash",
 		Log:           Log{Level: slog.LevelWarn, Format: "text"},

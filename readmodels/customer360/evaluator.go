@@ -38,8 +38,7 @@ import (
 
 const (
 	defaultLease = 10 * time.Second
-	maxPending   = 100_000 // nodes that wait to be evaluated
-	perRound     = 100     // nodes that are evaluated for one transaction
+	perRound     = 100 // nodes that are evaluated for one transaction
 )
 
 // WorkConfig configures Work.
@@ -248,7 +247,7 @@ func (e *evaluator) snapshot() map[string]map[int32]streams.Applied {
 func (e *evaluator) note(ctx context.Context, nodes ...identity.Node) error {
 	for {
 		e.mu.Lock()
-		full := len(e.pending) >= maxPending
+		full := len(e.pending) >= e.view.limits.Pending
 		if !full {
 			for _, n := range nodes {
 				e.pending[n] = true
@@ -356,7 +355,7 @@ func (e *evaluator) evaluate(
 	if err != nil || seen[parts.Person.Canonical()] || parts.Person.Canonical() == "" {
 		return nil, err
 	}
-	o, err := evaluate(e.view.segments, parts, now)
+	o, err := evaluate(e.view.segments, e.view.features, e.view.limits.Recheck, parts, now)
 	if err != nil {
 		return nil, err
 	}

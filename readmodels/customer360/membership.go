@@ -114,6 +114,18 @@ func (m *members) page(segment, after string, size int) (ids []string, more bool
 	return ids, more
 }
 
+// all returns the members of a segment.
+func (m *members) all(segment string) (ids []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, c := range m.segments[segment] {
+		if c.member {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // names returns the names of all segments that have ever had a member.
 func (m *members) names() []string {
 	m.mu.Lock()

@@ -68,7 +68,7 @@ func (s *shop) write(t *testing.T) {
 // start feeds a view and evaluates segments until the returned function is called.
 func (s *shop) start(t *testing.T, v *customer360.View) (stop func()) {
 	t.Helper()
-	if err := v.SetSegments(segments); err != nil {
+	if err := v.SetSegments(segments, customer360.Limits{}); err != nil {
 		t.Fatal(err)
 	}
 	stopFeed := streamstest.Start(t, v.Runtime(s.kafka, nil, streamstest.Quiet))
@@ -214,6 +214,16 @@ func TestMembershipFollowsProfilesAndTime(t *testing.T) {
 		t.Errorf("the profile has the segments %v, %v, want %v", profile, err, want)
 	}
 	before := s.published(t)
+	verified := func(want bool) {
+		t.Helper()
+		evaluated, published, err := v.Membership(t.Context(), monday.AddDate(0, 2, 0))
+		if err != nil || evaluated.Total().Count == 0 || (evaluated.Total() == published.Total()) != want {
+			t.Errorf("%v should be members and %v are, %v; want them equal: %v", evaluated.Streams, published.Streams, err, want)
+		}
+	}
+	verified(true)
+	v.AddMember("big", customerID(4))
+	verified(false)
 
 	stop()
 	again := customer360.New(client, streamstest.Quiet)
@@ -245,7 +255,7 @@ func child(servers string) int {
 		return 1
 	}
 	v := customer360.New(client, streamstest.Quiet)
-	if err := v.SetSegments(segments); err != nil {
+	if err := v.SetSegments(segments, customer360.Limits{}); err != nil {
 		fmt.Println(err)
 		return 1
 	}

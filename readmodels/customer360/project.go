@@ -4,7 +4,7 @@
 // The view reads several topics, whose partitions are applied independently and in any order. So
 // it stores fragments, not profiles: one for each customer, order, node of the identity graph, and
 // visitor. Each fragment is fed by one stream on one partition, and contains its own guard against
-// redelivery: the stream's version, or for a visitor the offset. Project folds an event into a
+// redelivery: the stream's version, or for a visitor the offset. Facts.Project folds an event into a
 // fragment. Compose makes the profile of a person from fragments, when it is read. Which fragments
 // are a person's is what event/identity says. So a merge rewrites nothing, and after it was taken
 // back, the profiles are those of two people who were never merged.
@@ -48,7 +48,7 @@ func Sources() []event.Aggregate {
 // Project implements readmodels.Project for fragments of all sources with versions. An event of an
 // unknown type changes only the version and the time, so that older processes can read newer
 // events.
-func Project(before *Fragment, e event.Event) (*Fragment, error) {
+func (facts Facts) Project(before *Fragment, e event.Event) (*Fragment, error) {
 	// A clone, because Project must not change the fragment that it receives.
 	next := &Fragment{}
 	if before != nil {
@@ -60,7 +60,7 @@ func Project(before *Fragment, e event.Event) (*Fragment, error) {
 	case event.Customer.Name:
 		err = projectCustomer(next, e)
 	case event.Order.Name:
-		err = projectOrder(next, e)
+		err = facts.projectOrder(next, e)
 	case event.Identity.Name:
 		err = projectNode(next, e)
 	default:
@@ -107,7 +107,7 @@ func projectCustomer(f *Fragment, e event.Event) error {
 	return nil
 }
 
-func projectOrder(f *Fragment, e event.Event) error {
+func (facts Facts) projectOrder(f *Fragment, e event.Event) error {
 	var message orderv1.OrderEvent
 	if err := proto.Unmarshal(e.Data, &message); err != nil {
 		return err
@@ -128,6 +128,9 @@ func projectOrder(f *Fragment, e event.Event) error {
 		o.Stage = orderv1.OrderStage_ORDER_STAGE_CONFIRMED
 	case *orderv1.OrderEvent_Cancelled:
 		o.Stage = orderv1.OrderStage_ORDER_STAGE_CANCELLED
+	}
+	if facts != nil && o.GetCustomerId() != "" {
+		applyFacts(o, facts(e))
 	}
 	return nil
 }
@@ -245,8 +248,8 @@ func shortened(s string) string {
 	return strings.ToValidUTF8(s[:maxName], "")
 }
 
-// ExpectedDigest returns the digest of the fragments of an aggregate, of a view that has applied
-// the events, which come in order per stream.
-func ExpectedDigest(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
-	return readmodels.Expected(events, Project)
+// ExpectedDigest returns the digest of the fragments of an aggregate, of a view that keeps these facts
+// and has applied the events, which come in order per stream.
+func (facts Facts) ExpectedDigest(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
+	return readmodels.Expected(events, facts.Project)
 }

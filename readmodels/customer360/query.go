@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -60,13 +61,22 @@ func (q *Queries) GetProfile(
 		}
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("no such customer"))
 	}
-	profile, err := Compose(parts)
+	profile, err := v.compose(parts)
 	if err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&customer360v1.GetProfileResponse{
 		Profile: profile, Freshness: v.freshness(parts), Segments: v.memberOf(parts.Person.Canonical()),
 	}), nil
+}
+
+// compose returns the profile of a person with features of now.
+func (v *View) compose(p Parts) (*customer360v1.Profile, error) {
+	profile, err := Compose(p)
+	if err == nil {
+		addFeatures(profile, p, v.features, time.Now())
+	}
+	return profile, err
 }
 
 // memberOf returns the configured segments that a customer is a member of.

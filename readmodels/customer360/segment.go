@@ -17,6 +17,7 @@ import (
 	"cel.dev/cel-go/common/types/ref"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/millrace/millrace/event"
 	customerv1 "github.com/millrace/millrace/gen/millrace/customer/v1"
 	customer360v1 "github.com/millrace/millrace/gen/millrace/customer360/v1"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
@@ -35,32 +36,48 @@ type Segment struct {
 type segment struct {
 	Segment
 	program cel.Program
+	// features are those that the expression uses: the index in Features.List, by variable.
+	features map[string]int
+}
+
+// Limits bound the work of segments. Zero means the default.
+type Limits struct {
+	Segments int // number of segments; 100 by default
+	// Cost is the cost of evaluating one expression, in CEL's units; 1,000,000 by default. An
+	// expression over a profile costs a few hundred.
+	Cost uint64
+	// Pending is the number of people who wait to be evaluated; 100,000 by default.
+	Pending int
+	// Recheck is how often somebody is evaluated whose segments use a value that changes all the
+	// time, such as the seconds since an order; 15 minutes by default.
+	Recheck time.Duration
+}
+
+// withDefaults returns the limits with the defaults of those that are not set.
+func (l Limits) withDefaults() Limits {
+	return Limits{cmp.Or(l.Segments, 100), cmp.Or(l.Cost, 1_000_000), cmp.Or(l.Pending, 100_000),
+		cmp.Or(l.Recheck, 15*time.Minute)}
 }
 
 // segmentName is the form of a segment's name. It is a part of keys on the topic.
 var segmentName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,63}$`)
 
-const maxSegments = 100
-
-// maxCost bounds the evaluation of one expression. An expression over a profile costs a few hundred.
-const maxCost = 1_000_000
-
 // compile compiles segments, sorted by name. The error names the segment and the position.
-func compile(segments []Segment) ([]*segment, error) {
-	if len(segments) > maxSegments {
-		return nil, fmt.Errorf("%d segments, the limit is %d", len(segments), maxSegments)
+func compile(segments []Segment, features []Feature, limits Limits) ([]*segment, error) {
+	if len(segments) > limits.Segments {
+		return nil, fmt.Errorf("%d segments, the limit is %d", len(segments), limits.Segments)
 	}
-	env, err := newEnv()
+	env, err := newEnv(features)
 	if err != nil {
 		return nil, fmt.Errorf("environment of segments: %w", err)
 	}
 	var compiled []*segment
 	for _, s := range segments {
-		program, err := s.compile(env)
+		c, err := s.compile(env, features, limits.Cost)
 		if err != nil {
 			return nil, fmt.Errorf("segment %q: %w", s.Name, err)
 		}
-		compiled = append(compiled, &segment{s, program})
+		compiled = append(compiled, c)
 	}
 	slices.SortFunc(compiled, func(a, b *segment) int { return strings.Compare(a.Name, b.Name) })
 	for i := 1; i < len(compiled); i++ {
@@ -71,7 +88,7 @@ func compile(segments []Segment) ([]*segment, error) {
 	return compiled, nil
 }
 
-func (s Segment) compile(env *cel.Env) (cel.Program, error) {
+func (s Segment) compile(env *cel.Env, features []Feature, cost uint64) (*segment, error) {
 	if !segmentName.MatchString(s.Name) {
 		return nil, errors.New("the name must have 1 to 64 lower-case letters, digits, _ and -, and begin with a letter")
 	}
@@ -81,12 +98,27 @@ func (s Segment) compile(env *cel.Env) (cel.Program, error) {
 	checked, issues := env.Compile(s.Expression)
 	if err := issues.Err(); err != nil {
 		// Such as "ERROR: <input>:1:8: undeclared reference to 'order'", and the line with a caret.
+		if strings.Contains(err.Error(), "undeclared reference to 'features'") {
+			err = fmt.Errorf("%w\n(a feature is features.GROUP.NAME, of a group of customers; `millrace features describe GROUP` "+
+				"lists the names)", err)
+		}
 		return nil, fmt.Errorf("expression: %w", err)
 	}
 	if !checked.OutputType().IsExactType(cel.BoolType) {
 		return nil, fmt.Errorf("expression: it is of type %s, want bool", checked.OutputType())
 	}
-	return env.Program(checked, cel.CostLimit(maxCost))
+	program, err := env.Program(checked, cel.CostLimit(cost))
+	if err != nil {
+		return nil, err
+	}
+	compiled := &segment{s, program, map[string]int{}}
+	for _, named := range checked.NativeRep().ReferenceMap() {
+		i := slices.IndexFunc(features, func(f Feature) bool { return f.variable() == named.Name })
+		if i >= 0 {
+			compiled.features[named.Name] = i
+		}
+	}
+	return compiled, nil
 }
 
 // Names in expressions. momentVariable is not a valid identifier in expressions, so only the macros
@@ -98,10 +130,10 @@ const (
 	spentFunction  = "spent"
 )
 
-// newEnv returns the environment of expressions: the parts of a profile as variables, and functions
-// of time. An expression cannot read the clock in any other way. So the functions see every instant
+// newEnv returns the environment of expressions: the parts of a profile and features as variables,
+// and functions of time. An expression cannot read the clock in any other way. So the functions see every instant
 // at which the result may change.
-func newEnv() (*cel.Env, error) {
+func newEnv(features []Feature) (*cel.Env, error) {
 	object := func(name string) *cel.Type { return cel.ObjectType("millrace.customer360.v1." + name) }
 	// A macro passes the moment to a function: within(t, "30d") becomes @moment.within(t, "30d").
 	macro := func(name string, arguments int) cel.Macro {
@@ -128,7 +160,11 @@ func newEnv() (*cel.Env, error) {
 			return f(m, args[1:])
 		})
 	}
-	return cel.NewEnv(
+	variables := []cel.EnvOption{cel.CrossTypeNumericComparisons(true)} // features... > 500, without .0
+	for _, f := range features {
+		variables = append(variables, cel.Variable(f.variable(), f.celType()))
+	}
+	return cel.NewEnv(append(variables,
 		cel.Types(&customer360v1.Profile{}),
 		cel.Variable("customer_id", cel.StringType),
 		cel.Variable("contact", object("Contact")),
@@ -147,7 +183,7 @@ func newEnv() (*cel.Env, error) {
 			cel.MemberOverload("moment_spent", []*cel.Type{momentType, cel.StringType}, cel.DoubleType, bind(spent)),
 			cel.MemberOverload("moment_spent_within",
 				[]*cel.Type{momentType, cel.StringType, cel.StringType}, cel.DoubleType, bind(spent))),
-	)
+	)...)
 }
 
 // periods are the units of a period.
@@ -174,6 +210,9 @@ type moment struct {
 	now    time.Time
 	orders map[string]*Fragment
 	due    time.Time // zero if no result changes by time alone
+	// recheck is when a value is evaluated again that changes all the time.
+	recheck   time.Duration
+	unsettled bool // there is such a value
 }
 
 // momentType is the type of a moment in expressions.
@@ -184,10 +223,22 @@ func (m *moment) ends(at time.Time) bool {
 	if !m.now.Before(at) {
 		return false
 	}
+	m.changes(at)
+	return true
+}
+
+// changes registers that a value may change at a time: never if it is zero, and all the time if it is
+// not after now.
+func (m *moment) changes(at time.Time) {
+	if at.IsZero() {
+		return
+	}
+	if !at.After(m.now) {
+		at, m.unsettled = m.now.Add(m.recheck), true
+	}
 	if m.due.IsZero() || at.Before(m.due) {
 		m.due = at
 	}
-	return true
 }
 
 // ConvertToNative implements ref.Val.
@@ -268,15 +319,18 @@ type outcome struct {
 	members map[string]bool // by segment
 	due     time.Time       // when it may change by time alone; zero if never
 	err     error           // of expressions; such a segment has no such member
+	// unsettled are the segments that depend on a value that changes all the time.
+	unsettled map[string]bool
 }
 
 // evaluate evaluates segments for a person at a time. It is pure.
-func evaluate(segments []*segment, p Parts, now time.Time) (outcome, error) {
+func evaluate(segments []*segment, features Features, recheck time.Duration, p Parts, now time.Time) (outcome, error) {
+	now = event.Time(now) // facts have microseconds
 	profile, err := Compose(p)
 	if err != nil {
 		return outcome{}, err
 	}
-	m := &moment{now: now, orders: p.Orders}
+	m := &moment{now: now, orders: p.Orders, recheck: recheck}
 	registered := profile.GetRegisteredAt()
 	if registered == nil {
 		registered = &timestamppb.Timestamp{}
@@ -286,12 +340,19 @@ func evaluate(segments []*segment, p Parts, now time.Time) (outcome, error) {
 		"orders": profile.GetOrders(), "behavior": profile.GetBehavior(), "identifiers": profile.GetIdentifiers(),
 		"registered_at": registered, momentVariable: m,
 	}
-	o := outcome{members: map[string]bool{}}
+	bindFeatures(variables, segments, features, p, m)
+	withheld := refuses(profile, customerv1.ConsentPurpose_CONSENT_PURPOSE_ANALYTICS)
+	o := outcome{members: map[string]bool{}, unsettled: map[string]bool{}}
 	for _, s := range segments {
 		if !grants(profile, s.Purpose) { // not asked, or refused
 			continue
 		}
+		if len(s.features) > 0 && withheld {
+			continue
+		}
+		m.unsettled = false
 		result, _, err := s.program.Eval(variables)
+		o.unsettled[s.Name] = m.unsettled
 		if err != nil {
 			o.err = cmp.Or(o.err, fmt.Errorf("segment %q: %w", s.Name, err))
 			continue

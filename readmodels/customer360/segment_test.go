@@ -32,7 +32,7 @@ func TestWrongSegmentsAreNamed(t *testing.T) {
 		"no name":             {customer360.Segment{Expression: good, Purpose: marketing}, []string{"name"}},
 		"a name with a bar":   {customer360.Segment{Name: "a|b", Expression: good, Purpose: marketing}, []string{`"a|b"`, "name"}},
 	} {
-		err := customer360.New(newRedis(t), streamstest.Quiet).SetSegments([]customer360.Segment{c.segment})
+		err := customer360.New(newRedis(t), streamstest.Quiet).SetSegments([]customer360.Segment{c.segment}, customer360.Limits{})
 		for _, want := range c.want {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v, want %q in it", name, err, want)

@@ -99,7 +99,7 @@ func (q *Queries) ExportSegment(
 			return nil, v.queryError(err)
 		}
 		// Somebody may just have been merged, or have withdrawn their consent.
-		profile, err := Compose(parts)
+		profile, err := v.compose(parts)
 		if err != nil {
 			return nil, err
 		}

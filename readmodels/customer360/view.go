@@ -23,7 +23,7 @@ import (
 
 // Name is the view's name and version. A change in the form of the fragments gets a new version,
 // which is built beside the old one.
-const Name = "customer360/v1"
+const Name = "customer360/v2"
 
 // View keeps the fragments in Redis. It is a streams.Sink and a streams.Inspector.
 type View struct {
@@ -34,6 +34,9 @@ type View struct {
 
 	segments []*segment // sorted by name; set before the view is used
 	members  *members   // of segments
+	limits   Limits
+	features Features
+	facts    Facts
 }
 
 // New returns the view on a Redis. The caller closes the client.
@@ -41,6 +44,7 @@ func New(client *redis.Client, logger *slog.Logger) *View {
 	v := &View{
 		docs: client.Documents(Name), watermarks: streams.NewWatermarks(),
 		fresh: map[string]readmodels.Freshness{}, log: logger, members: newMembers(),
+		limits: Limits{}.withDefaults(), features: noFeatures{},
 	}
 	for _, a := range Sources() {
 		v.fresh[a.Service] = readmodels.Freshness{View: Name, Aggregate: a, Watermarks: v.watermarks}
@@ -48,10 +52,16 @@ func New(client *redis.Client, logger *slog.Logger) *View {
 	return v
 }
 
-// SetSegments sets the segments whose members the view keeps. Call it before anything else. The error
-// names the segment, and the position in its expression.
-func (v *View) SetSegments(segments []Segment) (err error) {
-	v.segments, err = compile(segments)
+// SetFeatures sets which facts the view keeps, and the features that it computes from them. Call it
+// before anything else.
+func (v *View) SetFeatures(facts Facts, features Features) { v.facts, v.features = facts, features }
+
+// SetSegments sets the segments whose members the view keeps, and their limits. Call it before the
+// view is used, and after SetFeatures. The error names the segment, and the position in its
+// expression.
+func (v *View) SetSegments(segments []Segment, limits Limits) (err error) {
+	v.limits = limits.withDefaults()
+	v.segments, err = compile(segments, v.features.List(), v.limits)
 	return err
 }
 
@@ -105,7 +115,7 @@ func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 		if err != nil {
 			return err
 		}
-		changed, err := fold(a, fragments, some)
+		changed, err := v.fold(a, fragments, some)
 		// The readable records are saved even if others are not readable.
 		var bad *streams.UnreadableError
 		if errors.As(err, &bad) {
@@ -140,9 +150,9 @@ func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 
 // fold applies the records of one aggregate to fragments, and returns the streams that changed. It
 // has the errors of readmodels.Fold.
-func fold(a event.Aggregate, fragments map[string]*Fragment, records []streams.Record) (map[string]bool, error) {
+func (v *View) fold(a event.Aggregate, fragments map[string]*Fragment, records []streams.Record) (map[string]bool, error) {
 	if a != event.Behavior {
-		return readmodels.Fold(fragments, records, Project)
+		return readmodels.Fold(fragments, records, v.facts.Project)
 	}
 	// Behaviour has no versions, so its guard is the offset.
 	changed := map[string]bool{}

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -117,7 +118,7 @@ func asExpected(t fataler, v *customer360.View, w *world) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want, err := customer360.ExpectedDigest(w.logs[a.Topic].All())
+		want, err := customer360.Facts(nil).ExpectedDigest(w.logs[a.Topic].All())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -125,6 +126,26 @@ func asExpected(t fataler, v *customer360.View, w *world) {
 			t.Fatalf("the view has %d fragments of %s, want %d, or the same ones with other content",
 				len(got.Streams), a.Name, len(want.Streams))
 		}
+	}
+	got, err := v.Digest(context.Background(), event.Behavior)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := customer360.ExpectedBehavior(func(yield func(streams.Record, error) bool) {
+		for name, records := range w.records() {
+			for _, r := range records {
+				if strings.HasPrefix(name, event.Behavior.Topic) && !yield(r, nil) {
+					return
+				}
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !maps.Equal(got.Streams, want.Streams) {
+		t.Fatalf("the view has %d fragments of visitors, want %d, or the same ones with other content",
+			len(got.Streams), len(want.Streams))
 	}
 }
 

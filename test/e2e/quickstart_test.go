@@ -47,7 +47,7 @@ func quickStart(t *testing.T, env []string) {
 	}
 	shown := s.output.String()
 	for _, sink := range []string{"store order", "topic millrace.orders", "view orderstatus/v2",
-		"view catalog/v2", "view customer360/v1", "table orders_events", "table order_lines", "table orders_current"} {
+		"view catalog/v2", "view customer360/v2", "table orders_events", "table order_lines", "table orders_current"} {
 		if !regexp.MustCompile(regexp.QuoteMeta(sink) + `\s+│\s+[1-9]`).MatchString(shown) {
 			t.Errorf("the table has no count for %q", sink)
 		}

@@ -178,5 +178,10 @@ func customer() []proto.Message {
 		&customerv1.ChangeAddressRequest{CustomerId: id, Address: &customerv1.Address{
 			Recipient: "A. Person", Lines: []string{"1 Mill Lane"}, PostalCode: "CB1 0AA", City: "Cambridge", Country: "GB",
 		}, IdempotencyKey: key("address")},
+		&customerv1.SetConsentRequest{CustomerId: id, Purpose: customerv1.ConsentPurpose_CONSENT_PURPOSE_MARKETING,
+			Granted: true, IdempotencyKey: key("consent")},
+		&orderv1.PlaceOrderRequest{OrderId: uuid.Must(uuid.NewV7()).String(), CustomerId: &id,
+			Reference: fmt.Sprintf("K-%d", n), Currency: "GBP", Country: "GB",
+			Lines: []*orderv1.NewLine{newLine(sku(rand.IntN(productCount)))}, IdempotencyKey: key("place")},
 	}
 }

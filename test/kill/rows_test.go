@@ -88,6 +88,20 @@ func featureSteps() []step {
 	return all
 }
 
+// customerSteps returns the steps of the view of customers, and of who is in which segment.
+func customerSteps() []step {
+	const view = "view.customer360/v2."
+	return []step{
+		{role: "views", point: view + "apply.before", name: "customer360 before apply", at: 3},
+		{role: "views", point: view + "save.before", name: "customer360 before save", at: 3},
+		{role: "views", point: view + "apply.after", name: "customer360 after apply", at: 3, after: true},
+		{role: "views", point: view + "positions.before", name: "customer360 before positions", at: 2},
+		{role: "views", point: view + "positions.after", name: "customer360 after positions", at: 2, after: true},
+		{role: "views", point: "segments.publish.before", name: "segments before publish", at: 2},
+		{role: "views", point: "segments.publish.after", name: "segments after publish", at: 2, after: true},
+	}
+}
+
 // realRows returns the rows on real servers, with a process for each role.
 func realRows() []row {
 	quick := map[string]bool{
@@ -162,7 +176,7 @@ func embeddedRows() []row {
 		"after append": true, "after commit": true, "catalog before positions": true, "orders_events committed": true,
 	}
 	var rows []row
-	all := append(append(steps(), featureSteps()...),
+	all := append(append(append(steps(), featureSteps()...), customerSteps()...),
 		step{role: "views", point: "embedded.redis.write.before", name: "redis before write", at: 8},
 		step{role: "views", point: "embedded.redis.write.after", name: "redis after write", at: 8, after: true},
 	)

@@ -54,6 +54,10 @@ func (s *system) role(name string) *role {
 // maintenanceEnv makes the lake's maintenance run almost continuously, and keep a short history.
 var maintenanceEnv = []string{"MILLRACE_LAKE_MAINTENANCE_EVERY=5s", "MILLRACE_LAKE_MAINTENANCE_KEEP=20s"}
 
+// segmentsEnv defines a segment that the customers of the load enter.
+const segmentsEnv = "MILLRACE_CUSTOMER360_SEGMENTS={spenders: " +
+	"{expression: 'features.customer_value.monetary_sum_90d > 0', purpose: marketing}}"
+
 // startEmbedded starts `millrace up` with everything in one data folder.
 func startEmbedded(ctx context.Context, dir string, env ...string) (*system, error) {
 	ports, err := freePort()
@@ -65,7 +69,7 @@ func startEmbedded(ctx context.Context, dir string, env ...string) (*system, err
 		dir: dir, ledger: newLedger(), brokers: loopback(ports),
 		env: append([]string{
 			"MILLRACE_KAFKA_LISTEN=" + loopback(ports), "MILLRACE_LOG_LEVEL=warn",
-			"MILLRACE_COMMANDS_CURRENCIES={GBP: 3}", bisectEnv,
+			"MILLRACE_COMMANDS_CURRENCIES={GBP: 3}", bisectEnv, segmentsEnv,
 		}, maintenanceEnv...),
 		openStore: func(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
 			return sqlite.Open(ctx, filepath.Join(data, "store", a.Service+".db"), a)

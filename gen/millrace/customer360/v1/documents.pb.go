@@ -319,11 +319,13 @@ func (x *ConsentFragment) GetChangedAt() *timestamppb.Timestamp {
 type OrderFragment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty for a guest.
-	CustomerId    string                 `protobuf:"bytes,1,opt,name=customer_id,json=customerId,proto3" json:"customer_id,omitempty"`
-	Reference     string                 `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
-	Stage         v11.OrderStage         `protobuf:"varint,3,opt,name=stage,proto3,enum=millrace.order.v1.OrderStage" json:"stage,omitempty"`
-	Total         *money.Money           `protobuf:"bytes,4,opt,name=total,proto3" json:"total,omitempty"`
-	OrderedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=ordered_at,json=orderedAt,proto3" json:"ordered_at,omitempty"`
+	CustomerId string                 `protobuf:"bytes,1,opt,name=customer_id,json=customerId,proto3" json:"customer_id,omitempty"`
+	Reference  string                 `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
+	Stage      v11.OrderStage         `protobuf:"varint,3,opt,name=stage,proto3,enum=millrace.order.v1.OrderStage" json:"stage,omitempty"`
+	Total      *money.Money           `protobuf:"bytes,4,opt,name=total,proto3" json:"total,omitempty"`
+	OrderedAt  *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=ordered_at,json=orderedAt,proto3" json:"ordered_at,omitempty"`
+	// What features count of this order, sorted by source. Features of a person are computed from these when they are read.
+	Facts         []*SourceFacts `protobuf:"bytes,6,rep,name=facts,proto3" json:"facts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -393,6 +395,230 @@ func (x *OrderFragment) GetOrderedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *OrderFragment) GetFacts() []*SourceFacts {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+// SourceFacts are the facts of one source of features.
+type SourceFacts struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Source string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// Sorted by key.
+	Facts         []*Fact `protobuf:"bytes,2,rep,name=facts,proto3" json:"facts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SourceFacts) Reset() {
+	*x = SourceFacts{}
+	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SourceFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SourceFacts) ProtoMessage() {}
+
+func (x *SourceFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SourceFacts.ProtoReflect.Descriptor instead.
+func (*SourceFacts) Descriptor() ([]byte, []int) {
+	return file_millrace_customer360_v1_documents_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SourceFacts) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *SourceFacts) GetFacts() []*Fact {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+// Fact is a fact of a source: a value for each of its columns, at a time.
+type Fact struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What follows the id of the order in the fact's key.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Microseconds since 1970.
+	AtMicros      int64        `protobuf:"varint,2,opt,name=at_micros,json=atMicros,proto3" json:"at_micros,omitempty"`
+	Values        []*FactValue `protobuf:"bytes,3,rep,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fact) Reset() {
+	*x = Fact{}
+	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fact) ProtoMessage() {}
+
+func (x *Fact) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fact.ProtoReflect.Descriptor instead.
+func (*Fact) Descriptor() ([]byte, []int) {
+	return file_millrace_customer360_v1_documents_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Fact) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Fact) GetAtMicros() int64 {
+	if x != nil {
+		return x.AtMicros
+	}
+	return 0
+}
+
+func (x *Fact) GetValues() []*FactValue {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+// FactValue is null if it has no kind.
+type FactValue struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*FactValue_Number
+	//	*FactValue_Text
+	//	*FactValue_Wide
+	Kind          isFactValue_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FactValue) Reset() {
+	*x = FactValue{}
+	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FactValue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FactValue) ProtoMessage() {}
+
+func (x *FactValue) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FactValue.ProtoReflect.Descriptor instead.
+func (*FactValue) Descriptor() ([]byte, []int) {
+	return file_millrace_customer360_v1_documents_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *FactValue) GetKind() isFactValue_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *FactValue) GetNumber() int64 {
+	if x != nil {
+		if x, ok := x.Kind.(*FactValue_Number); ok {
+			return x.Number
+		}
+	}
+	return 0
+}
+
+func (x *FactValue) GetText() string {
+	if x != nil {
+		if x, ok := x.Kind.(*FactValue_Text); ok {
+			return x.Text
+		}
+	}
+	return ""
+}
+
+func (x *FactValue) GetWide() string {
+	if x != nil {
+		if x, ok := x.Kind.(*FactValue_Wide); ok {
+			return x.Wide
+		}
+	}
+	return ""
+}
+
+type isFactValue_Kind interface {
+	isFactValue_Kind()
+}
+
+type FactValue_Number struct {
+	Number int64 `protobuf:"zigzag64,1,opt,name=number,proto3,oneof"`
+}
+
+type FactValue_Text struct {
+	Text string `protobuf:"bytes,2,opt,name=text,proto3,oneof"`
+}
+
+type FactValue_Wide struct {
+	// A number of more than 64 bits, in decimal digits.
+	Wide string `protobuf:"bytes,3,opt,name=wide,proto3,oneof"`
+}
+
+func (*FactValue_Number) isFactValue_Kind() {}
+
+func (*FactValue_Text) isFactValue_Kind() {}
+
+func (*FactValue_Wide) isFactValue_Kind() {}
+
 // NodeFragment is a node of the identity graph with its edges.
 type NodeFragment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -404,7 +630,7 @@ type NodeFragment struct {
 
 func (x *NodeFragment) Reset() {
 	*x = NodeFragment{}
-	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[4]
+	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -416,7 +642,7 @@ func (x *NodeFragment) String() string {
 func (*NodeFragment) ProtoMessage() {}
 
 func (x *NodeFragment) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[4]
+	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -429,7 +655,7 @@ func (x *NodeFragment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeFragment.ProtoReflect.Descriptor instead.
 func (*NodeFragment) Descriptor() ([]byte, []int) {
-	return file_millrace_customer360_v1_documents_proto_rawDescGZIP(), []int{4}
+	return file_millrace_customer360_v1_documents_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeFragment) GetEdges() []*EdgeFragment {
@@ -452,7 +678,7 @@ type EdgeFragment struct {
 
 func (x *EdgeFragment) Reset() {
 	*x = EdgeFragment{}
-	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[5]
+	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -464,7 +690,7 @@ func (x *EdgeFragment) String() string {
 func (*EdgeFragment) ProtoMessage() {}
 
 func (x *EdgeFragment) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[5]
+	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -477,7 +703,7 @@ func (x *EdgeFragment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeFragment.ProtoReflect.Descriptor instead.
 func (*EdgeFragment) Descriptor() ([]byte, []int) {
-	return file_millrace_customer360_v1_documents_proto_rawDescGZIP(), []int{5}
+	return file_millrace_customer360_v1_documents_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *EdgeFragment) GetNode() string {
@@ -528,7 +754,7 @@ type BehaviorFragment struct {
 
 func (x *BehaviorFragment) Reset() {
 	*x = BehaviorFragment{}
-	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[6]
+	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -540,7 +766,7 @@ func (x *BehaviorFragment) String() string {
 func (*BehaviorFragment) ProtoMessage() {}
 
 func (x *BehaviorFragment) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[6]
+	mi := &file_millrace_customer360_v1_documents_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -553,7 +779,7 @@ func (x *BehaviorFragment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BehaviorFragment.ProtoReflect.Descriptor instead.
 func (*BehaviorFragment) Descriptor() ([]byte, []int) {
-	return file_millrace_customer360_v1_documents_proto_rawDescGZIP(), []int{6}
+	return file_millrace_customer360_v1_documents_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *BehaviorFragment) GetEvents() uint64 {
@@ -645,7 +871,7 @@ const file_millrace_customer360_v1_documents_proto_rawDesc = "" +
 	"\apurpose\x18\x01 \x01(\x0e2$.millrace.customer.v1.ConsentPurposeR\apurpose\x12\x18\n" +
 	"\agranted\x18\x02 \x01(\bR\agranted\x129\n" +
 	"\n" +
-	"changed_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\"\xe8\x01\n" +
+	"changed_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\"\xa4\x02\n" +
 	"\rOrderFragment\x12\x1f\n" +
 	"\vcustomer_id\x18\x01 \x01(\tR\n" +
 	"customerId\x12\x1c\n" +
@@ -653,7 +879,20 @@ const file_millrace_customer360_v1_documents_proto_rawDesc = "" +
 	"\x05stage\x18\x03 \x01(\x0e2\x1d.millrace.order.v1.OrderStageR\x05stage\x12(\n" +
 	"\x05total\x18\x04 \x01(\v2\x12.google.type.MoneyR\x05total\x129\n" +
 	"\n" +
-	"ordered_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\torderedAt\"K\n" +
+	"ordered_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\torderedAt\x12:\n" +
+	"\x05facts\x18\x06 \x03(\v2$.millrace.customer360.v1.SourceFactsR\x05facts\"Z\n" +
+	"\vSourceFacts\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x123\n" +
+	"\x05facts\x18\x02 \x03(\v2\x1d.millrace.customer360.v1.FactR\x05facts\"q\n" +
+	"\x04Fact\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1b\n" +
+	"\tat_micros\x18\x02 \x01(\x03R\batMicros\x12:\n" +
+	"\x06values\x18\x03 \x03(\v2\".millrace.customer360.v1.FactValueR\x06values\"Y\n" +
+	"\tFactValue\x12\x18\n" +
+	"\x06number\x18\x01 \x01(\x12H\x00R\x06number\x12\x14\n" +
+	"\x04text\x18\x02 \x01(\tH\x00R\x04text\x12\x14\n" +
+	"\x04wide\x18\x03 \x01(\tH\x00R\x04wideB\x06\n" +
+	"\x04kind\"K\n" +
 	"\fNodeFragment\x12;\n" +
 	"\x05edges\x18\x01 \x03(\v2%.millrace.customer360.v1.EdgeFragmentR\x05edges\"\x97\x01\n" +
 	"\fEdgeFragment\x12\x18\n" +
@@ -694,49 +933,55 @@ func file_millrace_customer360_v1_documents_proto_rawDescGZIP() []byte {
 	return file_millrace_customer360_v1_documents_proto_rawDescData
 }
 
-var file_millrace_customer360_v1_documents_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_millrace_customer360_v1_documents_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_millrace_customer360_v1_documents_proto_goTypes = []any{
 	(*Fragment)(nil),              // 0: millrace.customer360.v1.Fragment
 	(*CustomerFragment)(nil),      // 1: millrace.customer360.v1.CustomerFragment
 	(*ConsentFragment)(nil),       // 2: millrace.customer360.v1.ConsentFragment
 	(*OrderFragment)(nil),         // 3: millrace.customer360.v1.OrderFragment
-	(*NodeFragment)(nil),          // 4: millrace.customer360.v1.NodeFragment
-	(*EdgeFragment)(nil),          // 5: millrace.customer360.v1.EdgeFragment
-	(*BehaviorFragment)(nil),      // 6: millrace.customer360.v1.BehaviorFragment
-	nil,                           // 7: millrace.customer360.v1.BehaviorFragment.CountsEntry
-	nil,                           // 8: millrace.customer360.v1.BehaviorFragment.NextEntry
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
-	(*v1.Address)(nil),            // 10: millrace.customer.v1.Address
-	(v1.ConsentPurpose)(0),        // 11: millrace.customer.v1.ConsentPurpose
-	(v11.OrderStage)(0),           // 12: millrace.order.v1.OrderStage
-	(*money.Money)(nil),           // 13: google.type.Money
+	(*SourceFacts)(nil),           // 4: millrace.customer360.v1.SourceFacts
+	(*Fact)(nil),                  // 5: millrace.customer360.v1.Fact
+	(*FactValue)(nil),             // 6: millrace.customer360.v1.FactValue
+	(*NodeFragment)(nil),          // 7: millrace.customer360.v1.NodeFragment
+	(*EdgeFragment)(nil),          // 8: millrace.customer360.v1.EdgeFragment
+	(*BehaviorFragment)(nil),      // 9: millrace.customer360.v1.BehaviorFragment
+	nil,                           // 10: millrace.customer360.v1.BehaviorFragment.CountsEntry
+	nil,                           // 11: millrace.customer360.v1.BehaviorFragment.NextEntry
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*v1.Address)(nil),            // 13: millrace.customer.v1.Address
+	(v1.ConsentPurpose)(0),        // 14: millrace.customer.v1.ConsentPurpose
+	(v11.OrderStage)(0),           // 15: millrace.order.v1.OrderStage
+	(*money.Money)(nil),           // 16: google.type.Money
 }
 var file_millrace_customer360_v1_documents_proto_depIdxs = []int32{
-	9,  // 0: millrace.customer360.v1.Fragment.recorded_at:type_name -> google.protobuf.Timestamp
+	12, // 0: millrace.customer360.v1.Fragment.recorded_at:type_name -> google.protobuf.Timestamp
 	1,  // 1: millrace.customer360.v1.Fragment.customer:type_name -> millrace.customer360.v1.CustomerFragment
 	3,  // 2: millrace.customer360.v1.Fragment.order:type_name -> millrace.customer360.v1.OrderFragment
-	4,  // 3: millrace.customer360.v1.Fragment.node:type_name -> millrace.customer360.v1.NodeFragment
-	6,  // 4: millrace.customer360.v1.Fragment.behavior:type_name -> millrace.customer360.v1.BehaviorFragment
-	10, // 5: millrace.customer360.v1.CustomerFragment.address:type_name -> millrace.customer.v1.Address
-	9,  // 6: millrace.customer360.v1.CustomerFragment.registered_at:type_name -> google.protobuf.Timestamp
+	7,  // 3: millrace.customer360.v1.Fragment.node:type_name -> millrace.customer360.v1.NodeFragment
+	9,  // 4: millrace.customer360.v1.Fragment.behavior:type_name -> millrace.customer360.v1.BehaviorFragment
+	13, // 5: millrace.customer360.v1.CustomerFragment.address:type_name -> millrace.customer.v1.Address
+	12, // 6: millrace.customer360.v1.CustomerFragment.registered_at:type_name -> google.protobuf.Timestamp
 	2,  // 7: millrace.customer360.v1.CustomerFragment.consents:type_name -> millrace.customer360.v1.ConsentFragment
-	11, // 8: millrace.customer360.v1.ConsentFragment.purpose:type_name -> millrace.customer.v1.ConsentPurpose
-	9,  // 9: millrace.customer360.v1.ConsentFragment.changed_at:type_name -> google.protobuf.Timestamp
-	12, // 10: millrace.customer360.v1.OrderFragment.stage:type_name -> millrace.order.v1.OrderStage
-	13, // 11: millrace.customer360.v1.OrderFragment.total:type_name -> google.type.Money
-	9,  // 12: millrace.customer360.v1.OrderFragment.ordered_at:type_name -> google.protobuf.Timestamp
-	5,  // 13: millrace.customer360.v1.NodeFragment.edges:type_name -> millrace.customer360.v1.EdgeFragment
-	9,  // 14: millrace.customer360.v1.EdgeFragment.changed_at:type_name -> google.protobuf.Timestamp
-	7,  // 15: millrace.customer360.v1.BehaviorFragment.counts:type_name -> millrace.customer360.v1.BehaviorFragment.CountsEntry
-	9,  // 16: millrace.customer360.v1.BehaviorFragment.first_seen:type_name -> google.protobuf.Timestamp
-	9,  // 17: millrace.customer360.v1.BehaviorFragment.last_seen:type_name -> google.protobuf.Timestamp
-	9,  // 18: millrace.customer360.v1.BehaviorFragment.last_page_at:type_name -> google.protobuf.Timestamp
-	8,  // 19: millrace.customer360.v1.BehaviorFragment.next:type_name -> millrace.customer360.v1.BehaviorFragment.NextEntry
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	14, // 8: millrace.customer360.v1.ConsentFragment.purpose:type_name -> millrace.customer.v1.ConsentPurpose
+	12, // 9: millrace.customer360.v1.ConsentFragment.changed_at:type_name -> google.protobuf.Timestamp
+	15, // 10: millrace.customer360.v1.OrderFragment.stage:type_name -> millrace.order.v1.OrderStage
+	16, // 11: millrace.customer360.v1.OrderFragment.total:type_name -> google.type.Money
+	12, // 12: millrace.customer360.v1.OrderFragment.ordered_at:type_name -> google.protobuf.Timestamp
+	4,  // 13: millrace.customer360.v1.OrderFragment.facts:type_name -> millrace.customer360.v1.SourceFacts
+	5,  // 14: millrace.customer360.v1.SourceFacts.facts:type_name -> millrace.customer360.v1.Fact
+	6,  // 15: millrace.customer360.v1.Fact.values:type_name -> millrace.customer360.v1.FactValue
+	8,  // 16: millrace.customer360.v1.NodeFragment.edges:type_name -> millrace.customer360.v1.EdgeFragment
+	12, // 17: millrace.customer360.v1.EdgeFragment.changed_at:type_name -> google.protobuf.Timestamp
+	10, // 18: millrace.customer360.v1.BehaviorFragment.counts:type_name -> millrace.customer360.v1.BehaviorFragment.CountsEntry
+	12, // 19: millrace.customer360.v1.BehaviorFragment.first_seen:type_name -> google.protobuf.Timestamp
+	12, // 20: millrace.customer360.v1.BehaviorFragment.last_seen:type_name -> google.protobuf.Timestamp
+	12, // 21: millrace.customer360.v1.BehaviorFragment.last_page_at:type_name -> google.protobuf.Timestamp
+	11, // 22: millrace.customer360.v1.BehaviorFragment.next:type_name -> millrace.customer360.v1.BehaviorFragment.NextEntry
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_millrace_customer360_v1_documents_proto_init() }
@@ -750,13 +995,18 @@ func file_millrace_customer360_v1_documents_proto_init() {
 		(*Fragment_Node)(nil),
 		(*Fragment_Behavior)(nil),
 	}
+	file_millrace_customer360_v1_documents_proto_msgTypes[6].OneofWrappers = []any{
+		(*FactValue_Number)(nil),
+		(*FactValue_Text)(nil),
+		(*FactValue_Wide)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_customer360_v1_documents_proto_rawDesc), len(file_millrace_customer360_v1_documents_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

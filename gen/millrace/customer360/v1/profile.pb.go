@@ -7,10 +7,11 @@
 package customer360v1
 
 import (
-	v11 "github.com/millrace/millrace/gen/millrace/customer/v1"
+	v12 "github.com/millrace/millrace/gen/millrace/customer/v1"
 	_ "github.com/millrace/millrace/gen/millrace/event/v1"
+	v11 "github.com/millrace/millrace/gen/millrace/features/v1"
 	v1 "github.com/millrace/millrace/gen/millrace/identity/v1"
-	v12 "github.com/millrace/millrace/gen/millrace/order/v1"
+	v13 "github.com/millrace/millrace/gen/millrace/order/v1"
 	money "google.golang.org/genproto/googleapis/type/money"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -42,7 +43,11 @@ type Profile struct {
 	// Sorted by kind and value.
 	Identifiers []*v1.Identifier `protobuf:"bytes,7,rep,name=identifiers,proto3" json:"identifiers,omitempty"`
 	// When the first of the customers was registered. Absent if none was.
-	RegisteredAt  *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=registered_at,json=registeredAt,proto3" json:"registered_at,omitempty"`
+	RegisteredAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=registered_at,json=registeredAt,proto3" json:"registered_at,omitempty"`
+	// Features of all customers who are this person, sorted by group, at features_at. Absent if the person refuses the purpose
+	// analytics.
+	Features      []*FeatureVector       `protobuf:"bytes,9,rep,name=features,proto3" json:"features,omitempty"`
+	FeaturesAt    *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=features_at,json=featuresAt,proto3" json:"features_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -133,6 +138,127 @@ func (x *Profile) GetRegisteredAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Profile) GetFeatures() []*FeatureVector {
+	if x != nil {
+		return x.Features
+	}
+	return nil
+}
+
+func (x *Profile) GetFeaturesAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FeaturesAt
+	}
+	return nil
+}
+
+// FeatureVector is the features of one group.
+type FeatureVector struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// With its version: "customer_value/v1".
+	Group         string     `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	Features      []*Feature `protobuf:"bytes,2,rep,name=features,proto3" json:"features,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FeatureVector) Reset() {
+	*x = FeatureVector{}
+	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FeatureVector) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FeatureVector) ProtoMessage() {}
+
+func (x *FeatureVector) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FeatureVector.ProtoReflect.Descriptor instead.
+func (*FeatureVector) Descriptor() ([]byte, []int) {
+	return file_millrace_customer360_v1_profile_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *FeatureVector) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *FeatureVector) GetFeatures() []*Feature {
+	if x != nil {
+		return x.Features
+	}
+	return nil
+}
+
+// Feature is the value of one feature over one window.
+type Feature struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         *v11.Value             `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Feature) Reset() {
+	*x = Feature{}
+	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Feature) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Feature) ProtoMessage() {}
+
+func (x *Feature) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Feature.ProtoReflect.Descriptor instead.
+func (*Feature) Descriptor() ([]byte, []int) {
+	return file_millrace_customer360_v1_profile_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Feature) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Feature) GetValue() *v11.Value {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
 // Contact is how to reach a person. Each field is that of the canonical customer, or of the first other one who has it.
 type Contact struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -140,14 +266,14 @@ type Contact struct {
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Email         string                 `protobuf:"bytes,3,opt,name=email,proto3" json:"email,omitempty"`
 	Country       string                 `protobuf:"bytes,4,opt,name=country,proto3" json:"country,omitempty"`
-	Address       *v11.Address           `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
+	Address       *v12.Address           `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Contact) Reset() {
 	*x = Contact{}
-	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[1]
+	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -159,7 +285,7 @@ func (x *Contact) String() string {
 func (*Contact) ProtoMessage() {}
 
 func (x *Contact) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[1]
+	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -172,7 +298,7 @@ func (x *Contact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Contact.ProtoReflect.Descriptor instead.
 func (*Contact) Descriptor() ([]byte, []int) {
-	return file_millrace_customer360_v1_profile_proto_rawDescGZIP(), []int{1}
+	return file_millrace_customer360_v1_profile_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Contact) GetReference() string {
@@ -203,7 +329,7 @@ func (x *Contact) GetCountry() string {
 	return ""
 }
 
-func (x *Contact) GetAddress() *v11.Address {
+func (x *Contact) GetAddress() *v12.Address {
 	if x != nil {
 		return x.Address
 	}
@@ -214,7 +340,7 @@ func (x *Contact) GetAddress() *v11.Address {
 // who are registered grant it.
 type Consent struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
-	Purpose v11.ConsentPurpose     `protobuf:"varint,1,opt,name=purpose,proto3,enum=millrace.customer.v1.ConsentPurpose" json:"purpose,omitempty"`
+	Purpose v12.ConsentPurpose     `protobuf:"varint,1,opt,name=purpose,proto3,enum=millrace.customer.v1.ConsentPurpose" json:"purpose,omitempty"`
 	Granted bool                   `protobuf:"varint,2,opt,name=granted,proto3" json:"granted,omitempty"`
 	// Business time of the last change.
 	ChangedAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`
@@ -224,7 +350,7 @@ type Consent struct {
 
 func (x *Consent) Reset() {
 	*x = Consent{}
-	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[2]
+	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -236,7 +362,7 @@ func (x *Consent) String() string {
 func (*Consent) ProtoMessage() {}
 
 func (x *Consent) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[2]
+	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -249,14 +375,14 @@ func (x *Consent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consent.ProtoReflect.Descriptor instead.
 func (*Consent) Descriptor() ([]byte, []int) {
-	return file_millrace_customer360_v1_profile_proto_rawDescGZIP(), []int{2}
+	return file_millrace_customer360_v1_profile_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *Consent) GetPurpose() v11.ConsentPurpose {
+func (x *Consent) GetPurpose() v12.ConsentPurpose {
 	if x != nil {
 		return x.Purpose
 	}
-	return v11.ConsentPurpose(0)
+	return v12.ConsentPurpose(0)
 }
 
 func (x *Consent) GetGranted() bool {
@@ -291,7 +417,7 @@ type Orders struct {
 
 func (x *Orders) Reset() {
 	*x = Orders{}
-	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[3]
+	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -303,7 +429,7 @@ func (x *Orders) String() string {
 func (*Orders) ProtoMessage() {}
 
 func (x *Orders) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[3]
+	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -316,7 +442,7 @@ func (x *Orders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Orders.ProtoReflect.Descriptor instead.
 func (*Orders) Descriptor() ([]byte, []int) {
-	return file_millrace_customer360_v1_profile_proto_rawDescGZIP(), []int{3}
+	return file_millrace_customer360_v1_profile_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Orders) GetCount() uint64 {
@@ -375,14 +501,14 @@ type OrderSummary struct {
 	Reference     string                 `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
 	Total         *money.Money           `protobuf:"bytes,3,opt,name=total,proto3" json:"total,omitempty"`
 	OrderedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=ordered_at,json=orderedAt,proto3" json:"ordered_at,omitempty"`
-	Stage         v12.OrderStage         `protobuf:"varint,5,opt,name=stage,proto3,enum=millrace.order.v1.OrderStage" json:"stage,omitempty"`
+	Stage         v13.OrderStage         `protobuf:"varint,5,opt,name=stage,proto3,enum=millrace.order.v1.OrderStage" json:"stage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OrderSummary) Reset() {
 	*x = OrderSummary{}
-	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[4]
+	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -394,7 +520,7 @@ func (x *OrderSummary) String() string {
 func (*OrderSummary) ProtoMessage() {}
 
 func (x *OrderSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[4]
+	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -407,7 +533,7 @@ func (x *OrderSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderSummary.ProtoReflect.Descriptor instead.
 func (*OrderSummary) Descriptor() ([]byte, []int) {
-	return file_millrace_customer360_v1_profile_proto_rawDescGZIP(), []int{4}
+	return file_millrace_customer360_v1_profile_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *OrderSummary) GetOrderId() string {
@@ -438,11 +564,11 @@ func (x *OrderSummary) GetOrderedAt() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *OrderSummary) GetStage() v12.OrderStage {
+func (x *OrderSummary) GetStage() v13.OrderStage {
 	if x != nil {
 		return x.Stage
 	}
-	return v12.OrderStage(0)
+	return v13.OrderStage(0)
 }
 
 // Behavior sums up what a person did on websites and in apps.
@@ -463,7 +589,7 @@ type Behavior struct {
 
 func (x *Behavior) Reset() {
 	*x = Behavior{}
-	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[5]
+	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +601,7 @@ func (x *Behavior) String() string {
 func (*Behavior) ProtoMessage() {}
 
 func (x *Behavior) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[5]
+	mi := &file_millrace_customer360_v1_profile_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +614,7 @@ func (x *Behavior) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Behavior.ProtoReflect.Descriptor instead.
 func (*Behavior) Descriptor() ([]byte, []int) {
-	return file_millrace_customer360_v1_profile_proto_rawDescGZIP(), []int{5}
+	return file_millrace_customer360_v1_profile_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Behavior) GetEvents() uint64 {
@@ -544,7 +670,7 @@ var File_millrace_customer360_v1_profile_proto protoreflect.FileDescriptor
 
 const file_millrace_customer360_v1_profile_proto_rawDesc = "" +
 	"\n" +
-	"%millrace/customer360/v1/profile.proto\x12\x17millrace.customer360.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a!millrace/customer/v1/events.proto\x1a\x1bmillrace/event/v1/pii.proto\x1a!millrace/identity/v1/events.proto\x1a%millrace/order/v1/query_service.proto\"\xc4\x03\n" +
+	"%millrace/customer360/v1/profile.proto\x12\x17millrace.customer360.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a!millrace/customer/v1/events.proto\x1a\x1bmillrace/event/v1/pii.proto\x1a*millrace/features/v1/feature_service.proto\x1a!millrace/identity/v1/events.proto\x1a%millrace/order/v1/query_service.proto\"\xc5\x04\n" +
 	"\aProfile\x12\x1f\n" +
 	"\vcustomer_id\x18\x01 \x01(\tR\n" +
 	"customerId\x12!\n" +
@@ -554,7 +680,17 @@ const file_millrace_customer360_v1_profile_proto_rawDesc = "" +
 	"\x06orders\x18\x05 \x01(\v2\x1f.millrace.customer360.v1.OrdersR\x06orders\x12=\n" +
 	"\bbehavior\x18\x06 \x01(\v2!.millrace.customer360.v1.BehaviorR\bbehavior\x12B\n" +
 	"\videntifiers\x18\a \x03(\v2 .millrace.identity.v1.IdentifierR\videntifiers\x12?\n" +
-	"\rregistered_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\fregisteredAt\"\xb0\x01\n" +
+	"\rregistered_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\fregisteredAt\x12B\n" +
+	"\bfeatures\x18\t \x03(\v2&.millrace.customer360.v1.FeatureVectorR\bfeatures\x12;\n" +
+	"\vfeatures_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"featuresAt\"c\n" +
+	"\rFeatureVector\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\x12<\n" +
+	"\bfeatures\x18\x02 \x03(\v2 .millrace.customer360.v1.FeatureR\bfeatures\"P\n" +
+	"\aFeature\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
+	"\x05value\x18\x02 \x01(\v2\x1b.millrace.features.v1.ValueR\x05value\"\xb0\x01\n" +
 	"\aContact\x12\x1c\n" +
 	"\treference\x18\x01 \x01(\tR\treference\x12\x18\n" +
 	"\x04name\x18\x02 \x01(\tB\x04\x88\xb5\x18\x01R\x04name\x12\x1a\n" +
@@ -609,48 +745,55 @@ func file_millrace_customer360_v1_profile_proto_rawDescGZIP() []byte {
 	return file_millrace_customer360_v1_profile_proto_rawDescData
 }
 
-var file_millrace_customer360_v1_profile_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_millrace_customer360_v1_profile_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_millrace_customer360_v1_profile_proto_goTypes = []any{
 	(*Profile)(nil),               // 0: millrace.customer360.v1.Profile
-	(*Contact)(nil),               // 1: millrace.customer360.v1.Contact
-	(*Consent)(nil),               // 2: millrace.customer360.v1.Consent
-	(*Orders)(nil),                // 3: millrace.customer360.v1.Orders
-	(*OrderSummary)(nil),          // 4: millrace.customer360.v1.OrderSummary
-	(*Behavior)(nil),              // 5: millrace.customer360.v1.Behavior
-	nil,                           // 6: millrace.customer360.v1.Behavior.CountsEntry
-	(*v1.Identifier)(nil),         // 7: millrace.identity.v1.Identifier
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
-	(*v11.Address)(nil),           // 9: millrace.customer.v1.Address
-	(v11.ConsentPurpose)(0),       // 10: millrace.customer.v1.ConsentPurpose
-	(*money.Money)(nil),           // 11: google.type.Money
-	(v12.OrderStage)(0),           // 12: millrace.order.v1.OrderStage
+	(*FeatureVector)(nil),         // 1: millrace.customer360.v1.FeatureVector
+	(*Feature)(nil),               // 2: millrace.customer360.v1.Feature
+	(*Contact)(nil),               // 3: millrace.customer360.v1.Contact
+	(*Consent)(nil),               // 4: millrace.customer360.v1.Consent
+	(*Orders)(nil),                // 5: millrace.customer360.v1.Orders
+	(*OrderSummary)(nil),          // 6: millrace.customer360.v1.OrderSummary
+	(*Behavior)(nil),              // 7: millrace.customer360.v1.Behavior
+	nil,                           // 8: millrace.customer360.v1.Behavior.CountsEntry
+	(*v1.Identifier)(nil),         // 9: millrace.identity.v1.Identifier
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*v11.Value)(nil),             // 11: millrace.features.v1.Value
+	(*v12.Address)(nil),           // 12: millrace.customer.v1.Address
+	(v12.ConsentPurpose)(0),       // 13: millrace.customer.v1.ConsentPurpose
+	(*money.Money)(nil),           // 14: google.type.Money
+	(v13.OrderStage)(0),           // 15: millrace.order.v1.OrderStage
 }
 var file_millrace_customer360_v1_profile_proto_depIdxs = []int32{
-	1,  // 0: millrace.customer360.v1.Profile.contact:type_name -> millrace.customer360.v1.Contact
-	2,  // 1: millrace.customer360.v1.Profile.consents:type_name -> millrace.customer360.v1.Consent
-	3,  // 2: millrace.customer360.v1.Profile.orders:type_name -> millrace.customer360.v1.Orders
-	5,  // 3: millrace.customer360.v1.Profile.behavior:type_name -> millrace.customer360.v1.Behavior
-	7,  // 4: millrace.customer360.v1.Profile.identifiers:type_name -> millrace.identity.v1.Identifier
-	8,  // 5: millrace.customer360.v1.Profile.registered_at:type_name -> google.protobuf.Timestamp
-	9,  // 6: millrace.customer360.v1.Contact.address:type_name -> millrace.customer.v1.Address
-	10, // 7: millrace.customer360.v1.Consent.purpose:type_name -> millrace.customer.v1.ConsentPurpose
-	8,  // 8: millrace.customer360.v1.Consent.changed_at:type_name -> google.protobuf.Timestamp
-	11, // 9: millrace.customer360.v1.Orders.totals:type_name -> google.type.Money
-	8,  // 10: millrace.customer360.v1.Orders.first_at:type_name -> google.protobuf.Timestamp
-	8,  // 11: millrace.customer360.v1.Orders.last_at:type_name -> google.protobuf.Timestamp
-	4,  // 12: millrace.customer360.v1.Orders.open_orders:type_name -> millrace.customer360.v1.OrderSummary
-	11, // 13: millrace.customer360.v1.OrderSummary.total:type_name -> google.type.Money
-	8,  // 14: millrace.customer360.v1.OrderSummary.ordered_at:type_name -> google.protobuf.Timestamp
-	12, // 15: millrace.customer360.v1.OrderSummary.stage:type_name -> millrace.order.v1.OrderStage
-	6,  // 16: millrace.customer360.v1.Behavior.counts:type_name -> millrace.customer360.v1.Behavior.CountsEntry
-	8,  // 17: millrace.customer360.v1.Behavior.first_seen:type_name -> google.protobuf.Timestamp
-	8,  // 18: millrace.customer360.v1.Behavior.last_seen:type_name -> google.protobuf.Timestamp
-	8,  // 19: millrace.customer360.v1.Behavior.last_page_at:type_name -> google.protobuf.Timestamp
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	3,  // 0: millrace.customer360.v1.Profile.contact:type_name -> millrace.customer360.v1.Contact
+	4,  // 1: millrace.customer360.v1.Profile.consents:type_name -> millrace.customer360.v1.Consent
+	5,  // 2: millrace.customer360.v1.Profile.orders:type_name -> millrace.customer360.v1.Orders
+	7,  // 3: millrace.customer360.v1.Profile.behavior:type_name -> millrace.customer360.v1.Behavior
+	9,  // 4: millrace.customer360.v1.Profile.identifiers:type_name -> millrace.identity.v1.Identifier
+	10, // 5: millrace.customer360.v1.Profile.registered_at:type_name -> google.protobuf.Timestamp
+	1,  // 6: millrace.customer360.v1.Profile.features:type_name -> millrace.customer360.v1.FeatureVector
+	10, // 7: millrace.customer360.v1.Profile.features_at:type_name -> google.protobuf.Timestamp
+	2,  // 8: millrace.customer360.v1.FeatureVector.features:type_name -> millrace.customer360.v1.Feature
+	11, // 9: millrace.customer360.v1.Feature.value:type_name -> millrace.features.v1.Value
+	12, // 10: millrace.customer360.v1.Contact.address:type_name -> millrace.customer.v1.Address
+	13, // 11: millrace.customer360.v1.Consent.purpose:type_name -> millrace.customer.v1.ConsentPurpose
+	10, // 12: millrace.customer360.v1.Consent.changed_at:type_name -> google.protobuf.Timestamp
+	14, // 13: millrace.customer360.v1.Orders.totals:type_name -> google.type.Money
+	10, // 14: millrace.customer360.v1.Orders.first_at:type_name -> google.protobuf.Timestamp
+	10, // 15: millrace.customer360.v1.Orders.last_at:type_name -> google.protobuf.Timestamp
+	6,  // 16: millrace.customer360.v1.Orders.open_orders:type_name -> millrace.customer360.v1.OrderSummary
+	14, // 17: millrace.customer360.v1.OrderSummary.total:type_name -> google.type.Money
+	10, // 18: millrace.customer360.v1.OrderSummary.ordered_at:type_name -> google.protobuf.Timestamp
+	15, // 19: millrace.customer360.v1.OrderSummary.stage:type_name -> millrace.order.v1.OrderStage
+	8,  // 20: millrace.customer360.v1.Behavior.counts:type_name -> millrace.customer360.v1.Behavior.CountsEntry
+	10, // 21: millrace.customer360.v1.Behavior.first_seen:type_name -> google.protobuf.Timestamp
+	10, // 22: millrace.customer360.v1.Behavior.last_seen:type_name -> google.protobuf.Timestamp
+	10, // 23: millrace.customer360.v1.Behavior.last_page_at:type_name -> google.protobuf.Timestamp
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_millrace_customer360_v1_profile_proto_init() }
@@ -664,7 +807,7 @@ func file_millrace_customer360_v1_profile_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_customer360_v1_profile_proto_rawDesc), len(file_millrace_customer360_v1_profile_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
