@@ -135,11 +135,11 @@ func openIdentification(ctx context.Context, p *App) (OpenProcess, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := p.viewSinks.Redis(ctx)
+	positions, err := p.viewSinks.Redis(ctx)
 	if err != nil {
 		return nil, err
 	}
-	links := identification.New(identification.Config{Redis: client, Commands: sender, Traits: plan.Identifiers(),
+	links := identification.New(identification.Config{Redis: positions, Commands: sender, Traits: plan.Identifiers(),
 		Logger: p.log})
 	for _, m := range []struct {
 		name, help string
@@ -162,17 +162,16 @@ func openIdentification(ctx context.Context, p *App) (OpenProcess, error) {
 
 // trackingPlan returns the configured tracking plan, or nil.
 func (p *App) trackingPlan() (*tracking.Plan, error) {
-	path := p.cfg.Tracking.Plan
-	if path == "" {
+	if p.cfg.Tracking.Plan == "" {
 		return nil, nil
 	}
-	text, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	text, err := os.ReadFile(p.cfg.Tracking.Plan)
 	var plan *tracking.Plan
 	if err == nil {
 		plan, err = tracking.ParsePlan(text)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("tracking.plan: %s: %w", path, err)
+		return nil, fmt.Errorf("tracking.plan: %s: %w", p.cfg.Tracking.Plan, err)
 	}
 	return plan, nil
 }
