@@ -8,7 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"reflect"
+	"maps"
 	"time"
 
 	"connectrpc.com/connect"
@@ -289,7 +289,8 @@ func (p *App) compare(
 		moved = moved || after[name] != head
 	}
 	outsideNow, err := p.sourceEnds(ctx)
-	return r, moved || !reflect.DeepEqual(outside, outsideNow), err
+	same := maps.EqualFunc(outside, outsideNow, func(a, b map[int32]int64) bool { return maps.Equal(a, b) })
+	return r, moved || !same, err
 }
 
 // heads returns the position of each store, by aggregate.

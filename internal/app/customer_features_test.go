@@ -278,7 +278,7 @@ func TestSegmentOfFeatures(t *testing.T) {
 		t.Errorf("they spent %v and %v, want 300 and 250", one, other)
 	}
 	// This order leaves the window while nothing happens.
-	place(otherCustomer, 400, 90*day-10*time.Second)
+	place(otherCustomer, 400, 90*day-20*time.Second)
 	polltest.Until(t, "the other one is a member", members(otherCustomer))
 	polltest.Until(t, "time has passed", members())
 	place(otherCustomer, 400, 50*day)
