@@ -12,7 +12,7 @@ import (
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/exact"
-	"github.com/millrace/millrace/features/feed"
+	factfeed "github.com/millrace/millrace/features/feed"
 	"github.com/millrace/millrace/features/shop"
 	customer360v1 "github.com/millrace/millrace/gen/millrace/customer360/v1"
 	featuresv1 "github.com/millrace/millrace/gen/millrace/features/v1"
@@ -41,7 +41,7 @@ func factsAbout(groups []*features.Group) customer360.Facts {
 	return func(e event.Event) []customer360.FactChange {
 		var all []customer360.FactChange
 		for _, s := range sources {
-			facts, err := feed.Project(s, e, features.Origin{})
+			facts, err := factfeed.Project(s, e, features.Origin{})
 			if err != nil {
 				continue // the readers of features make it a dead letter, so no vector has it
 			}

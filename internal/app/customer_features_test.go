@@ -16,7 +16,7 @@ import (
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/exact"
-	"github.com/millrace/millrace/features/feed"
+	factfeed "github.com/millrace/millrace/features/feed"
 	"github.com/millrace/millrace/features/shop"
 	customerv1 "github.com/millrace/millrace/gen/millrace/customer/v1"
 	"github.com/millrace/millrace/gen/millrace/customer/v1/customerv1connect"
@@ -116,7 +116,7 @@ func TestProfileFeaturesEqualTheDefinition(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, s := range distinctSources(groups) {
-					fresh, err := feed.Project(s, e, features.Origin{Offset: int64(10*n + version)})
+					fresh, err := factfeed.Project(s, e, features.Origin{Offset: int64(10*n + version)})
 					if err != nil {
 						t.Fatal(err)
 					}
