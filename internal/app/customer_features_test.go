@@ -213,7 +213,7 @@ func TestSegmentOfFeatures(t *testing.T) {
 			m.Views = append(m.Views, v)
 		}
 	}
-	p := startEmbedded(t, c, m, Commands, Relay, Views, Query)
+	p := startEmbedded(t, c, m, Commands, Relay, Views, Lake, Query)
 	polltest.Until(t, "the process is ready", func() bool { return get(t, p, "/readyz") == http.StatusOK })
 	url := "http://" + p.Addr()
 	customers := customerv1connect.NewCustomerServiceClient(http.DefaultClient, url)
@@ -283,7 +283,8 @@ func TestSegmentOfFeatures(t *testing.T) {
 	polltest.Until(t, "time has passed", members())
 	place(otherCustomer, 400, 50*day)
 	polltest.Until(t, "the other one is a member again", members(otherCustomer))
-	consent(otherCustomer, customerv1.ConsentPurpose_CONSENT_PURPOSE_ANALYTICS, false)
+	consent(otherCustomer, customerv1.ConsentPurpose_CONSENT_PURPOSE_ANALYTICS, true)
+	consent(otherCustomer, customerv1.ConsentPurpose_CONSENT_PURPOSE_ANALYTICS, false) // a withdrawal
 	polltest.Until(t, "who refuses analytics is no member", members())
 	if got := spent(otherCustomer); got != -1 {
 		t.Errorf("who refuses analytics has features: %v", got)

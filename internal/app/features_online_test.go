@@ -74,8 +74,10 @@ func TestVectorsOfAnOrder(t *testing.T) {
 	// Who refuses analytics is answered as somebody without orders.
 	for _, command := range []proto.Message{
 		&customerv1.RegisterCustomerRequest{CustomerId: customer, Country: "GB", IdempotencyKey: "two"},
+		&customerv1.SetConsentRequest{CustomerId: customer, Granted: true,
+			Purpose: customerv1.ConsentPurpose_CONSENT_PURPOSE_ANALYTICS, IdempotencyKey: "three"},
 		&customerv1.SetConsentRequest{CustomerId: customer, Purpose: customerv1.ConsentPurpose_CONSENT_PURPOSE_ANALYTICS,
-			IdempotencyKey: "three"},
+			IdempotencyKey: "withdrawn"},
 	} {
 		if _, err := commands.Send(t.Context(), command); err != nil {
 			t.Fatal(err)
