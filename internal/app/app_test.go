@@ -107,7 +107,7 @@ func TestServiceIsOneLine(t *testing.T) {
 	if err := errors.Join(stream.Err(), stream.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if !result.GetEqual() || len(result.GetAggregates()) != len(m.Services) {
+	if !result.GetEqual() || len(result.GetAggregates()) != len(m.Services)+len(m.Sources) {
 		t.Fatalf("verify: %v", result)
 	}
 	vouchers := result.GetAggregates()[len(m.Services)-1]
