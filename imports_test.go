@@ -33,8 +33,8 @@ var mayImport = map[string][]string{
 	"features":            {"streams", "event", "gen", "features"},
 	"processes":           {"streams", "event", "gen"}, // and internal/client, to send commands
 	// Reserved folders, which need not exist yet.
-	"gateway":   {"event", "gen"},
-	"web":       {},
+	"gateway": {"event", "gen"},
+	"web":     {},
 
 	"deploy": {"event"},
 	"cmd":    {""},

@@ -271,7 +271,7 @@ func micros(from arrow.Array) (arrow.Array, error) {
 	if !ok {
 		return nil, fmt.Errorf("the type %s is not one of timestamps", from.DataType())
 	}
-	unit := from.DataType().(*arrow.TimestampType).Unit //nolint:errcheck // the type of the array above
+	unit := from.DataType().(*arrow.TimestampType).Unit
 	b := array.NewTimestampBuilder(memory.DefaultAllocator, arrow.FixedWidthTypes.Timestamp_us.(*arrow.TimestampType))
 	b.Reserve(from.Len())
 	for i := range from.Len() {

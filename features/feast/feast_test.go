@@ -106,7 +106,7 @@ func config(t testing.TB) Config {
 func serve(t *testing.T, c Config) *httptest.Server {
 	t.Helper()
 	s := httptest.NewUnstartedServer(http.NewServeMux())
-	s.Config.Handler.(*http.ServeMux).Handle(Handler(c)) //nolint:errcheck // its type is seen above
+	s.Config.Handler.(*http.ServeMux).Handle(Handler(c))
 	s.Config.Protocols = new(http.Protocols)
 	s.Config.Protocols.SetUnencryptedHTTP2(true)
 	s.Start()

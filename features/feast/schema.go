@@ -62,8 +62,7 @@ func checkSchema(message []byte) (err error) {
 	var schema flatbuffers.Table
 	root.Union(&schema, header)
 	fields := 0
-	var list func(t flatbuffers.Table, slot flatbuffers.VOffsetT, size int, each func(flatbuffers.Table) error) error
-	list = func(t flatbuffers.Table, slot flatbuffers.VOffsetT, size int, each func(flatbuffers.Table) error) error {
+	list := func(t flatbuffers.Table, slot flatbuffers.VOffsetT, size int, each func(flatbuffers.Table) error) error {
 		o, ok := at(t, slot)
 		if !ok {
 			return nil

@@ -133,7 +133,7 @@ func TestBucketsInClickHouse(t *testing.T) {
 	rows, err := clickhousetest.OpenStore(t).Query(t.Context(), bucketBounds()+"SELECT "+bucketOf("v")+
 		" FROM (SELECT toInt256(arrayJoin(splitByChar(' ', ?))) AS v)", strings.Join(numbers, " "))
 	must(t, err)
-	defer rows.Close()
+	defer rows.Close() //nolint:errcheck // rows.Err reports it
 	i := 0
 	for ; rows.Next(); i++ {
 		var have int32

@@ -410,7 +410,7 @@ func TestRefusals(t *testing.T) {
 	if got := ask("stock", "42"); !slices.Equal(got, []bool{true}) { // a product refuses nothing
 		t.Errorf("found: %v", got)
 	}
-	res, err := server.Client().Post(server.URL+"/get-online-features", "application/json", //nolint:noctx // ends with the server
+	res, err := server.Client().Post(server.URL+"/get-online-features", "application/json",
 		strings.NewReader(`{"features":["activity:orders_7d"],"entities":{"customer_id":["c1","c2"]}}`))
 	if err != nil {
 		t.Fatal(err)

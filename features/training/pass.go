@@ -165,7 +165,7 @@ func (p *pass) divide(ctx context.Context, s *spine, n int) error {
 	}
 	size := sampled * n
 	sample := make([]string, 0, size)
-	random := rand.New(rand.NewPCG(1, 1)) //nolint:gosec // a sample; the result does not depend on it
+	random := rand.New(rand.NewPCG(1, 1)) // a sample; the result does not depend on it
 	seen := 0
 	err := s.entities(ctx, p.key, func(entity string) {
 		seen++

@@ -271,7 +271,7 @@ func TestSegmentOfFeatures(t *testing.T) {
 	place(oneCustomer, 300, 60*day)
 	place(otherCustomer, 250, 45*day)
 	merge := &identityv1.MergeCustomersRequest{CustomerId: oneCustomer, OtherCustomerId: otherCustomer}
-	_, err := graph.MergeCustomers(ctx, connect.NewRequest(merge))
+	_, err = graph.MergeCustomers(ctx, connect.NewRequest(merge))
 	must(err)
 	polltest.Until(t, "the merged person is a member", members(oneCustomer))
 	if got := spent(otherCustomer); got != 550 {

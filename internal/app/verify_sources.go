@@ -77,8 +77,8 @@ func (p *App) records(ctx context.Context, topic string) iter.Seq2[streams.Recor
 				switch {
 				case errors.Is(err, registry.ErrUnavailable):
 					return err
-				case err != nil: // a dead letter
-					return nil
+				case err != nil:
+					return nil //nolint:nilerr // a dead letter
 				case !yield(streams.Record{Event: e, Topic: topic, Partition: m.Partition, Offset: m.Offset}, nil):
 					return errEnough
 				}

@@ -137,7 +137,7 @@ func quantilesOverTime(p *plot.Plot, both *quality.Distribution, all []day) erro
 		if err != nil {
 			return err
 		}
-		polygon.Color, polygon.LineStyle.Width = area.color, 0
+		polygon.Color, polygon.Width = area.color, 0
 		p.Add(polygon)
 		p.Legend.Add(area.name, polygon)
 	}
