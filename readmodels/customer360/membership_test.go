@@ -307,10 +307,13 @@ func TestKilledWhilePublishing(t *testing.T) {
 				s.cancel(order - 1 - rand.IntN(min(order-1, 5)))
 			}
 		}
-		var writing sync.WaitGroup
-		writing.Go(func() { s.write(t) })
-		killChild(t, s.kafka.Brokers+" "+cfg.Addr, 1+rand.IntN(3))
-		writing.Wait()
+		written := make(chan struct{})
+		go func() {
+			defer close(written)
+			s.write(t)
+		}()
+		killChild(t, s.kafka.Brokers+" "+cfg.Addr, 1+rand.IntN(3), written)
+		<-written
 	}
 	v := customer360.New(client, streamstest.Quiet)
 	s.start(t, v)
@@ -365,8 +368,9 @@ func awaitMembers2(t *testing.T, v *customer360.View, segment string, want []int
 	})
 }
 
-// killChild runs a child and kills it after it has printed this number of changes.
-func killChild(t *testing.T, servers string, changes int) {
+// killChild runs a child and kills it after it has printed this number of changes, or a while after
+// everything was written: then, there may be fewer.
+func killChild(t *testing.T, servers string, changes int, written <-chan struct{}) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childOf+"="+servers)
@@ -377,17 +381,36 @@ func killChild(t *testing.T, servers string, changes int) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	lines := make(chan string)
+	go func() {
+		defer close(lines)
+		for scanner := bufio.NewScanner(out); scanner.Scan(); {
+			lines <- scanner.Text()
+		}
+	}()
 	var output []string
-	for lines := bufio.NewScanner(out); changes > 0 && lines.Scan(); {
-		output = append(output, lines.Text())
-		if strings.HasPrefix(lines.Text(), "members ") {
-			changes--
+	var late <-chan time.Time
+	for enough := false; !enough; {
+		select {
+		case line, running := <-lines:
+			if !running {
+				t.Fatalf("the child ended by itself: %v: %q", cmd.Wait(), output)
+			}
+			output = append(output, line)
+			if strings.HasPrefix(line, "members ") {
+				changes--
+			}
+			enough = changes == 0
+		case <-written:
+			written, late = nil, time.After(5*time.Second)
+		case <-late:
+			enough = true
 		}
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Wait(); changes > 0 {
-		t.Fatalf("the child ended by itself: %v: %q", err, output)
+	for range lines { // until the pipe is closed
 	}
+	_ = cmd.Wait() // it was killed
 }
