@@ -45,8 +45,9 @@ func (l *Lake) digest(ctx context.Context, t declare.Table) (*digest.Digest, err
 
 // Scan calls each for all rows of a table's current state, in batches. A batch is released when
 // each returns. If a file is missing, the whole table is checked.
-func (l *Lake) Scan(ctx context.Context, name table.Identifier, each func(arrow.RecordBatch) error) error {
-	err := l.scanAll(ctx, name, each)
+func (l *Lake) Scan(ctx context.Context, name table.Identifier, each func(arrow.RecordBatch) error,
+	options ...table.ScanOption) error {
+	err := l.scanAll(ctx, name, each, options)
 	// A failed read may be due to missing files: check for them, to report all.
 	if fault := faults.Of(declare.DisplayName(name), err); fault != nil {
 		return l.checkAfter(ctx, name, fault)
@@ -55,7 +56,8 @@ func (l *Lake) Scan(ctx context.Context, name table.Identifier, each func(arrow.
 }
 
 // scanAll scans the current snapshot. Each batch is released after each has seen it.
-func (l *Lake) scanAll(ctx context.Context, name table.Identifier, each func(arrow.RecordBatch) error) error {
+func (l *Lake) scanAll(ctx context.Context, name table.Identifier, each func(arrow.RecordBatch) error,
+	options []table.ScanOption) error {
 	t, err := l.Load(ctx, name)
 	if err != nil {
 		return err
@@ -63,7 +65,7 @@ func (l *Lake) scanAll(ctx context.Context, name table.Identifier, each func(arr
 	// The scan's goroutines end with its context.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	_, records, err := t.Scan(table.WithMaxConcurrency(2)).ToArrowRecords(ctx)
+	_, records, err := t.Scan(append(options, table.WithMaxConcurrency(2))...).ToArrowRecords(ctx)
 	if err != nil {
 		return fmt.Errorf("scan table %s: %w", strings.Join(name, "."), err)
 	}

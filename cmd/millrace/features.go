@@ -21,7 +21,7 @@ func newFeatures(a *cli) *cobra.Command {
 features.groups selects the groups that are computed and served.`,
 	}
 	cmd.AddCommand(newFeaturesList(a), newFeaturesDescribe(a), newFeaturesGet(a), newFeaturesRegistry(a),
-		newFeaturesTrainingSet(a), newFeaturesCheck(a), newFeaturesPlot(a))
+		newFeaturesTrainingSet(a), newFeaturesCheck(a), newFeaturesPlot(a), newFeaturesVerify(a))
 	return cmd
 }
 

@@ -185,6 +185,9 @@ func (s *Service) feast(r *http.Request, m *memory) error {
 		if m.found[i], err = s.lookup(q, column.names, at, m.found[i]); err != nil {
 			return err
 		}
+		if s.log != nil {
+			s.log.Add(q, m.found[i], at)
+		}
 	}
 	m.answer = m.appendAnswer(m.answer[:0], entities, p)
 	return nil

@@ -44,10 +44,17 @@ type Backend interface {
 	Ready() error
 }
 
+// Log is offered every vector that is answered, and keeps some; *served.Log implements it. The
+// vectors are valid until Add returns, which must not block.
+type Log interface {
+	Add(q *online.Query, vectors []online.Vector, at time.Time)
+}
+
 // Service answers vectors. It implements featuresv1connect.FeatureServiceHandler.
 type Service struct {
 	backend Backend
 	now     func() time.Time
+	log     Log // nil: none
 
 	mu      sync.RWMutex
 	queries map[string]*online.Query // by group and outputs
@@ -64,6 +71,9 @@ const maxQueries = 1000
 func New(b Backend, now func() time.Time) *Service {
 	return &Service{backend: b, now: now, queries: map[string]*online.Query{}}
 }
+
+// LogTo makes the service offer its vectors to a log. It must be called before the first request.
+func (s *Service) LogTo(l Log) { s.log = l }
 
 // errUnknown is the error of a name that does not exist.
 type errUnknown struct{ kind, name, hint string }
@@ -136,6 +146,9 @@ func (s *Service) GetVectors(
 		return nil, publicError(err)
 	}
 	*pooled = found
+	if s.log != nil {
+		s.log.Add(q, found, at)
+	}
 	return connect.NewResponse(response(q, r.Msg.GetEntities(), found, at)), nil
 }
 

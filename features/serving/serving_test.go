@@ -423,3 +423,43 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("Feast's answer is %s", text)
 	}
 }
+
+// servedLog is a Log that keeps the entities of what it is offered.
+type servedLog []string
+
+func (l *servedLog) Add(q *online.Query, vectors []online.Vector, at time.Time) {
+	for _, v := range vectors {
+		*l = append(*l, q.Group.Name+" "+v.Entity+" "+at.Format(time.TimeOnly))
+	}
+}
+
+// TestServedVectorsAreLogged: both APIs offer what they answer to the log, and nothing else.
+func TestServedVectorsAreLogged(t *testing.T) {
+	clock := func() time.Time { return now }
+	s, log := serving.New(newBackend(t), clock), &servedLog{}
+	s.LogTo(log)
+	for _, r := range []*featuresv1.GetVectorsRequest{
+		{Group: "activity", Entities: []string{"c1", "nobody"}, At: timestamppb.New(now.Add(-time.Hour))},
+		{Group: "unknown", Entities: []string{"c1"}},
+	} {
+		_, _ = s.GetVectors(t.Context(), connect.NewRequest(r)) // the second one is refused
+	}
+	feast := httptest.NewServer(serving.NewFeast(s, func(h http.Handler) http.Handler { return h }))
+	defer feast.Close()
+	for _, body := range []string{`{"entities":{"sku":["42"]},"features":["stock:orders_7d"]}`, `{"entities":{}}`} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, feast.URL+"/get-online-features", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := res.Body.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []string{"activity c1 11:00:00", "activity nobody 11:00:00", "stock 42 12:00:00"}; !slices.Equal(*log, want) {
+		t.Errorf("%q were logged; want %q", *log, want)
+	}
+}

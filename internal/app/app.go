@@ -34,6 +34,7 @@ import (
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/features/history"
 	"github.com/millrace/millrace/features/online"
+	"github.com/millrace/millrace/features/served"
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/ingest/tracking"
 	"github.com/millrace/millrace/internal/auth"
@@ -88,6 +89,7 @@ type App struct {
 	vectors   *online.Runner     // features in memory
 	profiles  *profiles          // of the vectors
 	refusals  *refusals.Follower // who refuses that vectors are answered; nil without customers
+	served    *served.Log        // nil: vectors are not logged
 	tracking  *tracking.Intake   // nil without the role
 
 	// settingsMu guards settings: the periodic check writes them, and status reads them.

@@ -74,6 +74,7 @@ func (p *App) startVectors(context.Context) error {
 		p.refusals = refusals.NewFollower(p.kafka, p.decoder, p.log)
 		p.background("consents of customers", p.refusals.Run)
 	}
+	p.startServedLog()
 	return nil
 }
 
@@ -100,6 +101,9 @@ func (p *App) vectorServer() *featureserving.Service {
 		s.WithholdFrom(customerEntity, func(id string) bool {
 			return p.refusals.Refuses(id, customerv1.ConsentPurpose_CONSENT_PURPOSE_ANALYTICS)
 		})
+	}
+	if p.served != nil {
+		s.LogTo(p.served)
 	}
 	return s
 }

@@ -273,6 +273,7 @@ type Online struct {
 	MaxBytes      int64         `yaml:"max_bytes" doc:"Bytes of the facts and texts in memory; beyond, as with max_entities. The process needs about half as much again."`
 	SnapshotEvery time.Duration `yaml:"snapshot_every" doc:"Interval between snapshots in the data folder, from which a restart continues. One is also written at the end. 0: only at the end."`
 	Retention     time.Duration `yaml:"retention" doc:"How far before the present vectors can be asked for, if a group has sources with finite windows only. Their facts are dropped after the longest window and this time."`
+	LogSample     float64       `yaml:"log_sample" doc:"Share of served vectors, from 0 to 1, that are logged on the topic millrace.features.served, which millrace features verify checks. 0: none."`
 }
 
 // ClickHouse configures the SQL engine.

@@ -83,8 +83,9 @@ type Topic struct {
 	Name       string
 	Partitions int32
 	// Compacted keeps the last record of each key forever. Otherwise every record is kept forever,
-	// because views and tables are rebuilt from the log.
+	// because views and tables are rebuilt from the log, or for Retention, if it is not 0.
 	Compacted bool
+	Retention time.Duration
 }
 
 // config returns the topic's settings.
@@ -94,7 +95,11 @@ func (t Topic) config() map[string]string {
 		// readers would have to skip that much.
 		return map[string]string{"cleanup.policy": "compact", "segment.bytes": strconv.Itoa(16 << 20)}
 	}
-	return map[string]string{"retention.ms": "-1", "retention.bytes": "-1"}
+	keep := "-1"
+	if t.Retention > 0 {
+		keep = strconv.FormatInt(t.Retention.Milliseconds(), 10)
+	}
+	return map[string]string{"retention.ms": keep, "retention.bytes": "-1"}
 }
 
 // EnsureTopics creates the topics that do not exist, and returns when the brokers know all of them.

@@ -23,13 +23,9 @@ import (
 // message as its exact bytes, and a struct for each event type, null in the rows of other types. A
 // field that is added to the contract becomes a new column.
 func Events(name string, agg event.Aggregate, message proto.Message) Table {
-	reserved := make([]string, len(eventColumns))
-	for i, c := range eventColumns {
-		// A field of the contract must not take the name of an envelope column.
-		reserved[i] = c.Name
-	}
+	// A field of the contract must not take the name of an envelope column.
 	plan, err := wire.Compile(message.ProtoReflect().Descriptor(),
-		wire.Options{Unknown: wire.UnknownColumn, Reserved: reserved})
+		wire.Options{Unknown: wire.UnknownColumn, Reserved: columnNames(eventColumns)})
 	if err != nil {
 		panic(err) // the contract is compiled in
 	}
@@ -40,6 +36,10 @@ func Events(name string, agg event.Aggregate, message proto.Message) Table {
 			message, err := plan.Bind(to)
 			return &eventDecoder{message: message}, err
 		}),
+		Restore: Restore{
+			Columns: columnNames(eventColumns),
+			Events:  func(rec arrow.RecordBatch) (iter.Seq2[event.Event, error], error) { return ReadEvents(agg, rec) },
+		},
 		Events: agg, Sums: Sums{
 			Add:    func(to *digest.Digest, rec arrow.RecordBatch) error { return addEvents(to, agg, rec) },
 			Expect: expectEvents,
@@ -60,6 +60,15 @@ var eventColumns = []columnar.Field{
 	{Name: "trace_parent", Type: iceberg.PrimitiveTypes.String, Doc: "W3C trace context"},
 	{Name: "store_position", Type: iceberg.PrimitiveTypes.String, Doc: "place in the event store: transaction.sequence", Required: true},
 	{Name: "payload", Type: iceberg.PrimitiveTypes.Binary, Doc: "the message in protobuf wire format, byte for byte", Required: true},
+}
+
+// columnNames returns the names of columns.
+func columnNames(columns []columnar.Field) []string {
+	names := make([]string, len(columns))
+	for i, c := range columns {
+		names[i] = c.Name
+	}
+	return names
 }
 
 // eventDecoder converts an event into its row.

@@ -72,6 +72,8 @@ type Table struct {
 	// Events is the aggregate if each row is one whole event. Derived is the aggregate if the rows
 	// are computed from its events. At most one of the two is set.
 	Events, Derived event.Aggregate
+	// Restore reads the rows back as events, if each row is one whole event.
+	Restore Restore
 	// Sums feeds the rows of a table made of events to a digest.
 	Sums Sums
 
@@ -274,6 +276,13 @@ type Sums struct {
 	// Expect returns the digest of the rows that events should produce. The events of each stream
 	// arrive in order.
 	Expect func(events iter.Seq2[event.Event, error]) (*digest.Digest, error)
+}
+
+// Restore turns rows into the events that they were made of.
+type Restore struct {
+	Columns []string // that Events needs; empty: the rows are not events
+	// Events returns the events of a batch, row by row. They may share memory with it.
+	Events func(rec arrow.RecordBatch) (iter.Seq2[event.Event, error], error)
 }
 
 // Identifier returns the full name of a table in Namespace.

@@ -39,6 +39,7 @@ var BehaviorEvents = declare.Table{
 		}
 		return &behaviorRows{values: values, id: id, message: message}, nil
 	},
+	Restore: declare.Restore{Columns: restoredColumns, Events: restoreBehavior},
 }
 
 // behaviorID is the column with the id of the event.

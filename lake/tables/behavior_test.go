@@ -2,10 +2,14 @@ package tables_test
 
 import (
 	"errors"
+	"reflect"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
+	"pgregory.net/rapid"
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/event/behavior"
@@ -68,4 +72,76 @@ func TestBehaviorRows(t *testing.T) {
 			t.Errorf("%s is %q, want %q", f.Name, text.Value(0), want)
 		}
 	}
+}
+
+// TestBehaviorIsRestored: the event of a row is the one that was landed, whatever its fields are.
+func TestBehaviorIsRestored(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(r *rapid.T) {
+		text, json := rapid.String(), rapid.SampledFrom([]string{"", `{}`, `{"sku": "MUG"}`})
+		stamp := rapid.Custom(func(r *rapid.T) *timestamppb.Timestamp {
+			return timestamppb.New(time.UnixMicro(rapid.Int64Range(0, 4e15).Draw(r, "time")))
+		})
+		maybe := func(name string) *timestamppb.Timestamp {
+			if rapid.Bool().Draw(r, name+" is absent") {
+				return nil
+			}
+			return stamp.Draw(r, name)
+		}
+		m := &behaviorv1.BehaviorEvent{
+			MessageId: text.Draw(r, "message_id") + "m", Type: behavior.Track, Event: text.Draw(r, "event"), Name: text.Draw(r, "name"),
+			Category: text.Draw(r, "category"), UserId: text.Draw(r, "user_id"), AnonymousId: text.Draw(r, "anonymous_id") + "a",
+			GroupId: text.Draw(r, "group_id"), PreviousId: text.Draw(r, "previous_id"), Timestamp: stamp.Draw(r, "timestamp"),
+			OriginalTimestamp: maybe("original_timestamp"), SentAt: maybe("sent_at"), ReceivedAt: stamp.Draw(r, "received_at"),
+			Properties: json.Draw(r, "properties"), Traits: json.Draw(r, "traits"), Context: json.Draw(r, "context"),
+			Source: text.Draw(r, "source") + "s", Consent: rapid.MapOf(text, rapid.Bool()).Draw(r, "consent"),
+			ReducedFor: rapid.SliceOf(text).Draw(r, "reduced_for"),
+		}
+		m.ProtoReflect().SetUnknown(protoreflect.RawFields(rapid.SampledFrom([]string{"", "\xfa\x3e\x01x"}).Draw(r, "unknown")))
+		e, err := behavior.Envelope(m)
+		if err != nil {
+			r.Skip(err) // such as a text that is not valid
+		}
+		columns, err := columnar.New(columnar.WithIDs(tables.BehaviorEvents.AllColumns()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows, err := tables.BehaviorEvents.Rows(columns, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := rows.Append(t.Context(), declare.Record{
+			Topic: event.Behavior.Topic, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers(),
+		}); err != nil {
+			r.Fatal(err)
+		}
+		n := len(columns.Fields())
+		columns.Column(n - 3).(*columnar.Bytes).AppendString(event.Behavior.Topic)
+		columns.Column(n - 2).(*columnar.Int32s).Append(1)
+		columns.Column(n - 1).(*columnar.Int64s).Append(2)
+		rec := columns.Record()
+		defer rec.Release()
+		events, err := tables.BehaviorEvents.Restore.Events(rec)
+		if err != nil {
+			r.Fatal(err)
+		}
+		count := 0
+		for back, err := range events {
+			if err != nil {
+				r.Fatal(err)
+			}
+			have, err := behavior.Decode(back)
+			if err != nil || !proto.Equal(have, m) {
+				r.Fatalf("%v, %v; want %v", have, err, m)
+			}
+			back.Data = e.Data // the order of fields may differ
+			if !reflect.DeepEqual(back, e) {
+				r.Fatalf("%+v; want %+v", back, e)
+			}
+			count++
+		}
+		if count != 1 {
+			r.Fatalf("%d events of a row", count)
+		}
+	})
 }
