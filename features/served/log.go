@@ -84,7 +84,7 @@ func (l *Log) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		producer, err := w.open(ctx)
 		if ctx.Err() != nil && err != nil {
-			return nil //nolint:nilerr // the end of ctx is not a failure
+			return nil
 		}
 		if err != nil {
 			return err
