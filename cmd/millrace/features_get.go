@@ -78,7 +78,7 @@ is that of an empty window; null means that the feature has none then.`,
 // timeFlag returns the time of a flag, or nil if the flag is empty.
 func timeFlag(name, value string) (*timestamppb.Timestamp, error) {
 	if value == "" {
-		return nil, nil //nolint:nilnil // an empty flag is no time
+		return nil, nil //nolint:nilnil // an empty flag means now
 	}
 	t, err := time.Parse(time.RFC3339, value)
 	if err != nil {

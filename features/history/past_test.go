@@ -102,7 +102,7 @@ func (b *broken) Facts(ctx context.Context, source string, part, parts int, each
 	return b.History.Facts(ctx, source, part, parts, each)
 }
 
-// An error in the middle is no loss: the facts are read again.
+// After an error in the middle, the facts are read again.
 func TestPastFails(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 22)

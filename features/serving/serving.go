@@ -8,7 +8,7 @@
 //
 //   - A vector is never of a store that has not caught up with the log, or that is full.
 //   - An answer to a token has seen the command of the token, or is an error.
-//   - Whoever refuses has no vector; see WithholdFrom.
+//   - An entity that refuses is answered as one that was not found; see WithholdFrom.
 //   - Values are those of features.Evaluate; the status of each one says where it comes from.
 package serving
 

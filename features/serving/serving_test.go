@@ -379,7 +379,7 @@ func FuzzFeast(f *testing.F) {
 	})
 }
 
-// TestRefusals checks that whoever refuses is answered as somebody who was not found, by both APIs.
+// TestRefusals checks that an entity that refuses is answered as one that was not found, by both APIs.
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	b := newBackend(t)
