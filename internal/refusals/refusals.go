@@ -4,7 +4,7 @@
 // customers who refuse something: about 100 bytes each. Whoever was not asked refuses nothing.
 //
 // Invariant: once Ready returns nil, every refusal that was on the topic when Run started counts. A
-// later one counts within a moment. While the topic is read again, because it was created again,
+// later one counts within about a second. While the topic is read again, because it was created again,
 // Ready returns an error.
 package refusals
 
@@ -25,8 +25,9 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 )
 
-// followEvery is how often the follower looks for new events.
-const followEvery = 200 * time.Millisecond
+// followEvery is how often the follower looks for new events. Each look asks the broker twice, and one
+// that finds events opens a consumer, so it is not more often.
+const followEvery = time.Second
 
 // Follower knows who refuses what. It is safe for concurrent use.
 type Follower struct {
