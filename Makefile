@@ -44,7 +44,7 @@ engines: servers ## also install the heavy engines: Trino, Spark, Kafka Connect 
 
 .PHONY: test
 test: $(NPM_DONE) ## run all tests; those that need a missing server are skipped (make servers installs them)
-	go test -timeout 30m $(TESTFLAGS) ./...
+	go test -timeout 60m $(TESTFLAGS) ./...
 
 .PHONY: test-real
 test-real: ## run all tests; those that need a missing server fail
@@ -73,7 +73,7 @@ abuse: $(NPM_DONE) ## send 10,000 hostile inputs to every surface of a running s
 .PHONY: check
 check: build lint gen-fresh breaking deploy-check ## build, lint, check generated code, contracts and deploy/, vet, and run all tests with -race
 	go vet ./...
-	$(MAKE) test TESTFLAGS="-race -timeout 60m $(TESTFLAGS)"
+	$(MAKE) test TESTFLAGS="-race -timeout 90m $(TESTFLAGS)"
 
 .PHONY: lint
 lint: $(LINT) $(NPM_DONE) ## golangci-lint (import rule included) and buf lint

@@ -27,6 +27,17 @@ type Follower struct {
 	refreshed chan struct{} // closed after the first successful refresh
 
 	identified map[string]identified // by topic; used by Run only
+	ends       map[string]ends       // by topic; used by Run only
+}
+
+// endsEvery is how often the ends of the topics are read. Unlike the sink's positions, nobody waits
+// for them: they are only compared with the positions.
+const endsEvery = time.Second
+
+// ends are the ends of the partitions of a topic, and when they were read.
+type ends struct {
+	offsets map[int32]int64
+	at      time.Time
 }
 
 // identified is the id of a topic, and when it was read.
@@ -39,7 +50,8 @@ type identified struct {
 func NewFollower(cfg FollowConfig) *Follower {
 	setDefault(&cfg.Every, 100*time.Millisecond)
 	setDefault(&cfg.Logger, slog.Default())
-	return &Follower{cfg: cfg, refreshed: make(chan struct{}), identified: map[string]identified{}}
+	return &Follower{cfg: cfg, refreshed: make(chan struct{}), identified: map[string]identified{},
+		ends: map[string]ends{}}
 }
 
 // Run polls positions until ctx ends, and then returns nil. It logs errors and retries. It may be
@@ -92,15 +104,19 @@ func (f *Follower) refresh(ctx context.Context, admin *kafka.Admin) error {
 			}
 			f.identified[topic] = identified{info.ID, time.Now()}
 		}
-		ends, err := admin.EndOffsets(ctx, topic)
-		if err != nil {
-			return err
+		if time.Since(f.ends[topic].at) >= endsEvery {
+			offsets, err := admin.EndOffsets(ctx, topic)
+			if err != nil {
+				return err
+			}
+			f.ends[topic] = ends{offsets, time.Now()}
+			f.cfg.Watermarks.setEnds(topic, offsets)
 		}
 		stored, err := f.cfg.Sink.Positions(ctx, topic)
 		if err != nil {
 			return fmt.Errorf("read the sink's positions in %s: %w", topic, err)
 		}
-		for id := range ends {
+		for id := range f.ends[topic].offsets {
 			at := stored[id]
 			// The topic was recreated, and the sink has not started reading the new one.
 			if differentTopic(at.Topic, f.identified[topic].id) {
@@ -114,7 +130,6 @@ func (f *Follower) refresh(ctx context.Context, admin *kafka.Admin) error {
 			}
 			f.cfg.Watermarks.set(topic, id, at)
 		}
-		f.cfg.Watermarks.setEnds(topic, ends)
 	}
 	return nil
 }

@@ -346,7 +346,9 @@ func TestChangedLogIsRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		with(func(b broker) { b.stopsWith(t, s, relay.ErrLogChanged, "which was published") })
+		// It misses either an event or the end of the partition, depending on whether the newest checkpoint
+		// was written after the end was read.
+		with(func(b broker) { b.stopsWith(t, s, relay.ErrLogChanged, event.Order.Topic) })
 	})
 }
 

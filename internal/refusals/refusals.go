@@ -4,15 +4,15 @@
 // customers who refuse something: about 100 bytes each. Whoever was not asked refuses nothing.
 //
 // Invariant: once Ready returns nil, every refusal that was on the topic when Run started counts. A
-// later one counts within about a second. While the topic is read again, because it was created again,
-// Ready returns an error.
+// later one counts as soon as it is fetched. Ready returns an error while the topic is read again because
+// it was created again.
 package refusals
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,12 +22,14 @@ import (
 	customerv1 "github.com/millrace/millrace/gen/millrace/customer/v1"
 	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/kafka/fetch"
 	"github.com/millrace/millrace/internal/registry"
 )
 
-// followEvery is how often the follower looks for new events. Each look asks the broker twice, and one
-// that finds events opens a consumer, so it is not more often.
-const followEvery = time.Second
+const (
+	poll          = 500 * time.Millisecond
+	describeEvery = 5 * time.Second // new partitions, and a topic that was created again, are noticed in this time
+)
 
 // Follower knows who refuses what. It is safe for concurrent use.
 type Follower struct {
@@ -41,8 +43,8 @@ type Follower struct {
 	ready   bool
 
 	// Used by Run only.
-	topic string // its id
-	next  map[int32]int64
+	topicID string
+	next    map[int32]int64 // offset to read next, by partition
 }
 
 // NewFollower returns a follower. It connects when it runs.
@@ -70,69 +72,104 @@ func (f *Follower) Ready() error {
 
 // Run follows the topic until ctx ends, and then returns nil. It logs errors and retries.
 func (f *Follower) Run(ctx context.Context) error {
-	admin, err := kafka.NewAdmin(f.kafka)
-	if err != nil {
-		return fmt.Errorf("follow the consents of customers: %w", err)
-	}
-	defer admin.Close()
-	failed := ""
-	for {
-		switch err := f.catchUp(ctx, admin); {
-		case ctx.Err() != nil:
-			return nil
-		case err == nil:
-			failed = ""
-		case err.Error() != failed: // log an error once, not at every attempt
+	retry, failed := backoff.Server.Start(), ""
+	for again := true; again; again = retry.Wait(ctx) {
+		err := f.follow(ctx, func() { failed = ""; retry.Reset() })
+		if ctx.Err() == nil && err.Error() != failed { // log an error once, not at every attempt
 			failed = err.Error()
 			f.log.Warn("reading the consents of customers failed; retrying", "topic", event.Customer.Topic, "error", err)
 		}
-		if !backoff.Sleep(ctx, followEvery) {
-			return nil
+	}
+	return nil
+}
+
+// follow reads with one reader until an error. It calls progress whenever the brokers respond.
+func (f *Follower) follow(ctx context.Context, progress func()) error {
+	r, err := fetch.Open(fetch.Config{Brokers: strings.Split(f.kafka.Brokers, ","), Security: f.kafka.Security,
+		Topic: event.Customer.Topic, ClientID: f.kafka.ClientID, Logger: f.log})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	var topic fetch.Topic
+	var described time.Time
+	for {
+		if time.Since(described) >= describeEvery {
+			if topic, err = r.Describe(ctx); err != nil {
+				return err
+			}
+			if err := f.assign(r, topic); err != nil {
+				return err
+			}
+			described = time.Now()
+		}
+		f.passed(topic)
+		progress()
+		batches, err := r.Poll(ctx, poll)
+		if err != nil {
+			return err
+		}
+		for _, b := range batches {
+			if err := f.read(ctx, b); err != nil {
+				return err
+			}
 		}
 	}
 }
 
-// catchUp reads what is on the topic and was not read yet.
-func (f *Follower) catchUp(ctx context.Context, admin *kafka.Admin) error {
-	topic, err := admin.Topic(ctx, event.Customer.Topic)
-	if err != nil {
-		return err
+// errRecreated ends a follow, so that the next one reads the new topic.
+var errRecreated = errors.New("the topic was created again")
+
+// assign reads the partitions of the topic from where the follower is. If the log does not have those
+// offsets, the follower starts again from its beginning.
+func (f *Follower) assign(r *fetch.Reader, topic fetch.Topic) error {
+	changed := f.topicID != "" && topic.ID != f.topicID
+	for p, log := range topic.Partitions {
+		next, known := f.next[p]
+		changed = changed || known && (next < log.Start || next > log.End)
 	}
-	ends, err := admin.EndOffsets(ctx, event.Customer.Topic)
-	if err != nil {
-		return err
-	}
-	if topic.ID != f.topic {
+	if changed {
 		f.reset()
-		f.topic = topic.ID
 	}
-	grown := false
-	for partition, end := range ends {
-		grown = grown || end > f.next[partition]
+	f.topicID = topic.ID
+	if changed && len(r.Assigned()) > 0 {
+		return errRecreated
 	}
-	if grown {
-		err = kafka.ReadAll(ctx, f.kafka, event.Customer.Topic, f.next, ends, func(m kafka.Message) error {
-			e, _, err := f.decoder.Sealed(ctx, registry.Record{Topic: m.Topic, Partition: m.Partition, Offset: m.Offset,
-				Key: m.Key, Value: m.Value, Headers: m.Headers})
-			if errors.Is(err, registry.ErrUnavailable) {
-				return err
-			}
-			if err == nil { // else it is not an event, and the views make it a dead letter
-				f.apply(e)
-			}
-			return nil
-		})
-		if err != nil {
+	for p, log := range topic.Partitions {
+		if _, known := f.next[p]; !known {
+			f.next[p] = log.Start
+		}
+	}
+	r.Assign(f.next)
+	return nil
+}
+
+// read applies the events of a batch.
+func (f *Follower) read(ctx context.Context, b fetch.Batch) error {
+	for r := range b.Records() {
+		e, err := f.decoder.Event(ctx, registry.Record{Topic: event.Customer.Topic, Partition: b.Partition,
+			Offset: r.Offset, Key: r.Key, Value: r.Value, Headers: r.Headers})
+		if errors.Is(err, registry.ErrUnavailable) {
 			return err
 		}
-		for partition, end := range ends {
-			f.next[partition] = end
+		if err == nil { // else it is not an event, and the views make it a dead letter
+			f.apply(e)
+		}
+	}
+	f.next[b.Partition] = b.Next
+	return nil
+}
+
+// passed makes the follower ready once it has read up to the ends of the topic.
+func (f *Follower) passed(topic fetch.Topic) {
+	for p, log := range topic.Partitions {
+		if f.next[p] < log.End {
+			return
 		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.ready = true
-	return nil
 }
 
 // reset forgets everything.

@@ -39,6 +39,12 @@ var binary string
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
+		end, err := process.Turn()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer end()
 		dir, err := os.MkdirTemp("", "millrace-e2e-")
 		if err != nil {
 			panic(err)
@@ -88,6 +94,7 @@ func (r *realServers) stop() error { return r.all.Stop() }
 
 const (
 	startTimeout = 2 * time.Minute
+	readyTimeout = 5 * time.Minute
 	stopTimeout  = 30 * time.Second
 )
 
@@ -160,10 +167,11 @@ func upBy(t *testing.T, by, env []string, data, addr string, args ...string) *sy
 	return s
 }
 
-// ready waits until queries are answered completely.
+// ready waits until queries are answered completely. After an import, the views and the features may
+// be minutes behind.
 func (s *system) ready() {
 	s.t.Helper()
-	eventually(s.t, "ready", func() bool {
+	within(s.t, readyTimeout, "ready", func() bool {
 		resp, err := http.Get("http://" + s.admin + "/readyz")
 		if err != nil {
 			return false
@@ -269,15 +277,20 @@ func (s *system) verified() map[string]json.Number {
 
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	within(t, startTimeout, what, holds)
+}
+
+// within waits until a condition holds. It asks less and less often, so that it takes no time from a
+// system that is busy for long.
+func within(t *testing.T, limit time.Duration, what string, holds func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !holds() {
+	for wait := 20 * time.Millisecond; !holds(); wait = min(wait*5/4, 500*time.Millisecond) {
 		select {
-		case <-tick.C:
+		case <-time.After(wait):
 		case <-ctx.Done():
-			t.Fatalf("timed out waiting for: %s, after %v", what, startTimeout)
+			t.Fatalf("timed out waiting for: %s, after %v", what, limit)
 		}
 	}
 }

@@ -51,6 +51,12 @@ func TestMain(m *testing.M) {
 		*year = path
 	}
 	os.Exit(func() int {
+		end, err := process.Turn()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer end()
 		dir, err := os.MkdirTemp("", "millrace-kill-")
 		if err != nil {
 			panic(err)
