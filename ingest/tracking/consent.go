@@ -25,6 +25,25 @@ type Consent struct {
 	// Denied makes a purpose that an event does not mention a denied one. Otherwise it counts as
 	// granted, because most clients mention none.
 	Denied bool
+	// Refusals are those that events do not mention. nil: there are none.
+	Refusals Refusals
+}
+
+// Refusals knows which users have refused a purpose elsewhere, as customers do with SetConsent. An
+// event of such a user counts as one without consent, whatever it says.
+type Refusals interface {
+	// Ready returns an error as long as it is not known who refuses what. Events are not accepted then.
+	Ready() error
+	// Refuses reports whether a user refuses a purpose.
+	Refuses(user, purpose string) bool
+}
+
+// ready returns an error if it is not known who refuses what.
+func (c Consent) ready() error {
+	if c.Refusals == nil {
+		return nil
+	}
+	return c.Refusals.Ready()
 }
 
 // Check returns an error if a purpose has an unknown action.
@@ -45,7 +64,10 @@ func (c Consent) apply(m *behaviorv1.BehaviorEvent) (keep bool) {
 	}
 	for _, purpose := range slices.Sorted(maps.Keys(c.Purposes)) {
 		granted, asked := m.GetConsent()[purpose]
-		if granted || !asked && !c.Denied {
+		if !asked {
+			granted = !c.Denied
+		}
+		if granted && !c.refused(m, purpose) {
 			continue
 		}
 		if c.Purposes[purpose] == Drop {
@@ -64,6 +86,11 @@ func (c Consent) apply(m *behaviorv1.BehaviorEvent) (keep bool) {
 	// Each event is somebody else's, so nothing links the events of a visitor.
 	m.AnonymousId = "reduced-" + m.GetMessageId()
 	return true
+}
+
+// refused reports whether the user of an event refuses a purpose.
+func (c Consent) refused(m *behaviorv1.BehaviorEvent, purpose string) bool {
+	return c.Refusals != nil && m.GetUserId() != "" && c.Refusals.Refuses(m.GetUserId(), purpose)
 }
 
 // preferences reads context.consent.categoryPreferences from the context of an event.

@@ -158,6 +158,11 @@ func (t *Intake) accept(w http.ResponseWriter, r *http.Request, kind string, m *
 		return
 	}
 	s := t.sort(&b, m, kind, source, received)
+	// After sort, so that what it asked was known.
+	if err := t.config.Consent.ready(); err != nil {
+		t.refuse(w, r, &problem{http.StatusServiceUnavailable, codeUnavailable, "", err.Error()})
+		return
+	}
 	// If nothing in the body can be used, the client learns it. If only some of a batch can, then
 	// refusing the request would lose the rest, because clients drop what gets a 400.
 	if len(s.rejected) == len(b.events) {

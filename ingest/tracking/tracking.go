@@ -163,7 +163,7 @@ func (t *Intake) session(ctx context.Context) error {
 }
 
 // Available reports whether events are accepted.
-func (t *Intake) Available() bool { return t.copies.available() }
+func (t *Intake) Available() bool { return t.copies.available() && t.config.Consent.ready() == nil }
 
 // Stats returns what became of the events so far.
 func (t *Intake) Stats() Stats {

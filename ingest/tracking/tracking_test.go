@@ -9,12 +9,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -567,6 +569,53 @@ track:
 	}
 	if s := w.Stats(); s.DeadLetters != 3 || s.Dropped != 1 || s.Accepted != 3 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// refusals are those of users, by user and purpose.
+type refusals struct {
+	unknown atomic.Bool
+	of      map[string]string
+}
+
+func (r *refusals) Ready() error {
+	if r.unknown.Load() {
+		return errors.New("the consents are being read")
+	}
+	return nil
+}
+
+func (r *refusals) Refuses(user, purpose string) bool { return r.of[user] == purpose }
+
+// TestRefusals checks that what a user refuses elsewhere counts more than what an event says, and that
+// nothing is accepted as long as it is unknown.
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	known := &refusals{of: map[string]string{"drop": "stats", "reduce": "ads", "neither": "other"}}
+	w, _ := run(t, broker(t), func(c *tracking.Config) {
+		c.Consent = tracking.Consent{Refusals: known,
+			Purposes: map[string]string{"stats": tracking.Drop, "ads": tracking.Reduce}}
+	})
+	send := func(user string) int {
+		return w.send(t, request{path: "/v1/track", key: webKey, body: fmt.Sprintf(`{"messageId":%q,"event":"e",`+
+			`"userId":%q,"context":{"consent":{"categoryPreferences":{"stats":true,"ads":true}}}}`, user, user)}).status
+	}
+	known.unknown.Store(true)
+	if status := send("early"); status != http.StatusServiceUnavailable || w.Available() {
+		t.Errorf("while refusals are unknown, the answer is %d, and available %t", status, w.Available())
+	}
+	known.unknown.Store(false)
+	for _, user := range []string{"drop", "reduce", "neither", "unasked"} {
+		if status := send(user); status != http.StatusOK {
+			t.Errorf("%s: %d", user, status)
+		}
+	}
+	users := map[string]string{} // by message id
+	for _, e := range w.events(t) {
+		users[e.GetMessageId()] = e.GetUserId()
+	}
+	if want := map[string]string{"reduce": "", "neither": "neither", "unasked": "unasked"}; !maps.Equal(users, want) {
+		t.Errorf("on the log are %v, want %v", users, want)
 	}
 }
 

@@ -70,12 +70,18 @@ func (p *App) startVectors(context.Context) error {
 		p.metrics.Gauge(name, gauge.help, gauge.read)
 	}
 	p.background("features", p.vectors.Run)
-	if slices.Contains(p.modules.aggregates(), event.Customer) {
+	p.followRefusals()
+	p.startServedLog()
+	return nil
+}
+
+// followRefusals makes it known which customers refuse what, if there are customers. It may be called
+// by each part that asks.
+func (p *App) followRefusals() {
+	if p.refusals == nil && slices.Contains(p.modules.aggregates(), event.Customer) {
 		p.refusals = refusals.NewFollower(p.kafka, p.decoder, p.log)
 		p.background("consents of customers", p.refusals.Run)
 	}
-	p.startServedLog()
-	return nil
 }
 
 // vectorBackend is the features in memory. They are ready once it is known who refuses analytics.

@@ -303,7 +303,7 @@ func (p *App) unready(ctx context.Context) error {
 		}
 	}
 	if p.tracking != nil && !p.tracking.Available() {
-		return errors.New("tracking: the intake cannot write to the log")
+		return errors.New("tracking: the intake cannot write to the log, or does not know the consents of customers yet")
 	}
 	// Only the catalog's own errors make the process unready. serveReady reports broken tables.
 	if _, err := p.brokenTables(ctx); err != nil {

@@ -7,8 +7,11 @@ import (
 	"os"
 
 	"github.com/millrace/millrace/event"
+	customerv1 "github.com/millrace/millrace/gen/millrace/customer/v1"
 	"github.com/millrace/millrace/ingest/tracking"
+	"github.com/millrace/millrace/internal/refusals"
 	"github.com/millrace/millrace/internal/telemetry"
+	"github.com/millrace/millrace/readmodels/customer360"
 	"github.com/millrace/millrace/streams"
 )
 
@@ -37,7 +40,9 @@ func (p *App) startTracking(context.Context) error {
 	})
 	p.tracking, err = tracking.New(tracking.Config{
 		Kafka: p.kafka, Sources: sources, Plan: plan, Requests: c.Requests, IDs: c.IDs, Logger: p.log,
-		Consent:          tracking.Consent{Purposes: c.Consent, Denied: c.ConsentDefault == "denied"},
+		Consent: tracking.Consent{
+			Purposes: c.Consent, Denied: c.ConsentDefault == "denied", Refusals: p.customerRefusals(),
+		},
 		WriteDeadLetters: trackingLetters(letters),
 	})
 	if err != nil {
@@ -64,6 +69,36 @@ func (p *App) startTracking(context.Context) error {
 			func() float64 { return float64(m.read(p.tracking.Stats())) })
 	}
 	return nil
+}
+
+// customerRefusals returns which customers refuse a purpose of tracking.consent. It is nil if none of
+// its purposes is one that customers consent to, so the topic of customers is read only if it matters.
+func (p *App) customerRefusals() tracking.Refusals {
+	purposes := map[string]customerv1.ConsentPurpose{}
+	for name := range p.cfg.Tracking.Consent {
+		if purpose, err := customer360.ParsePurpose(name); err == nil { // else it is a purpose of events only
+			purposes[name] = purpose
+		}
+	}
+	if len(purposes) == 0 {
+		return nil
+	}
+	if p.followRefusals(); p.refusals == nil {
+		return nil
+	}
+	return refusalsByName{p.refusals, purposes}
+}
+
+// refusalsByName are the refusals of purposes with a name in tracking.consent.
+type refusalsByName struct {
+	*refusals.Follower
+	purposes map[string]customerv1.ConsentPurpose
+}
+
+// Refuses implements tracking.Refusals.
+func (r refusalsByName) Refuses(user, purpose string) bool {
+	known, ok := r.purposes[purpose]
+	return ok && r.Follower.Refuses(user, known)
 }
 
 // serveTracking serves the intake. Pages of other sites send events, so it has its own check of
