@@ -11,28 +11,6 @@ import (
 // span is the times from lo to before hi, in microseconds since 1970.
 type span struct{ lo, hi int64 }
 
-// run is consecutive tiles of a level, or facts.
-type run struct {
-	level level
-	span
-}
-
-// cover returns runs that have exactly the times of a span, with the longest tiles that fit.
-func cover(s span, longest level) []run {
-	switch {
-	case s.lo >= s.hi:
-		return nil
-	case longest == raw:
-		return []run{{raw, s}}
-	}
-	from, to := longest.ceil(s.lo), longest.floor(s.hi)
-	if from >= to {
-		return cover(s, longest-1)
-	}
-	runs := append(cover(span{s.lo, from}, longest-1), run{longest, span{from, to}})
-	return append(runs, cover(span{to, s.hi}, longest-1)...)
-}
-
 // segments cuts the time up to the time of a vector at the lower edges of its windows. Each window
 // then consists of whole segments, up to the last one.
 func segments(g *features.Group, at int64) []span {
@@ -56,41 +34,85 @@ func segments(g *features.Group, at int64) []span {
 // beginning is before the time of every fact, at the start of a day.
 var beginning = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
 
-// maxHoles is the number of tiles per entity that are replaced by facts, before longer ones are.
-const maxHoles = 100
+// gaps are tiles that are not used, by level: shorter tiles are used instead, and instead of those of
+// the shortest level, facts. Every tile that contains a gap is one, too.
+type gaps struct {
+	shortest level // of the tiles that are used around gaps
+	starts   [day + 1]map[int64]bool
+}
 
-// holes returns the tiles that contain some times, as spans in order.
-func holes(times []int64) []span {
-	for l := minute; ; l++ {
-		starts := map[int64]bool{}
-		for _, at := range times {
-			starts[l.floor(at)] = true
+// add adds the tiles that contain a time, from the shortest level on.
+func (g *gaps) add(at int64) {
+	for l := g.shortest; l <= day; l++ {
+		if g.starts[l] == nil {
+			g.starts[l] = map[int64]bool{}
 		}
-		if len(starts) > maxHoles && l < day {
-			continue
-		}
-		var all []span
-		for _, start := range slices.Sorted(maps.Keys(starts)) {
-			if n := len(all); n > 0 && all[n-1].hi == start {
-				all[n-1].hi = start + length[l]
-			} else {
-				all = append(all, span{start, start + length[l]})
-			}
-		}
-		return all
+		g.starts[l][l.floor(at)] = true
 	}
 }
 
-// coverAround is cover, but with facts instead of tiles in the holes.
-func coverAround(s span, holes []span) []run {
-	var runs []run
-	for _, hole := range holes {
-		if hole.hi <= s.lo || hole.lo >= s.hi {
-			continue
+// has reports whether the tile of a level that contains a time is a gap.
+func (g *gaps) has(l level, at int64) bool { return len(g.starts[l]) > 0 && g.starts[l][l.floor(at)] }
+
+// maxGaps is the number of tiles of an entity that are replaced by facts, before longer ones are.
+const maxGaps = 100
+
+// gapsAround returns the gaps of an entity of which facts at these times are corrected: a fact cannot
+// be taken out of a tile again.
+func gapsAround(corrected []int64) *gaps {
+	for shortest := minute; ; shortest++ {
+		g := &gaps{shortest: shortest}
+		for _, at := range corrected {
+			g.add(at)
 		}
-		runs = append(runs, cover(span{s.lo, hole.lo}, day)...)
-		runs = append(runs, run{raw, span{max(s.lo, hole.lo), min(s.hi, hole.hi)}})
-		s.lo = min(s.hi, hole.hi)
+		if shortest == day || len(g.starts[shortest]) <= maxGaps {
+			return g
+		}
 	}
-	return append(runs, cover(s, day)...)
+}
+
+// moment is a time of vectors.
+type moment struct {
+	at    time.Time
+	cuts  []span // the segments
+	edges gaps   // tiles that are in two segments
+}
+
+// momentOf returns what the vectors of a group at a time consist of.
+func momentOf(g *features.Group, at time.Time) *moment {
+	m := &moment{at: at, cuts: segments(g, at.UnixMicro()), edges: gaps{shortest: minute}}
+	for _, cut := range m.cuts {
+		for l := minute; l <= day; l++ {
+			if start := l.floor(cut.hi); start != cut.hi {
+				if m.edges.starts[l] == nil {
+					m.edges.starts[l] = map[int64]bool{}
+				}
+				m.edges.starts[l][start] = true
+			}
+		}
+	}
+	return m
+}
+
+// segment returns the segment that contains a time; ok is false if none does.
+func (m *moment) segment(at int64) (i int, ok bool) {
+	i = slices.IndexFunc(m.cuts, func(s span) bool { return s.lo <= at && at < s.hi })
+	return i, i >= 0
+}
+
+// usesTile reports whether a tile is in the vector of an entity with these gaps. Each time up to that
+// of the vector is in exactly one tile that is used, or its facts are.
+func (m *moment) usesTile(g *gaps, l level, start int64) bool {
+	switch {
+	case m.edges.has(l, start), g.has(max(l, g.shortest), start):
+		return false
+	case l == day, m.edges.has(l+1, start):
+		return true
+	}
+	return l >= g.shortest && g.has(l+1, start)
+}
+
+// usesFacts reports whether the facts at a time are in the vector of an entity with these gaps.
+func (m *moment) usesFacts(g *gaps, at int64) bool {
+	return m.edges.has(minute, at) || g.has(g.shortest, at)
 }

@@ -24,6 +24,17 @@ type Reflected struct {
 // everything that the tables have.
 func (h *History) Vectors(ctx context.Context, group string, entities []string, at, known time.Time) (
 	[]features.Vector, map[string]Reflected, error) {
+	all, reflected, err := h.VectorsAt(ctx, group, entities, []time.Time{at}, known)
+	if err != nil {
+		return nil, nil, err
+	}
+	return all[0], reflected, nil
+}
+
+// VectorsAt is Vectors at several times, in their order. It costs much less than a call for each time,
+// because the tables are read once for many times.
+func (h *History) VectorsAt(ctx context.Context, group string, entities []string, times []time.Time,
+	known time.Time) ([][]features.Vector, map[string]Reflected, error) {
 	var mine []*tiles
 	for _, t := range h.tiles {
 		if t.group.ID() == group {
@@ -33,7 +44,6 @@ func (h *History) Vectors(ctx context.Context, group string, entities []string, 
 	if len(mine) == 0 {
 		return nil, nil, fmt.Errorf("history: no feature group %q", group)
 	}
-	at, known = event.Time(at), event.Time(known) // of a finer time, the fraction has no effect
 	g := mine[0].group
 	reflected := map[string]Reflected{}
 	for _, t := range mine {
@@ -51,29 +61,40 @@ func (h *History) Vectors(ctx context.Context, group string, entities []string, 
 		}
 		reflected[t.source.Name] = r
 	}
-	vectors := make([]features.Vector, 0, len(entities))
-	for chunk := range slices.Chunk(entities, maxEntities) {
-		var part []features.Vector
-		var err error
-		if known.IsZero() {
-			part, err = h.fromTiles(ctx, g, mine, reflected, chunk, at)
-		} else {
-			part, err = h.fromFacts(ctx, g, mine, reflected, chunk, at, known)
+	var vectors [][]features.Vector
+	for some := range slices.Chunk(times, maxTimes) {
+		moments := make([]*moment, len(some))
+		for i, at := range some {
+			moments[i] = momentOf(g, event.Time(at)) // of a finer time, the fraction has no effect
 		}
-		if err != nil {
-			return nil, nil, fmt.Errorf("vectors of %s: %w", group, err)
+		part := make([][]features.Vector, len(some))
+		for chunk := range slices.Chunk(entities, min(maxEntities, max(1, maxVectors/len(some)))) {
+			var err error
+			if known.IsZero() {
+				err = h.fromTiles(ctx, g, mine, reflected, chunk, moments, part)
+			} else {
+				err = h.fromFacts(ctx, g, mine, reflected, chunk, moments, event.Time(known), part)
+			}
+			if err != nil {
+				return nil, nil, fmt.Errorf("vectors of %s: %w", group, err)
+			}
 		}
 		vectors = append(vectors, part...)
 	}
 	return vectors, reflected, nil
 }
 
-// maxEntities is the number of entities of one query.
-const maxEntities = 200
+// Limits of what is computed by one query of each table.
+const (
+	maxEntities = 200
+	maxTimes    = 100
+	maxVectors  = 2000
+)
 
-// fromFacts computes vectors from facts alone. Which facts were known at a time is not in the tiles.
+// fromFacts appends vectors that it computes from facts alone. Which facts were known at a time is not
+// in the tiles.
 func (h *History) fromFacts(ctx context.Context, g *features.Group, all []*tiles, reflected map[string]Reflected,
-	entities []string, at, known time.Time) ([]features.Vector, error) {
+	entities []string, moments []*moment, known time.Time, vectors [][]features.Vector) error {
 	current := map[string]map[string][]features.Fact{} // by entity and source
 	for _, e := range entities {
 		current[e] = map[string][]features.Fact{}
@@ -88,156 +109,126 @@ func (h *History) fromFacts(ctx context.Context, g *features.Group, all []*tiles
 			return nil
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, e := range entities {
 			current[e][t.source.Name] = features.Current(versions[e], known)
 		}
 	}
-	vectors := make([]features.Vector, len(entities))
-	for i, e := range entities {
-		vectors[i] = g.Vector(current[e], e, at)
+	for i, m := range moments {
+		for _, e := range entities {
+			vectors[i] = append(vectors[i], g.Vector(current[e], e, m.at))
+		}
 	}
-	return vectors, nil
+	return nil
 }
 
-// sums are the aggregates of one entity and source, by segment.
+// sums are the aggregates of one entity and source at a time, by segment.
 type sums struct {
 	facts  int64
 	states [][]exact.State // by segment and part
 }
 
-// fromTiles computes vectors from tiles, and from facts at the edges of windows, where facts were
-// corrected, and where tiles have later batches.
+// fromTiles appends vectors that it computes from tiles, and from facts at the edges of windows, where
+// facts were corrected, and where tiles have later batches.
 func (h *History) fromTiles(ctx context.Context, g *features.Group, all []*tiles, reflected map[string]Reflected,
-	entities []string, at time.Time) ([]features.Vector, error) {
-	cuts := segments(g, at.UnixMicro())
-	bySource := map[string]map[string]*sums{}
+	entities []string, moments []*moment, vectors [][]features.Vector) error {
+	bySource, tilesOf := map[string]map[string][]*sums{}, map[string]*tiles{}
 	for _, t := range all {
-		r := reader{History: h, tiles: t, cuts: cuts, upto: reflected[t.source.Name].Batch, entities: entities}
+		r := reader{History: h, tiles: t, moments: moments, upto: reflected[t.source.Name].Batch, entities: entities}
 		have, err := r.read(ctx)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		bySource[t.source.Name] = have
+		bySource[t.source.Name], tilesOf[t.source.Name] = have, t
 	}
-	tilesOf := map[string]*tiles{}
-	for _, t := range all {
-		tilesOf[t.source.Name] = t
-	}
-	vectors := make([]features.Vector, len(entities))
-	for i, e := range entities {
-		v := features.Vector{Entity: e, At: at}
-		for _, have := range bySource {
-			v.Found = v.Found || have[e].facts > 0
-		}
-		for _, o := range g.Outputs() {
-			states := g.States(o)
-			lower := beginning
-			if o.Window != features.Lifetime {
-				lower = at.UnixMicro() - time.Duration(o.Window).Microseconds() + 1
+	for i, m := range moments {
+		at := m.at.UnixMicro()
+		for _, e := range entities {
+			v := features.Vector{Entity: e, At: m.at}
+			for _, have := range bySource {
+				v.Found = v.Found || have[e][i].facts > 0
 			}
-			for n := range states {
-				f := features.Part(o.Feature, n)
-				have := bySource[f.Source][e]
-				for i, cut := range cuts {
-					if cut.lo >= lower {
-						states[n].Merge(have.states[i][tilesOf[f.Source].of[f]])
+			for _, o := range g.Outputs() {
+				states := g.States(o)
+				lower := beginning
+				if o.Window != features.Lifetime {
+					lower = at - time.Duration(o.Window).Microseconds() + 1
+				}
+				for n := range states {
+					f := features.Part(o.Feature, n)
+					have := bySource[f.Source][e][i]
+					for j, cut := range m.cuts {
+						if cut.lo >= lower {
+							states[n].Merge(have.states[j][tilesOf[f.Source].of[f]])
+						}
 					}
 				}
+				v.Values = append(v.Values, g.Result(o, states, m.at))
 			}
-			v.Values = append(v.Values, g.Result(o, states, at))
+			vectors[i] = append(vectors[i], v)
 		}
-		vectors[i] = v
 	}
-	return vectors, nil
+	return nil
 }
 
 // reader reads what the tables of a source have of some entities.
 type reader struct {
 	*History
 	*tiles
-	cuts     []span // the segments
+	moments  []*moment
 	upto     uint64 // the last batch to read
 	entities []string
 
-	out map[string]*sums // by entity
-	// facts to read, besides those that all entities have in common
-	extra map[string][]span // by entity
-	also  map[string][]int64
+	gaps map[string]*gaps   // by entity
+	out  map[string][]*sums // by entity and moment
 }
 
-// read returns the sums of each entity.
-func (r *reader) read(ctx context.Context) (map[string]*sums, error) {
-	r.out, r.extra, r.also = map[string]*sums{}, map[string][]span{}, map[string][]int64{}
-	for _, e := range r.entities {
-		s := &sums{states: make([][]exact.State, len(r.cuts))}
-		for i := range s.states {
-			s.states[i] = r.newTile(tileKey{}).states
-		}
-		r.out[e] = s
-	}
+// read returns the sums of each entity and moment.
+func (r *reader) read(ctx context.Context) (map[string][]*sums, error) {
+	r.gaps, r.out = map[string]*gaps{}, map[string][]*sums{}
 	corrected, err := r.corrected(ctx)
 	if err != nil {
 		return nil, err
 	}
-	// Entities without corrections need the same tiles and facts.
-	var plain []string
-	var common []run
-	for _, cut := range r.cuts {
-		common = append(common, cover(cut, day)...)
+	edges := newPlaces(nil)
+	for _, m := range r.moments {
+		edges.add(0, &m.edges)
 	}
-	conditions, facts := []string(nil), []string(nil)
-	for e := range r.out {
-		times, has := corrected[e]
-		if !has {
-			plain = append(plain, e)
-			continue
+	p := newPlaces(edges)
+	for _, e := range r.entities {
+		if r.out[e] != nil {
+			continue // asked for twice
 		}
-		gaps := holes(times)
-		var runs []run
-		for _, cut := range r.cuts {
-			runs = append(runs, coverAround(cut, gaps)...)
+		for _, m := range r.moments {
+			s := &sums{states: make([][]exact.State, len(m.cuts))}
+			for i := range s.states {
+				s.states[i] = r.newTile(tileKey{}).states
+			}
+			r.out[e] = append(r.out[e], s)
 		}
-		for _, hole := range gaps { // other versions of facts may have other times
-			runs = append(runs, run{raw, hole})
+		r.gaps[e] = gapsAround(corrected[e])
+		p.entities = append(p.entities, e)
+		p.add(len(p.entities), r.gaps[e])
+		if p.size() > maxPlaces {
+			if err := r.readPart(ctx, p); err != nil {
+				return nil, err
+			}
+			p = newPlaces(edges)
 		}
-		add(&conditions, &facts, []string{e}, runs)
 	}
-	add(&conditions, &facts, plain, common)
-	if err := r.readTiles(ctx, conditions); err != nil {
-		return nil, err
-	}
-	for e, spans := range r.extra {
-		runs := make([]run, len(spans))
-		for i, s := range spans {
-			runs[i] = run{raw, s}
-		}
-		add(&conditions, &facts, []string{e}, runs)
-	}
-	return r.out, r.readEdges(ctx, facts)
+	return r.out, r.readPart(ctx, p)
 }
 
-// add appends the conditions for the tiles and the facts of some entities.
-func add(tiles, facts *[]string, entities []string, runs []run) {
-	if len(entities) == 0 {
-		return
+// readPart adds what the tables have of some entities.
+func (r *reader) readPart(ctx context.Context, p *places) error {
+	if len(p.entities) == 0 {
+		return nil
 	}
-	of := "entity IN (" + literals(entities) + ")"
-	var inTiles, inFacts []string
-	for _, r := range runs {
-		if r.level == raw {
-			inFacts = append(inFacts, fmt.Sprintf("at >= %s AND at < %s", instantOf(r.lo), instantOf(r.hi)))
-		} else {
-			inTiles = append(inTiles, fmt.Sprintf("level = '%s' AND tile >= %s AND tile < %s",
-				names[r.level], instantOf(r.lo), instantOf(r.hi)))
-		}
+	if err := r.readTiles(ctx, p); err != nil {
+		return err
 	}
-	for to, in := range map[*[]string][]string{tiles: inTiles, facts: inFacts} {
-		if len(in) > 0 {
-			*to = append(*to, "("+of+" AND ("+strings.Join(in, " OR ")+"))")
-		}
-	}
+	return r.readEdges(ctx, p)
 }
 
 // corrected returns the times of corrected facts, by entity.
@@ -260,19 +251,17 @@ func (r *reader) corrected(ctx context.Context) (map[string][]int64, error) {
 	return all, rows.Err()
 }
 
-// segment returns the segment that contains a time; ok is false if none does.
-func (r *reader) segment(at int64) (i int, ok bool) {
-	i = slices.IndexFunc(r.cuts, func(s span) bool { return s.lo <= at && at < s.hi })
-	return i, i >= 0
+// latest returns the time of the latest vector.
+func (r *reader) latest() int64 {
+	last := slices.MaxFunc(r.moments, func(a, b *moment) int { return a.at.Compare(b.at) })
+	return last.at.UnixMicro()
 }
 
-// readTiles adds tiles. Where a tile has facts of later batches, its facts are read instead.
-func (r *reader) readTiles(ctx context.Context, conditions []string) error {
-	if len(conditions) == 0 {
-		return nil
-	}
+// readTiles adds tiles. Where a tile has facts of later batches, its facts are to be read instead.
+func (r *reader) readTiles(ctx context.Context, p *places) error {
 	byKey := map[tileKey]*tile{}
-	query := fmt.Sprintf("SELECT %s FROM %s WHERE %s", r.selectTiles(), r.table.FullName(), strings.Join(conditions, " OR "))
+	query := fmt.Sprintf("SELECT %s FROM %s WHERE entity IN (%s) AND tile <= %s AND (%s)", r.selectTiles(),
+		r.table.FullName(), literals(p.entities), instantOf(r.latest()), p.tiles())
 	err := r.History.readTiles(ctx, r.tiles, query, func(one *tile) error {
 		have := byKey[one.key]
 		if have == nil {
@@ -289,15 +278,20 @@ func (r *reader) readTiles(ctx context.Context, conditions []string) error {
 		return err
 	}
 	for key, one := range byKey {
-		if one.upto > r.upto {
-			r.extra[key.entity] = append(r.extra[key.entity], span{key.start, key.start + length[key.level]})
-			continue
-		}
-		if i, ok := r.segment(key.start); ok {
-			to := r.out[key.entity]
+		late := one.upto > r.upto
+		for i, m := range r.moments {
+			segment, ok := m.segment(key.start)
+			if !ok || !m.usesTile(r.gaps[key.entity], key.level, key.start) {
+				continue
+			}
+			if late {
+				p.late[lateTile{key, i}] = true
+				continue
+			}
+			to := r.out[key.entity][i]
 			to.facts += one.facts
-			for p := range one.states {
-				to.states[i][p].Merge(one.states[p])
+			for n := range one.states {
+				to.states[segment][n].Merge(one.states[n])
 			}
 		}
 	}
@@ -305,27 +299,31 @@ func (r *reader) readTiles(ctx context.Context, conditions []string) error {
 }
 
 // readEdges adds facts.
-func (r *reader) readEdges(ctx context.Context, conditions []string) error {
-	if len(conditions) == 0 {
-		return nil
-	}
+func (r *reader) readEdges(ctx context.Context, p *places) error {
 	versions := map[string][]features.Fact{}
-	query := fmt.Sprintf("SELECT %s FROM %s WHERE batch <= %d AND (%s)", r.source.selectFacts(),
-		r.source.facts.FullName(), r.upto, strings.Join(conditions, " OR "))
-	err := r.readFacts(ctx, r.source, query, func(f features.Fact, _ uint64) error {
-		versions[f.Entity] = append(versions[f.Entity], f)
-		return nil
-	})
-	if err != nil {
-		return err
+	for _, in := range p.facts() {
+		query := fmt.Sprintf("SELECT %s FROM %s WHERE batch <= %d AND entity IN (%s) AND %s", r.source.selectFacts(),
+			r.source.facts.FullName(), r.upto, literals(p.entities), in)
+		err := r.readFacts(ctx, r.source, query, func(f features.Fact, _ uint64) error {
+			versions[f.Entity] = append(versions[f.Entity], f)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
 	}
 	for e, all := range versions {
-		to := r.out[e]
 		for _, f := range features.Current(all, time.Time{}) {
-			// Facts after the time of the vector were read as other versions only.
-			if i, ok := r.segment(f.At.UnixMicro()); ok {
+			at := f.At.UnixMicro()
+			for i, m := range r.moments {
+				// Facts after the time of the vector were read as other versions only.
+				segment, ok := m.segment(at)
+				if !ok || !m.usesFacts(r.gaps[e], at) && !p.isLate(e, at, i) {
+					continue
+				}
+				to := r.out[e][i]
 				to.facts++
-				r.add(to.states[i], f)
+				r.add(to.states[segment], f)
 			}
 		}
 	}
