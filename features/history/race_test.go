@@ -151,9 +151,9 @@ func TestVectorsOfEarlierPositions(t *testing.T) {
 	}
 	for range 10 {
 		at, entities := time.UnixMicro(w.at()), []string{"c0", "c1", "c2", "c3", "c4"}
-		have, err := h.fromTiles(t.Context(), w.group, h.tiles, reflected, entities, at)
-		must(t, err)
-		w.compare(t, have, entities, earlier, at, time.Time{})
+		have := make([][]features.Vector, 1)
+		must(t, h.fromTiles(t.Context(), w.group, h.tiles, reflected, entities, []*moment{momentOf(w.group, at)}, have))
+		w.compare(t, have[0], entities, earlier, at, time.Time{})
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/millrace/millrace/event"
@@ -302,7 +301,7 @@ func (r *reader) readTiles(ctx context.Context, p *places) error {
 func (r *reader) readEdges(ctx context.Context, p *places) error {
 	versions := map[string][]features.Fact{}
 	for _, in := range p.facts() {
-		query := fmt.Sprintf("SELECT %s FROM %s WHERE batch <= %d AND entity IN (%s) AND %s", r.source.selectFacts(),
+		query := fmt.Sprintf("SELECT %s FROM %s WHERE batch <= %d AND entity IN (%s) AND (%s)", r.source.selectFacts(),
 			r.source.facts.FullName(), r.upto, literals(p.entities), in)
 		err := r.readFacts(ctx, r.source, query, func(f features.Fact, _ uint64) error {
 			versions[f.Entity] = append(versions[f.Entity], f)
