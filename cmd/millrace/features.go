@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -21,7 +20,8 @@ func newFeatures(a *cli) *cobra.Command {
 features.groups selects the groups that are computed and served.`,
 	}
 	cmd.AddCommand(newFeaturesList(a), newFeaturesDescribe(a), newFeaturesGet(a), newFeaturesRegistry(a),
-		newFeaturesTrainingSet(a), newFeaturesCheck(a), newFeaturesPlot(a), newFeaturesVerify(a))
+		newFeaturesTrainingSet(a), newFeaturesCheck(a), newFeaturesPlot(a), newFeaturesVerify(a),
+		newFeaturesBackfill(a))
 	return cmd
 }
 
@@ -30,7 +30,9 @@ func newFeaturesList(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the feature groups",
-		Args:  cobra.NoArgs,
+		Long: `List the feature groups. Of a group with several versions, one is live, and the others are being filled or were
+replaced: the running system is asked which one that is.`,
+		Args: cobra.NoArgs,
 	}
 	output := outputFlag(cmd, "table", "json")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -38,16 +40,27 @@ func newFeaturesList(a *cli) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		live, unknown := a.liveVersions(cmd.Context(), groups)
 		all := make([]features.Description, len(groups))
 		rows := make([][]any, len(groups))
 		for i, g := range groups {
 			all[i] = g.Describe()
-			rows[i] = []any{g.Name, g.Version, g.Entity, len(g.Outputs()), g.Owner}
+			state := "filling"
+			switch {
+			case groupNamed(groups, g.Name, live) == g:
+				state = "live"
+			case g.Version < live[g.Name]:
+				state = "replaced"
+			}
+			if unknown != nil && severalVersions(groups, g.Name) {
+				state = "unknown"
+			}
+			rows[i] = []any{g.Name, g.Version, state, g.Entity, len(g.Outputs()), g.Owner}
 		}
 		if *output == "json" {
 			return printJSON(cmd.OutOrStdout(), all)
 		}
-		printTable(cmd.OutOrStdout(), []string{"group", "version", "entity", "features", "owner"}, rows)
+		printTable(cmd.OutOrStdout(), []string{"group", "version", "state", "entity", "features", "owner"}, rows)
 		return nil
 	}
 	return cmd
@@ -58,7 +71,7 @@ func newFeaturesDescribe(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "describe GROUP",
 		Short:   "Describe a feature group: its features, their definitions and windows, and its sources",
-		Example: "  millrace features describe customer_value",
+		Example: "  millrace features describe customer_value\n  millrace features describe customer_value/v2",
 		Args:    cobra.ExactArgs(1),
 	}
 	output := outputFlag(cmd, "table", "json")
@@ -67,14 +80,14 @@ func newFeaturesDescribe(a *cli) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		i := slices.IndexFunc(groups, func(g *features.Group) bool { return g.Name == args[0] })
-		if i < 0 {
+		g := groupNamed(groups, args[0], nil)
+		if g == nil {
 			return fmt.Errorf("there is no feature group %q: see millrace features list", args[0])
 		}
 		if *output == "json" {
-			return printJSON(cmd.OutOrStdout(), groups[i].Describe())
+			return printJSON(cmd.OutOrStdout(), g.Describe())
 		}
-		printGroup(cmd.OutOrStdout(), groups[i].Describe())
+		printGroup(cmd.OutOrStdout(), g.Describe())
 		return nil
 	}
 	return cmd

@@ -46,6 +46,10 @@ name those by which clients reach them. Write the registry again after an upgrad
 		if err != nil {
 			return err
 		}
+		live, err := a.liveVersions(cmd.Context(), groups)
+		if err != nil {
+			return err
+		}
 		scheme := "http://"
 		if r.TLS = c.TLS.Cert != ""; r.TLS {
 			scheme = "https://"
@@ -58,7 +62,7 @@ name those by which clients reach them. Write the registry again after an upgrad
 		if err != nil {
 			return err
 		}
-		registry, err := feast.Registry(r.Project, groups)
+		registry, err := feast.Registry(r.Project, liveGroups(groups, live))
 		if err != nil {
 			return err
 		}

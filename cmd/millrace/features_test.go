@@ -53,3 +53,31 @@ func TestFeaturesDescribe(t *testing.T) {
 		t.Errorf("an unknown group: %v", err)
 	}
 }
+
+// TestGroupsNamed: a name is the live version of a group, or the lowest one if none is known; an ID is
+// a version.
+func TestGroupsNamed(t *testing.T) {
+	groups := []*features.Group{{Name: "a", Version: 2}, {Name: "a", Version: 1}, {Name: "b", Version: 4}}
+	for _, c := range []struct {
+		names []string
+		live  map[string]int
+		want  string
+	}{
+		{[]string{"a", " b"}, nil, "a/v1 b/v4"},
+		{[]string{"a"}, map[string]int{"a": 2}, "a/v2"},
+		{[]string{"a"}, map[string]int{"a": 7}, "a/v1"}, // a version that this program does not have
+		{[]string{"a/v2", "b/v4"}, map[string]int{"a": 1}, "a/v2 b/v4"},
+	} {
+		named, err := groupsNamed(groups, c.names, c.live)
+		var ids []string
+		for _, g := range named {
+			ids = append(ids, g.ID())
+		}
+		if got := strings.Join(ids, " "); err != nil || got != c.want {
+			t.Errorf("%v with %v live: %s, %v, want %s", c.names, c.live, got, err, c.want)
+		}
+	}
+	if _, err := groupsNamed(groups, []string{"a/v3"}, nil); err == nil || !strings.Contains(err.Error(), "want some of a, b") {
+		t.Errorf("an unknown version: %v", err)
+	}
+}

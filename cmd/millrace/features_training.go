@@ -121,10 +121,17 @@ func (t trainingSet) run(cmd *cobra.Command, a *cli) (err error) {
 			return err
 		}
 		set.From = cmp.Or(t.from, manifest.Facts.From)
-	} else if set.Groups, err = groupsNamed(groups, t.groups); err != nil {
-		return err
-	} else if set.Keys, err = keysOf(set.Groups, t.keys); err != nil {
-		return err
+	} else {
+		live, err := a.liveVersions(cmd.Context(), groups)
+		if err != nil {
+			return err
+		}
+		if set.Groups, err = groupsNamed(groups, t.groups, live); err != nil {
+			return err
+		}
+		if set.Keys, err = keysOf(set.Groups, t.keys); err != nil {
+			return err
+		}
 	}
 	if set.From == "" {
 		set.From = app.FromLog
@@ -213,22 +220,25 @@ func readManifest(
 	return table.Manifest(ctx)
 }
 
-// groupsNamed returns the groups of these names.
-func groupsNamed(groups []*features.Group, names []string) ([]*features.Group, error) {
+// groupsNamed returns the groups of these names, or the versions of these IDs. Of a group with several
+// versions, it returns the one that live has, or the lowest one.
+func groupsNamed(groups []*features.Group, names []string, live map[string]int) ([]*features.Group, error) {
 	var named []*features.Group
 	var all []string
 	for _, g := range groups {
-		all = append(all, g.Name)
+		if !slices.Contains(all, g.Name) {
+			all = append(all, g.Name)
+		}
 	}
 	if len(names) == 0 {
 		return nil, fmt.Errorf("--group is missing: name one or more of %s", strings.Join(all, ", "))
 	}
 	for _, name := range names {
-		i := slices.Index(all, strings.TrimSpace(name))
-		if i < 0 {
+		g := groupNamed(groups, strings.TrimSpace(name), live)
+		if g == nil {
 			return nil, fmt.Errorf("--group: there is no feature group %q: want some of %s", name, strings.Join(all, ", "))
 		}
-		named = append(named, groups[i])
+		named = append(named, g)
 	}
 	return named, nil
 }
@@ -254,6 +264,31 @@ func keysOf(groups []*features.Group, keys []string) (map[string]string, error) 
 		columns[entity] = column
 	}
 	return columns, nil
+}
+
+// groupNamed returns a group as groupsNamed, or nil.
+func groupNamed(groups []*features.Group, name string, live map[string]int) *features.Group {
+	var lowest *features.Group
+	for _, g := range groups {
+		switch {
+		case g.ID() == name, g.Name == name && g.Version == live[name]:
+			return g
+		case g.Name == name && (lowest == nil || g.Version < lowest.Version):
+			lowest = g
+		}
+	}
+	return lowest
+}
+
+// liveGroups returns the live versions of groups.
+func liveGroups(groups []*features.Group, live map[string]int) []*features.Group {
+	var all []*features.Group
+	for _, g := range groups {
+		if groupNamed(groups, g.Name, live) == g {
+			all = append(all, g)
+		}
+	}
+	return all
 }
 
 // isQuery reports whether a spine is a query and not the name of a file.

@@ -39,26 +39,38 @@ const (
 // Contents returns all tables of the groups, for comparisons.
 func (h *History) Contents() []Content {
 	var all []Content
+	edge := h.edge(time.Now())
 	for _, s := range h.sources {
 		all = append(all, Content{
 			Table: s.facts.Name, Topic: s.Topic, Unit: "facts",
-			Digest:   func(ctx context.Context) (*digest.Digest, error) { return h.factsDigest(ctx, s) },
-			Expected: s.expected,
+			Digest: func(ctx context.Context) (*digest.Digest, error) { return h.factsDigest(ctx, s, edge) },
+			Expected: func(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
+				return s.expected(events, edge)
+			},
 		})
 	}
 	for _, t := range h.tiles {
 		all = append(all, Content{
 			Table: t.table.Name, Topic: t.source.Topic, Unit: "tiles", From: t.source.facts.Name,
-			Digest: func(ctx context.Context) (*digest.Digest, error) { return h.tilesDigest(ctx, t) },
-			Source: func(ctx context.Context) (*digest.Digest, error) { return h.expectedTiles(ctx, t) },
+			Digest: func(ctx context.Context) (*digest.Digest, error) { return h.tilesDigest(ctx, t, edge) },
+			Source: func(ctx context.Context) (*digest.Digest, error) { return h.expectedTiles(ctx, t, edge) },
 		})
 	}
 	return all
 }
 
-// expected returns the digest of the facts of events. Events that the source cannot read are dead
-// letters.
-func (s *source) expected(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
+// edge returns the time, at the start of a day, before which facts and tiles are not compared: those
+// that ClickHouse removes soon, or has removed. It removes facts and tiles at different times.
+func (h *History) edge(now time.Time) int64 {
+	if h.cfg.Retention <= 0 {
+		return beginning
+	}
+	return day.ceil(now.Add(-h.cfg.Retention).UnixMicro()) + length[day]
+}
+
+// expected returns the digest of the facts of events from a time on. Events that the source cannot
+// read are dead letters.
+func (s *source) expected(events iter.Seq2[event.Event, error], edge int64) (*digest.Digest, error) {
 	to := digest.New()
 	var content []byte
 	for e, err := range events {
@@ -70,8 +82,10 @@ func (s *source) expected(events iter.Seq2[event.Event, error]) (*digest.Digest,
 			continue
 		}
 		for _, f := range facts {
-			content = appendFact(content[:0], f)
-			to.Add(f.Entity, content)
+			if f.At.UnixMicro() >= edge {
+				content = appendFact(content[:0], f)
+				to.Add(f.Entity, content)
+			}
 		}
 	}
 	return to, nil
@@ -79,10 +93,10 @@ func (s *source) expected(events iter.Seq2[event.Event, error]) (*digest.Digest,
 
 // factsDigest returns the digest of a table of facts. ClickHouse computes it, from the same bytes as
 // appendFact.
-func (h *History) factsDigest(ctx context.Context, s *source) (*digest.Digest, error) {
+func (h *History) factsDigest(ctx context.Context, s *source, edge int64) (*digest.Digest, error) {
 	return h.readDigest(ctx, fmt.Sprintf(
-		"SELECT entity, reinterpretAsUInt128(reverse(substring(SHA256(%s), 1, 16))) AS hash FROM %s FINAL",
-		s.factBytes(), s.facts.FullName()))
+		"SELECT entity, reinterpretAsUInt128(reverse(substring(SHA256(%s), 1, 16))) AS hash FROM %s FINAL "+
+			"WHERE toUnixTimestamp64Micro(at) >= %d", s.factBytes(), s.facts.FullName(), edge))
 }
 
 // factBytes returns the expression of what appendFact appends.

@@ -22,7 +22,7 @@ import (
 // reads: neither all versions of a fact nor which of two is the first one have a meaning there.
 
 // tilesDigest returns the digest of a table of tiles.
-func (h *History) tilesDigest(ctx context.Context, t *tiles) (*digest.Digest, error) {
+func (h *History) tilesDigest(ctx context.Context, t *tiles, edge int64) (*digest.Digest, error) {
 	columns := []string{"entity", "toUInt8(level) AS tile_level", "toUnixTimestamp64Micro(tile) AS start", "facts"}
 	for _, p := range t.parts {
 		for _, c := range p.columns() {
@@ -30,21 +30,21 @@ func (h *History) tilesDigest(ctx context.Context, t *tiles) (*digest.Digest, er
 		}
 	}
 	return h.readDigest(ctx, t.hashes(fmt.Sprintf("SELECT %s FROM %s FINAL", // merges the rows of a tile
-		strings.Join(columns, ", "), t.table.FullName())))
+		strings.Join(columns, ", "), t.table.FullName()), edge))
 }
 
 // expectedTiles returns the digest of the tiles that a table should have, from the facts of its
 // batches.
-func (h *History) expectedTiles(ctx context.Context, t *tiles) (*digest.Digest, error) {
+func (h *History) expectedTiles(ctx context.Context, t *tiles, edge int64) (*digest.Digest, error) {
 	batch, err := h.position(ctx, t.source, t.table)
 	if err != nil {
 		return nil, err
 	}
-	return h.readDigest(ctx, t.hashes(t.fromFacts(batch)))
+	return h.readDigest(ctx, t.hashes(t.fromFacts(batch), edge))
 }
 
-// hashes returns the query of the hashes of tiles.
-func (t *tiles) hashes(tiles string) string {
+// hashes returns the query of the hashes of tiles from a time on.
+func (t *tiles) hashes(tiles string, edge int64) string {
 	var of strings.Builder
 	of.WriteString("tile_level, start, toInt64(facts)")
 	for _, p := range t.parts {
@@ -53,9 +53,9 @@ func (t *tiles) hashes(tiles string) string {
 		}
 	}
 	return fmt.Sprintf("SELECT entity, reinterpretAsUInt128(sipHash128(%s)) AS hash FROM (%s) "+
-		"WHERE (entity, tile_level, start) NOT IN (SELECT entity, toUInt8(l.1), %s FROM "+
+		"WHERE start >= %d AND (entity, tile_level, start) NOT IN (SELECT entity, toUInt8(l.1), %s FROM "+
 		"(SELECT entity, toUnixTimestamp64Micro(at) AS us FROM %s) ARRAY JOIN %s AS l)",
-		of.String(), tiles, floorOf("us", "l.2"), t.source.corrections.FullName(), levels())
+		of.String(), tiles, edge, floorOf("us", "l.2"), t.source.corrections.FullName(), levels())
 }
 
 // levels returns the array of the numbers of the levels and their lengths.

@@ -60,7 +60,8 @@ type filler struct {
 func newFiller(h *History, t *tiles) *filler { return &filler{History: h, tiles: t} }
 
 // errDefinition means that a table has tiles of another definition.
-var errDefinition = errors.New("the table was made by another definition of this version: give the group a new version")
+var errDefinition = errors.New("the table was made by another definition of this version: give the group a new version, " +
+	"or after a change of features.currency run `millrace rebuild` for the service of its topic")
 
 // pollEvery is the interval of looking for batches that only other processes have seen. This process
 // has a writer of the same facts, which notifies the filler, so that the poll is for its failures.
@@ -90,14 +91,19 @@ func (f *filler) session(ctx context.Context, worked func()) error {
 			return err
 		}
 		have, read = max(have, positions[f.table.Name]), time.Now()
-		for head := positions[s.facts.Name]; have < head && time.Since(read) < positionAge; {
+		limit, err := f.limit(ctx, f.History)
+		if err != nil {
+			return err
+		}
+		head := min(positions[s.facts.Name], limit)
+		for have < head && time.Since(read) < positionAge {
 			if err := f.fill(ctx, have+1, head); err != nil {
 				return err
 			}
 			have++
 			worked()
 		}
-		if have < positions[s.facts.Name] {
+		if have < head {
 			continue
 		}
 		select {
@@ -111,33 +117,50 @@ func (f *filler) session(ctx context.Context, worked func()) error {
 
 // prepare creates the table, and those that it is filled from.
 func (f *filler) prepare(ctx context.Context) error {
-	for _, t := range []clickhouse.Table{f.source.facts, f.source.positions, f.table} {
-		if err := f.cfg.Store.CreateTable(ctx, t); err != nil {
+	for _, t := range []clickhouse.Table{f.source.facts, f.source.positions, versions} {
+		if err := f.create(ctx, t); err != nil {
 			return err
 		}
 	}
-	return f.checkDefinition(ctx)
+	exists, err := f.checkDefinition(ctx)
+	if err != nil {
+		return err
+	}
+	if !exists {
+		// Its tokens are gone, and with them what keeps a batch from being in the table twice.
+		position, err := f.position(ctx, f.source, f.table)
+		if err != nil {
+			return err
+		}
+		if position > 0 {
+			return fmt.Errorf("%s: %w", f.table.Name, errDropped)
+		}
+	}
+	return f.create(ctx, f.table)
 }
 
-// checkDefinition returns an error if the table was created by another definition of the group's
-// version.
-func (f *filler) checkDefinition(ctx context.Context) error {
+// errDropped means that a table of tiles is gone.
+var errDropped = errors.New("the table was dropped, and its batches are not filled again: give the group a new version")
+
+// checkDefinition reports whether the table exists. It returns an error if it was created by another
+// definition of the group's version.
+func (f *filler) checkDefinition(ctx context.Context) (exists bool, err error) {
 	rows, err := f.cfg.Store.Query(ctx, "SELECT comment FROM system.tables WHERE database = ? AND name = ?",
 		f.table.Database, f.table.Name)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer rows.Close() //nolint:errcheck // rows.Err has reported it
 	for rows.Next() {
 		var comment string
 		if err := rows.Scan(&comment); err != nil {
-			return err
+			return false, err
 		}
-		if comment != f.table.Comment {
-			return fmt.Errorf("%s: %w", f.table.Name, errDefinition)
+		if exists = true; comment != f.table.Comment {
+			return false, fmt.Errorf("%s: %w", f.table.Name, errDefinition)
 		}
 	}
-	return rows.Err()
+	return exists, rows.Err()
 }
 
 // fill inserts the tiles of a batch.

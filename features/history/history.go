@@ -14,6 +14,8 @@
 //   - Vectors equals features.Evaluate over the facts of the positions that it returns, bit by bit,
 //     while batches are being written and after corrections.
 //   - A table that cannot be filled stops alone. While ClickHouse does not answer, feeding waits.
+//   - Of several versions of a group, one is live. Another one replaces it after all of its tiles
+//     were compared with the facts. See versions.go.
 //
 // writer.go fills the tables of facts, filler.go the tables of tiles, and vectors.go reads them.
 package history
@@ -24,6 +26,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,9 +45,8 @@ type Config struct {
 	Store  *clickhouse.Store
 	Groups []*features.Group
 	Logger *slog.Logger // required
-	// Retention is how long facts and tiles are kept after their time. 0 means without limit. It
-	// applies to tables that are created from then on. Windows that are longer lose their oldest
-	// part.
+	// Retention is how long facts and tiles are kept after their time. 0 means without limit. Windows
+	// that are longer lose their oldest part. A change applies to existing tables, too.
 	Retention time.Duration
 
 	// The rest is for Run.
@@ -61,6 +63,8 @@ type Config struct {
 
 	retry    time.Duration // interval of attempts to fill a stopped table; 0 means retryInterval
 	takeover time.Duration // how long to leave a batch to the process that has claimed it; 0 means takeoverAfter
+	swap     time.Duration // interval of looking whether another version can be live; 0 means swapInterval
+	grace    time.Duration // how long the tables of an earlier version are kept; 0 means retireAfter
 	hook     func(context.Context, string) error
 }
 
@@ -70,6 +74,8 @@ const (
 	commitFacts    = 20_000
 	retryInterval  = 10 * time.Second
 	takeoverAfter  = 5 * time.Second
+	swapInterval   = 2 * time.Second
+	retireAfter    = 24 * time.Hour
 )
 
 // History is the tables of some groups. It is safe for concurrent use.
@@ -77,6 +83,9 @@ type History struct {
 	cfg     Config
 	sources []*source
 	tiles   []*tiles // of all groups
+	// swappers are those of groups with several versions.
+	swappers []*swapper
+	retiring health
 }
 
 // source is the tables of a source.
@@ -114,10 +123,12 @@ func Open(c Config) (*History, error) {
 	c.CommitInterval = cmp.Or(c.CommitInterval, commitInterval)
 	c.CommitFacts = cmp.Or(c.CommitFacts, commitFacts)
 	c.retry, c.takeover = cmp.Or(c.retry, retryInterval), cmp.Or(c.takeover, takeoverAfter)
+	c.swap, c.grace = cmp.Or(c.swap, swapInterval), cmp.Or(c.grace, retireAfter)
 	if c.Store == nil || c.Logger == nil {
 		return nil, errors.New("history: Store and Logger are required")
 	}
 	h := &History{cfg: c}
+	first := map[string]*features.Group{}
 	byName, groups := map[string]*source{}, map[string]bool{}
 	for _, g := range c.Groups {
 		if err := g.Check(); err != nil {
@@ -127,6 +138,14 @@ func Open(c Config) (*History, error) {
 			return nil, fmt.Errorf("history: group %s occurs twice", g.ID())
 		}
 		groups[g.ID()] = true
+		if other := first[g.Name]; other == nil {
+			first[g.Name] = g
+		} else if other.Entity != g.Entity {
+			return nil, fmt.Errorf("history: versions of group %s describe %s and %s: give one another name",
+				g.Name, other.Entity, g.Entity)
+		} else if !slices.ContainsFunc(h.swappers, func(s *swapper) bool { return s.name == g.Name }) {
+			h.swappers = append(h.swappers, newSwapper(h, g.Name))
+		}
 		for i := range g.Sources {
 			s := byName[g.Sources[i].Name]
 			if s == nil {
@@ -154,6 +173,10 @@ func (h *History) Run(ctx context.Context) error {
 			g.Go(func() error { return h.keep(ctx, t.table.Name, &t.health, newFiller(h, t).session) })
 		}
 	}
+	for _, s := range h.swappers {
+		g.Go(func() error { return h.keep(ctx, s.name, &s.health, s.session) })
+	}
+	g.Go(func() error { return h.keep(ctx, "tables of earlier versions", &h.retiring, h.retireEarlier) })
 	return g.Wait()
 }
 

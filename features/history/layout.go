@@ -16,6 +16,11 @@ func (h *History) sourceNamed(name string) *source {
 	return nil
 }
 
+// TilesTable returns the name of the table of the tiles of a group's source.
+func TilesTable(g *features.Group, source string) string {
+	return fmt.Sprintf("tiles_%s_v%d_%s", g.Name, g.Version, source)
+}
+
 // FactsTable returns the quoted name of the table of a source's facts, which has the columns entity,
 // fact_key, at, known_at, retracted, log_partition, log_offset, log_index and those of the source.
 // Readers must tolerate that a row is there more than once: ClickHouse removes copies later.

@@ -13,6 +13,7 @@ import (
 // TableStatus is how far a table of facts or tiles is.
 type TableStatus struct {
 	Table, Topic string
+	Filling      bool // it has tiles of a version that is not live yet
 	Rows         uint64
 	Next         map[int32]int64 // the table has the records before these offsets, by partition
 	AsOf         time.Time       // when the newest of them was recorded
@@ -40,8 +41,16 @@ func (h *History) Status(ctx context.Context) ([]TableStatus, error) {
 		for _, t := range s.tiles {
 			tables = append(tables, t.table)
 		}
-		for _, table := range tables {
+		for i, table := range tables {
 			status := TableStatus{Table: table.Name, Topic: s.Topic, Next: map[int32]int64{}}
+			if i > 0 {
+				g := s.tiles[i-1].group
+				live, err := h.Live(ctx, g.Name)
+				if err != nil {
+					return all, err
+				}
+				status.Filling = g.Version > live.Version
+			}
 			if positions[table.Name] > 0 {
 				c, err := h.positionsAt(ctx, s, positions[table.Name])
 				if err != nil {
@@ -91,6 +100,10 @@ func (h *History) Faults() []Fault {
 			add(t.table.Name, &t.health)
 		}
 	}
+	for _, s := range h.swappers {
+		add("versions of "+s.name, &s.health)
+	}
+	add("tables of earlier versions", &h.retiring)
 	return all
 }
 
@@ -111,6 +124,11 @@ func (h *History) Topics() []string {
 // groups. No process may be filling them. It returns their names, also beside an error.
 func (h *History) Drop(ctx context.Context, topic string) ([]string, error) {
 	var dropped []string
+	for _, s := range h.swappers {
+		if err := s.abandon(ctx); err != nil {
+			return nil, err
+		}
+	}
 	for _, s := range h.sources {
 		if s.Topic != topic {
 			continue

@@ -1,6 +1,7 @@
 package history
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -95,7 +96,38 @@ func ttl(column string, retention time.Duration) string {
 	if retention <= 0 {
 		return ""
 	}
-	return fmt.Sprintf("toDateTime(%s) + INTERVAL %d SECOND", column, int64(retention.Seconds()))
+	return fmt.Sprintf("toDateTime(%s) + toIntervalSecond(%d)", column, int64(retention.Seconds())) // as ClickHouse writes it
+}
+
+// create creates a table. If it exists with another retention, the retention is changed.
+func (h *History) create(ctx context.Context, t clickhouse.Table) error {
+	if err := h.cfg.Store.CreateTable(ctx, t); err != nil {
+		return err
+	}
+	rows, err := h.cfg.Store.Query(ctx, "SELECT extract(engine_full, ' TTL (.*) SETTINGS ') FROM system.tables "+
+		"WHERE database = ? AND name = ?", t.Database, t.Name)
+	if err != nil {
+		return fmt.Errorf("read the retention of %s: %w", t.Name, err)
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err has reported it
+	for rows.Next() {
+		var have string
+		if err := rows.Scan(&have); err != nil {
+			return fmt.Errorf("read the retention of %s: %w", t.Name, err)
+		}
+		if have == t.TTL {
+			continue
+		}
+		change := " MODIFY TTL " + t.TTL
+		if t.TTL == "" {
+			change = " REMOVE TTL"
+		}
+		if err := h.cfg.Store.Exec(ctx, "ALTER TABLE "+t.FullName()+h.cfg.Store.OnCluster()+change); err != nil {
+			return fmt.Errorf("change the retention of %s: %w", t.Name, err)
+		}
+		h.cfg.Logger.Info("features: changed the retention of a table", "table", t.Name, "before", have, "now", t.TTL)
+	}
+	return rows.Err()
 }
 
 // level is a length of tiles, as an index of levels.
@@ -172,7 +204,7 @@ func newTiles(g *features.Group, s *source, retention time.Duration) *tiles {
 		}
 	}
 	t.table = clickhouse.Table{
-		Database: clickhouse.Features, Name: fmt.Sprintf("tiles_%s_v%d_%s", g.Name, g.Version, s.Name),
+		Database: clickhouse.Features, Name: TilesTable(g, s.Name),
 		Engine: "AggregatingMergeTree", PartitionBy: "toYYYYMM(tile)", OrderBy: []string{"entity", "level", "tile"},
 		TTL: ttl("tile", retention),
 		Columns: []clickhouse.Column{

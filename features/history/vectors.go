@@ -19,7 +19,8 @@ type Reflected struct {
 }
 
 // Vectors computes the vectors of entities at a time, in the order of the entities, and returns what
-// they contain by source. They contain what was known at the time known; the zero time means
+// they contain by source. group is the name of a group, whose live version counts, or the ID of a
+// version. Vectors contain what was known at the time known; the zero time means
 // everything that the tables have.
 func (h *History) Vectors(ctx context.Context, group string, entities []string, at, known time.Time) (
 	[]features.Vector, map[string]Reflected, error) {
@@ -34,6 +35,13 @@ func (h *History) Vectors(ctx context.Context, group string, entities []string, 
 // because the tables are read once for many times.
 func (h *History) VectorsAt(ctx context.Context, group string, entities []string, times []time.Time,
 	known time.Time) ([][]features.Vector, map[string]Reflected, error) {
+	if len(h.versionsNamed(group)) > 0 {
+		g, err := h.Live(ctx, group)
+		if err != nil {
+			return nil, nil, err
+		}
+		group = g.ID()
+	}
 	var mine []*tiles
 	for _, t := range h.tiles {
 		if t.group.ID() == group {

@@ -53,6 +53,7 @@ func stops(err error) bool {
 	var gone *fetch.OutOfRangeError
 	var refused *clickhouse.Error
 	return clickhouse.IsSchema(err) || errors.Is(err, errDamaged) || errors.Is(err, errDefinition) ||
+		errors.Is(err, errDropped) || errors.Is(err, errDifferent) ||
 		errors.Is(err, feed.ErrRecreated) || errors.As(err, &gone) ||
 		errors.As(err, &refused) && !clickhouse.Retryable(err)
 }
@@ -89,7 +90,7 @@ const describeEvery = 10 * time.Second
 // session writes batches until something fails.
 func (w *writer) session(ctx context.Context, worked func()) error {
 	for _, t := range []clickhouse.Table{w.source.facts, w.corrections, w.claims, w.positions} {
-		if err := w.cfg.Store.CreateTable(ctx, t); err != nil {
+		if err := w.create(ctx, t); err != nil {
 			return err
 		}
 	}

@@ -19,6 +19,7 @@ package online
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,6 +81,7 @@ type Store struct {
 	texts    *texts
 	shards   [shardCount]shard
 
+	live            atomic.Pointer[map[string]*features.Group] // the live version of each group, by name
 	entities, bytes atomic.Int64
 	// trimmed is the latest time up to which facts may have been dropped, in microseconds.
 	trimmed atomic.Int64
@@ -128,8 +130,12 @@ func New(groups []*features.Group, o Options) (*Store, error) {
 		o.Now = time.Now
 	}
 	s := &Store{options: o, groups: groups, fingerprint: Fingerprint(groups), texts: newTexts()}
-	topics := map[string]bool{}
+	topics, live := map[string]bool{}, map[string]*features.Group{}
+	s.live.Store(&live)
 	for _, g := range groups {
+		if lowest := live[g.Name]; lowest == nil || g.Version < lowest.Version {
+			live[g.Name] = g
+		}
 		sp := s.space(g.Entity)
 		for i := range g.Sources {
 			if err := sp.add(g, &g.Sources[i]); err != nil {
@@ -206,14 +212,27 @@ func (s *Store) SetTopicID(topic, id string) {
 // Groups returns the groups that the store was made for.
 func (s *Store) Groups() []*features.Group { return s.groups }
 
-// Group returns a group by its name, or nil.
+// Group returns the live version of a group by the name of the group, or a version by its ID. It
+// returns nil if there is none.
 func (s *Store) Group(name string) *features.Group {
+	if g := (*s.live.Load())[name]; g != nil {
+		return g
+	}
 	for _, g := range s.groups {
-		if g.Name == name {
+		if g.ID() == name {
 			return g
 		}
 	}
 	return nil
+}
+
+// SetLive sets which version of a group is live. At first, that is the lowest one.
+func (s *Store) SetLive(g *features.Group) {
+	s.apply.Lock()
+	defer s.apply.Unlock()
+	live := maps.Clone(*s.live.Load())
+	live[g.Name] = g
+	s.live.Store(&live)
 }
 
 // Size returns how many entities the store has, and the bytes of their facts and texts.

@@ -86,11 +86,11 @@ func (s *Service) query(group string, outputs []string) (*online.Query, error) {
 	s.mu.RLock()
 	q := s.queries[key]
 	s.mu.RUnlock()
-	if q != nil {
-		return q, nil
-	}
 	store := s.backend.Store()
 	g := store.Group(group)
+	if q != nil && q.Group == g { // another version may have become live
+		return q, nil
+	}
 	if g == nil {
 		names := make([]string, 0, len(store.Groups()))
 		for _, g := range store.Groups() {
@@ -104,7 +104,7 @@ func (s *Service) query(group string, outputs []string) (*online.Query, error) {
 			return nil, &errUnknown{"feature", name, " of the group " + group}
 		}
 	}
-	q, err := store.Compile(group, outputs...)
+	q, err := store.Compile(g.ID(), outputs...)
 	if err != nil {
 		return nil, err
 	}

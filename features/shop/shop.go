@@ -30,7 +30,7 @@ const DefaultCurrency = "GBP"
 type Options struct {
 	// Currency selects the orders whose amounts are added up: ISO 4217. Empty means DefaultCurrency.
 	// With another currency, groups with amounts have other values under the same version, so their
-	// history must be computed again.
+	// history must be computed again. Package history refuses to mix the two.
 	Currency string
 }
 

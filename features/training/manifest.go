@@ -141,7 +141,7 @@ func (m Manifest) Apply(c *Config) error {
 	for _, want := range m.Groups {
 		var group *features.Group
 		for _, g := range available {
-			if g.Name == want.Name {
+			if g.Name == want.Name && (group == nil || g.Version == want.Version) {
 				group = g
 			}
 		}

@@ -126,7 +126,11 @@ func (p *App) historySinks(ctx context.Context) ([]telemetry.Sink, error) {
 		for partition, end := range ends[t.Topic] {
 			lag += uint64(max(0, end-t.Next[partition]))
 		}
-		sinks = append(sinks, telemetry.Sink{Name: "features " + t.Table, Unit: "rows", Count: t.Rows, Lag: lag, AsOf: t.AsOf})
+		name := "features " + t.Table
+		if t.Filling {
+			name += " (filling)"
+		}
+		sinks = append(sinks, telemetry.Sink{Name: name, Unit: "rows", Count: t.Rows, Lag: lag, AsOf: t.AsOf})
 	}
 	return sinks, nil
 }

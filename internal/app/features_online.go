@@ -26,7 +26,7 @@ import (
 // startVectors starts feeding the features in memory. Every process with the role features has all
 // entities, so any of them answers any lookup.
 func (p *App) startVectors(context.Context) error {
-	groups, err := FeatureGroups(p.cfg.Features)
+	groups, err := p.modules.Groups(p.cfg)
 	if err != nil {
 		return err
 	}
@@ -69,6 +69,7 @@ func (p *App) startVectors(context.Context) error {
 	} {
 		p.metrics.Gauge(name, gauge.help, gauge.read)
 	}
+	p.followLive(store, groups)
 	p.background("features", p.vectors.Run)
 	p.followRefusals()
 	p.startServedLog()

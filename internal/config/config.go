@@ -259,8 +259,8 @@ type S3 struct {
 // Features selects the feature groups, and configures what the role features keeps in ClickHouse.
 type Features struct {
 	Groups           string        `yaml:"groups" doc:"Names of the groups to compute and serve, separated by commas. Empty: all that millrace features list prints."`
-	Currency         string        `yaml:"currency" doc:"Currency of the features of money: ISO 4217. Orders in other currencies do not count in them. After a change, the history of these groups must be computed again."`
-	Retention        time.Duration `yaml:"retention" doc:"How long facts and tiles are kept after their time. It applies to tables that are created from then on. Longer windows lose their oldest part. 0: without limit."`
+	Currency         string        `yaml:"currency" doc:"Currency of the features of money: ISO 4217. Orders in other currencies do not count in them. After a change, groups with such features are not fed until millrace rebuild order has dropped their tables, which are filled again."`
+	Retention        time.Duration `yaml:"retention" doc:"How long facts and tiles are kept after their time. Longer windows lose their oldest part. 0: without limit."`
 	CommitInterval   time.Duration `yaml:"commit_interval" doc:"Maximum time until a fact is in its table. If a topic falls silent, its facts are written earlier."`
 	FeastAddr        string        `yaml:"feast_addr" doc:"Address of the HTTP API of Feast's feature server, for Feast clients with a remote online store. A non-loopback address requires auth.tokens. If addr is not its default and this is, a free port is chosen, so that a second system can start; millrace status prints it. Empty: not served."`
 	FeastOfflineAddr string        `yaml:"feast_offline_addr" doc:"Address of Feast's remote offline store, for training sets, by Arrow Flight. The rest is as with feast_addr."`
