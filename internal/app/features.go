@@ -36,6 +36,14 @@ func FeatureGroups(c config.Features) ([]*features.Group, error) {
 	return selected, nil
 }
 
+// newestVersions returns the last version of each group, for those who compute features from facts
+// alone: they need no tables, so the last version is complete from the start.
+func newestVersions(groups []*features.Group) []*features.Group {
+	return slices.DeleteFunc(slices.Clone(groups), func(g *features.Group) bool {
+		return slices.ContainsFunc(groups, func(o *features.Group) bool { return o.Name == g.Name && o.Version > g.Version })
+	})
+}
+
 // groupNames lists groups for an error.
 func groupNames(groups []*features.Group) string {
 	var names []string

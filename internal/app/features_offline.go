@@ -29,7 +29,7 @@ func (p *App) feastOffline() (http.Handler, error) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle(feast.Handler(feast.Config{
-		Groups: groups, Facts: p.currentFacts, Logger: p.log.With("part", "feast"), TempDir: dir,
+		Groups: newestVersions(groups), Facts: p.currentFacts, Logger: p.log.With("part", "feast"), TempDir: dir,
 		// A training set takes as long as a query, so it takes a place of one.
 		Admit: func(ctx context.Context, peer string) (func(), error) {
 			return p.acquireSQL(ctx, slotName(ctx, peer))

@@ -78,7 +78,7 @@ func withSegments(v View) View {
 		if err != nil {
 			return nil, err
 		}
-		customers.SetFeatures(customerFacts, newCustomerFeatures(groups))
+		customers.SetFeatures(customerFacts, newCustomerFeatures(newestVersions(groups)))
 		limits := s.app.cfg.Customer360.Limits
 		return opened, prefixed(customers.SetSegments(segments, customer360.Limits{Segments: limits.Segments,
 			Cost: limits.Cost, Pending: limits.Pending, Recheck: limits.Recheck}))
