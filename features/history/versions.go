@@ -410,7 +410,10 @@ func (h *History) earlier(ctx context.Context, name string, ages map[string]time
 	}
 	configured := h.versionsNamed(parts[1])
 	version, err := strconv.Atoi(parts[2])
-	if err != nil || len(configured) == 0 || version >= configured[0].Version || h.sourceNamed(parts[3]) == nil {
+	if err != nil { // too large: somebody else's table
+		return false, nil //nolint:nilerr // it is not of an earlier version
+	}
+	if len(configured) == 0 || version >= configured[0].Version || h.sourceNamed(parts[3]) == nil {
 		return false, nil
 	}
 	for _, t := range h.tiles {

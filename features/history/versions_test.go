@@ -3,7 +3,6 @@ package history
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -180,9 +179,10 @@ func TestEarlierVersionIsDropped(t *testing.T) {
 	h = open(t, c)
 	must(t, h.retire(t.Context()))
 	exists := func() bool {
-		r, err := s.Query(t.Context(), "SELECT name FROM system.tables WHERE name = ?", fmt.Sprintf("tiles_%s_v1_%s", first.Name, first.Sources[0].Name))
+		r, err := s.Query(t.Context(), "SELECT name FROM system.tables WHERE name = ?",
+			TilesTable(first, first.Sources[0].Name))
 		must(t, err)
-		defer r.Close()
+		defer r.Close() //nolint:errcheck // nothing else is read
 		return r.Next()
 	}
 	if !exists() {
