@@ -24,6 +24,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -80,8 +81,12 @@ func run(ctx context.Context, o options) error {
 			fmt.Sprintf("FeatureService, %d × 50", batch), featuresv1connect.FeatureServiceGetVectorsProcedure,
 			"application/proto", batch, vectorsBody(batch, o.entities)))
 	}
+	ceilings, err := ceilingLoads(ctx, server, o.entities)
+	if err != nil {
+		return err
+	}
 	fmt.Printf("%-36s %8s %9s %9s %9s %12s\n", "at a fixed rate", "rate/s", "p50 ms", "p99 ms", "p99.9 ms", "CPU µs")
-	for _, l := range loads {
+	for _, l := range slices.Concat(ceilings, loads) {
 		if err := measure(ctx, server, l, rateOf(l, o.rate), o.seconds); err != nil {
 			return err
 		}
@@ -92,18 +97,7 @@ func run(ctx context.Context, o options) error {
 		}
 	}
 	fmt.Printf("%-36s %10s %12s %12s %12s\n", "as fast as answered", "requests/s", "entities/s", "server µs", "client µs")
-	for _, batch := range []int{1, 50} {
-		size, err := answerSize(ctx, server, feastLoad("", batch, o.entities))
-		if err != nil {
-			return err
-		}
-		ceiling := newLoad(fmt.Sprintf("ceiling: bare handler, %d × 50", batch),
-			fmt.Sprintf("%s?%d", ceilingPath, size), "application/json", batch, feastBody(batch, o.entities))
-		if err := saturate(ctx, server, ceiling, o.seconds); err != nil {
-			return err
-		}
-	}
-	for _, l := range loads {
+	for _, l := range slices.Concat(ceilings, loads) {
 		if err := saturate(ctx, server, l, o.seconds); err != nil {
 			return err
 		}
@@ -113,6 +107,19 @@ func run(ctx context.Context, o options) error {
 		return measureVisible(ctx, o)
 	}
 	return nil
+}
+
+// ceilingLoads returns requests to the bare handler, for answers of the size that Feast's API gives.
+func ceilingLoads(ctx context.Context, server *measured, entities int) (all []load, err error) {
+	for _, batch := range []int{1, 50} {
+		size, err := answerSize(ctx, server, feastLoad("", batch, entities))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, newLoad(fmt.Sprintf("ceiling: bare handler, %d × 50", batch),
+			fmt.Sprintf("%s?%d", ceilingPath, size), "application/json", batch, feastBody(batch, entities)))
+	}
+	return all, nil
 }
 
 // rateOf returns the rate at which a load is sent.

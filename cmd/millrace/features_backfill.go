@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,6 +58,10 @@ of features.`,
 		}
 		printTable(cmd.OutOrStdout(), []string{"table", "facts", "rows of tiles"}, rows)
 		took := time.Since(begun)
+		if filled == 0 {
+			fmt.Fprintln(cmd.OutOrStdout(), "the tables have all facts")
+			return nil
+		}
 		fmt.Fprintf(cmd.OutOrStdout(), "filled after %s: %d facts meanwhile, %.0f per second\n",
 			took.Round(100*time.Millisecond), filled, float64(filled)/took.Seconds())
 		return nil
@@ -160,6 +165,7 @@ func (a *cli) fillings(ctx context.Context, groups []*features.Group) ([]filling
 	if err != nil {
 		return nil, fmt.Errorf("how far the tables are: %w", err)
 	}
+	slices.SortFunc(all, func(a, b filling) int { return strings.Compare(a.Table, b.Table) })
 	return all, nil
 }
 
