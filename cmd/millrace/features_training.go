@@ -160,8 +160,15 @@ func (t trainingSet) run(cmd *cobra.Command, a *cli) (err error) {
 			return err
 		}
 	}
-	if set.From == app.FromLog && c.Kafka.Brokers == "" {
+	aboutCustomers := slices.ContainsFunc(set.Groups, func(g *features.Group) bool { return g.Entity == app.CustomerEntity })
+	if (set.From == app.FromLog || aboutCustomers) && c.Kafka.Brokers == "" {
 		if c.Kafka.Brokers, err = a.embeddedBroker(cmd.Context()); err != nil {
+			return err
+		}
+	}
+	if aboutCustomers {
+		set.Refuses, set.Consents, err = app.TrainingConsents(cmd.Context(), c, set.Consents, log)
+		if err != nil {
 			return err
 		}
 	}

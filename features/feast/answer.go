@@ -42,7 +42,8 @@ func (s *store) answer(ctx context.Context, e *entities, p *plan, to *stream) (e
 		return fmt.Errorf("create a temporary folder: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	c := training.Config{At: e.schema.Field(at).Name, FullNames: true, Memory: joinMemory, TempDir: dir}
+	c := training.Config{At: e.schema.Field(at).Name, FullNames: true, Memory: joinMemory, TempDir: dir,
+		Refuses: s.Refuses}
 	times := []int{at}
 	if known >= 0 {
 		times, c.Known = append(times, known), KnownColumn

@@ -89,6 +89,9 @@ func facts() training.Slice {
 	return s
 }
 
+// refusing is a customer who refuses that features are used.
+const refusing = "c3"
+
 // config is the configuration of the tests' server.
 func config(t testing.TB) Config {
 	return Config{
@@ -98,7 +101,8 @@ func config(t testing.TB) Config {
 			p, err := s.Positions(ctx, sources)
 			return s, p, err
 		},
-		Admit: func(context.Context, string) (func(), error) { return func() {}, nil },
+		Refuses: func(entity, id string) bool { return entity == "customer_id" && id == refusing },
+		Admit:   func(context.Context, string) (func(), error) { return func() {}, nil },
 	}
 }
 
@@ -256,7 +260,8 @@ func shown(r exact.Result) string {
 }
 
 // TestHistoricalFeatures: every value is that of features.Evaluate, in the order of the rows, whatever
-// batches they come in, and the columns of the table are as they were.
+// batches they come in, and the columns of the table are as they were. Rows of a customer who refuses
+// are those of one without facts.
 func TestHistoricalFeatures(t *testing.T) {
 	t.Parallel()
 	var rows []row
@@ -298,6 +303,9 @@ func TestHistoricalFeatures(t *testing.T) {
 				entity = r.sku
 			case "value":
 				view = "worth"
+			}
+			if g.Entity == "customer_id" && entity == refusing {
+				entity = "nobody"
 			}
 			v := features.Evaluate(g, all, entity, at, known)
 			for j, o := range g.Outputs() {

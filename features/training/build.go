@@ -129,7 +129,7 @@ func (r *run) begin(ctx context.Context, again *Manifest) error {
 			return fmt.Errorf("positions of the facts: %w", err)
 		}
 	}
-	m.Facts = FactsInfo{From: r.From, Positions: r.Positions, Used: r.used}
+	m.Facts = FactsInfo{From: r.From, Positions: r.Positions, Used: r.used, Consents: r.Consents}
 	for _, p := range r.passes {
 		for _, s := range p.plan.sources {
 			r.used[s.source.Name] = 0

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -183,6 +184,60 @@ func randomSpine(n int, seed uint64) []example {
 func testConfig(t testing.TB, spine string, facts Facts) Config {
 	return Config{Spine: spine, At: "event_time", Groups: []*features.Group{everyOutput()},
 		Facts: facts, Out: filepath.Join(t.TempDir(), "set.parquet"), TempDir: t.TempDir(), Workers: 2, Program: "test"}
+}
+
+// TestRefuses: rows of an entity that refuses are those of one without facts, its facts are not used,
+// and the manifest repeats that.
+func TestRefuses(t *testing.T) {
+	t.Parallel()
+	facts, rows := randomFacts(1000, 3), randomSpine(200, 3)
+	c := testConfig(t, writeSpine(t, rows), facts)
+	everybody, err := Build(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := c.Groups[0]
+	refuses := func(entity, id string) bool { return entity == g.Entity && (id == "c2" || id == "c7") }
+	c.Refuses, c.Consents, c.Out = refuses, map[int32]int64{0: 5}, c.Out+"2"
+	m, err := Build(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, got := readSet(t, c.Out)
+	for i, r := range rows {
+		entity := r.Entity
+		if refuses(g.Entity, entity) {
+			entity = "nobody"
+		}
+		want := features.Evaluate(g, facts, entity, r.At, r.At)
+		for n, o := range g.Outputs() {
+			if text := shown(want.Values[n], o.Kind); o.Kind != exact.TextsResult && got[i][o.Name] != text {
+				t.Fatalf("row %d of %s: %s is %q, want %q", i, r.Entity, o.Name, got[i][o.Name], text)
+			}
+		}
+		if got[i]["customer_id"] != r.Entity {
+			t.Fatalf("row %d: the entity is %q, want %q", i, got[i]["customer_id"], r.Entity)
+		}
+	}
+	for source, used := range m.Facts.Used {
+		if used >= everybody.Facts.Used[source] {
+			t.Errorf("%s: %d facts are used, of %d", source, used, everybody.Facts.Used[source])
+		}
+	}
+	again := Config{Groups: c.Groups, Facts: facts, Out: c.Out + "3", TempDir: c.TempDir, Program: "test"}
+	if err := m.Apply(&again); err != nil {
+		t.Fatal(err)
+	}
+	if !maps.Equal(again.Consents, c.Consents) {
+		t.Errorf("the manifest has the consents up to %v, want %v", again.Consents, c.Consents)
+	}
+	if _, err := Repeat(t.Context(), m, again); !errors.Is(err, ErrManifest) {
+		t.Errorf("repeated without the refusals: %v, want ErrManifest", err)
+	}
+	again.Refuses = refuses
+	if _, err := Repeat(t.Context(), m, again); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestBuild: the columns of the spine are unchanged and in order, and the others equal Evaluate, in

@@ -59,6 +59,9 @@ type FactsInfo struct {
 	// Used is how many versions of facts are about entities of the spine, by source. A repeated run
 	// finds as many, or the store has lost some.
 	Used map[string]int64 `json:"used"`
+	// Consents are the positions, by partition, up to which it was known who refuses. A repeated run
+	// leaves out the same entities.
+	Consents map[int32]int64 `json:"consents,omitempty"`
 }
 
 // OutputFile identifies an output.
@@ -171,7 +174,7 @@ func (m Manifest) Apply(c *Config) error {
 		}
 		c.Lag = lag
 	}
-	c.Positions = m.Facts.Positions
+	c.Positions, c.Consents = m.Facts.Positions, m.Facts.Consents
 	return nil
 }
 

@@ -10,6 +10,7 @@
 //   - Each vector equals features.Evaluate at the row's time and known time, to the last bit. The
 //     default known time is the row's time, so that nothing which became known later gets in: late
 //     events, corrections, retractions, the label's own event.
+//   - No fact of an entity that refuses is used.
 //   - Memory is bounded by Config.Memory. Entities are split into ranges, and what does not fit is in
 //     temporary files. One entity is never split.
 //
@@ -54,6 +55,11 @@ type Config struct {
 	SQL   string
 	// Positions bound the facts of each source. Nil means those that Facts has now.
 	Positions Positions
+	// Refuses reports whether an entity, such as a customer, refuses that its facts are used. Its rows
+	// are those of an entity without facts. nil: none does.
+	Refuses func(entity, id string) bool
+	// Consents are the positions, by partition, up to which Refuses knows the log: for the manifest.
+	Consents map[int32]int64
 
 	Memory   int64                           // bytes; 0 means DefaultMemory
 	Workers  int                             // 0 means one per CPU

@@ -19,8 +19,8 @@ import (
 	"github.com/millrace/millrace/readmodels/customer360"
 )
 
-// customerEntity is the entity whose features profiles have.
-const customerEntity = "customer_id"
+// CustomerEntity is the entity whose features profiles have, and whose consent counts.
+const CustomerEntity = "customer_id"
 
 // customerFacts finds the facts of orders that features of customers aggregate. It is the same under
 // every configuration, so that a change of features.groups does not change the view.
@@ -33,7 +33,7 @@ func factsAbout(groups []*features.Group) customer360.Facts {
 		for i := range g.Sources {
 			s := &g.Sources[i]
 			known := slices.ContainsFunc(sources, func(t *features.Source) bool { return t.Name == s.Name })
-			if g.Entity == customerEntity && s.Topic == event.Order.Topic && !known {
+			if g.Entity == CustomerEntity && s.Topic == event.Order.Topic && !known {
 				sources = append(sources, s)
 			}
 		}
@@ -110,7 +110,7 @@ type customerOutput struct {
 // newCustomerFeatures returns the features of the groups of customers.
 func newCustomerFeatures(groups []*features.Group) *customerFeatures {
 	c := &customerFeatures{}
-	mine := slices.DeleteFunc(slices.Clone(groups), func(g *features.Group) bool { return g.Entity != customerEntity })
+	mine := slices.DeleteFunc(slices.Clone(groups), func(g *features.Group) bool { return g.Entity != CustomerEntity })
 	slices.SortFunc(mine, func(a, b *features.Group) int { return strings.Compare(a.Name, b.Name) })
 	kinds := map[exact.ResultKind]customer360.FeatureKind{
 		exact.IntResult: customer360.Integer, exact.FloatResult: customer360.Number,

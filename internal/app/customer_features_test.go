@@ -138,7 +138,7 @@ func TestProfileFeaturesEqualTheDefinition(t *testing.T) {
 		value := computed.Of(stored)
 		want := map[string]exact.Result{}
 		for _, g := range groups {
-			if g.Entity == customerEntity {
+			if g.Entity == CustomerEntity {
 				v := features.Evaluate(g, facts, "the person", at, time.Time{})
 				for i, o := range g.Outputs() {
 					want[g.Name+"."+o.Name] = v.Values[i]
@@ -184,7 +184,7 @@ func kindOf(v *featuresv1.Value) any {
 func distinctSources(groups []*features.Group) (all []*features.Source) {
 	for _, g := range groups {
 		for i := range g.Sources {
-			if g.Entity == customerEntity && !slices.ContainsFunc(all, func(s *features.Source) bool { return s.Name == g.Sources[i].Name }) {
+			if g.Entity == CustomerEntity && !slices.ContainsFunc(all, func(s *features.Source) bool { return s.Name == g.Sources[i].Name }) {
 				all = append(all, &g.Sources[i])
 			}
 		}

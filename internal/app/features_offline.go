@@ -29,7 +29,7 @@ func (p *App) feastOffline() (http.Handler, error) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle(feast.Handler(feast.Config{
-		Groups: newestVersions(groups), Facts: p.currentFacts, Logger: p.log.With("part", "feast"), TempDir: dir,
+		Groups: newestVersions(groups), Facts: p.currentFacts, Refuses: p.refusesFeatures, Logger: p.log.With("part", "feast"), TempDir: dir,
 		// A training set takes as long as a query, so it takes a place of one.
 		Admit: func(ctx context.Context, peer string) (func(), error) {
 			return p.acquireSQL(ctx, slotName(ctx, peer))
@@ -46,6 +46,11 @@ func (p *App) currentFacts(ctx context.Context, sources []*features.Source) (
 	training.Facts, training.Positions, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
+	if p.refusals != nil {
+		if err := p.refusals.Ready(); err != nil {
+			return nil, nil, fmt.Errorf("%w: %w", feast.ErrBehind, err)
+		}
+	}
 	if p.history == nil {
 		log := p.logOfFacts()
 		positions, err := log.Positions(ctx, sources)

@@ -101,13 +101,17 @@ func (b vectorBackend) Ready() error {
 	return b.Runner.Ready()
 }
 
+// refusesFeatures reports whether an entity is a customer who refuses analytics.
+func (p *App) refusesFeatures(entity, id string) bool {
+	return p.refusals != nil && entity == CustomerEntity &&
+		p.refusals.Refuses(id, customerv1.ConsentPurpose_CONSENT_PURPOSE_ANALYTICS)
+}
+
 // vectorServer returns what answers vectors: without those of customers who refuse analytics.
 func (p *App) vectorServer() *featureserving.Service {
 	s := featureserving.New(vectorBackend{p.vectors, p.refusals}, time.Now)
 	if p.refusals != nil {
-		s.WithholdFrom(customerEntity, func(id string) bool {
-			return p.refusals.Refuses(id, customerv1.ConsentPurpose_CONSENT_PURPOSE_ANALYTICS)
-		})
+		s.WithholdFrom(CustomerEntity, func(id string) bool { return p.refusesFeatures(CustomerEntity, id) })
 	}
 	if p.served != nil {
 		s.LogTo(p.served)

@@ -2,6 +2,7 @@ package app
 
 import (
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -88,6 +89,12 @@ func TestVectorsOfAnOrder(t *testing.T) {
 			connect.NewRequest(&featuresv1.GetVectorsRequest{Group: "customer_value", Entities: []string{customer}}))
 		return err == nil && res.Msg.GetVectors()[0].GetValues()[0].GetStatus() == featuresv1.ValueStatus_VALUE_STATUS_NOT_FOUND
 	})
+	ofLog := c
+	ofLog.Kafka.Brokers = p.addresses["kafka"]
+	refuses, _, err := TrainingConsents(t.Context(), ofLog, nil, slog.New(slog.DiscardHandler))
+	if err != nil || !refuses(CustomerEntity, customer) || refuses(CustomerEntity, uuid.NewString()) || refuses("sku", customer) {
+		t.Errorf("for training sets, who refuses is wrong: %v", err)
+	}
 	if _, err := commands.Send(t.Context(), &customerv1.SetConsentRequest{CustomerId: customer, Granted: true,
 		Purpose: customerv1.ConsentPurpose_CONSENT_PURPOSE_ANALYTICS, IdempotencyKey: "four"}); err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/refusals"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/load"
@@ -61,11 +62,20 @@ func historyFacts(cfg config.Config, groups []*features.Group, log *slog.Logger)
 	return &training.ClickHouse{Store: store, Layout: h}, store.Close, nil
 }
 
-// logFacts returns the facts on the log. Without a store, records are checked by the seals that the
-// system announces.
-func logFacts(cfg config.Config, log *slog.Logger) (_ training.Facts, _ func() error, err error) {
+// logFacts returns the facts on the log.
+func logFacts(cfg config.Config, log *slog.Logger) (training.Facts, func() error, error) {
+	p, err := openLog(cfg, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	return p.logOfFacts(), p.Close, nil
+}
+
+// openLog connects to the log of a system, which this process only reads. Without a store, records are
+// checked by the seals that the system announces.
+func openLog(cfg config.Config, log *slog.Logger) (_ *App, err error) {
 	if cfg.Kafka.Brokers == "" {
-		return nil, nil, errors.New("kafka.brokers is empty: set it in millrace.yaml or MILLRACE_KAFKA_BROKERS; " +
+		return nil, errors.New("kafka.brokers is empty: set it in millrace.yaml or MILLRACE_KAFKA_BROKERS; " +
 			"`millrace status` prints the address of an embedded broker")
 	}
 	// No roles: nothing runs, but the connections are those of a process.
@@ -77,13 +87,29 @@ func logFacts(cfg config.Config, log *slog.Logger) (_ training.Facts, _ func() e
 	}()
 	access, err := kafkaAccess(cfg.Kafka)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	p.kafka = kafka.Config{Brokers: cfg.Kafka.Brokers, ClientID: "millrace", Security: access, Logger: log}
 	if err := errors.Join(p.startRegistry(), p.startSeals()); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return p.logOfFacts(), p.Close, nil
+	return p, nil
+}
+
+// TrainingConsents returns who refuses that training sets use their facts: customers who refuse
+// analytics, as the log has it up to the given offsets of the topic of customers, or has it now if upto
+// is nil. It returns these offsets, too.
+func TrainingConsents(ctx context.Context, cfg config.Config, upto map[int32]int64, log *slog.Logger) (
+	refuses func(entity, id string) bool, consents map[int32]int64, err error) {
+	p, err := openLog(cfg, log)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the consents of customers: %w", err)
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	if p.refusals, consents, err = refusals.Read(ctx, p.kafka, p.decoder, log, upto); err != nil {
+		return nil, nil, fmt.Errorf("the consents of customers: %w", err)
+	}
+	return p.refusesFeatures, consents, nil
 }
 
 // logOfFacts returns the facts on the log.

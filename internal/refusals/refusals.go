@@ -1,7 +1,7 @@
 // Package refusals knows which customers refuse a purpose, such as analytics.
 //
-// Follower reads the topic of customers from its beginning, and then follows it. It keeps only the
-// customers who refuse something: about 100 bytes each. Whoever was not asked refuses nothing.
+// Follower reads the topic of customers from its beginning, and then follows it; Read only reads it. It
+// keeps only the customers who refuse something: about 100 bytes each. Who was not asked refuses nothing.
 //
 // Invariant: once Ready returns nil, every refusal that was on the topic when Run started counts. A
 // later one counts as soon as it is fetched. Ready returns an error while the topic is read again because
@@ -11,6 +11,7 @@ package refusals
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -29,6 +30,7 @@ import (
 const (
 	poll          = 500 * time.Millisecond
 	describeEvery = 5 * time.Second // new partitions, and a topic that was created again, are noticed in this time
+	stall         = time.Minute     // how long Read waits for a record
 )
 
 // Follower knows who refuses what. It is safe for concurrent use.
@@ -45,6 +47,7 @@ type Follower struct {
 	// Used by Run only.
 	topicID string
 	next    map[int32]int64 // offset to read next, by partition
+	upto    map[int32]int64 // records from these offsets on do not count; nil: all do
 }
 
 // NewFollower returns a follower. It connects when it runs.
@@ -58,6 +61,58 @@ func (f *Follower) Refuses(customer string, purpose customerv1.ConsentPurpose) b
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	return f.refused[event.CanonicalID(customer)][purpose]
+}
+
+// Read reads the topic of customers up to the offsets upto, by partition, or to its ends if upto is nil.
+// It returns who refuses what then, and the offsets. A topic that does not exist has no refusals.
+func Read(ctx context.Context, cfg kafka.Config, decoder *registry.Decoder, logger *slog.Logger,
+	upto map[int32]int64) (*Follower, map[int32]int64, error) {
+	f := NewFollower(cfg, decoder, logger)
+	r, err := f.open()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer r.Close()
+	topic, err := r.Describe(ctx)
+	if errors.Is(err, fetch.ErrNoTopic) && len(upto) == 0 {
+		return f, map[int32]int64{}, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if upto == nil {
+		upto = map[int32]int64{}
+		for p, log := range topic.Partitions {
+			upto[p] = log.End
+		}
+	}
+	for p, end := range upto {
+		if log := topic.Partitions[p]; log.End < end {
+			return nil, nil, fmt.Errorf("%s/%d ends at offset %d, before %d: it was truncated or created again",
+				event.Customer.Topic, p, log.End, end)
+		}
+	}
+	f.upto = upto
+	if err := f.assign(r, topic); err != nil {
+		return nil, nil, err
+	}
+	began := time.Now()
+	for !f.reached(upto) {
+		batches, err := r.Poll(ctx, poll)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, b := range batches {
+			if err := f.read(ctx, b); err != nil {
+				return nil, nil, err
+			}
+			began = time.Now()
+		}
+		if time.Since(began) > stall {
+			return nil, nil, fmt.Errorf("read %s: %w: no records for %v", event.Customer.Topic, context.DeadlineExceeded, stall)
+		}
+	}
+	return f, upto, nil
 }
 
 // Ready returns nil once the topic was read to its end.
@@ -85,8 +140,7 @@ func (f *Follower) Run(ctx context.Context) error {
 
 // follow reads with one reader until an error. It calls progress whenever the brokers respond.
 func (f *Follower) follow(ctx context.Context, progress func()) error {
-	r, err := fetch.Open(fetch.Config{Brokers: strings.Split(f.kafka.Brokers, ","), Security: f.kafka.Security,
-		Topic: event.Customer.Topic, ClientID: f.kafka.ClientID, Logger: f.log})
+	r, err := f.open()
 	if err != nil {
 		return err
 	}
@@ -115,6 +169,12 @@ func (f *Follower) follow(ctx context.Context, progress func()) error {
 			}
 		}
 	}
+}
+
+// open returns a reader of the topic.
+func (f *Follower) open() (*fetch.Reader, error) {
+	return fetch.Open(fetch.Config{Brokers: strings.Split(f.kafka.Brokers, ","), Security: f.kafka.Security,
+		Topic: event.Customer.Topic, ClientID: f.kafka.ClientID, Logger: f.log})
 }
 
 // errRecreated ends a follow, so that the next one reads the new topic.
@@ -147,6 +207,9 @@ func (f *Follower) assign(r *fetch.Reader, topic fetch.Topic) error {
 // read applies the events of a batch.
 func (f *Follower) read(ctx context.Context, b fetch.Batch) error {
 	for r := range b.Records() {
+		if f.upto != nil && r.Offset >= f.upto[b.Partition] {
+			break
+		}
 		e, err := f.decoder.Event(ctx, registry.Record{Topic: event.Customer.Topic, Partition: b.Partition,
 			Offset: r.Offset, Key: r.Key, Value: r.Value, Headers: r.Headers})
 		if errors.Is(err, registry.ErrUnavailable) {
@@ -162,14 +225,26 @@ func (f *Follower) read(ctx context.Context, b fetch.Batch) error {
 
 // passed makes the follower ready once it has read up to the ends of the topic.
 func (f *Follower) passed(topic fetch.Topic) {
+	ends := map[int32]int64{}
 	for p, log := range topic.Partitions {
-		if f.next[p] < log.End {
-			return
-		}
+		ends[p] = log.End
+	}
+	if !f.reached(ends) {
+		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.ready = true
+}
+
+// reached reports whether the partitions were read up to these offsets.
+func (f *Follower) reached(ends map[int32]int64) bool {
+	for p, end := range ends {
+		if f.next[p] < end {
+			return false
+		}
+	}
+	return true
 }
 
 // reset forgets everything.

@@ -70,8 +70,32 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s refuses %v: %v", c.customer, c.purpose, got)
 		}
 	}
+	before, upto, err := refusals.Read(t.Context(), broker, nil, streamstest.Quiet, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	say(one, analytics, true)
 	say(other, marketing, false)
+	again, _, err := refusals.Read(t.Context(), broker, nil, streamstest.Quiet, upto)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, _, err := refusals.Read(t.Context(), broker, nil, streamstest.Quiet, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		of     *refusals.Follower
+		before bool
+	}{"before the changes": {before, true}, "up to the same offsets": {again, true}, "after them": {after, false}} {
+		if c.of.Refuses(one, analytics) != c.before || c.of.Refuses(other, marketing) == c.before {
+			t.Errorf("read %s: %t, %t", name, c.of.Refuses(one, analytics), c.of.Refuses(other, marketing))
+		}
+	}
+	upto[0] += 100
+	if _, _, err := refusals.Read(t.Context(), broker, nil, streamstest.Quiet, upto); err == nil {
+		t.Error("offsets after the end of the log are read")
+	}
 	polltest.Until(t, "the changes count", func() bool {
 		return !f.Refuses(one, analytics) && f.Refuses(other, marketing)
 	})
