@@ -93,7 +93,7 @@ func (r *realServers) env(t *testing.T) []string {
 func (r *realServers) stop() error { return r.all.Stop() }
 
 const (
-	startTimeout = 2 * time.Minute
+	startTimeout = 4 * time.Minute
 	readyTimeout = 5 * time.Minute
 	stopTimeout  = 30 * time.Second
 )
