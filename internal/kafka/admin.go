@@ -67,8 +67,8 @@ func (a *Admin) await(ctx context.Context, what string, call func(context.Contex
 // refused connections forever, too.
 func (a *Admin) Ping(ctx context.Context) error {
 	err := a.await(ctx, "a broker to respond", func(ctx context.Context) error {
-		return retry(ctx, a.refused, func(context.Context) error {
-			_, err := a.admin.GetMetadata(nil, false, int(callTimeout.Milliseconds()))
+		return retry(ctx, a.refused, func(ctx context.Context) error {
+			_, err := a.admin.GetMetadata(nil, false, millisLeft(ctx))
 			return err
 		})
 	})
@@ -205,8 +205,8 @@ var errNoLeader = errors.New("a partition has no leader yet")
 // does not exist.
 func (a *Admin) Partitions(ctx context.Context, topic string) (int32, error) {
 	var meta *kafka.Metadata
-	err := retry(ctx, a.refused, func(context.Context) (err error) {
-		meta, err = a.admin.GetMetadata(&topic, false, int(callTimeout.Milliseconds()))
+	err := retry(ctx, a.refused, func(ctx context.Context) (err error) {
+		meta, err = a.admin.GetMetadata(&topic, false, millisLeft(ctx))
 		return err
 	})
 	if err != nil {

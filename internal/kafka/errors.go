@@ -97,6 +97,18 @@ func isCode(err error, codes ...kafka.ErrorCode) bool {
 // its cancellation. retry repeats it.
 const callTimeout = 200 * time.Millisecond
 
+// maxCallTimeout is up to where retry lets the time of a call grow.
+const maxCallTimeout = 5 * time.Second
+
+// millisLeft returns the time until the deadline of one call of retry, as librdkafka wants it.
+func millisLeft(ctx context.Context) int {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return int(callTimeout.Milliseconds())
+	}
+	return int(max(1, time.Until(deadline).Milliseconds()))
+}
+
 // refusalTracker remembers that brokers refused this client. librdkafka reports it outside of the
 // calls that are affected, retries forever, and lets the calls time out.
 type refusalTracker struct{ last atomic.Pointer[kafka.Error] }
@@ -119,11 +131,11 @@ func (r *refusalTracker) err() error {
 // retry repeats a call that can be resumed after a timeout. It returns when the call ends, when
 // ctx ends, or when the brokers refuse this client.
 func retry(ctx context.Context, refused *refusalTracker, call func(context.Context) error) error {
-	for {
+	for wait := callTimeout; ; {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		short, cancel := context.WithTimeout(ctx, callTimeout)
+		short, cancel := context.WithTimeout(ctx, wait)
 		err := call(short)
 		cancel()
 		if err == nil {
@@ -141,6 +153,10 @@ func retry(ctx context.Context, refused *refusalTracker, call func(context.Conte
 		}
 		if err := refused.err(); err != nil {
 			return err
+		}
+		// A busy broker needs longer. Asking again after the same time would never get its answer.
+		if e.IsTimeout() {
+			wait = min(2*wait, maxCallTimeout)
 		}
 		if !e.IsTimeout() && !sleep(ctx, 20*time.Millisecond) { // a timeout has waited already
 			return context.Cause(ctx)

@@ -53,7 +53,7 @@ const describeTimeout = 10 * time.Second
 
 // replicaCount returns the number of replicas of one of the topic's partitions.
 func (a *Admin) replicaCount(topic string) (int, error) {
-	meta, err := a.admin.GetMetadata(&topic, false, int(callTimeout.Milliseconds()))
+	meta, err := a.admin.GetMetadata(&topic, false, int(describeTimeout.Milliseconds()))
 	if err != nil {
 		return 0, fmt.Errorf("kafka: describe topic %s: %w", topic, err)
 	}
