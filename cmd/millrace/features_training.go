@@ -160,15 +160,8 @@ func (t trainingSet) run(cmd *cobra.Command, a *cli) (err error) {
 			return err
 		}
 	}
-	aboutCustomers := slices.ContainsFunc(set.Groups, func(g *features.Group) bool { return g.Entity == app.CustomerEntity })
-	if (set.From == app.FromLog || aboutCustomers) && c.Kafka.Brokers == "" {
+	if set.From == app.FromLog && c.Kafka.Brokers == "" {
 		if c.Kafka.Brokers, err = a.embeddedBroker(cmd.Context()); err != nil {
-			return err
-		}
-	}
-	if aboutCustomers {
-		set.Refuses, set.Consents, err = app.TrainingConsents(cmd.Context(), c, set.Consents, log)
-		if err != nil {
 			return err
 		}
 	}
@@ -178,6 +171,17 @@ func (t trainingSet) run(cmd *cobra.Command, a *cli) (err error) {
 	}
 	defer func() { err = errors.Join(err, closeFacts()) }()
 	set.Facts = facts
+	if slices.ContainsFunc(set.Groups, func(g *features.Group) bool { return g.Entity == app.CustomerEntity }) {
+		if c.Kafka.Brokers == "" {
+			if c.Kafka.Brokers, err = a.embeddedBroker(cmd.Context()); err != nil {
+				return err
+			}
+		}
+		set.Refuses, set.Consents, err = app.TrainingConsents(cmd.Context(), c, set.Consents, log)
+		if err != nil {
+			return err
+		}
+	}
 
 	progress := newBar("training set")
 	set.Progress = func(stage string, n, of int64) { progress.set(n, of, stage) }
