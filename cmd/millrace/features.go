@@ -82,7 +82,7 @@ func newFeaturesDescribe(a *cli) *cobra.Command {
 		}
 		g := groupNamed(groups, args[0], nil)
 		if g == nil {
-			return fmt.Errorf("there is no feature group %q: see millrace features list", args[0])
+			return unknownGroup(args[0])
 		}
 		if *output == "json" {
 			return printJSON(cmd.OutOrStdout(), g.Describe())

@@ -5,8 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -24,10 +23,9 @@ func newFeaturesBackfill(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "backfill [GROUP]",
 		Short: "Show how far the tables of feature groups are filled, until they are",
-		Long: `Show how far the tables of feature groups are filled, until they have all facts that there were at the start of
-the command. Of a group with several versions, the last one must also have become live: it is compared with its
-facts first. The role features fills the tables, also without this command. It needs the right to SQL over the tables
-of features.`,
+		Long: `Show how far the tables of feature groups are filled, until they have all facts of the start of the command. Of
+a group with several versions, the last one must also have become live: it is compared with its facts first. The role
+features fills the tables, also without this command. It needs the right to SQL over the tables of features.`,
 		Example: "  millrace features backfill\n  millrace features backfill customer_value",
 		Args:    cobra.MaximumNArgs(1),
 	}
@@ -39,7 +37,7 @@ of features.`,
 		}
 		if len(args) == 1 {
 			if groups = versionsOf(groups, args[0]); len(groups) == 0 {
-				return fmt.Errorf("there is no feature group %q: see millrace features list", args[0])
+				return unknownGroup(args[0])
 			}
 		}
 		begun := time.Now()
@@ -67,6 +65,11 @@ of features.`,
 		return nil
 	}
 	return cmd
+}
+
+// unknownGroup returns the error about a group that no definition has.
+func unknownGroup(name string) error {
+	return fmt.Errorf("unknown feature group %q: see millrace features list", name)
 }
 
 // versionsOf returns the versions of a group, or one version by its ID.
@@ -140,8 +143,9 @@ func (a *cli) fillings(ctx context.Context, groups []*features.Group) ([]filling
 	for _, g := range groups {
 		for i := range g.Sources {
 			source, tiles := g.Sources[i].Name, history.TilesTable(g, g.Sources[i].Name)
-			parts = append(parts, fmt.Sprintf("SELECT '%[1]s' AS table, (SELECT toInt64(count()) FROM features.%[1]s) AS tiles, "+
-				"toInt64(countIf(batch <= (SELECT max(batch) FROM features.positions_%[2]s WHERE table_name = '%[1]s'))) AS facts, "+
+			parts = append(parts, fmt.Sprintf("SELECT '%[1]s' AS table, "+
+				"(SELECT toInt64(count()) FROM features.%[1]s) AS tiles, toInt64(countIf(batch <= "+
+				"(SELECT max(batch) FROM features.positions_%[2]s WHERE table_name = '%[1]s'))) AS facts, "+
 				"toInt64(count()) AS all FROM features.facts_%[2]s", tiles, source))
 		}
 	}
@@ -180,8 +184,8 @@ func (a *cli) liveVersions(ctx context.Context, groups []*features.Group) (map[s
 		return nil, nil
 	}
 	live := map[string]int{}
-	err := a.queryRows(ctx, "SELECT group_name AS name, toInt32(argMax(version, number)) AS version FROM features.versions "+
-		"WHERE state = 'live' GROUP BY group_name", func(d *json.Decoder) error {
+	err := a.queryRows(ctx, "SELECT group_name AS name, toInt32(argMax(version, number)) AS version "+
+		"FROM features.versions WHERE state = 'live' GROUP BY group_name", func(d *json.Decoder) error {
 		var row struct {
 			Name    string
 			Version int
@@ -199,23 +203,11 @@ func (a *cli) liveVersions(ctx context.Context, groups []*features.Group) (map[s
 // queryRows runs a query on the running system, and calls row for each of its rows, which is a JSON
 // object.
 func (a *cli) queryRows(ctx context.Context, query string, row func(*json.Decoder) error) error {
-	caller, err := a.caller(apiListener)
+	resp, err := a.postSQL(ctx, query, url.Values{"output": {"json"}})
 	if err != nil {
 		return err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, caller.api()+"/v1/sql?output=json", strings.NewReader(query))
-	if err != nil {
-		return err
-	}
-	resp, err := caller.http().Do(req)
-	if err != nil {
-		return explain(err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // read to its end or given up
-	if resp.StatusCode != http.StatusOK {
-		reason, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-		return errors.Join(errors.New(strings.TrimSpace(string(reason))), err)
-	}
 	for d := json.NewDecoder(resp.Body); d.More(); {
 		if err := row(d); err != nil {
 			return fmt.Errorf("the answer to a query: %w", err)

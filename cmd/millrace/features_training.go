@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -247,7 +247,7 @@ func groupsNamed(groups []*features.Group, names []string, live map[string]int) 
 	for _, name := range names {
 		g := groupNamed(groups, strings.TrimSpace(name), live)
 		if g == nil {
-			return nil, fmt.Errorf("--group: there is no feature group %q: want some of %s", name, strings.Join(all, ", "))
+			return nil, fmt.Errorf("--group: unknown feature group %q: want some of %s", name, strings.Join(all, ", "))
 		}
 		named = append(named, g)
 	}
@@ -311,23 +311,11 @@ func isQuery(spine string) bool {
 // spineOf runs a query on the running system and returns the path of its result, which is kept so
 // that the set can be built again.
 func (a *cli) spineOf(ctx context.Context, query, out string) (_ string, err error) {
-	caller, err := a.caller(apiListener)
+	resp, err := a.postSQL(ctx, query, url.Values{"output": {"parquet"}})
 	if err != nil {
-		return "", err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, caller.api()+"/v1/sql?output=parquet", strings.NewReader(query))
-	if err != nil {
-		return "", err
-	}
-	resp, err := caller.http().Do(req)
-	if err != nil {
-		return "", explain(err)
+		return "", fmt.Errorf("--spine: %w", err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // read to its end or given up
-	if resp.StatusCode != http.StatusOK {
-		reason, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-		return "", errors.Join(fmt.Errorf("--spine: %s", strings.TrimSpace(string(reason))), err)
-	}
 	path := out + ".spine.parquet"
 	f, err := os.Create(path) //nolint:gosec // the user names it
 	if err != nil {

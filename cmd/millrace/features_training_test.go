@@ -14,7 +14,7 @@ func TestTrainingSetFlags(t *testing.T) {
 		{"", "out"},
 		{"--out " + out, "spine manifest"},
 		{"--out " + out + " --spine s.parquet --key k --at t", "--group is missing: name one or more of customer_activity"},
-		{"--out " + out + " --spine s.parquet --key k --at t --group nope", `no feature group "nope"`},
+		{"--out " + out + " --spine s.parquet --key k --at t --group nope", `unknown feature group "nope"`},
 		{"--out " + out + " --spine s.parquet --key k --at t --group customer_value,product_popularity", "say of which it is the key: customer_id=k"},
 		{"--out " + out + " --spine s.parquet --key sku= --at t --group product_popularity", `--key "sku=": want a column`},
 		{"--out " + out + " --spine s.parquet --key sku=a,sku=b --at t --group product_popularity", "sku has two columns, a and b"},

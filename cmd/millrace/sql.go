@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -61,29 +62,15 @@ no running system.`,
 			}
 			return sqlOnFiles(cmd, c, args[0], *output, moment)
 		}
-		caller, err := a.caller(apiListener)
-		if err != nil {
-			return err
-		}
-		// The query is the body, so its length is not limited by that of a URL.
-		u := caller.api() + "/v1/sql?output=" + url.QueryEscape(*output)
+		parameters := url.Values{"output": {*output}}
 		if moment != "" {
-			u += "&as_of=" + url.QueryEscape(moment)
+			parameters.Set("as_of", moment)
 		}
-		req, err := http.NewRequestWithContext(cmd.Context(), http.MethodPost, u, strings.NewReader(args[0]))
+		resp, err := a.postSQL(cmd.Context(), args[0], parameters)
 		if err != nil {
 			return err
-		}
-		resp, err := caller.http().Do(req)
-		if err != nil {
-			return explain(err)
 		}
 		defer resp.Body.Close() //nolint:errcheck // read to its end or given up
-		// Before the first row, an error is a status and a text.
-		if resp.StatusCode != http.StatusOK {
-			reason, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-			return errors.Join(errors.New(strings.TrimSpace(string(reason))), err)
-		}
 		// Standard output contains the result only, so that it can be redirected.
 		if header := resp.Header.Get(app.ReadAtHeader); header != "" {
 			var read []lakesql.ReadAt
@@ -157,4 +144,29 @@ func printReadAt(out io.Writer, read []lakesql.ReadAt, output string) error {
 		}
 	}
 	return nil
+}
+
+// postSQL asks the running system a query. The caller closes the body of the response, which has the
+// rows.
+func (a *cli) postSQL(ctx context.Context, query string, parameters url.Values) (*http.Response, error) {
+	caller, err := a.caller(apiListener)
+	if err != nil {
+		return nil, err
+	}
+	// The query is the body, so its length is not limited by that of a URL.
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, caller.api()+"/v1/sql?"+parameters.Encode(),
+		strings.NewReader(query))
+	if err != nil {
+		return nil, err
+	}
+	resp, err := caller.http().Do(req)
+	if err != nil {
+		return nil, explain(err)
+	}
+	// Before the first row, an error is a status and a text.
+	if resp.StatusCode != http.StatusOK {
+		reason, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+		return nil, errors.Join(errors.New(strings.TrimSpace(string(reason))), err, resp.Body.Close())
+	}
+	return resp, nil
 }

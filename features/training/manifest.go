@@ -60,8 +60,8 @@ type FactsInfo struct {
 	// finds as many, or the store has lost some.
 	Used map[string]int64 `json:"used"`
 	// Consents are the positions, by partition, up to which it was known who refuses. A repeated run
-	// leaves out the same entities.
-	Consents map[int32]int64 `json:"consents,omitempty"`
+	// leaves out the same entities. Null: nobody was asked.
+	Consents map[int32]int64 `json:"consents"`
 }
 
 // OutputFile identifies an output.
