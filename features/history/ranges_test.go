@@ -22,10 +22,12 @@ func TestGaps(t *testing.T) {
 		}
 		m := momentOf(g, time.UnixMicro(at).UTC())
 		// Times around the edges of windows and of tiles, and many in some days.
-		around := []int64{at, at - time.Duration(features.Hour).Microseconds(), at - time.Duration(features.Week).Microseconds(),
+		around := []int64{at, at - time.Duration(features.Hour).Microseconds(),
+			at - time.Duration(features.Week).Microseconds(),
 			day.floor(at), hour.floor(at - length[day])}
 		near := rapid.Custom(func(r *rapid.T) int64 {
-			within := rapid.SampledFrom([]int64{2, length[minute], length[hour], length[day], 30 * length[day]}).Draw(r, "within")
+			distances := []int64{2, length[minute], length[hour], length[day], 30 * length[day]}
+			within := rapid.SampledFrom(distances).Draw(r, "within")
 			return rapid.SampledFrom(around).Draw(r, "around") + rapid.Int64Range(-within, within).Draw(r, "distance")
 		})
 		corrected := rapid.SliceOfN(near, 0, 10).Draw(r, "corrected")
@@ -52,7 +54,8 @@ func TestGaps(t *testing.T) {
 				first, ok := m.segment(start)
 				last, also := m.segment(start + length[l] - 1)
 				if first != last || !ok || !also {
-					r.Fatalf("the tile of a %s from %s is in the segments %d and %d", names[l], time.UnixMicro(start).UTC(), first, last)
+					r.Fatalf("the tile of a %s from %s is in the segments %d and %d", names[l],
+						time.UnixMicro(start).UTC(), first, last)
 				}
 			}
 			if facts := m.usesFacts(gaps, one); used > 1 || facts == (used == 1) {

@@ -244,7 +244,8 @@ func (s *swapper) advance(ctx context.Context) error {
 // batchesOf returns the last batches that the tiles of the next version have, and those that they
 // need to replace the live one: its own, and of a source that it does not have those of the facts.
 // Both are by source.
-func (s *swapper) batchesOf(ctx context.Context, live, next *features.Group) (mine, needed map[string]uint64, err error) {
+func (s *swapper) batchesOf(ctx context.Context, live, next *features.Group) (
+	mine, needed map[string]uint64, err error) {
 	mine, needed = map[string]uint64{}, map[string]uint64{}
 	for _, t := range s.tiles {
 		if t.group != next {
@@ -394,7 +395,8 @@ func (h *History) retire(ctx context.Context) error {
 			continue
 		}
 		table := clickhouse.Table{Database: clickhouse.Features, Name: name}
-		if err := h.cfg.Store.Exec(ctx, "DROP TABLE IF EXISTS "+table.FullName()+h.cfg.Store.OnCluster()+" SYNC"); err != nil {
+		drop := "DROP TABLE IF EXISTS " + table.FullName() + h.cfg.Store.OnCluster() + " SYNC"
+		if err := h.cfg.Store.Exec(ctx, drop); err != nil {
 			return fmt.Errorf("drop %s: %w", name, err)
 		}
 		h.cfg.Logger.Info("features: dropped the table of an earlier version", "table", name)

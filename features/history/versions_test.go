@@ -29,6 +29,16 @@ func (w *world) quick(s *clickhouse.Store, groups ...*features.Group) Config {
 	return c
 }
 
+// fill fills the tables of a configuration from some trade.
+func (w *world) fill(t *testing.T, c Config, trades int) {
+	t.Helper()
+	h := open(t, c)
+	stop := running(t, h)
+	w.trade(t, trades)
+	w.filled(t, h)
+	stop()
+}
+
 // live returns the number of the version that is live.
 func live(t testing.TB, h *History, name string) int {
 	t.Helper()
@@ -44,11 +54,7 @@ func TestVersionBecomesLive(t *testing.T) {
 	w := newWorld(t, 21)
 	s := clickhousetest.OpenStore(t)
 	first, second, name := w.group, w.version(2, 6), w.group.Name
-	h := open(t, w.quick(s, first))
-	stop := running(t, h)
-	w.trade(t, 40)
-	w.filled(t, h)
-	stop()
+	w.fill(t, w.quick(s, first), 40)
 
 	both := open(t, w.quick(s, second, first))
 	if n := live(t, both, name); n != 1 {
@@ -61,7 +67,9 @@ func TestVersionBecomesLive(t *testing.T) {
 			t.Errorf("%s is being filled: %v, want %v", table.Table, table.Filling, want)
 		}
 	}
-	for _, at := range []string{"about to be checking", "is checking", "about to be checked", "is checked", "about to be live"} {
+	for _, at := range []string{
+		"about to be checking", "is checking", "about to be checked", "is checked", "about to be live",
+	} {
 		c := w.quick(s, first, second)
 		reached := make(chan struct{})
 		var once sync.Once
@@ -107,7 +115,8 @@ func TestVersionBecomesLive(t *testing.T) {
 	for _, step := range all {
 		states = append(states, step.state)
 	}
-	if got := strings.Join(states, " "); strings.Count(got, stateLive) != 1 || !strings.HasSuffix(got, "checking checked live") {
+	got := strings.Join(states, " ")
+	if strings.Count(got, stateLive) != 1 || !strings.HasSuffix(got, "checking checked live") {
 		t.Errorf("the steps are %q, want checking, checked and live at the end, once", got)
 	}
 }
@@ -119,11 +128,7 @@ func TestVersionThatDiffers(t *testing.T) {
 	w := newWorld(t, 22)
 	s := clickhousetest.OpenStore(t)
 	first, second, name := w.group, w.version(2, 6), w.group.Name
-	h := open(t, w.quick(s, first))
-	stop := running(t, h)
-	w.trade(t, 20)
-	w.filled(t, h)
-	stop()
+	w.fill(t, w.quick(s, first), 20)
 	c := w.quick(s, first, second)
 	var once sync.Once
 	c.hook = func(ctx context.Context, step string) error {
@@ -131,14 +136,15 @@ func TestVersionThatDiffers(t *testing.T) {
 		if step == name+" is checking" {
 			once.Do(func() {
 				h := open(t, w.quick(s, second))
-				tiles := []*tile{h.tiles[0].newTile(tileKey{"planted", minute, minute.floor(w.facts[0].At.UnixMicro())})}
+				at := minute.floor(w.facts[0].At.UnixMicro())
+				tiles := []*tile{h.tiles[0].newTile(tileKey{"planted", minute, at})}
 				err = h.insertTiles(ctx, h.tiles[0], "planted", tiles)
 			})
 		}
 		return err
 	}
-	h = open(t, c)
-	stop = running(t, h)
+	h := open(t, c)
+	stop := running(t, h)
 	polltest.Until(t, "the difference is reported", func() bool {
 		for _, f := range h.Faults() {
 			if f.Table == "versions of "+name && f.Stopped && errors.Is(f.Reason, errDifferent) {
@@ -170,13 +176,9 @@ func TestEarlierVersionIsDropped(t *testing.T) {
 	w := newWorld(t, 23)
 	s := clickhousetest.OpenStore(t)
 	first, second := w.group, w.version(2, 6)
-	h := open(t, w.quick(s, first))
-	stop := running(t, h)
-	w.trade(t, 20)
-	w.filled(t, h)
-	stop()
+	w.fill(t, w.quick(s, first), 20)
 	c := w.quick(s, second)
-	h = open(t, c)
+	h := open(t, c)
 	must(t, h.retire(t.Context()))
 	exists := func() bool {
 		r, err := s.Query(t.Context(), "SELECT name FROM system.tables WHERE name = ?",
@@ -188,7 +190,7 @@ func TestEarlierVersionIsDropped(t *testing.T) {
 	if !exists() {
 		t.Fatal("version 1 was dropped before version 2 was filled")
 	}
-	stop = running(t, h)
+	stop := running(t, h)
 	w.group = second
 	w.filled(t, h)
 	must(t, h.retire(t.Context()))
@@ -224,7 +226,8 @@ func TestChangedSettings(t *testing.T) {
 		must(t, newFiller(h, h.tiles[0]).prepare(t.Context()))
 		var found []string
 		for _, table := range []string{h.sources[0].facts.Name, h.tiles[0].table.Name} {
-			r, err := s.Query(t.Context(), "SELECT extract(engine_full, 'toIntervalSecond\\\\(([0-9]+)\\\\)') FROM system.tables WHERE name = ?", table)
+			r, err := s.Query(t.Context(), "SELECT extract(engine_full, 'toIntervalSecond\\\\(([0-9]+)\\\\)') "+
+				"FROM system.tables WHERE name = ?", table)
 			must(t, err)
 			for r.Next() {
 				var seconds string

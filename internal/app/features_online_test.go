@@ -92,7 +92,8 @@ func TestVectorsOfAnOrder(t *testing.T) {
 	ofLog := c
 	ofLog.Kafka.Brokers = p.addresses["kafka"]
 	refuses, _, err := TrainingConsents(t.Context(), ofLog, nil, slog.New(slog.DiscardHandler))
-	if err != nil || !refuses(CustomerEntity, customer) || refuses(CustomerEntity, uuid.NewString()) || refuses("sku", customer) {
+	if err != nil || !refuses(CustomerEntity, customer) || refuses(CustomerEntity, uuid.NewString()) ||
+		refuses("sku", customer) {
 		t.Errorf("for training sets, who refuses is wrong: %v", err)
 	}
 	if _, err := commands.Send(t.Context(), &customerv1.SetConsentRequest{CustomerId: customer, Granted: true,

@@ -30,6 +30,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/millrace/millrace/test/servers/process"
 )
 
 var (
@@ -277,6 +279,7 @@ type system struct {
 // orders.
 func startSystem(t *testing.T) *system {
 	t.Helper()
+	process.DependOnSource(t, root)
 	dir := t.TempDir()
 	s := &system{binary: filepath.Join(dir, "millrace"), data: filepath.Join(dir, "data")}
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", s.binary, "./cmd/millrace")

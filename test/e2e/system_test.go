@@ -126,6 +126,7 @@ func upOn(t *testing.T, env []string, data, addr string, args ...string) *system
 // upBy is upOn through another command, which runs the rest of its arguments.
 func upBy(t *testing.T, by, env []string, data, addr string, args ...string) *system {
 	t.Helper()
+	process.DependOnSource(t, root)
 	s := &system{t: t, data: data, ended: make(chan error, 1), output: &lockedBuffer{}}
 	up := append(slices.Clone(by[1:]), "up", "--data", data, "--addr", addr, "--admin-addr", "127.0.0.1:0",
 		"--tracking-addr", "127.0.0.1:0")

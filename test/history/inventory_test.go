@@ -207,6 +207,7 @@ var build = sync.OnceValues(func() (string, error) {
 
 func binary(t *testing.T) string {
 	t.Helper()
+	process.DependOnSource(t, root)
 	path, err := build()
 	if err != nil {
 		t.Fatal(err)

@@ -57,6 +57,7 @@ var (
 // system returns the system, and starts one if necessary. The processes outlive the row.
 func (b *testbed) system(t *testing.T) (*system, error) {
 	t.Helper()
+	process.DependOnSource(t, root)
 	if b.rowsRun == rowsPerSystem {
 		if err := b.stop(); err != nil {
 			t.Log("stop the system: ", err)
