@@ -87,8 +87,9 @@ func (s *side) add(e event.Event) {
 	s.last[e.Stream] = max(s.last[e.Stream], e.Version)
 }
 
-// audit looks for every acknowledged command, of this row and all before it, in the store, the
-// topic, the tables and the views. It reads each side itself, so it does not depend on digests.
+// audit looks for every acknowledged command and every event of visitors, of this row and all before
+// it, in the store, the topic, the tables and the views. It reads each side itself, so it does not
+// depend on digests.
 func (s *system) audit(ctx context.Context) (*findings, error) {
 	f := &findings{}
 	entries := map[string][]entry{} // acknowledged, by service
@@ -111,7 +112,7 @@ func (s *system) audit(ctx context.Context) (*findings, error) {
 	if err := s.auditViews(ctx, f, entries); err != nil {
 		return f, err
 	}
-	return f, nil
+	return f, s.auditVisits(ctx, f)
 }
 
 // auditEvents compares the store, the topic and the table of an aggregate.

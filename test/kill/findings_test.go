@@ -8,6 +8,26 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
+// TestFindingsOfVisits runs the audit's check of visitors' events on handmade sides.
+func TestFindingsOfVisits(t *testing.T) {
+	t.Parallel()
+	sent := map[string]visit{"a": {acknowledged: true}, "b": {acknowledged: true}, "given up": {}}
+	for name, c := range map[string]struct {
+		have          map[string]int
+		lost, doubled int
+	}{
+		"nothing wrong":                  {have: map[string]int{"a": 1, "b": 1}},
+		"what was given up may be there": {have: map[string]int{"a": 1, "b": 1, "given up": 1}},
+		"what was given up is doubled":   {have: map[string]int{"a": 1, "b": 1, "given up": 2}, doubled: 1},
+		"one is lost, one is doubled":    {have: map[string]int{"a": 2}, lost: 1, doubled: 1},
+	} {
+		f := &findings{}
+		if f.traceVisits("the topic", sent, c.have); f.lost != c.lost || f.doubled != c.doubled {
+			t.Errorf("%s: %d lost, %d doubled; want %d, %d", name, f.lost, f.doubled, c.lost, c.doubled)
+		}
+	}
+}
+
 // TestFindings runs the audit's checks on handmade sides. Each case says what differs from three
 // acknowledged commands in their order.
 func TestFindings(t *testing.T) {

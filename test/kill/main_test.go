@@ -33,7 +33,7 @@ const root = "../.."
 var (
 	full = flag.Bool("kill.full", os.Getenv("MILLRACE_KILL") == "full",
 		"run every row, not only the quick part (also MILLRACE_KILL=full)")
-	only  = flag.String("kill.role", "", "run every row of one role: commands, relay, views, lake or iceberg")
+	only  = flag.String("kill.role", "", "run every row of one role: commands, relay, views, lake, features, tracking or iceberg")
 	write = flag.Bool("kill.write", false,
 		"write docs/kill-matrix.md even if rows are missing (the whole matrix always writes it)")
 	year = flag.String("kill.year", root+"/../shared/data/online-retail.parquet",

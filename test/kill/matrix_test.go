@@ -223,6 +223,10 @@ func (s *system) runRow(ctx context.Context, r row) outcome {
 	s.ledger.begin()
 	s.note = ""
 	traffic := startLoad(s.recorder.addr)
+	endVisits := func() error { return nil }
+	if r.step.role == "tracking" {
+		endVisits = s.startVisits(ctx).end
+	}
 	err := s.awaitCommands(ctx, 40)
 	imported := make(chan error, 1)
 	if r.year && err == nil {
@@ -237,7 +241,7 @@ func (s *system) runRow(ctx context.Context, r row) outcome {
 	if err == nil {
 		err = s.awaitCommands(ctx, 100)
 	}
-	err = errors.Join(err, traffic.end(), <-imported, s.failed())
+	err = errors.Join(err, traffic.end(), endVisits(), <-imported, s.failed())
 	if err == nil {
 		err = s.verify(ctx)
 		o.different = errors.Is(err, errDifferent)

@@ -32,7 +32,8 @@ Written by %[1]s%[13]s%[1]s: do not edit.
 Each row puts the running system under load, breaks one thing, and repairs it. Then every command
 that a client saw acknowledged, in this row or an earlier one on the same system, must be in the
 event store, the topic, the lake's table and the views: exactly once, and in the order of its
-stream. %[1]smillrace verify%[1]s must find all sides equal, too.
+stream. %[1]smillrace verify%[1]s must find all sides equal, too. In the rows of the role tracking, the
+same holds for the events of visitors.
 
 **%[2]d green, %[3]d red, %[4]d skipped, %[10]d not run yet, of %[11]d rows**;
 %[5]d commands acknowledged in %[6]v on %[7]d processors (%[8]s).
@@ -48,8 +49,8 @@ stream. %[1]smillrace verify%[1]s must find all sides equal, too.
 - *settled*: seconds from the repair until all sides were equal. A hundred more commands run in that
   time.
 - Rows %[1]sembedded/…%[1]s run all roles in one process on the embedded default. The others run a
-  process per role on PostgreSQL, three nodes of Apache Kafka, Redis, Elasticsearch and S3, each
-  behind a proxy.
+  process per role on PostgreSQL, three nodes of Apache Kafka, Redis, Elasticsearch, S3 and
+  ClickHouse, each behind a proxy.
 - Rows marked • import the real year beside the generated load.
 
 Repeat a row with its pattern from the last column:

@@ -38,7 +38,8 @@ type role struct {
 type instance struct {
 	*process.Process
 	name        string
-	addr, admin string // its two listeners
+	addr, admin string // its listeners
+	tracking    string // its listener for tracking clients, if it has the role tracking
 }
 
 // startTimeout bounds the time until a process is ready. It may start while the machine is busy
@@ -102,18 +103,18 @@ func (r *role) supervise(i *instance) {
 
 // launch starts a process of the role on its own ports.
 func (r *role) launch(ctx context.Context) (*instance, error) {
-	ports, err := process.FreePorts(2)
+	ports, err := process.FreePorts(3)
 	if err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(r.dir, 0o750); err != nil {
 		return nil, err
 	}
-	i := &instance{name: r.name, addr: loopback(ports[0]), admin: loopback(ports[1])}
+	i := &instance{name: r.name, addr: loopback(ports[0]), admin: loopback(ports[1]), tracking: loopback(ports[2])}
 	i.Process, err = process.Start(ctx, process.Command{
 		Name: "millrace " + r.name, Path: binary, Args: r.args, Dir: r.dir, StartTimeout: startTimeout,
 		Env: append([]string{"MILLRACE_ADDR=" + i.addr, "MILLRACE_ADMIN_ADDR=" + i.admin,
-			"MILLRACE_TRACKING_ADDR=127.0.0.1:0"}, r.env...),
+			"MILLRACE_TRACKING_ADDR=" + i.tracking}, r.env...),
 		Ready: func(ctx context.Context) error { return i.get(ctx, "/healthz") },
 	})
 	if err != nil {

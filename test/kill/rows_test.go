@@ -3,6 +3,7 @@ package kill
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -176,7 +177,7 @@ func embeddedRows() []row {
 		"after append": true, "after commit": true, "catalog before positions": true, "orders_events committed": true,
 	}
 	var rows []row
-	all := append(append(append(steps(), featureSteps()...), customerSteps()...),
+	all := append(slices.Concat(steps(), featureSteps(), customerSteps(), trackingSteps()),
 		step{role: "views", point: "embedded.redis.write.before", name: "redis before write", at: 8},
 		step{role: "views", point: "embedded.redis.write.after", name: "redis after write", at: 8, after: true},
 	)

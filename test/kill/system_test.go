@@ -29,6 +29,7 @@ type system struct {
 	roles    map[string]*role
 	recorder *recorder
 	ledger   *ledger
+	visits   visits
 
 	brokers   string
 	openStore func(context.Context, event.Aggregate) (eventstore.Store, error)
