@@ -109,7 +109,7 @@ func realRows() []row {
 		"relay/before commit/zombie": true, "kafka/node 1 killed": true, "redis/flushed": true,
 	}
 	var rows []row
-	for _, st := range steps() {
+	for _, st := range slices.Concat(steps(), featureSteps(), trackingSteps()) {
 		at := st.role + "/" + st.name + "/"
 		rows = append(rows,
 			row{name: at + "kill", step: st, fault: st.kill, year: st.role == "relay" || st.role == "lake"})

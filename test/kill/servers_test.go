@@ -15,6 +15,7 @@ import (
 	"github.com/millrace/millrace/commands/eventstore"
 	pgstore "github.com/millrace/millrace/commands/eventstore/postgres"
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/test/servers/clickhouse"
 	"github.com/millrace/millrace/test/servers/elasticsearch"
 	"github.com/millrace/millrace/test/servers/kafka"
 	"github.com/millrace/millrace/test/servers/postgres"
@@ -30,6 +31,7 @@ type servers struct {
 	search   elasticsearch.Server
 	s3       s3.Server
 	s3faults *s3.Proxy
+	tables   clickhouse.Server // of features
 }
 
 // startReal starts every server, a link to each, and a process for each role.
@@ -44,14 +46,17 @@ func startReal(ctx context.Context, dir string) (_ *system, err error) {
 	if s.recorder, err = startRecorder(s.ledger); err != nil {
 		return nil, err
 	}
-	for _, start := range []func() error{s.startPostgres, s.startKafka, s.startRedis, s.startSearch, s.startS3} {
+	for _, start := range []func() error{
+		s.startPostgres, s.startKafka, s.startRedis, s.startSearch, s.startS3, s.startClickHouse,
+	} {
 		if err := start(); err != nil {
 			return nil, err
 		}
 	}
 	s.env = append(append(s.env, "MILLRACE_LOG_LEVEL=warn", "MILLRACE_COMMANDS_CURRENCIES={GBP: 3}", bisectEnv),
 		maintenanceEnv...)
-	for _, name := range []string{"commands", "relay", "views", "lake", "query", "admin", "iceberg"} {
+	for _, name := range []string{"commands", "relay", "views", "lake", "query", "admin", "iceberg",
+		"features", "tracking"} {
 		r := &role{name: name, args: []string{"serve", "--role", name}, env: slices.Clip(s.env),
 			dir: filepath.Join(dir, name)}
 		if name == "commands" {
@@ -184,6 +189,20 @@ func (s *system) startS3() error {
 			"MILLRACE_LAKE_WAREHOUSE=s3://"+c.Bucket+"/warehouse",
 			"MILLRACE_LAKE_S3_ENDPOINT=http://"+w.addr(), "MILLRACE_LAKE_S3_REGION="+c.Region,
 			"MILLRACE_LAKE_S3_ACCESS_KEY="+c.AccessKey, "MILLRACE_LAKE_S3_SECRET_KEY="+c.SecretKey)
+	}
+	return err
+}
+
+func (s *system) startClickHouse() error {
+	c, err := s.servers.tables.Start()
+	s.close = append(s.close, s.servers.tables.Stop)
+	if err != nil {
+		return err
+	}
+	w, err := s.addLinkTo("clickhouse", strings.TrimPrefix(c.URL, "http://"))
+	if err == nil {
+		s.env = append(s.env, "MILLRACE_CLICKHOUSE_URL=http://"+w.addr(), "MILLRACE_CLICKHOUSE_USER="+c.User,
+			"MILLRACE_CLICKHOUSE_PASSWORD="+c.Password)
 	}
 	return err
 }

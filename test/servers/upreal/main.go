@@ -26,6 +26,7 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 
 	"github.com/millrace/millrace/ingest/demo"
+	"github.com/millrace/millrace/test/servers/clickhouse"
 	"github.com/millrace/millrace/test/servers/process"
 	"github.com/millrace/millrace/test/servers/stack"
 )
@@ -65,13 +66,22 @@ func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 		return err
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // the system's temporary folder
+	// The tables of features are in one ClickHouse for all roles.
+	var tables clickhouse.Server
+	of, err := tables.Start()
+	if err != nil {
+		return fmt.Errorf("ClickHouse: %w", err)
+	}
+	defer func() { err = errors.Join(err, tables.Stop()) }()
+	settings := append(slices.Clone(servers.Env()), "MILLRACE_CLICKHOUSE_URL="+of.URL, "MILLRACE_CLICKHOUSE_USER="+of.User,
+		"MILLRACE_CLICKHOUSE_PASSWORD="+of.Password)
 	api, admin := "", ""
 	// The settings for the operator's shell: those of the servers, and the addresses of the query
 	// and admin roles.
 	var env []string
 	// Roles that create things start before roles that read them.
-	for _, role := range []string{"commands", "relay", "lake", "views", "tracking", "admin", "query"} {
-		r, err := start(ctx, binary, filepath.Join(dir, role), role, servers.Env())
+	for _, role := range []string{"commands", "relay", "lake", "views", "features", "tracking", "admin", "query"} {
+		r, err := start(ctx, binary, filepath.Join(dir, role), role, settings)
 		if err != nil {
 			return err
 		}
@@ -84,7 +94,7 @@ func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 			admin = r.admin
 		case "query":
 			// The query role starts last, so the address of the admin role is known.
-			env = append(slices.Clone(servers.Env()), "MILLRACE_ADDR="+r.api, "MILLRACE_ADMIN_ADDR="+admin)
+			env = append(slices.Clone(settings), "MILLRACE_ADDR="+r.api, "MILLRACE_ADMIN_ADDR="+admin)
 		}
 	}
 	// The demo's commands travel through every process: store, relay, Kafka, views and lake.
@@ -103,12 +113,12 @@ func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 	}
 	// The file is private to the operator, and is removed with the folder at the end.
 	file := filepath.Join(dir, "env")
-	var settings strings.Builder
+	var exports strings.Builder
 	for _, e := range env {
 		name, value, _ := strings.Cut(e, "=")
-		fmt.Fprintf(&settings, "export %s='%s'\n", name, value)
+		fmt.Fprintf(&exports, "export %s='%s'\n", name, value)
 	}
-	if err := os.WriteFile(file, []byte(settings.String()), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(exports.String()), 0o600); err != nil {
 		return err
 	}
 	fmt.Printf("\ncommands at http://%s, order %s of the demo at the query role; in another terminal:\n\n  . %s\n  %s status\n  %s sql \"SELECT count() FROM order_lines\"\n\nCtrl-C stops everything\n",
@@ -126,7 +136,7 @@ type running struct {
 }
 
 // start starts a role in its own folder, where its log is too, with the servers' settings and free
-// ports for its two listeners. It returns once the role reports that it is ready.
+// ports for its listeners. It returns once the role reports that it is ready.
 func start(ctx context.Context, binary, dir, role string, env []string) (running, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return running{}, err
