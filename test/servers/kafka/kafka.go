@@ -45,6 +45,9 @@ type Cluster struct {
 	// Secure adds to each node a listener with TLS and a password: PLAIN, SCRAM-SHA-256 or
 	// SCRAM-SHA-512.
 	Secure bool
+	// Authorize denies the users of the secure listener everything that Allow has not allowed. The
+	// plain listener may do everything.
+	Authorize bool
 	// Advertise is called with the port of a node's plain listener before the node starts. It
 	// returns the loopback port at which clients reach the node, which is that of a proxy.
 	// Connections between brokers do not use it.

@@ -191,6 +191,10 @@ func (n *node) properties(c *Cluster) (string, error) {
 				"org.apache.kafka.common.security.scram.ScramLoginModule required;")
 		}
 	}
+	if c.Authorize {
+		set("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer")
+		set("super.users", "User:ANONYMOUS") // of listeners without authentication
+	}
 	set("process.roles", "broker,controller")
 	set("node.id", strconv.Itoa(n.id))
 	set("controller.quorum.voters", strings.Join(voters, ","))
