@@ -16,6 +16,7 @@ import (
 	"sync"
 	"testing"
 
+	driver "github.com/ClickHouse/clickhouse-go/v2"
 	"go.uber.org/goleak"
 
 	"github.com/millrace/millrace/internal/clickhouse"
@@ -123,6 +124,27 @@ func OpenStoreOn(t testing.TB, e *clickhouse.Engine) *clickhouse.Store {
 		}
 	})
 	return s
+}
+
+// Conn returns a connection of clickhouse-go to an engine, as clickhouse.Writer, to compare a Store
+// with.
+func Conn(t testing.TB, e *clickhouse.Engine) driver.Conn {
+	t.Helper()
+	as := e.Server(clickhouse.Writer)
+	conn, err := driver.Open(&driver.Options{
+		Protocol: driver.HTTP, Addr: []string{e.Addr()}, Auth: driver.Auth{Username: as.User, Password: as.Password},
+		Compression: &driver.Compression{Method: driver.CompressionNone}, // as a Store on loopback
+		Settings:    driver.Settings{"async_insert": "0"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return conn
 }
 
 // Config returns the configuration of an engine for tests. The library is the one that the
