@@ -29,6 +29,8 @@ type tail struct {
 	log     *slog.Logger
 	waiters chan chan struct{} // requests for a barrier
 
+	suspended suspension
+
 	// The following belong to the goroutine of run.
 	topicID  string
 	next     map[int32]int64
@@ -58,6 +60,20 @@ func (t *tail) barrier(ctx context.Context) error {
 	}
 }
 
+// current returns once this process knows what was written while it was suspended. It returns at once
+// if it was not.
+func (t *tail) current(ctx context.Context, now time.Time) error {
+	number := t.suspended.alive(now)
+	if t.suspended.over(number) {
+		return nil
+	}
+	if err := t.barrier(ctx); err != nil {
+		return err
+	}
+	t.suspended.end(number)
+	return nil
+}
+
 // run reads until ctx ends.
 func (t *tail) run(ctx context.Context) {
 	retry := backoff.Server.Start()
@@ -84,6 +100,7 @@ func (t *tail) follow(ctx context.Context, progress func()) error {
 	described := time.Now()
 	for {
 		progress()
+		t.suspended.alive(time.Now())
 		if err := t.takeBarriers(ctx, r); err != nil {
 			return err
 		}

@@ -14,7 +14,8 @@
 //   - An event that is sent again is written once. Its id is remembered for a day. tail.go reads the
 //     ids back from the log at start, and follows it to learn what other processes write. Only if
 //     two processes receive the same event within a moment can both write it. Readers drop the
-//     later copy with behavior.Recent.
+//     later copy with behavior.Recent. A process that was suspended reads the log before it accepts
+//     more (suspension.go).
 //   - Everything that a client can make a process hold is bounded: bodies, requests in progress,
 //     and remembered ids.
 //   - Write keys are on no log, in no answer and in no event. An event has the name of its source.
@@ -250,7 +251,11 @@ func (t *Intake) take(ctx context.Context, s sorted, source *Source, b *batch) e
 	if len(s.ids) == 0 {
 		return nil
 	}
-	k, err := t.copies.claim(s.ids, time.Now())
+	now := time.Now()
+	if err := t.tail.current(ctx, now); err != nil {
+		return errUnavailable
+	}
+	k, err := t.copies.claim(s.ids, now)
 	if err != nil {
 		return err
 	}
@@ -290,6 +295,10 @@ func (t *Intake) write(ctx context.Context, k *claim, records []kafka.Record) er
 	}
 	if err := failpoint.Hit("tracking.write.before"); err != nil {
 		return err
+	}
+	// If this process was suspended here, then the client has sent the events to another one.
+	if deadline, ok := ctx.Deadline(); ok && time.Now().After(deadline) {
+		return context.DeadlineExceeded
 	}
 	if err := k.session.producer.ProduceAll(ctx, ours); err != nil {
 		return err
