@@ -1,6 +1,7 @@
 package clickhouse
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -9,33 +10,37 @@ import (
 	"strconv"
 	"time"
 	"unsafe"
-
-	chproto "github.com/ClickHouse/ch-go/proto"
 )
 
-// Texts is a column of texts. They are valid until the next block.
+// Texts is a column of texts, valid until the next block.
 type Texts struct {
-	column chproto.ColStr
-	all    string
+	// Bytes has the texts, one after the other.
+	Bytes []byte
+	// Ends has the index in Bytes after each text.
+	Ends []uint32
 }
 
-// At returns the text of a row.
+// At returns the text of a row. It shares memory with the column.
 func (t *Texts) At(row int) string {
-	p := t.column.Pos[row]
-	return t.all[p.Start:p.End]
+	begin := uint32(0)
+	if row > 0 {
+		begin = t.Ends[row-1]
+	}
+	text := t.Bytes[begin:t.Ends[row]]
+	return unsafe.String(unsafe.SliceData(text), len(text)) //nolint:gosec // of this length
 }
 
 // AppendTo appends the texts of all rows to a slice.
 func (t *Texts) AppendTo(texts []string) []string {
-	texts = slices.Grow(texts, len(t.column.Pos))
-	for _, p := range t.column.Pos {
-		texts = append(texts, t.all[p.Start:p.End])
+	texts = slices.Grow(texts, len(t.Ends))
+	for i := range t.Ends {
+		texts = append(texts, t.At(i))
 	}
 	return texts
 }
 
 // Empty reports whether the text of every row is empty.
-func (t *Texts) Empty() bool { return len(t.all) == 0 }
+func (t *Texts) Empty() bool { return len(t.Bytes) == 0 }
 
 // Columns runs a query and passes its answer to each, block by block and column by column: for
 // millions of rows, whose values would cost more one by one than the query itself. columns has a
@@ -45,9 +50,10 @@ func (t *Texts) Empty() bool { return len(t.all) == 0 }
 func (s *Store) Columns(ctx context.Context, sql string, columns []any, each func(rows int) error) (err error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	results, set, err := targets(columns)
-	if err != nil {
-		return err
+	for i, c := range columns {
+		if columnType(c) == "" {
+			return fmt.Errorf("ClickHouse: column %d cannot be decoded into %T", i, c)
+		}
 	}
 	deadline, _ := ctx.Deadline()
 	seconds := max(int(time.Until(deadline).Seconds())+1, 1)
@@ -57,73 +63,26 @@ func (s *Store) Columns(ctx context.Context, sql string, columns []any, each fun
 	}
 	defer func() { err = errors.Join(err, answer.Close()) }()
 	from := &remembering{from: answer}
-	r := chproto.NewReader(from)
-	var block chproto.Block
+	blocks := blockReader{r: bufio.NewReaderSize(from, blockBuffer)}
 	for {
-		block = chproto.Block{}
-		if err := block.DecodeRawBlock(r, 0, results); err != nil {
-			switch {
-			// The end of the answer is before a block. An error of the query interrupts one.
-			case from.err != nil && !errors.Is(from.err, io.EOF):
-				return from.err
-			case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && block.Columns == 0:
-				return nil
-			}
+		rows, err := blocks.next(columns)
+		switch {
+		case err == nil:
+		// The end of the answer is before a block. An error of the query interrupts one.
+		case from.err != nil && !errors.Is(from.err, io.EOF):
+			return from.err
+		case err == io.EOF: //nolint:errorlint // next does not wrap it
+			return nil
+		default:
 			return fmt.Errorf("decode ClickHouse's answer: %w", err)
 		}
-		if block.Rows == 0 {
+		if rows == 0 {
 			continue
 		}
-		set()
-		if err := each(block.Rows); err != nil {
+		if err := each(rows); err != nil {
 			return err
 		}
 	}
-}
-
-// targets returns the columns to decode into, and a function that sets the caller's after each block.
-func targets(columns []any) (results chproto.Results, set func(), err error) {
-	sets := make([]func(), 0, len(columns))
-	for i, c := range columns {
-		var data chproto.ColResult
-		switch to := c.(type) {
-		case *[]int64:
-			column := new(chproto.ColInt64)
-			data = column
-			sets = append(sets, func() { *to = *column })
-		case *[]int32:
-			column := new(chproto.ColInt32)
-			data = column
-			sets = append(sets, func() { *to = *column })
-		case *[]uint8:
-			column := new(chproto.ColUInt8)
-			data = column
-			sets = append(sets, func() { *to = *column })
-		case *[][4]uint64:
-			column := new(chproto.ColInt256)
-			data = column
-			sets = append(sets, func() {
-				*to = (*to)[:0]
-				for _, v := range *column {
-					*to = append(*to, [4]uint64{v.Low.Low, v.Low.High, v.High.Low, v.High.High})
-				}
-			})
-		case *Texts:
-			data = &to.column
-			sets = append(sets, func() {
-				// Not copied: both are valid until the next block.
-				to.all = unsafe.String(unsafe.SliceData(to.column.Buf), len(to.column.Buf)) //nolint:gosec // of this length
-			})
-		default:
-			return nil, nil, fmt.Errorf("ClickHouse: column %d cannot be decoded into %T", i, c)
-		}
-		results = append(results, chproto.ResultColumn{Data: data})
-	}
-	return results, func() {
-		for _, set := range sets {
-			set()
-		}
-	}, nil
 }
 
 // remembering remembers the error that ended a reader: decoders may hide it.
