@@ -26,6 +26,7 @@ type windowStates struct {
 
 // scratch is memory that the next slot uses again.
 type scratch struct {
+	timed  []timed
 	until  []int64
 	next   []int
 	levels [][]int32

@@ -174,12 +174,14 @@ func (r *run) divide(ctx context.Context) error {
 	}
 	each := max(budget/int64(r.Workers), 1)
 	for _, p := range r.passes {
-		ranges := (p.need + each - 1) / each
+		ranges := max((p.need+each-1)/each, 1)
 		if ranges > maxRanges {
 			return fail("memory: %d MiB are too few for this set, about %d MiB are enough", r.Memory>>20,
 				(p.need/maxRanges*4/3)>>20+1)
 		}
-		if err := p.divide(ctx, r.spine, max(int(ranges), r.Workers)); err != nil {
+		workers := int64(r.Workers) // a multiple of them, so that all are busy until the end
+		ranges = min((ranges+workers-1)/workers*workers, maxRanges)
+		if err := p.divide(ctx, r.spine, int(ranges)); err != nil {
 			return err
 		}
 	}

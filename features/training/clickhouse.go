@@ -155,20 +155,18 @@ func (n *numbers) wide(rows int) (wide map[int]exact.Int, err error) {
 func (c *ClickHouse) Read(ctx context.Context, r Request, each func(*Batch) error) error {
 	names := []string{"entity", "fact_key", "toUnixTimestamp64Micro(at)", "toUnixTimestamp64Micro(known_at)",
 		"log_offset", "log_index", "retracted"}
-	var entity, key clickhouse.Texts
 	var retracted []uint8
 	var b Batch
 	b.reset(len(r.Columns))
-	columns := []any{&entity, &key, &b.At, &b.Known, &b.Offset, &b.Index, &retracted}
+	columns := []any{&b.Entity, &b.Key, &b.At, &b.Known, &b.Offset, &b.Index, &retracted}
 	nulls := make([][]uint8, len(r.Columns))
-	texts := make([]clickhouse.Texts, len(r.Columns))
 	wides := make([]numbers, len(r.Columns))
 	for i, index := range r.Columns {
 		column := r.Source.Columns[index]
 		name := c.Layout.FactsColumn(column)
 		names, columns = append(names, "isNull("+name+")"), append(columns, &nulls[i])
 		if column.Kind == exact.Text {
-			names, columns = append(names, "ifNull("+name+", '')"), append(columns, &texts[i])
+			names, columns = append(names, "ifNull("+name+", '')"), append(columns, &b.Values[i].Text)
 			continue
 		}
 		// 9 bytes instead of 32
@@ -180,13 +178,11 @@ func (c *ClickHouse) Read(ctx context.Context, r Request, each func(*Batch) erro
 	defer cancel()
 	return c.Store.Columns(ctx, "SELECT "+strings.Join(names, ", ")+c.from(r), columns, func(rows int) error {
 		b.Rows = rows
-		b.Entity, b.Key = entity.AppendTo(b.Entity[:0]), key.AppendTo(b.Key[:0])
 		b.Retracted = flags(b.Retracted[:0], retracted)
 		for i, index := range r.Columns {
 			v := &b.Values[i]
 			v.Null = flags(v.Null[:0], nulls[i])
 			if r.Source.Columns[index].Kind == exact.Text {
-				v.Text = texts[i].AppendTo(v.Text[:0])
 				continue
 			}
 			var err error

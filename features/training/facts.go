@@ -8,6 +8,7 @@ import (
 
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/exact"
+	"github.com/millrace/millrace/internal/clickhouse"
 )
 
 // Facts is where the facts of sources are.
@@ -79,10 +80,10 @@ func divided(sample []string, n int) division {
 	return d
 }
 
-// Batch is facts in columns, which all have Rows values. The texts may share memory with the reader.
+// Batch is facts in columns, which all have Rows values.
 type Batch struct {
 	Rows        int
-	Entity, Key []string
+	Entity, Key clickhouse.Texts
 	At, Known   []int64 // microseconds
 	Offset      []int64
 	Index       []int32
@@ -96,13 +97,14 @@ type Values struct {
 	Int  []int64
 	// Wide has the numbers of the rows whose number is not an int64. Nil: all are.
 	Wide map[int]exact.Int
-	Text []string
+	Text clickhouse.Texts
 }
 
 // reset empties the batch for a request.
 func (b *Batch) reset(columns int) {
 	b.Rows = 0
-	b.Entity, b.Key = b.Entity[:0], b.Key[:0]
+	b.Entity.Reset()
+	b.Key.Reset()
 	b.At, b.Known, b.Offset, b.Index = b.At[:0], b.Known[:0], b.Offset[:0], b.Index[:0]
 	b.Retracted = b.Retracted[:0]
 	if len(b.Values) != columns {
@@ -110,14 +112,16 @@ func (b *Batch) reset(columns int) {
 	}
 	for i := range b.Values {
 		v := &b.Values[i]
-		v.Null, v.Int, v.Text, v.Wide = v.Null[:0], v.Int[:0], v.Text[:0], nil
+		v.Null, v.Int, v.Wide = v.Null[:0], v.Int[:0], nil
+		v.Text.Reset()
 	}
 }
 
 // add appends a fact.
 func (b *Batch) add(r Request, f *features.Fact) {
 	b.Rows++
-	b.Entity, b.Key = append(b.Entity, f.Entity), append(b.Key, f.Key)
+	b.Entity.Append(f.Entity)
+	b.Key.Append(f.Key)
 	b.At, b.Known = append(b.At, f.At.UnixMicro()), append(b.Known, f.Known.UnixMicro())
 	b.Offset, b.Index = append(b.Offset, f.Origin.Offset), append(b.Index, f.Origin.Index)
 	b.Retracted = append(b.Retracted, f.Retracted)
@@ -128,7 +132,7 @@ func (b *Batch) add(r Request, f *features.Fact) {
 		}
 		to.Null = append(to.Null, v.Kind == exact.Null)
 		if r.Source.Columns[column].Kind == exact.Text {
-			to.Text = append(to.Text, v.Text)
+			to.Text.Append(v.Text)
 			continue
 		}
 		n, fits := v.Int.Int64()

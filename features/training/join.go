@@ -17,8 +17,8 @@ type joiner struct {
 	used        func(source string, facts int64) // called for each source and range; may be nil
 }
 
-// join computes the vectors of the rows of a range. entities numbers their entities.
-func (j *joiner) join(ctx context.Context, p *plan, r Range, entities map[string]int32, rows []row,
+// join computes the vectors of the rows of a range. entities has their entities, sorted.
+func (j *joiner) join(ctx context.Context, p *plan, r Range, entities *entities, rows []row,
 	emit func(r row, values []exact.Result)) error {
 	if len(rows) == 0 {
 		return nil
@@ -37,7 +37,7 @@ func (j *joiner) join(ctx context.Context, p *plan, r Range, entities map[string
 		if err != nil {
 			return fmt.Errorf("read facts of source %s: %w", source.source.Name, err)
 		}
-		t.group(len(entities))
+		t.group(len(entities.names))
 		s.tables = append(s.tables, t)
 	}
 	if err := s.sweep(ctx, rows); err != nil {

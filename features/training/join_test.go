@@ -45,22 +45,21 @@ func vectors(t testing.TB, outputs []groupOutput, facts Facts, rows []spineRow, 
 	result := make([][]exact.Result, len(rows))
 	for part := range ranges.ranges() {
 		r := ranges.at(part)
-		entities := map[string]int32{}
+		entities := &entities{}
 		var mine []row
 		for i, s := range rows {
 			if !r.Contains(s.entity) {
 				continue
 			}
-			id, ok := entities[s.entity]
-			if !ok {
-				id = int32(len(entities))
-				entities[s.entity] = id
-			}
 			known := int64(forever)
 			if !s.known.IsZero() {
 				known = s.known.UnixMicro()
 			}
-			mine = append(mine, row{number: int64(i), entity: id, at: s.at.UnixMicro(), known: known})
+			mine = append(mine, row{number: int64(i), entity: entities.add([]byte(s.entity)), at: s.at.UnixMicro(), known: known})
+		}
+		sorted := entities.sort()
+		for i := range mine {
+			mine[i].entity = sorted[mine[i].entity]
 		}
 		err := j.join(t.Context(), p, r, entities, mine, func(r row, values []exact.Result) {
 			result[r.number] = slices.Clone(values)

@@ -105,19 +105,17 @@ func (p *pass) join(ctx context.Context, j *joiner, part int) error {
 	if err := from.rewind(); err != nil {
 		return err
 	}
-	entities := map[string]int32{}
+	entities := &entities{}
 	rows := make([]row, 0, p.sizes[part])
 	for from.more() {
-		number, entity := from.int(), from.text()
-		id, ok := entities[entity]
-		if !ok {
-			id = int32(len(entities))
-			entities[entity] = id
-		}
-		rows = append(rows, row{number: number, entity: id, at: from.int(), known: from.int()})
+		rows = append(rows, row{number: from.int(), entity: entities.add(from.bytes()), at: from.int(), known: from.int()})
 	}
 	if err := from.failed(); err != nil {
 		return err
+	}
+	sorted := entities.sort()
+	for i := range rows {
+		rows[i].entity = sorted[rows[i].entity]
 	}
 	type place struct {
 		number     int64

@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/exact"
@@ -24,8 +25,8 @@ type spill struct {
 	file *os.File
 	w    *bufio.Writer
 	r    *bufio.Reader
-	buf  []byte
-	err  error // the first one
+	buf  []byte // of the record that is written, or the text that was read
+	err  error  // the first one
 }
 
 // createSpill creates a temporary file.
@@ -136,15 +137,18 @@ func (s *spill) byte() byte {
 	return b
 }
 
-func (s *spill) text() string {
+func (s *spill) text() string { return string(s.bytes()) }
+
+// bytes reads a text, which is valid until the next one is read.
+func (s *spill) bytes() []byte {
 	n, err := binary.ReadUvarint(s.r)
 	if s.err = firstError(s.err, err); s.err != nil {
-		return ""
+		return nil
 	}
-	b := make([]byte, n)
-	_, err = io.ReadFull(s.r, b)
+	s.buf = slices.Grow(s.buf[:0], int(n))[:n]
+	_, err = io.ReadFull(s.r, s.buf)
 	s.err = firstError(s.err, err)
-	return string(b)
+	return s.buf
 }
 
 // failed returns the first error of reading.
@@ -325,7 +329,8 @@ func (s *spilled) Read(ctx context.Context, r Request, each func(*Batch) error) 
 // next appends the next fact to a batch.
 func (s *spilled) next(r Request, from *spill, b *Batch) error {
 	b.Rows++
-	b.Entity, b.Key = append(b.Entity, from.text()), append(b.Key, from.text())
+	b.Entity.Append(from.text())
+	b.Key.Append(from.text())
 	b.At, b.Known = append(b.At, from.int()), append(b.Known, from.int())
 	b.Offset, b.Index = append(b.Offset, from.int()), append(b.Index, int32(from.int()))
 	b.Retracted = append(b.Retracted, from.byte() == 1)
@@ -347,7 +352,7 @@ func (s *spilled) next(r Request, from *spill, b *Batch) error {
 			to.Wide[b.Rows-1] = exact.Int{from.word(), from.word(), from.word(), from.word()}
 		}
 		if r.Source.Columns[column].Kind == exact.Text {
-			to.Text = append(to.Text, text)
+			to.Text.Append(text)
 		} else {
 			to.Int = append(to.Int, number)
 		}

@@ -48,8 +48,13 @@ type entityFacts struct {
 // sweep computes the vectors of rows and passes them to emit. Tables must be grouped.
 func (s *sweeper) sweep(ctx context.Context, rows []row) error {
 	slices.SortFunc(rows, func(a, b row) int {
-		return cmp.Or(cmp.Compare(a.entity, b.entity), cmp.Compare(a.at, b.at), cmp.Compare(a.known, b.known),
-			cmp.Compare(a.number, b.number))
+		switch { // cmp.Or would compare all of them
+		case a.entity != b.entity:
+			return cmp.Compare(a.entity, b.entity)
+		case a.at != b.at:
+			return cmp.Compare(a.at, b.at)
+		}
+		return cmp.Or(cmp.Compare(a.known, b.known), cmp.Compare(a.number, b.number))
 	})
 	s.used = make([]int64, len(s.plan.sources))
 	s.facts = make([]entityFacts, len(s.plan.sources))
@@ -100,57 +105,39 @@ func (s *sweeper) entity(rows []row) {
 	}
 }
 
+// timed is a row of a table and the time of its fact.
+type timed struct {
+	at  int64
+	row uint32
+}
+
 // load prepares an entity's facts of one source.
 func (s *sweeper) load(source int, t *table, rows []uint32) {
 	f := &s.facts[source]
-	f.rows = append(f.rows[:0], rows...)
-	byTime := func(a, b uint32) int { return cmp.Compare(t.at(a), t.at(b)) }
-	if !slices.IsSortedFunc(f.rows, byTime) {
-		slices.SortFunc(f.rows, byTime)
-	}
 	s.used[source] += int64(len(rows))
-	f.at, f.ks, f.ke = f.at[:0], f.ks[:0], f.ke[:0]
-	kept := f.rows[:0] // the versions that are ever current; never ahead of what is read
-	for begin := 0; begin < len(f.rows); {
-		at := t.at(f.rows[begin])
+	all, sorted := slices.Grow(s.timed[:0], len(rows)), true
+	for i, r := range rows {
+		all = append(all, timed{t.at(r), r})
+		sorted = sorted && (i == 0 || all[i-1].at <= all[i].at)
+	}
+	s.timed = all
+	if !sorted {
+		slices.SortFunc(all, func(a, b timed) int { return cmp.Compare(a.at, b.at) })
+	}
+	f.rows, f.at, f.ks, f.ke = f.rows[:0], f.at[:0], f.ks[:0], f.ke[:0]
+	for begin := 0; begin < len(all); {
 		end := begin + 1
-		for end < len(f.rows) && t.at(f.rows[end]) == at {
+		for end < len(all) && all[end].at == all[begin].at {
 			end++
 		}
 		// All versions of a fact have the same time. So a fact whose time nothing shares has one.
-		if same := f.rows[begin:end]; len(same) > 1 {
-			slices.SortFunc(same, func(a, b uint32) int {
-				if c := bytes.Compare(t.key(a), t.key(b)); c != 0 {
-					return c
-				}
-				o, p := t.origin(a), t.origin(b)
-				return cmp.Or(cmp.Compare(o.Offset, p.Offset), cmp.Compare(o.Index, p.Index))
-			})
-		}
-		// A version is current until a later one is known, however late or early that was recorded.
-		s.until = slices.Grow(s.until[:0], end-begin)[:end-begin]
-		until := int64(forever)
-		for i := end - 1; i >= begin; i-- {
-			switch {
-			case i == end-1 || !bytes.Equal(t.key(f.rows[i+1]), t.key(f.rows[i])):
-				until = forever
-			case t.origin(f.rows[i+1]) == t.origin(f.rows[i]): // a copy, which a store may still have
-				s.used[source]--
-			}
-			s.until[i-begin] = until
-			until = min(until, t.known(f.rows[i]))
-		}
-		for i := begin; i < end; i++ {
-			r := f.rows[i]
-			until := s.until[i-begin]
-			if known := t.known(r); known < until && !t.retracted(r) {
-				kept = append(kept, r)
-				f.at, f.ks, f.ke = append(f.at, at), append(f.ks, known), append(f.ke, until)
-			}
+		if end == begin+1 {
+			f.keep(t, all[begin], forever)
+		} else {
+			s.used[source] -= s.versions(f, t, all[begin:end])
 		}
 		begin = end
 	}
-	f.rows = kept
 	plan := s.plan.sources[source]
 	for _, c := range plan.aggregated {
 		f.values[c].gather(t, c, f.rows)
@@ -160,6 +147,43 @@ func (s *sweeper) load(source int, t *table, rows []uint32) {
 		for _, r := range f.rows {
 			f.match[i] = append(f.match[i], plan.matches(feature, t, r))
 		}
+	}
+}
+
+// versions adds the versions of facts of one time that are ever current. It returns how many are copies,
+// which a store may still have.
+func (s *sweeper) versions(f *entityFacts, t *table, same []timed) (copies int64) {
+	slices.SortFunc(same, func(a, b timed) int {
+		if c := bytes.Compare(t.key(a.row), t.key(b.row)); c != 0 {
+			return c
+		}
+		o, p := t.origin(a.row), t.origin(b.row)
+		return cmp.Or(cmp.Compare(o.Offset, p.Offset), cmp.Compare(o.Index, p.Index))
+	})
+	// A version is current until a later one is known, however late or early that was recorded.
+	s.until = slices.Grow(s.until[:0], len(same))[:len(same)]
+	until := int64(forever)
+	for i := len(same) - 1; i >= 0; i-- {
+		switch {
+		case i == len(same)-1 || !bytes.Equal(t.key(same[i+1].row), t.key(same[i].row)):
+			until = forever
+		case t.origin(same[i+1].row) == t.origin(same[i].row):
+			copies++
+		}
+		s.until[i] = until
+		until = min(until, t.known(same[i].row))
+	}
+	for i, v := range same {
+		f.keep(t, v, s.until[i])
+	}
+	return copies
+}
+
+// keep adds a version of a fact that is current until a time, unless it never is.
+func (f *entityFacts) keep(t *table, v timed, until int64) {
+	if known := t.known(v.row); known < until && !t.retracted(v.row) {
+		f.rows = append(f.rows, v.row)
+		f.at, f.ks, f.ke = append(f.at, v.at), append(f.ks, known), append(f.ke, until)
 	}
 }
 

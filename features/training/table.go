@@ -12,16 +12,12 @@ import (
 // so that nothing is copied when it grows.
 type table struct {
 	source   *sourcePlan
-	entities map[string]int32 // number of each entity of the spine in this range
+	entities *entities
 	chunks   []*chunk
 	rows     int
 	texts    []dictionary // by column; unused for numbers
-
-	// The previous fact's entity and its number, or -1 if the spine does not have it: facts of an
-	// entity are often neighbours.
-	cached bool
-	last   []byte
-	lastID int32
+	numbers  []int32      // of the entities of a batch; -1 if the spine does not have one
+	near     int32        // where in entities the previous one was
 
 	// Set by group: the rows of entity e are order[start[e]:start[e+1]].
 	order []uint32
@@ -57,10 +53,14 @@ type column struct {
 type dictionary struct {
 	id   map[string]int64
 	text []string
+	last int64
 }
 
 // number returns the number of a text.
 func (d *dictionary) number(text string) int64 {
+	if len(d.text) > 0 && d.text[d.last] == text {
+		return d.last
+	}
 	id, ok := d.id[text]
 	if !ok {
 		if d.id == nil {
@@ -71,10 +71,11 @@ func (d *dictionary) number(text string) int64 {
 		d.id[text] = id
 		d.text = append(d.text, text)
 	}
+	d.last = id
 	return id
 }
 
-func newTable(source *sourcePlan, entities map[string]int32) *table {
+func newTable(source *sourcePlan, entities *entities) *table {
 	return &table{source: source, entities: entities, texts: make([]dictionary, len(source.columns))}
 }
 
@@ -102,71 +103,99 @@ func (t *table) tail() *chunk {
 
 // add appends the facts of a batch that are about entities of the spine.
 func (t *table) add(b *Batch) {
+	t.numbers = t.numbers[:0]
 	for i := range b.Rows {
-		if entity := b.Entity[i]; !t.cached || entity != string(t.last) {
-			t.last, t.cached = append(t.last[:0], entity...), true
-			t.lastID = -1
-			if id, ok := t.entities[entity]; ok {
-				t.lastID = id
-			}
-		}
-		if t.lastID < 0 {
+		// Facts of an entity are often neighbours.
+		entity := b.Entity.At(i)
+		if i > 0 && entity == b.Entity.At(i-1) {
+			t.numbers = append(t.numbers, t.numbers[i-1])
 			continue
 		}
-		t.rows++
+		id := t.entities.number(entity, t.near)
+		if id >= 0 {
+			t.near = id
+		}
+		t.numbers = append(t.numbers, id)
+	}
+	for begin := 0; begin < b.Rows; {
+		if t.numbers[begin] < 0 {
+			begin++
+			continue
+		}
 		c := t.tail()
-		c.entity = append(c.entity, t.lastID)
-		c.at, c.known = append(c.at, b.At[i]), append(c.known, b.Known[i])
-		c.offset, c.index = append(c.offset, b.Offset[i]), append(c.index, b.Index[i])
-		c.keys = append(c.keys, b.Key[i]...)
-		c.keyEnd = append(c.keyEnd, uint32(len(c.keys)))
-		if retracted := len(b.Retracted) > 0 && b.Retracted[i]; retracted || c.retracted != nil {
-			c.retracted = setFlag(c.retracted, len(c.entity)-1, retracted)
+		limit, end := min(b.Rows, begin+chunkRows-len(c.entity)), begin+1
+		for end < limit && t.numbers[end] >= 0 {
+			end++
 		}
-		for j := range c.values {
-			t.addValue(j, &c.values[j], &b.Values[j], i)
-		}
+		t.append(c, b, begin, end)
+		begin = end
 	}
 }
 
-// addValue appends the value in row i of a batch's column.
-func (t *table) addValue(j int, to *column, from *Values, i int) {
-	at := len(to.ints)
-	null := len(from.Null) > 0 && from.Null[i]
-	if to.null != nil || null {
-		to.null = setFlag(to.null, at, null)
+// append appends the facts from begin, included, to end, excluded.
+func (t *table) append(c *chunk, b *Batch, begin, end int) {
+	at := len(c.entity)
+	t.rows += end - begin
+	c.entity = append(c.entity, t.numbers[begin:end]...)
+	c.at, c.known = append(c.at, b.At[begin:end]...), append(c.known, b.Known[begin:end]...)
+	c.offset, c.index = append(c.offset, b.Offset[begin:end]...), append(c.index, b.Index[begin:end]...)
+	c.retracted = appendFlags(c.retracted, at, b.Retracted, begin, end)
+	c.keys = append(c.keys, b.Key.Between(begin, end)...)
+	shift := uint32(len(c.keys)) - b.Key.Ends[end-1] // modulo 2^32
+	for _, keyEnd := range b.Key.Ends[begin:end] {
+		c.keyEnd = append(c.keyEnd, keyEnd+shift)
 	}
+	for j := range c.values {
+		t.appendValues(j, &c.values[j], &b.Values[j], begin, end)
+	}
+}
+
+// appendValues appends the values of a column from begin, included, to end, excluded.
+func (t *table) appendValues(j int, to *column, from *Values, begin, end int) {
+	at := len(to.ints)
+	to.null = appendFlags(to.null, at, from.Null, begin, end)
 	if t.source.source.Columns[t.source.columns[j]].Kind == exact.Text {
-		var id int64
-		if !null {
-			id = t.texts[j].number(from.Text[i])
+		for i := begin; i < end; i++ {
+			id := int64(0)
+			if len(from.Null) == 0 || !from.Null[i] {
+				id = t.texts[j].number(from.Text.At(i))
+			}
+			to.ints = append(to.ints, id)
 		}
-		to.ints = append(to.ints, id)
 		return
 	}
-	n := from.Int[i]
-	wide, isWide := from.Wide[i]
-	if isWide && to.wide == nil {
+	if from.Wide != nil && to.wide == nil {
 		to.wide = make([]exact.Int, at, chunkRows)
-		for k, n := range to.ints {
-			to.wide[k] = exact.FromInt64(n)
+		for i, n := range to.ints {
+			to.wide[i] = exact.FromInt64(n)
 		}
 	}
-	to.ints = append(to.ints, n)
-	if to.wide != nil {
-		if !isWide {
-			wide = exact.FromInt64(n)
+	to.ints = append(to.ints, from.Int[begin:end]...)
+	if to.wide == nil {
+		return
+	}
+	for i := begin; i < end; i++ {
+		n, ok := from.Wide[i]
+		if !ok {
+			n = exact.FromInt64(from.Int[i])
 		}
-		to.wide = append(to.wide, wide)
+		to.wide = append(to.wide, n)
 	}
 }
 
-// setFlag sets flag i of a slice that may be shorter.
-func setFlag(flags []bool, i int, value bool) []bool {
-	if flags == nil {
-		flags = make([]bool, i, chunkRows)
+// appendFlags appends the flags from begin, included, to end, excluded. A slice without flags stands for
+// flags that are false: at of them in to.
+func appendFlags(to []bool, at int, from []bool, begin, end int) []bool {
+	switch {
+	case len(from) > 0 && to == nil:
+		to = make([]bool, at, chunkRows)
+		fallthrough
+	case len(from) > 0:
+		return append(to, from[begin:end]...)
+	case to != nil:
+		return append(to, make([]bool, end-begin)...)
 	}
-	return append(flags, value)
+	return nil
 }
 
 // group groups the rows by entity. It is called once, after the last add.

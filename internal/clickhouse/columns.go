@@ -6,13 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"time"
 	"unsafe"
 )
 
-// Texts is a column of texts, valid until the next block.
+// Texts is a column of texts.
 type Texts struct {
 	// Bytes has the texts, one after the other.
 	Bytes []byte
@@ -22,21 +21,30 @@ type Texts struct {
 
 // At returns the text of a row. It shares memory with the column.
 func (t *Texts) At(row int) string {
-	begin := uint32(0)
-	if row > 0 {
-		begin = t.Ends[row-1]
-	}
-	text := t.Bytes[begin:t.Ends[row]]
+	text := t.Between(row, row+1)
 	return unsafe.String(unsafe.SliceData(text), len(text)) //nolint:gosec // of this length
 }
 
-// AppendTo appends the texts of all rows to a slice.
-func (t *Texts) AppendTo(texts []string) []string {
-	texts = slices.Grow(texts, len(t.Ends))
-	for i := range t.Ends {
-		texts = append(texts, t.At(i))
+// Append appends a text.
+func (t *Texts) Append(text string) {
+	t.Bytes = append(t.Bytes, text...)
+	t.Ends = append(t.Ends, uint32(len(t.Bytes)))
+}
+
+// Reset removes all texts.
+func (t *Texts) Reset() { t.Bytes, t.Ends = t.Bytes[:0], t.Ends[:0] }
+
+// Between returns the texts of the rows from begin, included, to end, excluded, one after the other.
+func (t *Texts) Between(begin, end int) []byte {
+	return t.Bytes[t.start(begin):t.start(end)]
+}
+
+// start returns the index in Bytes at which the text of a row begins.
+func (t *Texts) start(row int) uint32 {
+	if row == 0 {
+		return 0
 	}
-	return texts
+	return t.Ends[row-1]
 }
 
 // Empty reports whether the text of every row is empty.

@@ -126,7 +126,7 @@ func fixed[T any](r *bufio.Reader, to *[]T, rows, size int, value func([]byte) T
 
 // texts decodes texts: each has its length before it.
 func (b *blockReader) texts(to *Texts, rows int) error {
-	to.Bytes, to.Ends = to.Bytes[:0], to.Ends[:0]
+	to.Reset()
 	for len(to.Ends) < rows {
 		if _, err := b.r.Peek(1); err != nil { // fills the buffer if it is empty
 			return unexpected(err)
