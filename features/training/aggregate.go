@@ -2,6 +2,7 @@ package training
 
 import (
 	"cmp"
+	"math"
 	"math/bits"
 	"slices"
 
@@ -10,8 +11,9 @@ import (
 
 // windowStates is the states of one slot and window for the rows of a chain.
 type windowStates struct {
-	// Count, Sum, Mean, StdDev: sums up to each row of what enters and leaves there.
-	count        []int64
+	// Count, Sum, StdDev: sums up to each row of what enters and leaves there. The sums are in small if
+	// the column is.
+	count, small []int64
 	sum, squares []exact.Int
 	// Min, Max, First, Last: the index of a version of a fact, or -1.
 	pick []int32
@@ -39,7 +41,7 @@ func (s *sweeper) aggregate(slot *slot, f *entityFacts, leave []int32, to *windo
 		match = f.match[slot.where]
 	}
 	switch slot.aggregate {
-	case exact.Count, exact.Sum, exact.Mean, exact.StdDev:
+	case exact.Count, exact.Sum, exact.StdDev:
 		to.sums(slot, f, match, leave, len(s.rows))
 	case exact.Min, exact.Max, exact.First, exact.Last:
 		s.picks(slot, f, match, leave, to)
@@ -53,17 +55,24 @@ type gathered struct {
 	null []bool // nil: none
 	ints []int64
 	wide []exact.Int // nil: all numbers are in ints
+	// small means that the sum of any of the values is an int64.
+	small bool
 }
 
 // gather collects the values of a column in the order of rows.
 func (g *gathered) gather(t *table, column int, rows []uint32) {
 	g.ints, g.null, g.wide = g.ints[:0], g.null[:0], g.wide[:0]
 	nulls, wide := false, false
+	least, most := int64(0), int64(0)
 	for _, r := range rows {
 		c := &t.chunks[r>>chunkBits].values[column]
-		g.ints = append(g.ints, c.ints[r&(chunkRows-1)])
+		v := c.ints[r&(chunkRows-1)]
+		g.ints = append(g.ints, v)
+		least, most = min(least, v), max(most, v)
 		nulls, wide = nulls || c.null != nil, wide || c.wide != nil
 	}
+	limit := math.MaxInt64 / int64(len(rows)+1)
+	g.small = !wide && least >= -limit && most <= limit
 	if nulls {
 		for _, r := range rows {
 			c := &t.chunks[r>>chunkBits].values[column]
@@ -123,10 +132,21 @@ func cleared[T any](s []T, n int) []T {
 
 // sums computes counts and sums: each fact is added at its first row and subtracted after its last.
 func (w *windowStates) sums(slot *slot, f *entityFacts, match []bool, leave []int32, rows int) {
-	var values *gathered
 	w.count = cleared(w.count, rows+1)
-	if slot.column >= 0 {
-		values = &f.values[slot.column]
+	if slot.column < 0 {
+		for i, enter := range f.enter {
+			if enter < leave[i] && (match == nil || match[i]) {
+				w.count[enter]++
+				w.count[leave[i]]--
+			}
+		}
+		accumulate(w.count)
+		return
+	}
+	values := &f.values[slot.column]
+	if values.small {
+		w.small = cleared(w.small, rows+1)
+	} else {
 		w.sum = cleared(w.sum, rows+1)
 	}
 	squares := slot.aggregate == exact.StdDev
@@ -134,36 +154,47 @@ func (w *windowStates) sums(slot *slot, f *entityFacts, match []bool, leave []in
 		w.squares = cleared(w.squares, rows+1)
 	}
 	for i, enter := range f.enter {
-		if enter >= leave[i] || match != nil && !match[i] {
-			continue
-		}
-		if values == nil {
-			w.count[enter]++
-			w.count[leave[i]]--
-			continue
-		}
-		if values.isNull(i) {
+		if enter >= leave[i] || match != nil && !match[i] || values.isNull(i) {
 			continue
 		}
 		w.count[enter]++
 		w.count[leave[i]]--
-		v := values.number(i)
-		w.sum[enter] = w.sum[enter].Add(v)
-		w.sum[leave[i]] = w.sum[leave[i]].Sub(v)
+		if values.small {
+			w.small[enter] += values.ints[i]
+			w.small[leave[i]] -= values.ints[i]
+		} else {
+			v := values.number(i)
+			w.sum[enter] = w.sum[enter].Add(v)
+			w.sum[leave[i]] = w.sum[leave[i]].Sub(v)
+		}
 		if squares {
-			v = values.square(i)
+			v := values.square(i)
 			w.squares[enter] = w.squares[enter].Add(v)
 			w.squares[leave[i]] = w.squares[leave[i]].Sub(v)
 		}
 	}
-	for r := 1; r < rows; r++ {
-		w.count[r] += w.count[r-1]
-		if values != nil {
-			w.sum[r] = w.sum[r].Add(w.sum[r-1])
-		}
-		if squares {
-			w.squares[r] = w.squares[r].Add(w.squares[r-1])
-		}
+	accumulate(w.count)
+	if values.small {
+		accumulate(w.small)
+	} else {
+		accumulateWide(w.sum)
+	}
+	if squares {
+		accumulateWide(w.squares)
+	}
+}
+
+// accumulate replaces each value by the sum up to it.
+func accumulate(values []int64) {
+	for i := 1; i < len(values); i++ {
+		values[i] += values[i-1]
+	}
+}
+
+// accumulateWide is accumulate for values of 256 bits.
+func accumulateWide(values []exact.Int) {
+	for i := 1; i < len(values); i++ {
+		values[i] = values[i].Add(values[i-1])
 	}
 }
 
@@ -301,9 +332,13 @@ func (w *windowStates) change(v exact.Value, by int64) {
 // result sets to to the state for a row. Rows are asked for in their order.
 func (w *windowStates) result(to *exact.State, slot *slot, t *table, f *entityFacts, row int) {
 	switch slot.aggregate {
-	case exact.Count, exact.Sum, exact.Mean, exact.StdDev:
+	case exact.Count, exact.Sum, exact.StdDev:
 		*to = exact.State{Aggregate: slot.aggregate, Count: w.count[row]}
-		if slot.column >= 0 {
+		switch {
+		case slot.column < 0:
+		case f.values[slot.column].small:
+			to.Sum = exact.FromInt64(w.small[row])
+		default:
 			to.Sum = w.sum[row]
 		}
 		if slot.aggregate == exact.StdDev {

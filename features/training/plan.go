@@ -20,20 +20,26 @@ type plan struct {
 // sourcePlan is what to compute of the facts of one source.
 type sourcePlan struct {
 	source     *features.Source
-	columns    []int               // of the source, those that are needed
-	aggregated []int               // of columns, those that a slot aggregates
-	windows    []int64             // distinct lengths in microseconds; 0 is a lifetime
-	where      []*features.Feature // features with distinct conditions
+	columns    []int   // of the source, those that are needed
+	aggregated []int   // of columns, those that a slot aggregates
+	windows    []int64 // distinct lengths in microseconds; 0 is a lifetime
+	where      []where // distinct conditions
 	slots      []*slot
+}
+
+// where is the conditions of a feature.
+type where struct {
+	conditions []features.Condition
+	columns    []int // of the source plan, by condition
 }
 
 // slot is one aggregate of one column under one condition, over one or more windows.
 type slot struct {
 	feature   *features.Feature // a feature with this aggregate; windows, K and Q may differ
-	aggregate exact.Aggregate
-	column    int   // index in sourcePlan.columns, or -1
-	where     int   // index in sourcePlan.where, or -1 without a condition
-	windows   []int // indexes in sourcePlan.windows
+	aggregate exact.Aggregate   // Sum for means, too: the states are the same
+	column    int               // index in sourcePlan.columns, or -1
+	where     int               // index in sourcePlan.where, or -1 without a condition
+	windows   []int             // indexes in sourcePlan.windows
 }
 
 // outputPlan says where the states of an output are.
@@ -43,7 +49,10 @@ type outputPlan struct {
 }
 
 // part is one state of an output.
-type part struct{ source, slot, window int } // window is an index in slot.windows
+type part struct {
+	source, slot, window int // window is an index in slot.windows
+	aggregate            exact.Aggregate
+}
 
 // compile returns the plan for outputs. Sources of the same name are the same.
 func compile(outputs []groupOutput) (*plan, error) {
@@ -59,7 +68,7 @@ func compile(outputs []groupOutput) (*plan, error) {
 			s := p.sources[source]
 			n := s.slot(f)
 			op.parts = append(op.parts, part{
-				source, n, index(&s.slots[n].windows, index(&s.windows, microseconds(o.output.Window)))})
+				source, n, index(&s.slots[n].windows, index(&s.windows, microseconds(o.output.Window))), f.Aggregate})
 		}
 		p.outputs = append(p.outputs, op)
 	}
@@ -83,18 +92,22 @@ func (p *plan) source(s *features.Source) (int, error) {
 // slot returns the index of the slot of a feature.
 func (s *sourcePlan) slot(f *features.Feature) int {
 	n := &slot{feature: f, aggregate: f.Aggregate, column: -1, where: -1}
+	if n.aggregate == exact.Mean {
+		n.aggregate = exact.Sum
+	}
 	if f.Column != "" {
 		n.column = index(&s.columns, s.source.Index(f.Column))
 		index(&s.aggregated, n.column)
 	}
 	if len(f.Where) > 0 {
+		w := where{conditions: f.Where}
 		for _, c := range f.Where {
-			index(&s.columns, s.source.Index(c.Column))
+			w.columns = append(w.columns, index(&s.columns, s.source.Index(c.Column)))
 		}
-		same := func(w *features.Feature) bool { return fmt.Sprint(w.Where) == fmt.Sprint(f.Where) }
+		same := func(have where) bool { return fmt.Sprint(have.conditions) == fmt.Sprint(f.Where) }
 		if n.where = slices.IndexFunc(s.where, same); n.where < 0 {
 			n.where = len(s.where)
-			s.where = append(s.where, f)
+			s.where = append(s.where, w)
 		}
 	}
 	for i, have := range s.slots {
@@ -129,10 +142,10 @@ func (s *sourcePlan) request(r Range, upto map[int32]int64, first, last int64) R
 	return req
 }
 
-// matches reports whether row i of a table meets the conditions of a feature.
-func (s *sourcePlan) matches(f *features.Feature, t *table, row uint32) bool {
-	for _, c := range f.Where {
-		if !c.Holds(t.value(slices.Index(s.columns, s.source.Index(c.Column)), row)) {
+// matches reports whether row i of a table meets the conditions.
+func (w where) matches(t *table, row uint32) bool {
+	for i, c := range w.conditions {
+		if !c.Holds(t.value(w.columns[i], row)) {
 			return false
 		}
 	}

@@ -142,10 +142,10 @@ func (s *sweeper) load(source int, t *table, rows []uint32) {
 	for _, c := range plan.aggregated {
 		f.values[c].gather(t, c, f.rows)
 	}
-	for i, feature := range plan.where {
+	for i, where := range plan.where {
 		f.match[i] = f.match[i][:0]
 		for _, r := range f.rows {
-			f.match[i] = append(f.match[i], plan.matches(feature, t, r))
+			f.match[i] = append(f.match[i], where.matches(t, r))
 		}
 	}
 }
@@ -205,6 +205,7 @@ func (s *sweeper) chain() {
 				slot := s.plan.sources[part.source].slots[part.slot]
 				s.states[part.source][part.slot][part.window].result(&states[p], slot, s.tables[part.source],
 					&s.facts[part.source], i)
+				states[p].Aggregate = part.aggregate
 			}
 			s.values[n] = o.group.Result(o.output, states[:len(o.parts)], time.UnixMicro(r.at))
 		}
