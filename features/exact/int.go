@@ -127,6 +127,9 @@ func (n Int) Int64() (v int64, ok bool) {
 
 // Big returns n as a big integer.
 func (n Int) Big() *big.Int {
+	if v, ok := n.Int64(); ok { // almost always
+		return big.NewInt(v)
+	}
 	negative := n.Sign() < 0
 	if negative {
 		n = n.Neg()

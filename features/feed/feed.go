@@ -57,8 +57,9 @@ type Feed struct {
 	reader *fetch.Reader
 	at     map[int32]Position // after the last batch, by partition
 	id     string             // of the topic
-	// letters are the dead letters of the current batch.
+	// Of the current batch: its dead letters, and the facts of each event, by source.
 	letters []streams.DeadLetter
+	facts   [][][]features.Fact
 }
 
 // Position is how far a reader has read a partition. The zero Position is before the first record
@@ -91,7 +92,7 @@ func Open(c Config) (*Feed, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Feed{cfg: c, reader: r, at: map[int32]Position{}}, nil
+	return &Feed{cfg: c, reader: r, at: map[int32]Position{}, facts: make([][][]features.Fact, len(c.Sources))}, nil
 }
 
 // Close stops reading.
@@ -226,11 +227,16 @@ func (f *Feed) read(ctx context.Context, b fetch.Batch) (Batch, error) {
 				failed = errors.Join(failed, fmt.Errorf("event %s: source %s: %w", e.ID, source.Name, err))
 				continue
 			}
-			out.Facts[source.Name] = append(out.Facts[source.Name], facts...)
+			f.facts[i] = append(f.facts[i], facts)
 		}
 		if failed != nil {
 			f.refuse(record, failed)
 		}
+	}
+	for i := range f.facts {
+		out.Facts[f.cfg.Sources[i].Name] = slices.Concat(f.facts[i]...)
+		clear(f.facts[i]) // release the facts' memory
+		f.facts[i] = f.facts[i][:0]
 	}
 	at.Next = b.Next
 	if err := f.writeLetters(ctx); err != nil {

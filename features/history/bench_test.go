@@ -3,6 +3,7 @@ package history
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
@@ -11,38 +12,40 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/genproto/googleapis/type/money"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/features"
+	"github.com/millrace/millrace/features/shop"
+	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
 	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
+	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// BenchmarkIngest compares feeding facts from Kafka into their table with inserting the same rows by
-// clickhouse-go, from columns that are ready. The processor time of both is that of this process,
-// which includes the embedded broker, and of the engine. The unit %-of-bare is the number of rows per
-// second of processor time, relative to the bare insert.
+// BenchmarkIngest compares feeding the lines of orders from Kafka into their table of facts with
+// inserting the same rows by clickhouse-go, in batches of the same size, from columns that are ready.
+// The processor time of both is that of this process and of the engine. The unit %-of-bare is the
+// number of rows per second of processor time, relative to the bare insert.
 func BenchmarkIngest(b *testing.B) {
-	const rounds, perEvent, events = 5, 4, 10_000 // of a round
+	k := &kafkaserver.Cluster{} // a process of its own, whose time does not count
+	b.Cleanup(func() { must(b, k.Stop()) })
+	brokers := strings.Split(k.Brokers(b), ",")
 	engine := clickhousetest.Shared(b)
 	store := clickhousetest.OpenStoreOn(b, engine)
 	bare := clickhousetest.Conn(b, engine)
 	var fed, inserted time.Duration
 	total := 0
 	for b.Loop() {
-		w := newWorld(b, 1)
-		for range rounds {
-			var records []fetchtest.Record
-			for n := range events {
-				var values []string
-				for range perEvent {
-					values = append(values, fmt.Sprintf("c%d %s %d %d %s", w.rnd.IntN(20_000), uuid.NewString(), w.at(),
-						w.rnd.IntN(2000), []string{"GB", "FR", "DE"}[w.rnd.IntN(3)]))
-				}
-				records = append(records, w.event(b, int32(n%partitions), strings.Join(values, ";")))
-			}
-			must(b, w.Commit(b.Context(), w.topic, records...))
-		}
+		w := &world{topic: "t-" + uuid.NewString()[:8], rnd: rand.New(rand.NewPCG(1, 1)), now: start}
+		w.Producer = fetchtest.New(b, brokers, w.topic)
+		must(b, w.CreateTopic(b.Context(), w.topic, partitions))
+		group := linesOf(w.topic)
+		facts := w.order(b, &group.Sources[0], 50_000)
 		c := w.config(store)
+		c.Brokers, c.Groups = brokers, []*features.Group{group}
 		c.CommitInterval, c.CommitFacts = commitInterval, commitFacts
 		h := open(b, c)
 		source := h.sources[0]
@@ -50,7 +53,7 @@ func BenchmarkIngest(b *testing.B) {
 		before := used(b, engine.PID())
 		ctx, cancel := context.WithCancel(b.Context())
 		err := newWriter(h, source).session(ctx, func() {
-			if rows(b, store, source.facts, "count()") == int64(len(w.facts)) {
+			if rows(b, store, source.facts, "count()") == int64(len(facts)) {
 				cancel()
 			}
 		})
@@ -60,10 +63,10 @@ func BenchmarkIngest(b *testing.B) {
 		cancel()
 		fed += used(b, engine.PID()) - before
 
-		other := newSource(features.Source{Name: w.group.Sources[0].Name + "_bare", Columns: source.Columns}, 0)
+		other := newSource(features.Source{Name: source.Name + "_bare", Columns: source.Columns}, 0)
 		must(b, store.CreateTable(b.Context(), other.facts))
 		var batches [][]any
-		for facts := range slices.Chunk(w.facts, commitFacts) {
+		for facts := range slices.Chunk(facts, commitFacts) {
 			batches = append(batches, columnsOf(other, uint64(len(batches)), facts))
 		}
 		before = used(b, engine.PID())
@@ -76,14 +79,81 @@ func BenchmarkIngest(b *testing.B) {
 			must(b, batch.Send())
 		}
 		inserted += used(b, engine.PID()) - before
-		if have := rows(b, store, other.facts, "count()"); have != int64(len(w.facts)) {
-			b.Fatalf("the bare insert has %d rows, want %d", have, len(w.facts))
+		if have := rows(b, store, other.facts, "count()"); have != int64(len(facts)) {
+			b.Fatalf("the bare insert has %d rows, want %d", have, len(facts))
 		}
-		total += len(w.facts)
+		total += len(facts)
 	}
 	b.ReportMetric(float64(fed.Microseconds())/float64(total), "cpu-µs/row")
 	b.ReportMetric(float64(inserted.Microseconds())/float64(total), "bare-cpu-µs/row")
 	b.ReportMetric(100*float64(inserted)/float64(fed), "%-of-bare")
+}
+
+// linesOf returns the group of the popularity of products, with only the lines of orders, from a
+// topic. Its table of facts has the topic in its name.
+func linesOf(topic string) *features.Group {
+	groups := shop.Groups(shop.Options{})
+	group := *groups[slices.IndexFunc(groups, func(g *features.Group) bool { return g.Name == "product_popularity" })]
+	lines := group.Sources[slices.IndexFunc(group.Sources, func(s features.Source) bool { return s.Name == "product_order_lines" })]
+	group.Features = slices.DeleteFunc(slices.Clone(group.Features), func(f features.Feature) bool { return f.Source != lines.Name })
+	lines.Name, lines.Topic = lines.Name+"_"+strings.ReplaceAll(topic, "-", "_"), topic
+	for i := range group.Features {
+		f := &group.Features[i]
+		if f.Source = lines.Name; f.Over != nil {
+			over := *f.Over
+			over.Source, f.Over = lines.Name, &over
+		}
+	}
+	group.Sources = []features.Source{lines}
+	return &group
+}
+
+// order writes orders of four lines to the topic, one every few seconds of event time, and returns
+// their facts.
+func (w *world) order(b *testing.B, s *features.Source, orders int) (facts []features.Fact) {
+	b.Helper()
+	const transaction = 10_000
+	var ends [partitions]int64
+	for range orders / transaction {
+		records := make([]fetchtest.Record, transaction)
+		for i := range records {
+			w.number++
+			w.now = w.now.Add(time.Duration(w.rnd.IntN(5_000_000)) * time.Microsecond)
+			id, partition := uuid.NewString(), int32(w.rnd.IntN(partitions))
+			e := event.Event{
+				ID: uuid.Must(uuid.NewV7()), Aggregate: event.Order.Name, Stream: id, Version: 1, Data: placed(b, w.rnd, id, w.now),
+				Type: "millrace.order.v1.OrderPlaced", OccurredAt: w.now, RecordedAt: w.now, Position: event.Position{Sequence: w.number},
+			}
+			of, err := s.Project(e)
+			must(b, err)
+			for n := range of {
+				of[n].Known = w.now
+				of[n].Origin = features.Origin{Topic: w.topic, Partition: partition, Offset: ends[partition], Index: int32(n)}
+			}
+			facts, ends[partition] = append(facts, of...), ends[partition]+1
+			records[i] = fetchtest.Event(partition, e)
+		}
+		must(b, w.Commit(b.Context(), w.topic, records...))
+		for p := range ends { // the marker of the transaction
+			ends[p]++
+		}
+	}
+	return facts
+}
+
+// placed returns the payload of the event of an order of four products.
+func placed(b *testing.B, rnd *rand.Rand, id string, at time.Time) []byte {
+	b.Helper()
+	customer := uuid.NewString()
+	order := &orderv1.OrderPlaced{OrderId: id, CustomerId: &customer, Reference: id[:8], Currency: "GBP", Country: "GB",
+		Total: &money.Money{CurrencyCode: "GBP", Units: 10}, OrderedAt: timestamppb.New(at)}
+	for n := range uint32(4) {
+		order.Lines = append(order.Lines, &orderv1.OrderLine{Number: n + 1, Sku: fmt.Sprint("SKU-", rnd.IntN(20_000)),
+			Quantity: 1 + rnd.Int64N(12), UnitPrice: &money.Money{CurrencyCode: "GBP", Units: rnd.Int64N(20), Nanos: 950_000_000}})
+	}
+	data, err := proto.Marshal(&orderv1.OrderEvent{Event: &orderv1.OrderEvent_Placed{Placed: order}})
+	must(b, err)
+	return data
 }
 
 // used returns the processor time of this process and another one.

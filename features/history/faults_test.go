@@ -89,7 +89,7 @@ func TestDigests(t *testing.T) {
 		t.Error("facts count twice, and the digest is the same")
 	}
 	must(t, s.Exec(t.Context(), "TRUNCATE TABLE "+h.sources[0].facts.FullName()))
-	must(t, h.insertFacts(t.Context(), h.sources[0], 99, w.facts[1:]))
+	must(t, newWriter(h, h.sources[0]).insertFacts(t.Context(), 99, w.facts[1:]))
 	have, err = facts.Digest(t.Context())
 	if have := total(t, have, err); have == want || have.Count >= want.Count {
 		t.Errorf("a fact is missing, and the digest is %+v", have)

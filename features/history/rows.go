@@ -19,17 +19,18 @@ const maxMonths = 64
 
 // month returns the partition of a time in microseconds, as toYYYYMM.
 func month(at int64) int {
-	t := time.UnixMicro(at).UTC()
-	return t.Year()*100 + int(t.Month())
+	year, month, _ := time.UnixMicro(at).UTC().Date()
+	return year*100 + int(month)
 }
 
 // byMonths calls insert with parts of the items, which are sorted by month, such that no part has
 // more than maxMonths. The parts depend on the items only.
 func byMonths[T any](items []T, monthOf func(T) int, insert func(part int, items []T) error) error {
-	begin, months := 0, 0
+	begin, months, last := 0, 0, 0
 	part := 0
 	for i := range items {
-		if i == 0 || monthOf(items[i]) != monthOf(items[i-1]) {
+		if month := monthOf(items[i]); i == 0 || month != last {
+			last = month
 			if months++; months > maxMonths {
 				if err := insert(part, items[begin:i]); err != nil {
 					return err
@@ -46,25 +47,38 @@ func byMonths[T any](items []T, monthOf func(T) int, insert func(part int, items
 }
 
 // insertFacts inserts the facts of a batch.
-func (h *History) insertFacts(ctx context.Context, s *source, batch uint64, facts []features.Fact) error {
-	facts = slices.Clone(facts)
+func (w *writer) insertFacts(ctx context.Context, batch uint64, facts []features.Fact) error {
 	monthOf := func(f features.Fact) int { return month(f.At.UnixMicro()) }
-	slices.SortStableFunc(facts, func(a, b features.Fact) int { return monthOf(a) - monthOf(b) })
-	return byMonths(facts, monthOf, func(part int, facts []features.Fact) error {
-		b, err := h.cfg.Store.Batch(s.facts, fmt.Sprintf("%d/%d", batch, part))
-		if err != nil {
-			return err
+	byMonth := func(a, b features.Fact) int { return monthOf(a) - monthOf(b) }
+	if !slices.IsSortedFunc(facts, byMonth) { // the facts of most batches are of one month
+		facts = slices.Clone(facts)
+		slices.SortStableFunc(facts, byMonth)
+	}
+	err := byMonths(facts, monthOf, func(part int, facts []features.Fact) error {
+		token := fmt.Sprintf("%d/%d", batch, part)
+		if w.rows == nil {
+			var err error
+			if w.rows, err = w.cfg.Store.Batch(w.source.facts, token); err != nil {
+				return err
+			}
+		} else {
+			w.rows.Reset(token)
 		}
-		for i, values := range columnsOf(s, batch, facts) {
-			if err := b.Column(i).Append(values); err != nil {
+		for i, values := range columnsOf(w.source, batch, facts) {
+			if err := w.rows.Column(i).Append(values); err != nil {
 				return err
 			}
 		}
-		if err := b.Send(ctx); err != nil {
-			return fmt.Errorf("insert the facts of batch %d: %w", batch, err)
-		}
-		return nil
+		return w.rows.Send(ctx)
 	})
+	// Without a backlog, the memory is not needed soon. After an error, the client may still read it.
+	if err != nil || len(facts) < w.cfg.CommitFacts {
+		w.rows = nil
+	}
+	if err != nil {
+		return fmt.Errorf("insert the facts of batch %d: %w", batch, err)
+	}
+	return nil
 }
 
 // columnsOf returns the columns of facts in their table, as slices. Inserting them column by column

@@ -277,7 +277,7 @@ func TestRetentionIsNotADifference(t *testing.T) {
 		}
 	}
 	must(t, s.Exec(t.Context(), "TRUNCATE TABLE "+h.sources[0].facts.FullName()))
-	must(t, h.insertFacts(t.Context(), h.sources[0], 99, kept))
+	must(t, newWriter(h, h.sources[0]).insertFacts(t.Context(), 99, kept))
 	must(t, h.setPosition(t.Context(), h.sources[0], h.tiles[0].table, 99))
 	facts, tiles := h.Contents()[0], h.Contents()[1]
 	expected, err := facts.Expected(w.log())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -74,11 +75,12 @@ type writer struct {
 	first   time.Time               // when the first of them was read
 	latest  time.Time               // when the last record was read
 	wrote   time.Time               // when the last batch was written
+	rows    *clickhouse.Batch       // of the last full batch, to use its memory again
 }
 
 // pending is what was read of a partition, and is not in a batch yet.
 type pending struct {
-	facts []features.Fact
+	facts [][]features.Fact // in the order of the log
 	after feed.Position
 }
 
@@ -166,7 +168,7 @@ func (w *writer) read(ctx context.Context, wait time.Duration) error {
 		if w.latest = time.Now(); w.facts == 0 {
 			w.first = w.latest
 		}
-		p.facts, p.after = append(p.facts, b.Facts[w.Name]...), b.After
+		p.facts, p.after = append(p.facts, b.Facts[w.Name]), b.After
 		w.facts += len(b.Facts[w.Name])
 	}
 	if len(batches) == 0 {
@@ -269,31 +271,28 @@ func (w *writer) take(ctx context.Context, c claim) ([]features.Fact, error) {
 			described = time.Now()
 		}
 	}
-	var facts []features.Fact
+	facts := make([]features.Fact, 0, w.facts)
 	w.facts = 0
-	for p, read := range w.pending {
-		next := c.after[p].Next
-		n, _ := slices.BinarySearchFunc(read.facts, next, func(f features.Fact, next int64) int {
-			if f.Origin.Offset < next {
-				return -1
+	// In the order of the log, by partition. So the batch is the same, whoever writes it.
+	for _, p := range slices.Sorted(maps.Keys(w.pending)) {
+		read, next := w.pending[p], c.after[p].Next
+		var rest [][]features.Fact
+		for _, part := range read.facts {
+			n, _ := slices.BinarySearchFunc(part, next, func(f features.Fact, next int64) int {
+				if f.Origin.Offset < next {
+					return -1
+				}
+				return 1
+			})
+			if facts = append(facts, part[:n]...); n < len(part) {
+				rest = append(rest, part[n:])
+				w.facts += len(part) - n
 			}
-			return 1
-		})
-		facts = append(facts, read.facts[:n]...)
-		if read.facts = slices.Clone(read.facts[n:]); read.after.Next <= next {
+		}
+		if read.facts = rest; read.after.Next <= next {
 			delete(w.pending, p)
 		}
-		w.facts += len(read.facts)
 	}
-	slices.SortFunc(facts, func(a, b features.Fact) int {
-		if a.Origin.Partition != b.Origin.Partition {
-			return int(a.Origin.Partition - b.Origin.Partition)
-		}
-		if a.Origin.Before(b.Origin) {
-			return -1
-		}
-		return 1
-	})
 	return facts, nil
 }
 
@@ -316,7 +315,7 @@ func (w *writer) leave(ctx context.Context, c claim) (done bool, err error) {
 
 // insert writes a batch. Every step may have happened before.
 func (w *writer) insert(ctx context.Context, c claim, facts []features.Fact) error {
-	if err := w.insertFacts(ctx, w.source, c.batch, facts); err != nil {
+	if err := w.insertFacts(ctx, c.batch, facts); err != nil {
 		return err
 	}
 	if err := w.at(ctx, w.source.facts.Name, stepInserted); err != nil {
@@ -338,50 +337,82 @@ func (w *writer) insert(ctx context.Context, c claim, facts []features.Fact) err
 // but copies of behaviour events are stamped by the clocks of two processes.
 const correctionRange = int64(24 * time.Hour / time.Microsecond)
 
+// factKey names a fact of a source.
+type factKey struct{ entity, key string }
+
 // insertCorrections inserts those facts of a batch that have earlier versions, or are retractions.
 // The facts of the batch are in the table already.
 func (h *History) insertCorrections(ctx context.Context, s *source, batch uint64, facts []features.Fact) error {
-	if len(facts) == 0 {
-		return nil
+	times, err := h.corrected(ctx, s, batch, facts)
+	if err != nil || len(times) == 0 {
+		return err
 	}
-	// Reading only the months of the batch bounds the work.
-	from, to := facts[0].At.UnixMicro(), facts[0].At.UnixMicro()
-	for _, f := range facts {
-		from, to = min(from, f.At.UnixMicro()), max(to, f.At.UnixMicro())
-	}
-	table := s.facts.FullName()
-	rows, err := h.cfg.Store.Query(ctx, fmt.Sprintf(
-		"SELECT entity, fact_key, groupUniqArray(toUnixTimestamp64Micro(at)) FROM %s "+
-			"WHERE at >= %s AND at <= %s AND (entity, fact_key) IN "+
-			"(SELECT entity, fact_key FROM %s WHERE at >= %s AND at <= %s AND batch = %d) "+
-			"GROUP BY entity, fact_key HAVING max(retracted) = 1 OR uniqExact(log_partition, log_offset, log_index) > 1",
-		table, instantOf(from-correctionRange), instantOf(to+correctionRange),
-		table, instantOf(from), instantOf(to), batch))
-	if err != nil {
-		return fmt.Errorf("look up corrected facts: %w", err)
-	}
-	defer rows.Close() //nolint:errcheck // rows.Err has reported it
 	b, err := h.cfg.Store.Batch(s.corrections, strconv.FormatUint(batch, 10))
 	if err != nil {
 		return err
 	}
-	for rows.Next() {
-		var entity, key string
-		var ats []int64
-		if err := rows.Scan(&entity, &key, &ats); err != nil {
-			return fmt.Errorf("look up corrected facts: %w", err)
-		}
-		for _, at := range ats {
-			if err := b.Append(entity, key, time.UnixMicro(at).UTC()); err != nil {
+	for fact, ats := range times {
+		slices.Sort(ats)
+		for _, at := range slices.Compact(ats) {
+			if err := b.Append(fact.entity, fact.key, time.UnixMicro(at).UTC()); err != nil {
 				return err
 			}
 		}
-	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("look up corrected facts: %w", err)
 	}
 	if err := b.Send(ctx); err != nil {
 		return fmt.Errorf("insert corrections: %w", err)
 	}
 	return nil
+}
+
+// corrected returns the facts of a batch that have several versions or a retraction, each with the
+// times of its versions.
+func (h *History) corrected(ctx context.Context, s *source, batch uint64, facts []features.Fact) (map[factKey][]int64, error) {
+	if len(facts) == 0 {
+		return nil, nil
+	}
+	// Reading only the months of the batch bounds the work.
+	from, to := facts[0].At.UnixMicro(), facts[0].At.UnixMicro()
+	mine := make(map[factKey]bool, len(facts)) // whether it has several versions, or a retraction
+	for i := range facts {
+		f := &facts[i]
+		from, to = min(from, f.At.UnixMicro()), max(to, f.At.UnixMicro())
+		key := factKey{f.Entity, f.Key}
+		_, again := mine[key]
+		mine[key] = again || f.Retracted
+	}
+	// Most facts have no earlier version. Looking for hashes, in facts of other batches only, costs a
+	// fraction of grouping the versions of all facts. Facts of another key with the same hash are
+	// recognised below.
+	const hash = "cityHash64(entity, fact_key)"
+	table := s.facts.FullName()
+	rows, err := h.cfg.Store.Query(ctx, fmt.Sprintf("SELECT entity, fact_key, toUnixTimestamp64Micro(at) FROM %s "+
+		"WHERE at >= %s AND at <= %s AND batch != %d AND %s IN (SELECT %s FROM %s WHERE at >= %s AND at <= %s AND batch = %d)",
+		table, instantOf(from-correctionRange), instantOf(to+correctionRange), batch,
+		hash, hash, table, instantOf(from), instantOf(to), batch))
+	if err != nil {
+		return nil, fmt.Errorf("look up corrected facts: %w", err)
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err has reported it
+	times := map[factKey][]int64{}
+	for rows.Next() {
+		var key factKey
+		var at int64
+		if err := rows.Scan(&key.entity, &key.key, &at); err != nil {
+			return nil, fmt.Errorf("look up corrected facts: %w", err)
+		}
+		if _, ok := mine[key]; ok {
+			mine[key], times[key] = true, append(times[key], at)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("look up corrected facts: %w", err)
+	}
+	for i := range facts {
+		f := &facts[i]
+		if key := (factKey{f.Entity, f.Key}); mine[key] {
+			times[key] = append(times[key], f.At.UnixMicro())
+		}
+	}
+	return times, nil
 }
