@@ -14,6 +14,8 @@
 //   - A later version of a fact replaces the earlier ones. A vector as known at time k contains, of
 //     each fact, the last version that was known at k.
 //   - Results do not depend on the order in which facts arrive.
+//   - Facts stay with the entity for which they were recorded. A person's vector is computed over the
+//     facts of all of the person's entities, so that a merge that was taken back leaves no trace.
 package features
 
 import (
@@ -29,14 +31,30 @@ import (
 
 // Group is a set of features of one entity, computed and served together.
 type Group struct {
-	Name        string // "customer_activity"
-	Version     int    // from 1; another definition needs another version
-	Entity      string // what the vectors describe, and the name of the key: "customer_id"
+	Name    string // "customer_activity"
+	Version int    // from 1; another definition needs another version
+	Entity  string // what the vectors describe, and the name of the key: "customer_id"
+	// Identity says what the entities are in the identity graph. If they are in it, a vector has the facts
+	// of all entities that are one person with its own. All groups of an entity have the same Identity.
+	Identity    Identity
 	Description string
 	Owner       string // who answers for the definition
 	Sources     []Source
 	Features    []Feature
 }
+
+// Identity is what entities are in the identity graph; features/persons follows it.
+type Identity uint8
+
+// The kinds of entities.
+const (
+	// NoIdentity entities are not in the graph.
+	NoIdentity Identity = iota
+	// Customers are ids of customers.
+	Customers
+	// Visitors are what behaviour is recorded under: ids of customers, and values of their identifiers.
+	Visitors
+)
 
 // Source turns the events of one topic into facts about the group's entities.
 type Source struct {
@@ -238,6 +256,8 @@ func (g *Group) Check() error {
 		return fail("version %d: want at least 1", g.Version)
 	case !namePattern.MatchString(g.Entity):
 		return fail("entity %q: want lower-case letters, digits and _", g.Entity)
+	case g.Identity > Visitors:
+		return fail("identity %d: want none, customers or visitors", g.Identity)
 	case g.Owner == "" || g.Description == "":
 		return fail("owner and description are required")
 	}

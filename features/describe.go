@@ -14,6 +14,7 @@ type Description struct {
 	Group       string               `json:"group"`
 	Version     int                  `json:"version"`
 	Entity      string               `json:"entity"`
+	Identity    string               `json:"identity,omitempty"` // customers or visitors: vectors follow merges
 	Description string               `json:"description"`
 	Owner       string               `json:"owner"`
 	Features    []FeatureDescription `json:"features"`
@@ -48,7 +49,8 @@ type ColumnDescription struct {
 // Describe returns the group in words.
 func (g *Group) Describe() Description {
 	d := Description{
-		Group: g.Name, Version: g.Version, Entity: g.Entity, Description: g.Description, Owner: g.Owner,
+		Group: g.Name, Version: g.Version, Entity: g.Entity, Identity: g.Identity.String(), Description: g.Description,
+		Owner: g.Owner,
 	}
 	for i := range g.Features {
 		f := &g.Features[i]
@@ -83,6 +85,18 @@ func (g *Group) Describe() Description {
 		d.Sources = append(d.Sources, sd)
 	}
 	return d
+}
+
+// String returns the name of the kind in descriptions. It is empty for NoIdentity.
+func (i Identity) String() string {
+	switch i {
+	case Customers:
+		return "customers"
+	case Visitors:
+		return "visitors"
+	case NoIdentity:
+	}
+	return ""
 }
 
 var typeNames = map[exact.ResultKind]string{

@@ -22,21 +22,50 @@ type Vector struct {
 // other way to compute one must return the same bits. A zero known means that all versions are
 // known.
 func Evaluate(g *Group, facts map[string][]Fact, entity string, at, known time.Time) Vector {
+	return EvaluatePerson(g, facts, entity, nil, at, known)
+}
+
+// EvaluatePerson is Evaluate for an entity that is one person with others: members are all of the
+// person's entities, or none if the entity is alone.
+func EvaluatePerson(g *Group, facts map[string][]Fact, entity string, members []string, at, known time.Time) Vector {
+	if len(members) == 0 {
+		members = []string{entity}
+	}
 	current := map[string][]Fact{}
 	for name, all := range facts {
 		if g.Source(name) == nil {
 			continue
 		}
-		mine := make([]Fact, 0, 16)
+		versions := map[string][]Fact{}
 		for _, f := range all {
-			if f.Entity == entity {
-				mine = append(mine, f)
+			if slices.Contains(members, f.Entity) {
+				versions[f.Entity] = append(versions[f.Entity], f)
 			}
 		}
-		current[name] = Current(mine, known)
+		current[name] = CurrentOf(versions, members, known)
 	}
 	return g.Vector(current, entity, at)
 }
+
+// CurrentOf is Current for the facts of all members of a person, by member. The facts of several
+// members are different ones, also if they have the same key.
+func CurrentOf(versions map[string][]Fact, members []string, known time.Time) []Fact {
+	var all []Fact
+	for _, m := range members {
+		mine := Current(versions[m], known)
+		if len(members) > 1 {
+			for i := range mine {
+				mine[i].Key = MemberKey(mine[i].Key, m)
+			}
+		}
+		all = append(all, mine...)
+	}
+	return all
+}
+
+// MemberKey returns the key that a fact of one of several members has among those of the person. It
+// orders facts with the same time and key by their members.
+func MemberKey(key, member string) string { return key + "\x00" + member }
 
 // Vector computes a vector from the current facts of one entity, by source.
 func (g *Group) Vector(current map[string][]Fact, entity string, at time.Time) Vector {

@@ -43,9 +43,9 @@ type Config struct {
 	// Facts opens the facts of sources for one request, up to positions that contain what was on the log
 	// when it was called. It returns ErrBehind if they do not.
 	Facts func(context.Context, []*features.Source) (training.Facts, training.Positions, error)
-	// Refuses reports whether an entity refuses that its facts are used; see training.Config. It is
-	// called after Facts.
-	Refuses func(entity, id string) bool
+	// Refuses reports whether entities that are one person refuse that their facts are used; see
+	// training.Config. It is called after Facts.
+	Refuses func(entity string, ids ...string) bool
 	// Admit blocks until a request that has arrived may be worked on, and returns server.ErrOverloaded
 	// if that would take too long. peer is the client's address.
 	Admit   func(ctx context.Context, peer string) (release func(), err error)

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -101,8 +102,10 @@ func config(t testing.TB) Config {
 			p, err := s.Positions(ctx, sources)
 			return s, p, err
 		},
-		Refuses: func(entity, id string) bool { return entity == "customer_id" && id == refusing },
-		Admit:   func(context.Context, string) (func(), error) { return func() {}, nil },
+		Refuses: func(entity string, ids ...string) bool {
+			return entity == "customer_id" && slices.Contains(ids, refusing)
+		},
+		Admit: func(context.Context, string) (func(), error) { return func() {}, nil },
 	}
 }
 

@@ -41,6 +41,10 @@ func (h *History) Contents() []Content {
 	var all []Content
 	edge := h.edge(time.Now())
 	for _, s := range h.sources {
+		edge := edge
+		if s == h.links { // which are kept
+			edge = beginning
+		}
 		all = append(all, Content{
 			Table: s.facts.Name, Topic: s.Topic, Unit: "facts",
 			Digest: func(ctx context.Context) (*digest.Digest, error) { return h.factsDigest(ctx, s, edge) },

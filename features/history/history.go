@@ -2,8 +2,8 @@
 // them, and computes vectors from both.
 //
 // For each source there is a table of facts, and for each group a table of tiles of a minute, an
-// hour and a day: the states of the group's aggregates over the facts in the tile. Run feeds them
-// from the log. Vectors reads tiles in the middle of a window and facts at its edges, so that both
+// hour and a day: the states of the group's aggregates over the facts in the tile. The identity graph is
+// a source, too, if a group follows it. Run feeds them from the log. Vectors reads tiles in the middle of a window and facts at its edges, so that both
 // edges are exact to the microsecond.
 //
 // Invariants:
@@ -11,13 +11,16 @@
 //   - A table contains each fact of its batches once. The records of a batch are decided once, by
 //     its claim, and its rows are inserted under a token that is derived from it. So whatever fails,
 //     or writes the same batch again, doubles and loses nothing. See claims.go.
-//   - Vectors equals features.Evaluate over the facts of the positions that it returns, bit by bit,
+//   - Vectors equals features.EvaluatePerson over the facts of the positions that it returns, bit by bit,
 //     while batches are being written and after corrections.
+//   - Facts and tiles are those of the entities for which they were recorded. Vectors adds up those of a
+//     person's entities, so a merge or its reversal changes no row of them.
 //   - A table that cannot be filled stops alone. While ClickHouse does not answer, feeding waits.
 //   - Of several versions of a group, one is live. Another one replaces it after all of its tiles
 //     were compared with the facts. See versions.go.
 //
-// writer.go fills the tables of facts, filler.go the tables of tiles, and vectors.go reads them.
+// writer.go fills the tables of facts, filler.go the tables of tiles, vectors.go reads them, and
+// persons.go says whose.
 package history
 
 import (
@@ -33,6 +36,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/millrace/millrace/features"
+	"github.com/millrace/millrace/features/persons"
 	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka/security"
@@ -82,6 +86,7 @@ const (
 type History struct {
 	cfg     Config
 	sources []*source
+	links   *source  // the identity graph, one of the sources; nil if no group follows it
 	tiles   []*tiles // of all groups
 	// swappers are those of groups with several versions.
 	swappers []*swapper
@@ -156,6 +161,10 @@ func Open(c Config) (*History, error) {
 			t := newTiles(g, s, c.Retention)
 			s.tiles, h.tiles = append(s.tiles, t), append(h.tiles, t)
 		}
+	}
+	if persons.Follow(c.Groups...) {
+		h.links = newSource(persons.Source, 0) // a link counts however old it is
+		h.sources = append(h.sources, h.links)
 	}
 	return h, nil
 }

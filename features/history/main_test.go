@@ -287,7 +287,7 @@ func (w *world) filled(t testing.TB, h *History) {
 		}
 		for _, r := range reflected {
 			for p, end := range ends {
-				if r.Next[p] < end {
+				if r.Topic == w.topic && r.Next[p] < end {
 					return false
 				}
 			}

@@ -152,7 +152,7 @@ func TestVectorsOfEarlierPositions(t *testing.T) {
 	for range 10 {
 		at, entities := time.UnixMicro(w.at()), []string{"c0", "c1", "c2", "c3", "c4"}
 		have := make([][]features.Vector, 1)
-		must(t, h.fromTiles(t.Context(), w.group, h.tiles, reflected, entities, []*moment{momentOf(w.group, at)}, have))
+		must(t, h.fromTiles(t.Context(), w.group, h.tiles, reflected, entities, nil, []*moment{momentOf(w.group, at)}, have))
 		w.compare(t, have[0], entities, earlier, at, time.Time{})
 	}
 }

@@ -19,8 +19,8 @@ type Reflected struct {
 }
 
 // Vectors computes the vectors of entities at a time, in the order of the entities, and returns what
-// they contain by source. group is the name of a group, whose live version counts, or the ID of a
-// version. Vectors contain what was known at the time known; the zero time means
+// they contain by source, the identity graph among them if the group follows it. group is the name of a group, whose live version counts, or the ID of a
+// version. Vectors contain what was known at the time known, merges included; the zero time means
 // everything that the tables have.
 func (h *History) Vectors(ctx context.Context, group string, entities []string, at, known time.Time) (
 	[]features.Vector, map[string]Reflected, error) {
@@ -55,18 +55,16 @@ func (h *History) VectorsAt(ctx context.Context, group string, entities []string
 	reflected := map[string]Reflected{}
 	for _, t := range mine {
 		batch, err := h.position(ctx, t.source, t.table)
+		if err == nil {
+			reflected[t.source.Name], err = h.reflectedAt(ctx, t.source, batch)
+		}
 		if err != nil {
 			return nil, nil, err
 		}
-		c, err := h.positionsAt(ctx, t.source, batch)
-		if err != nil {
-			return nil, nil, err
-		}
-		r := Reflected{Topic: t.source.Topic, TopicID: c.topicID, Batch: batch, Next: map[int32]int64{}}
-		for p, after := range c.after {
-			r.Next[p] = after.Next
-		}
-		reflected[t.source.Name] = r
+	}
+	members, err := h.members(ctx, g, entities, known, reflected)
+	if err != nil {
+		return nil, nil, fmt.Errorf("vectors of %s: %w", group, err)
 	}
 	var vectors [][]features.Vector
 	for some := range slices.Chunk(times, maxTimes) {
@@ -75,12 +73,12 @@ func (h *History) VectorsAt(ctx context.Context, group string, entities []string
 			moments[i] = momentOf(g, event.Time(at)) // of a finer time, the fraction has no effect
 		}
 		part := make([][]features.Vector, len(some))
-		for chunk := range slices.Chunk(entities, min(maxEntities, max(1, maxVectors/len(some)))) {
+		for chunk := range members.chunks(entities, min(maxEntities, max(1, maxVectors/len(some)))) {
 			var err error
 			if known.IsZero() {
-				err = h.fromTiles(ctx, g, mine, reflected, chunk, moments, part)
+				err = h.fromTiles(ctx, g, mine, reflected, chunk, members, moments, part)
 			} else {
-				err = h.fromFacts(ctx, g, mine, reflected, chunk, moments, event.Time(known), part)
+				err = h.fromFacts(ctx, g, mine, reflected, chunk, members, moments, event.Time(known), part)
 			}
 			if err != nil {
 				return nil, nil, fmt.Errorf("vectors of %s: %w", group, err)
@@ -89,6 +87,19 @@ func (h *History) VectorsAt(ctx context.Context, group string, entities []string
 		vectors = append(vectors, part...)
 	}
 	return vectors, reflected, nil
+}
+
+// reflectedAt returns what the tables of a source have after a batch.
+func (h *History) reflectedAt(ctx context.Context, s *source, batch uint64) (Reflected, error) {
+	c, err := h.positionsAt(ctx, s, batch)
+	if err != nil {
+		return Reflected{}, err
+	}
+	r := Reflected{Topic: s.Topic, TopicID: c.topicID, Batch: batch, Next: map[int32]int64{}}
+	for p, after := range c.after {
+		r.Next[p] = after.Next
+	}
+	return r, nil
 }
 
 // Limits of what is computed by one query of each table.
@@ -101,7 +112,7 @@ const (
 // fromFacts appends vectors that it computes from facts alone. Which facts were known at a time is not
 // in the tiles.
 func (h *History) fromFacts(ctx context.Context, g *features.Group, all []*tiles, reflected map[string]Reflected,
-	entities []string, moments []*moment, known time.Time, vectors [][]features.Vector) error {
+	entities []string, members members, moments []*moment, known time.Time, vectors [][]features.Vector) error {
 	current := map[string]map[string][]features.Fact{} // by entity and source
 	for _, e := range entities {
 		current[e] = map[string][]features.Fact{}
@@ -109,7 +120,7 @@ func (h *History) fromFacts(ctx context.Context, g *features.Group, all []*tiles
 	for _, t := range all {
 		versions := map[string][]features.Fact{}
 		query := fmt.Sprintf("SELECT %s FROM %s WHERE entity IN (%s) AND batch <= %d AND known_at <= %s",
-			t.source.selectFacts(), t.source.facts.FullName(), literals(entities), reflected[t.source.Name].Batch,
+			t.source.selectFacts(), t.source.facts.FullName(), literals(members.ofAll(entities)), reflected[t.source.Name].Batch,
 			instantOf(known.UnixMicro()))
 		err := h.readFacts(ctx, t.source, query, func(f features.Fact, _ uint64) error {
 			versions[f.Entity] = append(versions[f.Entity], f)
@@ -119,7 +130,7 @@ func (h *History) fromFacts(ctx context.Context, g *features.Group, all []*tiles
 			return err
 		}
 		for _, e := range entities {
-			current[e][t.source.Name] = features.Current(versions[e], known)
+			current[e][t.source.Name] = features.CurrentOf(versions, members.of(e), known)
 		}
 	}
 	for i, m := range moments {
@@ -139,10 +150,11 @@ type sums struct {
 // fromTiles appends vectors that it computes from tiles, and from facts at the edges of windows, where
 // facts were corrected, and where tiles have later batches.
 func (h *History) fromTiles(ctx context.Context, g *features.Group, all []*tiles, reflected map[string]Reflected,
-	entities []string, moments []*moment, vectors [][]features.Vector) error {
+	entities []string, members members, moments []*moment, vectors [][]features.Vector) error {
 	bySource, tilesOf := map[string]map[string][]*sums{}, map[string]*tiles{}
 	for _, t := range all {
-		r := reader{History: h, tiles: t, moments: moments, upto: reflected[t.source.Name].Batch, entities: entities}
+		r := reader{History: h, tiles: t, moments: moments, upto: reflected[t.source.Name].Batch,
+			entities: members.ofAll(entities)}
 		have, err := r.read(ctx)
 		if err != nil {
 			return err
@@ -153,8 +165,9 @@ func (h *History) fromTiles(ctx context.Context, g *features.Group, all []*tiles
 		at := m.at.UnixMicro()
 		for _, e := range entities {
 			v := features.Vector{Entity: e, At: m.at}
+			mine := members.of(e)
 			for _, have := range bySource {
-				v.Found = v.Found || have[e][i].facts > 0
+				v.Found = v.Found || slices.ContainsFunc(mine, func(m string) bool { return have[m][i].facts > 0 })
 			}
 			for _, o := range g.Outputs() {
 				states := g.States(o)
@@ -164,10 +177,12 @@ func (h *History) fromTiles(ctx context.Context, g *features.Group, all []*tiles
 				}
 				for n := range states {
 					f := features.Part(o.Feature, n)
-					have := bySource[f.Source][e][i]
-					for j, cut := range m.cuts {
-						if cut.lo >= lower {
-							states[n].Merge(have.states[j][tilesOf[f.Source].of[f]])
+					for _, member := range mine {
+						have := bySource[f.Source][member][i]
+						for j, cut := range m.cuts {
+							if cut.lo >= lower {
+								states[n].Merge(ofMember(have.states[j][tilesOf[f.Source].of[f]], member, mine))
+							}
 						}
 					}
 				}

@@ -2,14 +2,16 @@
 //
 // Store has the current facts of every entity, packed and sorted by their stamps. Apply adds one
 // batch of the log, and Lookup computes vectors by a Query, which Compile prepares once. Open
-// restores a Store from its snapshot and Save writes one. trim.go says which facts are dropped, and
-// scan.go computes the aggregates.
+// restores a Store from its snapshot and Save writes one. trim.go says which facts are dropped,
+// scan.go computes the aggregates, and persons.go those of entities that are one person.
 //
 // Invariants:
 //
-//   - A vector is bit-equal to features.Evaluate over the facts up to its Positions.
+//   - A vector is bit-equal to features.EvaluatePerson over the facts up to its Positions, and the
+//     identity graph up to them.
 //   - A batch and its position become visible together, shard by shard. The vectors of one Lookup
-//     that are of one shard are of one moment. Each vector says its positions.
+//     that are of one shard are of one moment, and so are the facts of one vector. Each vector says its
+//     positions.
 //   - Apply accepts offsets in order and skips those that a shard has, so that reading the log again
 //     from an earlier offset changes nothing. It refuses a gap.
 //   - Facts are never folded into states from which a later correction could not be taken out again.
@@ -28,6 +30,7 @@ import (
 
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/feed"
+	"github.com/millrace/millrace/features/persons"
 )
 
 // Errors of Apply and Lookup.
@@ -76,6 +79,7 @@ type Store struct {
 	fingerprint string
 	spaces      []*space
 	topics      []string // in the order of Positions
+	follows     bool     // the identity graph
 	// topicIDs are the ids of the topics to which the positions belong, guarded by apply.
 	topicIDs []string
 	texts    *texts
@@ -86,22 +90,25 @@ type Store struct {
 	// trimmed is the latest time up to which facts may have been dropped, in microseconds.
 	trimmed atomic.Int64
 
-	// apply serialises Apply and Trim. It guards the scratch of Apply.
+	// apply serialises Apply and Trim. It guards the graph, and the scratch of Apply.
 	apply   sync.Mutex
+	graph   *persons.Graph
 	byShard [shardCount][]routed
 }
 
 // space is the entities of one kind, such as customers, and the sources of facts about them.
 type space struct {
-	index   int
-	entity  string // Group.Entity
-	sources []*layout
+	index    int
+	entity   string            // Group.Entity
+	identity features.Identity // Group.Identity
+	sources  []*layout
 }
 
 // shard is the entities whose hash selects it.
 type shard struct {
 	mu        sync.RWMutex
-	spaces    []map[string]entity // by space
+	spaces    []map[string]entity  // by space
+	persons   []map[string]*person // by space: the entities that are one person with others
 	positions *Positions
 }
 
@@ -137,6 +144,12 @@ func New(groups []*features.Group, o Options) (*Store, error) {
 			live[g.Name] = g
 		}
 		sp := s.space(g.Entity)
+		if len(sp.sources) == 0 {
+			sp.identity = g.Identity
+		}
+		if sp.identity != g.Identity {
+			return nil, fmt.Errorf("feature group %q: other groups of %s have another identity", g.Name, g.Entity)
+		}
 		for i := range g.Sources {
 			if err := sp.add(g, &g.Sources[i]); err != nil {
 				return nil, fmt.Errorf("feature group %q: %w", g.Name, err)
@@ -146,6 +159,9 @@ func New(groups []*features.Group, o Options) (*Store, error) {
 				s.topics = append(s.topics, t)
 			}
 		}
+	}
+	if s.follows = persons.Follow(groups...); s.follows && !topics[persons.Source.Topic] {
+		s.topics = append(s.topics, persons.Source.Topic)
 	}
 	s.Reset()
 	return s, nil
@@ -167,8 +183,10 @@ func (s *Store) Reset() {
 		for j := range sh.spaces {
 			sh.spaces[j] = map[string]entity{}
 		}
+		sh.persons = newPersons(s.spaces)
 		sh.mu.Unlock()
 	}
+	s.graph = &persons.Graph{}
 	s.topicIDs = make([]string, len(s.topics))
 	s.entities.Store(0)
 	s.bytes.Store(0)
@@ -187,7 +205,7 @@ func (s *Store) space(entity string) *space {
 	return sp
 }
 
-// Topics returns the topics of the groups' sources.
+// Topics returns the topics of the groups' sources, and that of the identity graph if a group follows it.
 func (s *Store) Topics() []string { return s.topics }
 
 // TopicID returns the id of the topic to which the positions belong; empty if it was not read.
@@ -279,6 +297,10 @@ func (s *Store) Apply(b Batch) error {
 	if err := s.Full(); err != nil {
 		return err
 	}
+	moved, err := s.relink(b.Facts[persons.Source.Name])
+	if err != nil {
+		return err
+	}
 	s.route(b)
 	before, after := (*Positions)(nil), (*Positions)(nil)
 	for i := range s.shards {
@@ -289,7 +311,10 @@ func (s *Store) Apply(b Batch) error {
 		}
 		// Shards are usually at the same positions, and then share them.
 		if sh.positions != before {
-			before, after = sh.positions, sh.positions.with(topic, b.Partition, b.After)
+			before = sh.positions
+			if next := before.with(topic, b.Partition, b.After); !next.equal(after) {
+				after = next
+			}
 		}
 		sh.mu.Lock()
 		for _, r := range s.byShard[i] {
@@ -297,6 +322,7 @@ func (s *Store) Apply(b Batch) error {
 				s.add(sh, r)
 			}
 		}
+		moved.apply(sh, i)
 		sh.positions = after
 		sh.mu.Unlock()
 	}

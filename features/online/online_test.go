@@ -10,10 +10,13 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/event/identity"
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/exact"
 	"github.com/millrace/millrace/features/feed"
 	"github.com/millrace/millrace/features/online"
+	"github.com/millrace/millrace/features/persons"
+	"github.com/millrace/millrace/features/persons/personstest"
 )
 
 func project(event.Event) ([]features.Fact, error) { return nil, nil }
@@ -27,7 +30,7 @@ func lasting() *features.Group {
 		{Column: "country", Op: features.In, Values: []exact.Value{exact.TextValue("GB"), exact.TextValue("DE")}},
 	}
 	g := &features.Group{
-		Name: "lasting", Version: 1, Entity: "customer_id", Description: "d", Owner: "o",
+		Name: "lasting", Version: 1, Entity: "customer_id", Identity: features.Customers, Description: "d", Owner: "o",
 		Sources: []features.Source{
 			{Name: "orders", Topic: "orders", Project: project, Columns: []features.Column{
 				{Name: "total", Kind: exact.Number, Scale: 9}, {Name: "country", Kind: exact.Text},
@@ -72,7 +75,7 @@ func lasting() *features.Group {
 // passing has finite windows only, so that its facts are dropped.
 func passing() *features.Group {
 	return &features.Group{
-		Name: "passing", Version: 1, Entity: "customer_id", Description: "d", Owner: "o",
+		Name: "passing", Version: 1, Entity: "customer_id", Identity: features.Customers, Description: "d", Owner: "o",
 		Sources: []features.Source{{Name: "clicks", Topic: "behavior", Project: project, Columns: []features.Column{
 			{Name: "page", Kind: exact.Text},
 		}}},
@@ -90,13 +93,17 @@ type scene struct {
 	store *online.Store
 	log   map[string][]features.Fact // by source: the facts applied so far
 	next  map[string][]int64         // by topic and partition
-	keys  map[string]features.Fact   // the last version, by source and key
+	keys  map[string]features.Fact   // the last version, by source, entity and key
 	now   time.Time
+	links personstest.Links
+	// pending are facts of the identity graph that are on the log, and not applied yet, by partition.
+	pending [][]features.Fact
 }
 
 func newScene(t rapid.TB) *scene {
 	s := &scene{store: newStore(t), log: map[string][]features.Fact{}, keys: map[string]features.Fact{}, now: start,
-		next: map[string][]int64{"orders": {0, 0, 0}, "behavior": {0, 0}}}
+		next:    map[string][]int64{"orders": {0, 0, 0}, "behavior": {0, 0}, persons.Source.Topic: {0, 0}},
+		pending: make([][]features.Fact, 2)}
 	return s
 }
 
@@ -118,11 +125,12 @@ func (s *scene) fact(t *rapid.T, source string) features.Fact {
 			key += "/1"
 		}
 	}
-	f, again := s.keys[source+key]
+	entity := fmt.Sprintf("c%d", rapid.IntRange(0, 2).Draw(t, "entity")) // may share the key with others
+	f, again := s.keys[source+entity+key]
 	if !again {
 		edges := []time.Duration{0, 0, 0, time.Microsecond, time.Minute, time.Hour, 3 * time.Hour, 24 * time.Hour,
 			48 * time.Hour, 7 * 24 * time.Hour, 30 * 24 * time.Hour}
-		f = features.Fact{Entity: fmt.Sprintf("c%d", rapid.IntRange(0, 2).Draw(t, "entity")), Key: key,
+		f = features.Fact{Entity: entity, Key: key,
 			At: s.now.Add(-rapid.SampledFrom(edges).Draw(t, "late"))}
 	}
 	f.Retracted = rapid.IntRange(0, 5).Draw(t, "retracted") == 0
@@ -154,9 +162,35 @@ func (s *scene) fact(t *rapid.T, source string) features.Fact {
 	return f
 }
 
+// relink generates changes of the identity graph, and the next batch of one of its partitions.
+func (s *scene) relink(t *rapid.T) online.Batch {
+	node := func(i int) identity.Node { return identity.Node(fmt.Sprintf("customer:c%d", i)) }
+	for range rapid.IntRange(0, 3).Draw(t, "changes") {
+		a := rapid.IntRange(0, 3).Draw(t, "a")
+		b := (a + rapid.IntRange(1, 3).Draw(t, "b")) % 4
+		for _, f := range s.links.Change(node(a), node(b), rapid.IntRange(0, 2).Draw(t, "joined") > 0, s.now) {
+			p := int(xx(f.Entity)) % len(s.pending)
+			s.pending[p] = append(s.pending[p], f)
+		}
+	}
+	p := rapid.IntRange(0, len(s.pending)-1).Draw(t, "partition")
+	first := s.next[persons.Source.Topic][p]
+	facts := s.pending[p]
+	s.pending[p] = nil
+	for i := range facts {
+		facts[i].Origin = features.Origin{Topic: persons.Source.Topic, Partition: int32(p), Offset: first + int64(i)}
+	}
+	return online.Batch{Topic: persons.Source.Topic, Partition: int32(p), First: first,
+		After: feed.Position{Next: first + int64(len(facts)), AsOf: s.now},
+		Facts: map[string][]features.Fact{persons.Source.Name: facts}}
+}
+
 // batch generates the next batch of a partition.
 func (s *scene) batch(t *rapid.T) online.Batch {
-	topic := rapid.SampledFrom([]string{"orders", "behavior"}).Draw(t, "topic")
+	topic := rapid.SampledFrom([]string{"orders", "behavior", persons.Source.Topic}).Draw(t, "topic")
+	if topic == persons.Source.Topic {
+		return s.relink(t)
+	}
 	sources := map[string][]string{"orders": {"orders"}, "behavior": {"visits", "clicks"}}[topic]
 	partition := rapid.IntRange(0, len(s.next[topic])-1).Draw(t, "partition")
 	b := online.Batch{Topic: topic, Partition: int32(partition), First: s.next[topic][partition],
@@ -171,7 +205,7 @@ func (s *scene) batch(t *rapid.T) online.Batch {
 				continue
 			}
 			f.Origin = features.Origin{Topic: topic, Partition: int32(partition), Offset: offset}
-			s.keys[source+f.Key] = f
+			s.keys[source+f.Entity+f.Key] = f
 			b.Facts[source] = append(b.Facts[source], f)
 		}
 		offset++
@@ -198,8 +232,12 @@ func (s *scene) apply(t *rapid.T, b online.Batch) {
 	}
 }
 
-// check compares vectors at random times with Evaluate.
+// check compares vectors at random times with EvaluatePerson.
 func (s *scene) check(t *rapid.T, from time.Time) {
+	graph, err := personstest.Graph(s.log[persons.Source.Name])
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, g := range s.store.Groups() {
 		at := s.now.Add(rapid.SampledFrom([]time.Duration{0, 0, time.Microsecond, -time.Microsecond, time.Hour,
 			24 * time.Hour, 24*time.Hour - time.Microsecond, 7 * 24 * time.Hour, -time.Hour}).Draw(t, "at"))
@@ -216,7 +254,7 @@ func (s *scene) check(t *rapid.T, from time.Time) {
 			t.Fatal(err)
 		}
 		for i, e := range entities {
-			want := features.Evaluate(g, s.log, e, at, time.Time{})
+			want := features.EvaluatePerson(g, s.log, e, graph.Members(g.Identity, e, persons.Now), at, time.Time{})
 			got := vectors[i]
 			if got.Entity != e || got.Found != want.Found {
 				t.Fatalf("%s at %s: found %v, want %v", e, at, got.Found, want.Found)
@@ -243,8 +281,8 @@ func (s *scene) check(t *rapid.T, from time.Time) {
 }
 
 // TestLookupEqualsEvaluate: whatever is written, in any order, with late facts, corrections,
-// retractions and redeliveries, after facts were dropped and after a restart, vectors are those of the
-// plain scan.
+// retractions and redeliveries, after merges and their reversal, after facts were dropped and after a
+// restart, vectors are those of the plain scan.
 func TestLookupEqualsEvaluate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := newScene(t)

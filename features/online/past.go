@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/feed"
+	"github.com/millrace/millrace/features/persons"
 	"github.com/millrace/millrace/internal/kafka/fetch"
 )
 
@@ -95,14 +96,23 @@ func (s *Store) fill(ctx context.Context, past Past, topic string, upto map[int3
 	s.apply.Lock()
 	defer s.apply.Unlock()
 	t := s.topicIndex(topic)
+	var moved *moves
+	if topic == persons.Source.Topic {
+		moved = s.moves(s.graph.Entities(s.identities()...))
+	}
+	last := (*Positions)(nil)
 	for i := range s.shards {
 		sh := &s.shards[i]
 		positions := sh.positions
 		for p, at := range upto {
 			positions = positions.with(t, p, at)
 		}
+		if !positions.equal(last) {
+			last = positions
+		}
 		sh.mu.Lock()
-		sh.positions = positions
+		moved.apply(sh, i)
+		sh.positions = last
 		sh.mu.Unlock()
 	}
 	return nil
@@ -113,6 +123,10 @@ func (s *Store) addAll(shard int, source string, facts []features.Fact) error {
 	s.apply.Lock()
 	defer s.apply.Unlock()
 	if err := s.Full(); err != nil {
+		return err
+	}
+	if source == persons.Source.Name {
+		_, err := s.relink(facts) // what it changes is visible with the positions
 		return err
 	}
 	sh := &s.shards[shard]

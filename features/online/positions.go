@@ -48,6 +48,25 @@ func (p *Positions) with(topic int, partition int32, at feed.Position) *Position
 	return q
 }
 
+// newest returns when the newest event before some positions was recorded.
+func newest(topics []TopicPositions) (at time.Time) {
+	for _, t := range topics {
+		for _, p := range t.Partitions {
+			if p.AsOf.After(at) {
+				at = p.AsOf
+			}
+		}
+	}
+	return at
+}
+
+// equal reports whether two positions are the same; q may be nil.
+func (p *Positions) equal(q *Positions) bool {
+	return p == q || q != nil && slices.EqualFunc(p.Topics, q.Topics, func(a, b TopicPositions) bool {
+		return slices.Equal(a.Partitions, b.Partitions)
+	})
+}
+
 // Positions returns the positions in a topic that every shard has reached, by partition. Reading
 // the log from there on misses nothing.
 func (s *Store) Positions(topic string) map[int32]feed.Position {

@@ -176,6 +176,9 @@ func (s *sourceScan) sort() {
 // Vector is the values of a query's outputs for one entity.
 type Vector struct {
 	Entity string
+	// Members are all entities that are one person with Entity, or nil if it is alone. They must not be
+	// changed.
+	Members []string
 	// Found reports whether the entity has any fact up to the time of the vector.
 	Found bool
 	// Newest is the time of the newest fact up to the time of the vector, in microseconds; 0 if there
@@ -197,8 +200,8 @@ func (s *Store) Lookup(q *Query, entities []string, at time.Time, reuse []Vector
 	vectors := reuse[:len(entities)]
 	w, _ := workspaces.Get().(*workspace)
 	defer workspaces.Put(w)
-	// Entities of one shard are answered under one lock.
-	w.order = w.order[:0]
+	// Entities of one shard are answered under one lock, but for persons.
+	w.order, w.persons = w.order[:0], w.persons[:0]
 	for i, e := range entities {
 		w.order = append(w.order, place{shardOf(e), i})
 	}
@@ -210,18 +213,29 @@ func (s *Store) Lookup(q *Query, entities []string, at time.Time, reuse []Vector
 		sh.mu.RLock()
 		if q.trimmed && t < s.trimmed.Load() {
 			sh.mu.RUnlock()
-			return nil, fmt.Errorf("%w of %s", ErrTooOld, s.options.Retention)
+			return nil, s.tooOld()
 		}
 		all := s.texts.list()
 		for shard := w.order[i].shard; i < len(w.order) && w.order[i].shard == shard; i++ {
 			v := &vectors[w.order[i].index]
-			v.Entity, v.Positions = entities[w.order[i].index], sh.positions
+			v.Entity, v.Members, v.Positions = entities[w.order[i].index], nil, sh.positions
+			if sh.persons[q.space.index][v.Entity] != nil {
+				w.persons = append(w.persons, w.order[i].index)
+				continue
+			}
 			q.compute(w, sh.spaces[q.space.index][v.Entity], all, t, v)
 		}
 		sh.mu.RUnlock()
 	}
+	for _, i := range w.persons {
+		if err := s.computePerson(q, w, t, &vectors[i]); err != nil {
+			return nil, err
+		}
+	}
 	return vectors, nil
 }
+
+func (s *Store) tooOld() error { return fmt.Errorf("%w of %s", ErrTooOld, s.options.Retention) }
 
 // place is an entity of a lookup.
 type place struct{ shard, index int }

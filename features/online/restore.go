@@ -8,8 +8,10 @@ import (
 	"io"
 	"slices"
 
+	"github.com/millrace/millrace/event/identity"
 	"github.com/millrace/millrace/features/exact"
 	"github.com/millrace/millrace/features/feed"
+	"github.com/millrace/millrace/features/persons"
 )
 
 // read reads a snapshot of size bytes into the empty store. After an error, the store is as before.
@@ -33,6 +35,15 @@ func (s *Store) read(r io.Reader, size int64) error {
 			return fmt.Errorf("shard %d: %w", i, err)
 		}
 	}
+	if s.follows {
+		content, err := in.next(frameGraph)
+		if err != nil {
+			return err
+		}
+		if err := d.graph(content); err != nil {
+			return fmt.Errorf("identity graph: %w", err)
+		}
+	}
 	content, err := in.next(frameTexts)
 	if err != nil {
 		return err
@@ -48,14 +59,21 @@ func (s *Store) read(r io.Reader, size int64) error {
 	defer s.apply.Unlock()
 	s.topicIDs = ids
 	s.texts.replace(restored)
+	s.graph = &d.links
+	moved := s.moves(s.graph.Entities(s.identities()...))
+	last := (*Positions)(nil)
 	for i := range s.shards {
 		sh := &s.shards[i]
+		if positions := d.shards[i].positions; !positions.equal(last) {
+			last = positions
+		}
 		sh.mu.Lock()
-		sh.positions, sh.spaces = d.shards[i].positions, d.shards[i].spaces
+		sh.positions, sh.spaces, sh.persons = last, d.shards[i].spaces, newPersons(s.spaces)
+		moved.apply(sh, i)
 		sh.mu.Unlock()
 	}
 	s.entities.Store(d.entities)
-	s.bytes.Store(d.bytes)
+	s.bytes.Store(d.bytes + s.graph.Bytes())
 	s.trimmed.Store(trimmed)
 	return nil
 }
@@ -85,6 +103,7 @@ type restorer struct {
 	shards          [shardCount]shard
 	entities, bytes int64
 	greatest        uint64 // one more than the greatest number of a text in any row
+	links           persons.Graph
 }
 
 // shard reads the frame of the i-th shard.
@@ -95,23 +114,13 @@ func (d *restorer) shard(i int, in *decoder) error {
 	}
 	sh.positions = &Positions{}
 	for _, topic := range s.topics {
-		t := TopicPositions{Topic: topic}
-		for range in.count(1) {
-			p := unread
-			if p.Next = in.varint(); p.Next >= 0 {
-				at, err := feed.ParsePosition(in.text())
-				if err != nil {
-					return err
-				}
-				p = at
-			}
-			t.Partitions = append(t.Partitions, p)
-			if p.AsOf.After(sh.positions.AsOf) {
-				sh.positions.AsOf = p.AsOf
-			}
+		t, err := in.positions(topic)
+		if err != nil {
+			return err
 		}
 		sh.positions.Topics = append(sh.positions.Topics, t)
 	}
+	sh.positions.AsOf = newest(sh.positions.Topics)
 	for _, sp := range s.spaces {
 		n := in.count(2)
 		entities := make(map[string]entity, n)
@@ -138,6 +147,33 @@ func (d *restorer) shard(i int, in *decoder) error {
 		}
 		d.entities += int64(len(entities))
 		sh.spaces = append(sh.spaces, entities)
+	}
+	return in.end()
+}
+
+// graph reads the identity graph, whose positions are those of all shards.
+func (d *restorer) graph(in *decoder) error {
+	topic := d.store.topicIndex(persons.Source.Topic)
+	at, err := in.positions(persons.Source.Topic)
+	if err != nil {
+		return err
+	}
+	for len(in.b) > 0 {
+		c := persons.Change{Ends: [2]identity.Node{identity.Node(in.text()), identity.Node(in.text())}}
+		c.Revision, c.Known = in.varint(), in.varint()
+		c.Joined = in.byte() != 0
+		if in.err != nil {
+			return in.err
+		}
+		if c.Ends[0] == c.Ends[1] {
+			return errors.New("an edge has one end only")
+		}
+		d.links.Add(c)
+	}
+	for i := range d.shards {
+		p := d.shards[i].positions
+		p.Topics[topic] = at
+		p.AsOf = newest(p.Topics)
 	}
 	return in.end()
 }
@@ -287,6 +323,23 @@ func (d *decoder) count(size int) int {
 		return 0
 	}
 	return int(n)
+}
+
+// positions reads the positions in a topic.
+func (d *decoder) positions(topic string) (TopicPositions, error) {
+	t := TopicPositions{Topic: topic}
+	for range d.count(1) {
+		p := unread
+		if p.Next = d.varint(); p.Next >= 0 {
+			at, err := feed.ParsePosition(d.text())
+			if err != nil {
+				return t, err
+			}
+			p = at
+		}
+		t.Partitions = append(t.Partitions, p)
+	}
+	return t, nil
 }
 
 func (d *decoder) text() string { return string(d.bytes(d.count(1))) }

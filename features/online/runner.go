@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/feed"
+	"github.com/millrace/millrace/features/persons"
 	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/kafka/fetch"
 	"github.com/millrace/millrace/internal/kafka/security"
@@ -284,8 +285,11 @@ func (r *Runner) applied(topic, id string, partition int32, at feed.Position) {
 	r.watermarks.Set(topic, partition, streams.Applied{Next: at.Next, Watermark: at.Watermark, AsOf: at.AsOf, Topic: id})
 }
 
-// sources returns the sources of a topic.
+// sources returns the sources of a topic. The identity graph is one.
 func (s *Store) sources(topic string) (all []features.Source) {
+	if s.follows && topic == persons.Source.Topic {
+		all = append(all, persons.Source)
+	}
 	for _, sp := range s.spaces {
 		for _, l := range sp.sources {
 			same := func(s features.Source) bool { return s.Name == l.source.Name }

@@ -2,6 +2,7 @@ package online
 
 import (
 	"cmp"
+	"encoding/binary"
 	"math/bits"
 	"slices"
 	"strconv"
@@ -15,11 +16,12 @@ import (
 // newest to the oldest. The windows are nested, so the state of a window is that of the shorter one
 // and the facts between the two edges, and a window that adds no fact has the same result.
 type workspace struct {
-	order  []place
-	terms  []term
-	all    []text
-	at     int64
-	vector *Vector
+	order   []place
+	persons []int // indexes of entities that are one person with others
+	terms   []term
+	all     []text
+	at      int64
+	vector  *Vector
 
 	// The source that is bound.
 	layout *layout
@@ -38,6 +40,15 @@ type workspace struct {
 	buckets     [2*maxBucket + 1]int32
 	first, last int32
 	digits      []byte
+
+	// The facts of a person: those of the members, the runs of one source, and the merged ones by source.
+	shards          []int
+	members         []entity
+	runs            []*series
+	merged          []series
+	refs, otherRefs []ref
+	ends            []int // of the runs in refs
+	shifts          []shift
 }
 
 // item is a value and how often it occurs. A number is in bits.
@@ -136,7 +147,8 @@ func (w *workspace) scanAny(c *cell) {
 			if row[wordFlags]&c.test != c.want {
 				continue
 			}
-			stamp := exact.Stamp{At: int64(row[wordAt]), Key: string(unpackKey(nil, w.facts.key(row)))}
+			// Rows are in the order of their stamps, so the place of a row stands for its key.
+			stamp := exact.Stamp{At: int64(row[wordAt]), Key: string(binary.BigEndian.AppendUint64(nil, uint64(i)))}
 			v := exact.IntValue(exact.FromInt64(stamp.At))
 			if !c.age && c.index >= 0 {
 				v = w.layout.value(row, c.index, w.all, w.facts.wide)

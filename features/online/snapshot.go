@@ -17,6 +17,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/millrace/millrace/features"
+	"github.com/millrace/millrace/features/persons"
 	"github.com/millrace/millrace/internal/failpoint"
 )
 
@@ -24,7 +25,8 @@ import (
 // the content and the content's xxHash64. The first frame says for which definitions and topics the
 // snapshot is, then each shard has a frame with its positions, and the texts are last, because they
 // grow while shards are written. So shards may be at different positions. The log is read from the
-// lowest ones, and each shard skips what it has.
+// lowest ones, and each shard skips what it has. If groups follow the identity graph, its frame is before
+// the texts, with its positions, which count for all shards: their persons are made from it.
 const (
 	snapshotFile  = "online.snapshot"
 	damagedSuffix = ".damaged"
@@ -37,6 +39,7 @@ const (
 	frameHeader byte = iota + 1
 	frameShard
 	frameTexts
+	frameGraph
 )
 
 // errOther means that a snapshot is for other definitions of groups.
@@ -49,7 +52,7 @@ func Fingerprint(groups []*features.Group) string {
 	p := func(format string, a ...any) { _, _ = fmt.Fprintf(h, format+"\n", a...) } // a hash has no errors
 	p("shards %d", shardCount)
 	for _, g := range groups {
-		p("group %q %d %q", g.Name, g.Version, g.Entity)
+		p("group %q %d %q %s", g.Name, g.Version, g.Entity, g.Identity)
 		for _, s := range g.Sources {
 			p("source %q %q", s.Name, s.Topic)
 			for _, c := range s.Columns {
@@ -176,6 +179,11 @@ func (s *Store) write(w io.Writer) error {
 			return err
 		}
 	}
+	if s.follows {
+		if err := writeFrame(w, frameGraph, s.encodeGraph(b[:0])); err != nil {
+			return err
+		}
+	}
 	all := s.texts.list()
 	b = binary.AppendUvarint(b[:0], uint64(len(all)))
 	for _, t := range all {
@@ -191,13 +199,7 @@ func (s *Store) encodeShard(b []byte, i int) []byte {
 	sh := &s.shards[i]
 	b = binary.AppendUvarint(b, uint64(i))
 	for _, t := range sh.positions.Topics {
-		b = binary.AppendUvarint(b, uint64(len(t.Partitions)))
-		for _, p := range t.Partitions {
-			b = binary.AppendVarint(b, p.Next)
-			if p.Next >= 0 {
-				b = appendText(b, p.String())
-			}
-		}
+		b = t.encode(b)
 	}
 	for _, entities := range sh.spaces {
 		b = binary.AppendUvarint(b, uint64(len(entities)))
@@ -207,6 +209,31 @@ func (s *Store) encodeShard(b []byte, i int) []byte {
 				b = facts.encode(b)
 			}
 		}
+	}
+	return b
+}
+
+// encode appends the positions in a topic.
+func (t *TopicPositions) encode(b []byte) []byte {
+	b = binary.AppendUvarint(b, uint64(len(t.Partitions)))
+	for _, p := range t.Partitions {
+		b = binary.AppendVarint(b, p.Next)
+		if p.Next >= 0 {
+			b = appendText(b, p.String())
+		}
+	}
+	return b
+}
+
+// encodeGraph appends the identity graph and its positions.
+func (s *Store) encodeGraph(b []byte) []byte {
+	s.apply.Lock()
+	defer s.apply.Unlock()
+	b = s.shards[0].positions.Topics[s.topicIndex(persons.Source.Topic)].encode(b)
+	for c := range s.graph.Changes() {
+		b = appendText(appendText(b, string(c.Ends[0])), string(c.Ends[1]))
+		b = binary.AppendVarint(binary.AppendVarint(b, c.Revision), c.Known)
+		b = append(b, map[bool]byte{true: 1}[c.Joined])
 	}
 	return b
 }

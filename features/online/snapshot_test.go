@@ -14,9 +14,12 @@ import (
 	"github.com/millrace/millrace/features/exact"
 	"github.com/millrace/millrace/features/feed"
 	"github.com/millrace/millrace/features/online"
+	"github.com/millrace/millrace/features/persons"
+	"github.com/millrace/millrace/features/persons/personstest"
 )
 
-// filled returns a store with a few facts of both groups, with a wide number and a dropped fact.
+// filled returns a store with a few facts of both groups, with a wide number, a dropped fact, and two
+// entities that are one person.
 func filled(t testing.TB) *online.Store {
 	t.Helper()
 	s, err := online.New([]*features.Group{lasting(), passing()}, online.Options{})
@@ -30,8 +33,11 @@ func filled(t testing.TB) *online.Store {
 		}
 		return facts
 	}
+	var links personstest.Links
+	merge := links.Change("customer:a", "customer:old", true, start)
 	for _, b := range []online.Batch{
 		click(0, "old"),
+		{Topic: persons.Source.Topic, After: feed.Position{Next: 1}, Facts: map[string][]features.Fact{persons.Source.Name: merge[:]}},
 		{Topic: "orders", Partition: 1, After: feed.Position{Next: 4, AsOf: start},
 			Facts: map[string][]features.Fact{"orders": orders(exact.IntValue(exact.FromMoney(1<<60, 1)), exact.IntValue(exact.FromInt64(7)))}},
 	} {

@@ -1,8 +1,8 @@
 // Package served keeps a sample of the vectors that were answered, and checks them later.
 //
 // Log writes the sample to Topic while vectors are served. Read reads the newest ones back, and
-// Verify recomputes each by features.Group.Vector, from the events that precede its positions. The
-// events come from elsewhere than the served values did: from the lake's tables, see Events. So a
+// Verify recomputes each by features.Group.Vector, from the events that precede its positions, those of
+// the identity graph among them. The events come from elsewhere than the served values did: from the lake's tables, see Events. So a
 // difference shows that a caller got something else than the definition says, such as a value that
 // contains a later record, or one of another window.
 //
@@ -23,9 +23,9 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/millrace/millrace/event"
-	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/exact"
 	"github.com/millrace/millrace/features/online"
+	"github.com/millrace/millrace/features/persons"
 	featuresv1 "github.com/millrace/millrace/gen/millrace/features/v1"
 	"github.com/millrace/millrace/internal/kafka"
 )
@@ -55,8 +55,9 @@ func messageOf(q *online.Query, v *online.Vector, at, now time.Time) *featuresv1
 	for i := range v.Values {
 		m.Values[i] = valueOf(q.Outputs[i].Name, v.Values[i])
 	}
+	topics := persons.Topics(q.Group)
 	for _, t := range v.Positions.Topics {
-		if !slices.ContainsFunc(q.Group.Sources, func(s features.Source) bool { return s.Topic == t.Topic }) {
+		if !slices.Contains(topics, t.Topic) {
 			continue
 		}
 		for partition, next := range t.Partitions {

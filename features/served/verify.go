@@ -15,6 +15,7 @@ import (
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/exact"
 	"github.com/millrace/millrace/features/feed"
+	"github.com/millrace/millrace/features/persons"
 	featuresv1 "github.com/millrace/millrace/gen/millrace/features/v1"
 	"github.com/millrace/millrace/internal/backoff"
 )
@@ -110,6 +111,9 @@ func Verify(ctx context.Context, vectors []Vector, c VerifyConfig) (Result, erro
 	if err := v.await(ctx); err != nil {
 		return Result{}, err
 	}
+	if err := v.findPersons(ctx); err != nil {
+		return Result{}, err
+	}
 	// Vectors of an entity follow each other, in an order that does not depend on their names.
 	slices.SortStableFunc(v.left, func(a, b *pending) int {
 		return cmp.Or(cmp.Compare(xxhash.Sum64String(a.GetEntity()), xxhash.Sum64String(b.GetEntity())),
@@ -134,21 +138,33 @@ type verification struct {
 // pending is a vector that has not been recomputed.
 type pending struct {
 	Vector
-	index  int
-	group  *features.Group
-	result *GroupResult
+	index   int
+	group   *features.Group
+	result  *GroupResult
+	members []string // the entities whose facts the vector has
 }
 
-// reflects reports whether a fact precedes the vector's positions.
-func (p *pending) reflects(f *features.Fact) bool {
+// reflects reports whether an event precedes the vector's positions.
+func (p *pending) reflects(o features.Origin) bool {
 	return slices.ContainsFunc(p.GetPositions(), func(at *featuresv1.ServedPosition) bool {
-		return at.GetTopic() == f.Origin.Topic && at.GetPartition() == f.Origin.Partition &&
-			f.Origin.Offset < at.GetNextOffset()
+		return at.GetTopic() == o.Topic && at.GetPartition() == o.Partition && o.Offset < at.GetNextOffset()
 	})
 }
 
-// topics returns the topics of the vectors' groups, in a fixed order.
+// topics returns the topics that the vectors reflect, in a fixed order.
 func (v *verification) topics() (topics []string) {
+	for _, p := range v.left {
+		for _, topic := range persons.Topics(p.group) {
+			if !slices.Contains(topics, topic) {
+				topics = append(topics, topic)
+			}
+		}
+	}
+	return topics
+}
+
+// sourceTopics returns the topics of the sources of facts, in a fixed order.
+func (v *verification) sourceTopics() (topics []string) {
 	for _, p := range v.left {
 		for _, s := range p.group.Sources {
 			if !slices.Contains(topics, s.Topic) {
@@ -200,7 +216,7 @@ func (v *verification) await(ctx context.Context) error {
 // of.
 func (v *verification) pass(ctx context.Context, stage string) error {
 	k := newKept(v.left)
-	topics, total, done := v.topics(), int64(0), int64(0)
+	topics, total, done := v.sourceTopics(), int64(0), int64(0)
 	for _, topic := range topics {
 		_, events, err := v.cfg.Events.Next(ctx, topic)
 		if err != nil {
@@ -231,7 +247,7 @@ func (v *verification) pass(ctx context.Context, stage string) error {
 		}
 	}
 	n := 0
-	for ; n < len(v.left) && k.entities[v.left[n].GetEntity()]; n++ {
+	for ; n < len(v.left) && k.needs[v.left[n].GetEntity()] != nil; n++ {
 		v.compare(v.left[n], k.bySource)
 	}
 	v.left = v.left[n:]
@@ -241,8 +257,9 @@ func (v *verification) pass(ctx context.Context, stage string) error {
 
 // kept is the facts of a pass.
 type kept struct {
-	order    []string // entities, in the order of the vectors
-	entities map[string]bool
+	order    []string            // entities, in the order of the vectors
+	needs    map[string][]string // the entities whose facts the vectors of each of them have
+	wanted   map[string]int      // how many of them want the facts of an entity
 	sources  map[string]*features.Source
 	bySource map[string]map[string][]features.Fact // by source and entity
 	facts    int
@@ -250,12 +267,17 @@ type kept struct {
 
 // newKept returns the state of a pass over vectors.
 func newKept(vectors []*pending) *kept {
-	k := &kept{entities: map[string]bool{}, sources: map[string]*features.Source{},
+	k := &kept{needs: map[string][]string{}, wanted: map[string]int{}, sources: map[string]*features.Source{},
 		bySource: map[string]map[string][]features.Fact{}}
 	for _, p := range vectors {
-		if !k.entities[p.GetEntity()] {
-			k.entities[p.GetEntity()] = true
+		if k.needs[p.GetEntity()] == nil {
 			k.order = append(k.order, p.GetEntity())
+		}
+		for _, member := range p.members {
+			if !slices.Contains(k.needs[p.GetEntity()], member) {
+				k.needs[p.GetEntity()] = append(k.needs[p.GetEntity()], member)
+				k.wanted[member]++
+			}
 		}
 		for i := range p.group.Sources {
 			s := &p.group.Sources[i]
@@ -275,10 +297,10 @@ func (k *kept) sourcesOf(topic string) (all []*features.Source) {
 	return all
 }
 
-// add keeps the facts that are about entities of the pass.
+// add keeps the facts that vectors of the pass have.
 func (k *kept) add(source string, facts []features.Fact) {
 	for _, f := range facts {
-		if k.entities[f.Entity] {
+		if k.wanted[f.Entity] > 0 {
 			k.bySource[source][f.Entity] = append(k.bySource[source][f.Entity], f)
 			k.facts++
 		}
@@ -289,11 +311,16 @@ func (k *kept) add(source string, facts []features.Fact) {
 func (k *kept) shrink() {
 	half := (len(k.order) + 1) / 2
 	for _, entity := range k.order[half:] {
-		delete(k.entities, entity)
-		for _, facts := range k.bySource {
-			k.facts -= len(facts[entity])
-			delete(facts, entity)
+		for _, member := range k.needs[entity] {
+			if k.wanted[member]--; k.wanted[member] > 0 {
+				continue
+			}
+			for _, facts := range k.bySource {
+				k.facts -= len(facts[member])
+				delete(facts, member)
+			}
 		}
+		delete(k.needs, entity)
 	}
 	k.order = k.order[:half]
 }
@@ -302,13 +329,15 @@ func (k *kept) shrink() {
 func (v *verification) compare(p *pending, bySource map[string]map[string][]features.Fact) {
 	current := map[string][]features.Fact{}
 	for _, s := range p.group.Sources {
-		var reflected []features.Fact
-		for _, f := range bySource[s.Name][p.GetEntity()] {
-			if p.reflects(&f) {
-				reflected = append(reflected, f)
+		reflected := map[string][]features.Fact{}
+		for _, member := range p.members {
+			for _, f := range bySource[s.Name][member] {
+				if p.reflects(f.Origin) {
+					reflected[member] = append(reflected[member], f)
+				}
 			}
 		}
-		current[s.Name] = features.Current(reflected, time.Time{})
+		current[s.Name] = features.CurrentOf(reflected, p.members, time.Time{})
 	}
 	want := p.group.Vector(current, p.GetEntity(), event.Time(p.GetAt().AsTime()))
 	var all []Difference

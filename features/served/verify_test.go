@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"pgregory.net/rapid"
 
 	"github.com/millrace/millrace/event"
@@ -18,7 +19,9 @@ import (
 	"github.com/millrace/millrace/features/exact"
 	"github.com/millrace/millrace/features/feed"
 	"github.com/millrace/millrace/features/online"
+	"github.com/millrace/millrace/features/persons"
 	featuresv1 "github.com/millrace/millrace/gen/millrace/features/v1"
+	identityv1 "github.com/millrace/millrace/gen/millrace/identity/v1"
 )
 
 // sale is the payload of the tests' events: a version of a fact.
@@ -49,7 +52,7 @@ var (
 
 // groupOf returns a group of two sources. week is the length of the windows of a week.
 func groupOf(week features.Window) *features.Group {
-	g := &features.Group{Name: "sales", Version: 3, Entity: "customer_id", Description: "d", Owner: "o"}
+	g := &features.Group{Name: "sales", Version: 3, Entity: "customer_id", Identity: features.Customers, Description: "d", Owner: "o"}
 	for _, topic := range topics {
 		g.Sources = append(g.Sources, features.Source{Name: topic, Topic: topic, Project: projectSale, Columns: []features.Column{
 			{Name: "amount", Kind: exact.Number, Scale: 2}, {Name: "country", Kind: exact.Text}}})
@@ -72,10 +75,28 @@ type eventLog struct{ all map[string][][]event.Event }
 
 func newEventLog() *eventLog {
 	l := &eventLog{map[string][][]event.Event{}}
-	for _, t := range topics {
+	for _, t := range append(slices.Clone(topics), persons.Source.Topic) {
 		l.all[t] = make([][]event.Event, partitions)
 	}
 	return l
+}
+
+// merge adds the events of a merge, or of its reversal, one for each customer.
+func (l *eventLog) merge(a, b string, revision uint64, joined bool) {
+	for partition, subject := range []string{"customer:" + a, "customer:" + b} {
+		m := &identityv1.IdentityEvent{Event: &identityv1.IdentityEvent_Merged{Merged: &identityv1.CustomersMerged{
+			Subject: subject, CustomerId: a, OtherCustomerId: b, Revision: revision, MergedAt: timestamppb.New(start)}}}
+		if !joined {
+			m.Event = &identityv1.IdentityEvent_Unmerged{Unmerged: &identityv1.CustomersUnmerged{
+				Subject: subject, CustomerId: a, OtherCustomerId: b, Revision: revision, UnmergedAt: timestamppb.New(start)}}
+		}
+		data, err := proto.Marshal(m)
+		if err != nil {
+			panic(err)
+		}
+		l.all[persons.Source.Topic][partition] = append(l.all[persons.Source.Topic][partition],
+			event.Event{ID: uuid.New(), Stream: subject, Data: data, RecordedAt: start})
+	}
 }
 
 func (l *eventLog) add(topic string, partition int, s sale) {
@@ -114,7 +135,7 @@ func storeOf(t rapid.TB, g *features.Group, l *eventLog, upto map[string][]int) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, source := range g.Sources {
+	for _, source := range append([]features.Source{persons.Source}, g.Sources...) {
 		for p, end := range upto[source.Topic] {
 			b := online.Batch{Topic: source.Topic, Partition: int32(p), After: feed.Position{Next: int64(end)},
 				Facts: map[string][]features.Fact{}}
@@ -159,7 +180,7 @@ func lookup(t rapid.TB, s *online.Store, entities []string, at time.Time) (all [
 
 var entities = []string{"anna", "ben", "carl", "dora"}
 
-// drawLog returns events of a few entities, and a part of each partition.
+// drawLog returns events of a few entities, of whom some are merged, and a part of each partition.
 func drawLog(r *rapid.T) (*eventLog, map[string][]int) {
 	l, upto := newEventLog(), map[string][]int{}
 	for i := range rapid.IntRange(0, 60).Draw(r, "events") {
@@ -172,7 +193,14 @@ func drawLog(r *rapid.T) (*eventLog, map[string][]int) {
 			Retracted: rapid.IntRange(0, 5).Draw(r, "retracted") == 0, Unusable: rapid.IntRange(0, 9).Draw(r, "unusable") == 0,
 		})
 	}
-	for _, t := range topics {
+	revisions := map[string]uint64{}
+	for range rapid.IntRange(0, 8).Draw(r, "merges") {
+		n := rapid.IntRange(1, len(entities)-1).Draw(r, "pair")
+		pair := entities[n-1] + entities[n]
+		revisions[pair]++
+		l.merge(entities[n-1], entities[n], revisions[pair], rapid.IntRange(0, 2).Draw(r, "joined") > 0)
+	}
+	for _, t := range append(slices.Clone(topics), persons.Source.Topic) {
 		for _, events := range l.all[t] {
 			upto[t] = append(upto[t], rapid.IntRange(0, len(events)).Draw(r, "upto"))
 		}
@@ -248,11 +276,24 @@ func TestVerifyFindsLeaks(t *testing.T) {
 	amounts := []string{"sales_sum_7d", "sales_dev_7d", "sales_sum_lifetime", "sales_dev_lifetime"}
 	order := []string{"sales_n_1h", "sales_n_7d", "sales_n_lifetime", "sales_sum_1h", "sales_sum_7d", "sales_sum_lifetime",
 		"sales_dev_1h", "sales_country_1h", "sales_top_1h"}
+	// A merge that is recorded after the vector's positions is not in it.
+	l.add("sales", 1, sale{Entity: "ben", Key: "4", At: at.UnixMicro(), Amount: 1, Country: "FR"})
+	l.merge("anna", "ben", 1, true)
+	merged := lookup(t, storeOf(t, groupOf(features.Week), l, map[string][]int{"sales": {4, 1}, persons.Source.Topic: {1, 0}}),
+		[]string{"anna"}, at)[0]
+	unmerged := Vector{merged.Partition, merged.Offset, proto.CloneOf(merged.ServedVector)}
+	unmerged.Positions = slices.DeleteFunc(unmerged.Positions, func(p *featuresv1.ServedPosition) bool {
+		return p.Topic == persons.Source.Topic
+	})
 	for _, c := range []struct {
 		name string
 		v    Vector
 		want []string
 	}{
+		{"merged", merged, nil},
+		{"a later merge", unmerged, []string{"sales_n_1h", "sales_n_7d", "sales_n_lifetime", "sales_sum_1h", "sales_sum_7d",
+			"sales_sum_lifetime", "sales_dev_1h", "sales_dev_7d", "sales_dev_lifetime", "sales_country_1h", "sales_country_7d",
+			"sales_country_lifetime", "sales_top_1h", "sales_top_7d", "sales_top_lifetime"}},
 		{"as it was served", served(4), nil},
 		{"a later order", moved(served(4), 3), order},
 		{"a later correction", moved(served(5), 4), amounts},

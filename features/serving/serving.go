@@ -30,6 +30,7 @@ import (
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/exact"
 	"github.com/millrace/millrace/features/online"
+	"github.com/millrace/millrace/features/persons"
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 	featuresv1 "github.com/millrace/millrace/gen/millrace/features/v1"
 	"github.com/millrace/millrace/internal/rpc"
@@ -61,7 +62,7 @@ type Service struct {
 
 	plans    feastPlans
 	refusing string // the entity of those who may refuse; see WithholdFrom
-	refuses  func(id string) bool
+	refuses  func(ids ...string) bool
 }
 
 // maxQueries bounds the prepared queries. Callers ask for few different ones.
@@ -307,7 +308,7 @@ func (s *Service) awaitToken(ctx context.Context, request *featuresv1.GetVectors
 	}
 	topic := ""
 	for _, a := range event.Aggregates() {
-		if a.Service == t.Service && slices.ContainsFunc(g.Sources, func(s features.Source) bool { return s.Topic == a.Topic }) {
+		if a.Service == t.Service && slices.Contains(persons.Topics(g), a.Topic) {
 			topic = a.Topic
 		}
 	}

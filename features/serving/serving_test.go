@@ -384,7 +384,9 @@ func TestRefusals(t *testing.T) {
 	t.Parallel()
 	b := newBackend(t)
 	s := serving.New(b, func() time.Time { return now })
-	s.WithholdFrom("customer_id", func(id string) bool { return id == "c1" || id == "42" })
+	s.WithholdFrom("customer_id", func(ids ...string) bool {
+		return slices.Contains(ids, "c1") || slices.Contains(ids, "42")
+	})
 	mux := http.NewServeMux()
 	mux.Handle(featuresv1connect.NewFeatureServiceHandler(s))
 	mux.Handle("/get-online-features", serving.NewFeast(s, func(h http.Handler) http.Handler { return h }))

@@ -8,7 +8,7 @@ import (
 // customerActivity is what a customer orders, how often, and where.
 func customerActivity() *features.Group {
 	return &features.Group{
-		Name: "customer_activity", Version: 1, Entity: "customer_id", Owner: owner,
+		Name: "customer_activity", Version: 1, Entity: "customer_id", Identity: features.Customers, Owner: owner,
 		Description: "What a customer orders, how often, and where the goods go. Cancelled orders do not count.",
 		Sources:     []features.Source{customerOrders, customerOrderLines, customerCancellations},
 		Features: []features.Feature{

@@ -10,7 +10,7 @@ import (
 func customerValue(currency string) *features.Group {
 	inCurrency := is("currency", currency)
 	return &features.Group{
-		Name: "customer_value", Version: 1, Entity: "customer_id", Owner: owner,
+		Name: "customer_value", Version: 1, Entity: "customer_id", Identity: features.Customers, Owner: owner,
 		Description: "Recency, frequency and monetary value of a customer's orders in the shop's currency. " +
 			"Cancelled orders do not count.",
 		Sources: []features.Source{customerOrders, customerOrderLines},

@@ -197,7 +197,9 @@ func TestRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := c.Groups[0]
-	refuses := func(entity, id string) bool { return entity == g.Entity && (id == "c2" || id == "c7") }
+	refuses := func(entity string, ids ...string) bool {
+		return entity == g.Entity && (slices.Contains(ids, "c2") || slices.Contains(ids, "c7"))
+	}
 	c.Refuses, c.Consents, c.Out = refuses, map[int32]int64{0: 5}, c.Out+"2"
 	m, err := Build(t.Context(), c)
 	if err != nil {

@@ -55,9 +55,9 @@ type Config struct {
 	SQL   string
 	// Positions bound the facts of each source. Nil means those that Facts has now.
 	Positions Positions
-	// Refuses reports whether an entity, such as a customer, refuses that its facts are used. Its rows
-	// are those of an entity without facts. nil: none does.
-	Refuses func(entity, id string) bool
+	// Refuses reports whether entities that are one person, such as a customer, refuse that their facts
+	// are used. Their rows are those of an entity without facts. nil: none does.
+	Refuses func(entity string, ids ...string) bool
 	// Consents are the positions, by partition, up to which Refuses knows the log: for the manifest.
 	Consents map[int32]int64
 

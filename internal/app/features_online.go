@@ -101,17 +101,17 @@ func (b vectorBackend) Ready() error {
 	return b.Runner.Ready()
 }
 
-// refusesFeatures reports whether an entity is a customer who refuses analytics.
-func (p *App) refusesFeatures(entity, id string) bool {
+// refusesFeatures reports whether entities are the ids of a person who refuses analytics.
+func (p *App) refusesFeatures(entity string, ids ...string) bool {
 	return p.refusals != nil && entity == CustomerEntity &&
-		p.refusals.Refuses(id, customerv1.ConsentPurpose_CONSENT_PURPOSE_ANALYTICS)
+		p.refusals.Refuses(customerv1.ConsentPurpose_CONSENT_PURPOSE_ANALYTICS, ids...)
 }
 
 // vectorServer returns what answers vectors: without those of customers who refuse analytics.
 func (p *App) vectorServer() *featureserving.Service {
 	s := featureserving.New(vectorBackend{p.vectors, p.refusals}, time.Now)
 	if p.refusals != nil {
-		s.WithholdFrom(CustomerEntity, func(id string) bool { return p.refusesFeatures(CustomerEntity, id) })
+		s.WithholdFrom(CustomerEntity, func(ids ...string) bool { return p.refusesFeatures(CustomerEntity, ids...) })
 	}
 	if p.served != nil {
 		s.LogTo(p.served)

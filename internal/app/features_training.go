@@ -100,7 +100,7 @@ func openLog(cfg config.Config, log *slog.Logger) (_ *App, err error) {
 // analytics, as the log has it up to the given offsets of the topic of customers, or has it now if upto
 // is nil. It returns these offsets, too.
 func TrainingConsents(ctx context.Context, cfg config.Config, upto map[int32]int64, log *slog.Logger) (
-	refuses func(entity, id string) bool, consents map[int32]int64, err error) {
+	refuses func(entity string, ids ...string) bool, consents map[int32]int64, err error) {
 	p, err := openLog(cfg, log)
 	if err != nil {
 		return nil, nil, fmt.Errorf("the consents of customers: %w", err)

@@ -98,7 +98,7 @@ type refusalsByName struct {
 // Refuses implements tracking.Refusals.
 func (r refusalsByName) Refuses(user, purpose string) bool {
 	known, ok := r.purposes[purpose]
-	return ok && r.Follower.Refuses(user, known)
+	return ok && r.Follower.Refuses(known, user)
 }
 
 // serveTracking serves the intake. Pages of other sites send events, so it has its own check of

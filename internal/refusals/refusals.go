@@ -1,7 +1,9 @@
 // Package refusals knows which customers refuse a purpose, such as analytics.
 //
 // Follower reads the topic of customers from its beginning, and then follows it; Read only reads it. It
-// keeps only the customers who refuse something: about 100 bytes each. Who was not asked refuses nothing.
+// keeps what each customer has said: about 100 bytes each. Who was not asked refuses nothing. A person who
+// is several customers refuses what one of them refuses, and what some of them grant and others do not,
+// as in profiles.
 //
 // Invariant: once Ready returns nil, every refusal that was on the topic when Run started counts. A
 // later one counts as soon as it is fetched. Ready returns an error while the topic is read again because
@@ -40,9 +42,9 @@ type Follower struct {
 	log     *slog.Logger
 
 	// mu protects the fields below.
-	mu      sync.RWMutex
-	refused map[string]map[customerv1.ConsentPurpose]bool
-	ready   bool
+	mu    sync.RWMutex
+	said  map[string]answers // by customer; nothing for those who were not asked
+	ready bool
 
 	// Used by Run only.
 	topicID string
@@ -50,17 +52,42 @@ type Follower struct {
 	upto    map[int32]int64 // records from these offsets on do not count; nil: all do
 }
 
+// answers are the purposes that a customer grants and refuses, a bit each.
+type answers struct{ granted, refused uint32 }
+
+// bit returns the bit of a purpose. It is 0 for one that this program does not know.
+func bit(purpose customerv1.ConsentPurpose) uint32 {
+	if purpose < 0 || purpose > 31 {
+		return 0
+	}
+	return 1 << purpose
+}
+
 // NewFollower returns a follower. It connects when it runs.
 func NewFollower(cfg kafka.Config, decoder *registry.Decoder, logger *slog.Logger) *Follower {
 	return &Follower{kafka: cfg, decoder: decoder, log: logger,
-		refused: map[string]map[customerv1.ConsentPurpose]bool{}, next: map[int32]int64{}}
+		said: map[string]answers{}, next: map[int32]int64{}}
 }
 
-// Refuses reports whether a customer refuses a purpose.
-func (f *Follower) Refuses(customer string, purpose customerv1.ConsentPurpose) bool {
+// Refuses reports whether a person refuses a purpose. The customers are all who are that person.
+func (f *Follower) Refuses(purpose customerv1.ConsentPurpose, customers ...string) bool {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	return f.refused[event.CanonicalID(customer)][purpose]
+	granting, registered := 0, 0
+	for _, id := range customers {
+		a, ok := f.said[event.CanonicalID(id)]
+		if !ok {
+			continue
+		}
+		registered++
+		switch {
+		case a.refused&bit(purpose) != 0:
+			return true
+		case a.granted&bit(purpose) != 0:
+			granting++
+		}
+	}
+	return granting > 0 && granting < registered
 }
 
 // Read reads the topic of customers up to the offsets upto, by partition, or to its ends if upto is nil.
@@ -251,31 +278,25 @@ func (f *Follower) reached(ends map[int32]int64) bool {
 func (f *Follower) reset() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.refused, f.ready = map[string]map[customerv1.ConsentPurpose]bool{}, false
+	f.said, f.ready = map[string]answers{}, false
 	f.next = map[int32]int64{}
 }
 
 // apply applies an event. Applying one again changes nothing once those after it were applied again.
 func (f *Follower) apply(e event.Event) {
 	var m customerv1.CustomerEvent
-	if proto.Unmarshal(e.Data, &m) != nil || m.GetConsentChanged() == nil {
+	if proto.Unmarshal(e.Data, &m) != nil {
 		return
 	}
-	purpose := m.GetConsentChanged().GetPurpose()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	of := f.refused[e.Stream]
-	switch {
-	case !m.GetConsentChanged().GetGranted():
-		if of == nil {
-			of = map[customerv1.ConsentPurpose]bool{}
-			f.refused[e.Stream] = of
-		}
-		of[purpose] = true
-	case of != nil:
-		delete(of, purpose)
-		if len(of) == 0 {
-			delete(f.refused, e.Stream)
-		}
+	a := f.said[e.Stream]
+	if c := m.GetConsentChanged(); c.GetGranted() {
+		a.granted |= bit(c.GetPurpose())
+		a.refused &^= bit(c.GetPurpose())
+	} else if c != nil {
+		a.refused |= bit(c.GetPurpose())
+		a.granted &^= bit(c.GetPurpose())
 	}
+	f.said[e.Stream] = a
 }

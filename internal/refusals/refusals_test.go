@@ -23,6 +23,8 @@ const (
 
 	one   = "00000000-0000-7000-8000-00000000000a"
 	other = "00000000-0000-7000-8000-00000000000b"
+	// unregistered has no events.
+	unregistered = "00000000-0000-7000-8000-00000000000c"
 )
 
 // TestRefusals follows a topic: the last word of a customer on a purpose counts, and who was not asked
@@ -66,8 +68,21 @@ func TestRefusals(t *testing.T) {
 		{one, analytics, true}, {"00000000-0000-7000-8000-00000000000A", analytics, true}, {one, marketing, false},
 		{other, analytics, false}, {other, marketing, false}, {"", analytics, false},
 	} {
-		if got := f.Refuses(c.customer, c.purpose); got != c.want {
+		if got := f.Refuses(c.purpose, c.customer); got != c.want {
 			t.Errorf("%s refuses %v: %v", c.customer, c.purpose, got)
+		}
+	}
+	// A person who is several customers refuses what one of them does, and what not all of them grant.
+	for _, c := range []struct {
+		purpose   customerv1.ConsentPurpose
+		customers []string
+		want      bool
+	}{
+		{analytics, []string{one, other}, true}, {analytics, []string{other, one}, true}, {analytics, []string{other}, false},
+		{marketing, []string{one, other}, true}, {marketing, []string{one, unregistered}, false}, {marketing, []string{other}, false},
+	} {
+		if got := f.Refuses(c.purpose, c.customers...); got != c.want {
+			t.Errorf("%q refuse %v: %v", c.customers, c.purpose, got)
 		}
 	}
 	before, upto, err := refusals.Read(t.Context(), broker, nil, streamstest.Quiet, nil)
@@ -88,8 +103,8 @@ func TestRefusals(t *testing.T) {
 		of     *refusals.Follower
 		before bool
 	}{"before the changes": {before, true}, "up to the same offsets": {again, true}, "after them": {after, false}} {
-		if c.of.Refuses(one, analytics) != c.before || c.of.Refuses(other, marketing) == c.before {
-			t.Errorf("read %s: %t, %t", name, c.of.Refuses(one, analytics), c.of.Refuses(other, marketing))
+		if c.of.Refuses(analytics, one) != c.before || c.of.Refuses(marketing, other) == c.before {
+			t.Errorf("read %s: %t, %t", name, c.of.Refuses(analytics, one), c.of.Refuses(marketing, other))
 		}
 	}
 	upto[0] += 100
@@ -97,6 +112,6 @@ func TestRefusals(t *testing.T) {
 		t.Error("offsets after the end of the log are read")
 	}
 	polltest.Until(t, "the changes count", func() bool {
-		return !f.Refuses(one, analytics) && f.Refuses(other, marketing)
+		return !f.Refuses(analytics, one) && f.Refuses(marketing, other)
 	})
 }
