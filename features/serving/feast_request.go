@@ -135,21 +135,22 @@ func (s *scanner[T]) quoted() {
 	s.at = len(s.text)
 }
 
+var errEntities = badFeast("entities: want an object of lists")
+
 // parseEntities parses the value of "entities". Without an error, the text is valid JSON.
 func parseEntities(text string) (all feastEntities, err error) {
 	if text == "" {
 		return nil, nil
 	}
 	s := scanner[string]{text: text}
-	malformed := badFeast("entities: want an object of lists")
 	if !s.take('{') {
-		return nil, malformed
+		return nil, errEntities
 	}
 	for more := !s.take('}'); more; more = s.take(',') {
 		var c feastColumn
 		key := s.value()
 		if c.key, err = parseText(key); err != nil || !s.take(':') {
-			return nil, malformed
+			return nil, errEntities
 		}
 		switch {
 		case !s.take('['):
@@ -169,12 +170,12 @@ func parseEntities(text string) (all feastEntities, err error) {
 			c.values, c.names = append(c.values, raw), append(c.names, name)
 		}
 		if len(c.values) > 0 && !s.take(']') {
-			return nil, malformed
+			return nil, errEntities
 		}
 		all = append(all, c)
 	}
 	if len(all) > 0 && !s.take('}') || s.at != len(text) {
-		return nil, malformed
+		return nil, errEntities
 	}
 	return all, nil
 }

@@ -150,7 +150,7 @@ func (s *Service) GetVectors(
 	if s.log != nil {
 		s.log.Add(q, found, at)
 	}
-	return connect.NewResponse(response(q, r.Msg.GetEntities(), found, at)), nil
+	return connect.NewResponse(response(q, r.Msg.GetEntities(), found, at, wantsBinary(r.Header()))), nil
 }
 
 // publicError returns the error of a caller's mistake, and other errors unchanged.
@@ -165,29 +165,51 @@ func publicError(err error) error {
 	return err
 }
 
-// response returns the answer with vectors of a query for entities.
-func response(q *online.Query, entities []string, found []online.Vector, at time.Time) *featuresv1.GetVectorsResponse {
-	res := &featuresv1.GetVectorsResponse{Group: q.Group.ID(), Features: make([]string, len(q.Outputs)),
-		Vectors: make([]*featuresv1.Vector, len(found)), At: timestamppb.New(at)}
+// response returns the answer with vectors of a query for entities. In a binary one, the vectors are
+// encoded; see encode.go.
+func response(
+	q *online.Query, entities []string, found []online.Vector, at time.Time, binary bool,
+) *featuresv1.GetVectorsResponse {
+	res := &featuresv1.GetVectorsResponse{Group: q.Group.ID(), Features: make([]string, len(q.Outputs)), At: timestamppb.New(at)}
 	for i, o := range q.Outputs {
 		res.Features[i] = o.Name
 	}
+	var moments []*online.Positions
+	moment := func(p *online.Positions) uint32 {
+		i := slices.Index(moments, p)
+		if i < 0 {
+			i = len(moments)
+			moments = append(moments, p)
+			res.Moments = append(res.Moments, momentOf(p))
+		}
+		return uint32(i)
+	}
+	if !binary {
+		res.Vectors = messages(q, entities, found, moment)
+		return res
+	}
+	const perVector, perValue = 64, 13 // about how many bytes they have
+	encoded := make([]byte, 0, len(found)*(perVector+perValue*len(q.Outputs)))
+	body := make([]byte, 0, cap(encoded)/max(len(found), 1))
+	for i := range found {
+		encoded, body = appendVector(encoded, body, entities[i], &found[i], moment(found[i].Positions))
+	}
+	res.ProtoReflect().SetUnknown(encoded)
+	return res
+}
+
+// messages returns vectors as messages. moment returns the index of positions in the response.
+func messages(
+	q *online.Query, entities []string, found []online.Vector, moment func(*online.Positions) uint32,
+) []*featuresv1.Vector {
 	// Memory for all values at once: there may be tens of thousands.
 	n := len(found) * len(q.Outputs)
 	values, pointers := make([]featuresv1.Value, n), make([]*featuresv1.Value, n)
 	integers, numbers := make([]featuresv1.Value_Integer, n), make([]featuresv1.Value_Number, n)
-	all := make([]featuresv1.Vector, len(found))
-	var moments []*online.Positions
+	all, list := make([]featuresv1.Vector, len(found)), make([]*featuresv1.Vector, len(found))
 	for i := range found {
-		v := &found[i]
-		moment := slices.Index(moments, v.Positions)
-		if moment < 0 {
-			moment = len(moments)
-			moments = append(moments, v.Positions)
-			res.Moments = append(res.Moments, momentOf(v.Positions))
-		}
-		to := &all[i]
-		to.Entity, to.Moment = entities[i], uint32(moment)
+		v, to := &found[i], &all[i]
+		to.Entity, to.Moment = entities[i], moment(v.Positions)
 		if v.Newest != 0 {
 			to.EventTime = timestamppb.New(time.UnixMicro(v.Newest))
 		}
@@ -210,9 +232,9 @@ func response(q *online.Query, entities []string, found []online.Vector, at time
 				values[k].Kind = &featuresv1.Value_Texts{Texts: &featuresv1.Texts{Items: from.Texts}}
 			}
 		}
-		res.Vectors[i] = to
+		list[i] = to
 	}
-	return res
+	return list
 }
 
 // statusOf returns the status of the i-th value of a vector.

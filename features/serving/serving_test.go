@@ -104,21 +104,40 @@ func newBackend(t testing.TB) *backend {
 	return &backend{store: store, watermarks: w}
 }
 
-// client serves a backend and returns a client of it.
-func client(t *testing.T, b *backend) featuresv1connect.FeatureServiceClient {
-	t.Helper()
+// handler returns the handler of a backend.
+func handler(b *backend) http.Handler {
 	mux := http.NewServeMux()
 	clock := func() time.Time { return now }
 	mux.Handle(featuresv1connect.NewFeatureServiceHandler(serving.New(b, clock),
 		rpc.HandlerOptions(slog.New(slog.DiscardHandler), clock)...))
-	s := httptest.NewServer(mux)
+	return mux
+}
+
+// client serves a backend and returns a client of it.
+func client(t *testing.T, b *backend) featuresv1connect.FeatureServiceClient {
+	t.Helper()
+	s := httptest.NewServer(handler(b))
 	t.Cleanup(s.Close)
 	return featuresv1connect.NewFeatureServiceClient(s.Client(), s.URL)
 }
 
-// TestGetVectors: values, the status of each, and what part of the log they reflect.
+// TestGetVectors: values, the status of each, and what part of the log they reflect, in each protocol.
 func TestGetVectors(t *testing.T) {
-	c := client(t, newBackend(t))
+	for name, options := range map[string][]connect.ClientOption{
+		"Connect": nil, "JSON": {connect.WithProtoJSON()}, "GET": {connect.WithHTTPGet()}, "gRPC": {connect.WithGRPC()},
+		"gRPC with JSON": {connect.WithGRPC(), connect.WithProtoJSON()}, "gRPC-Web": {connect.WithGRPCWeb()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := httptest.NewUnstartedServer(handler(newBackend(t)))
+			s.EnableHTTP2 = true // for gRPC
+			s.StartTLS()
+			t.Cleanup(s.Close)
+			testGetVectors(t, featuresv1connect.NewFeatureServiceClient(s.Client(), s.URL, options...))
+		})
+	}
+}
+
+func testGetVectors(t *testing.T, c featuresv1connect.FeatureServiceClient) {
 	res, err := c.GetVectors(t.Context(), connect.NewRequest(&featuresv1.GetVectorsRequest{
 		Group: "activity", Entities: []string{"c1", "nobody", "c2"}}))
 	if err != nil {

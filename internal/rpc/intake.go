@@ -21,10 +21,12 @@ func Intake(next http.Handler) http.Handler {
 	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// Connect's GET requests have the message in the URL.
-		query := r.URL.Query()
-		if r.Method == http.MethodGet && query.Get("base64") == "1" && !isBase64(query.Get("message")) {
-			_ = refuse.Write(w, r, invalid("message: want URL-safe base64"))
-			return
+		if r.Method == http.MethodGet {
+			query := r.URL.Query()
+			if query.Get("base64") == "1" && !isBase64(query.Get("message")) {
+				_ = refuse.Write(w, r, invalid("message: want URL-safe base64"))
+				return
+			}
 		}
 		// Connect would answer with the message of Go's parser.
 		if within := r.Header.Get("Connect-Timeout-Ms"); within != "" && !isMillis(within) {
