@@ -70,11 +70,17 @@ type Position struct {
 	AsOf      time.Time      // when that event was recorded; zero before the first event
 	// Sequence recognises copies of earlier events.
 	Sequence event.Sequence
+	// Archived means that the last records before Next were read from elsewhere, where copies are left
+	// out already, so that Sequence is not known. The log cannot be read from here.
+	Archived bool
 }
 
 // ErrRecreated means that the topic was deleted and created again, so the positions are those of
 // other records.
 var ErrRecreated = errors.New("the topic was recreated")
+
+// ErrArchived means that a position is in the middle of records that were read from elsewhere.
+var ErrArchived = errors.New("the log cannot be read from the middle of archived records")
 
 // Open returns a Feed. It connects at Start.
 func Open(c Config) (*Feed, error) {
@@ -98,11 +104,14 @@ func Open(c Config) (*Feed, error) {
 // Close stops reading.
 func (f *Feed) Close() { f.reader.Close() }
 
+// Topic returns the topic's id and the ranges of its partitions, before Start.
+func (f *Feed) Topic(ctx context.Context) (fetch.Topic, error) { return f.reader.Describe(ctx) }
+
 // Start assigns all partitions of the topic, each from its position. A partition without a position
 // is read from its first record. topicID is the id of the topic to which the positions belong, or
 // empty if there are none. Start must be called once, before Poll.
 //
-// It returns fetch.ErrNoTopic if the topic does not exist (yet), ErrRecreated, or a
+// It returns fetch.ErrNoTopic if the topic does not exist (yet), ErrRecreated, ErrArchived, or a
 // *fetch.OutOfRangeError if the log does not have a position.
 func (f *Feed) Start(ctx context.Context, topicID string, from map[int32]Position) (fetch.Topic, error) {
 	topic, err := f.reader.Describe(ctx)
@@ -114,6 +123,9 @@ func (f *Feed) Start(ctx context.Context, topicID string, from map[int32]Positio
 			f.cfg.Topic, ErrRecreated, topic.ID, topicID)
 	}
 	for p, at := range from {
+		if at.Archived {
+			return fetch.Topic{}, fmt.Errorf("%s/%d@%d: %w", f.cfg.Topic, p, at.Next, ErrArchived)
+		}
 		if log, ok := topic.Partitions[p]; !ok || at.Next < log.Start || at.Next > log.End {
 			return fetch.Topic{}, &fetch.OutOfRangeError{Topic: f.cfg.Topic, Partition: p, Offset: at.Next, Log: log}
 		}
@@ -302,11 +314,12 @@ type position struct {
 	Watermark string `json:"watermark"`
 	AsOf      int64  `json:"as_of"` // microseconds since 1970; 0 before the first event
 	Sequence  string `json:"sequence"`
+	Archived  bool   `json:"archived,omitempty"`
 }
 
 // String returns a form that ParsePosition reads.
 func (p Position) String() string {
-	s := position{Next: p.Next, Watermark: p.Watermark.String(), Sequence: p.Sequence.String()}
+	s := position{Next: p.Next, Watermark: p.Watermark.String(), Sequence: p.Sequence.String(), Archived: p.Archived}
 	if !p.AsOf.IsZero() {
 		s.AsOf = p.AsOf.UnixMicro()
 	}
@@ -320,7 +333,7 @@ func ParsePosition(text string) (Position, error) {
 	if err := json.Unmarshal([]byte(text), &s); err != nil {
 		return Position{}, fmt.Errorf("position %q: %w", text, err)
 	}
-	p := Position{Next: s.Next}
+	p := Position{Next: s.Next, Archived: s.Archived}
 	var errs [2]error
 	p.Watermark, errs[0] = event.ParsePosition(s.Watermark)
 	p.Sequence, errs[1] = event.ParseSequence(s.Sequence)

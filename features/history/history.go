@@ -31,6 +31,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -57,6 +58,9 @@ type Config struct {
 	Brokers  []string // host:port
 	Security security.Config
 	Decoder  *registry.Decoder // nil: plain values only
+	// Archive has events that the log does not have any more. It may be nil. It must be the same in all
+	// processes that run.
+	Archive Archive
 	// WriteDeadLetters makes dead letters durable. It may be called again for the same records.
 	WriteDeadLetters func(context.Context, ...streams.DeadLetter) error
 	// CommitInterval is the maximum time until a fact is in its table. 0 means 2 seconds.
@@ -68,6 +72,7 @@ type Config struct {
 	retry    time.Duration // interval of attempts to fill a stopped table; 0 means retryInterval
 	takeover time.Duration // how long to leave a batch to the process that has claimed it; 0 means takeoverAfter
 	swap     time.Duration // interval of looking whether another version can be live; 0 means swapInterval
+	offsets  int64         // of the first range that is read from the archive; 0 means archiveOffsets
 	grace    time.Duration // how long the tables of an earlier version are kept; 0 means retireAfter
 	hook     func(context.Context, string) error
 }
@@ -91,6 +96,7 @@ type History struct {
 	// swappers are those of groups with several versions.
 	swappers []*swapper
 	retiring health
+	running  atomic.Bool // Run is called and has not returned
 }
 
 // source is the tables of a source.
@@ -129,6 +135,7 @@ func Open(c Config) (*History, error) {
 	c.CommitFacts = cmp.Or(c.CommitFacts, commitFacts)
 	c.retry, c.takeover = cmp.Or(c.retry, retryInterval), cmp.Or(c.takeover, takeoverAfter)
 	c.swap, c.grace = cmp.Or(c.swap, swapInterval), cmp.Or(c.grace, retireAfter)
+	c.offsets = cmp.Or(c.offsets, archiveOffsets)
 	if c.Store == nil || c.Logger == nil {
 		return nil, errors.New("history: Store and Logger are required")
 	}
@@ -175,6 +182,8 @@ func (h *History) Run(ctx context.Context) error {
 	if h.cfg.WriteDeadLetters == nil {
 		return errors.New("history: WriteDeadLetters is required")
 	}
+	h.running.Store(true)
+	defer h.running.Store(false)
 	g, ctx := errgroup.WithContext(ctx)
 	for _, s := range h.sources {
 		g.Go(func() error { return h.keep(ctx, s.facts.Name, &s.health, newWriter(h, s).session) })

@@ -127,6 +127,7 @@ type world struct {
 	ends   [partitions]int64
 	number uint64
 	events []event.Event
+	places []features.Origin // of the events
 	kept   [][]features.Fact // versions of which there may be corrections
 }
 
@@ -160,6 +161,7 @@ func (w *world) event(t testing.TB, partition int32, value string) fetchtest.Rec
 		facts[i].Origin = features.Origin{Topic: w.topic, Partition: partition, Offset: w.ends[partition], Index: int32(i)}
 	}
 	w.facts = append(w.facts, facts...)
+	w.places = append(w.places, features.Origin{Topic: w.topic, Partition: partition, Offset: w.ends[partition]})
 	w.ends[partition]++
 	w.events = append(w.events, e)
 	return fetchtest.Event(partition, e)

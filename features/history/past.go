@@ -3,6 +3,7 @@ package history
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/feed"
@@ -48,7 +49,21 @@ func (h *History) Complete(ctx context.Context, topic string) (
 			}
 		}
 	}
+	for p, at := range upto {
+		if at.Archived { // the log cannot be read from here
+			delete(upto, p)
+		}
+	}
 	return topicID, upto, nil
+}
+
+// Filling reports whether the tables of a topic's facts will reach further: this process fills them,
+// and none of them has stopped.
+func (h *History) Filling(topic string) bool {
+	return h.running.Load() && !slices.ContainsFunc(h.sources, func(s *source) bool {
+		stopped, _ := s.health.get()
+		return s.Topic == topic && stopped
+	})
 }
 
 // Facts calls each with the facts of a source, in any order, and with all their versions; a fact may

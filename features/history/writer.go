@@ -67,7 +67,6 @@ type writer struct {
 	feed    *feed.Feed
 	topicID string
 	last    uint64                  // batch that the table has
-	checked time.Time               // when last was read
 	before  map[int32]feed.Position // after the last batch
 	pending map[int32]*pending      // by partition
 	started time.Time               // when the first record in pending was read
@@ -109,11 +108,18 @@ func (w *writer) session(ctx context.Context, worked func()) error {
 	}
 	defer f.Close()
 	w.feed = f
-	topic, err := f.Start(ctx, w.topicID, w.before)
+	topic, err := f.Topic(ctx)
 	if err != nil {
 		return err
 	}
+	if err := w.catchUp(ctx, topic, worked); err != nil {
+		return err
+	}
+	if topic, err = f.Start(ctx, w.topicID, w.before); err != nil {
+		return err
+	}
 	w.topicID = topic.ID
+	w.begin(topic)
 	worked()
 	described := time.Now()
 	for {
@@ -145,9 +151,20 @@ func (w *writer) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.last, w.before, w.topicID, w.checked = last, c.after, c.topicID, time.Now()
+	w.last, w.before, w.topicID = last, c.after, c.topicID
 	w.pending, w.facts = map[int32]*pending{}, 0
 	return nil
+}
+
+// begin notes where partitions begin whose first records are gone, so that a claim has it although
+// they may have no records.
+func (w *writer) begin(topic fetch.Topic) {
+	for p, log := range topic.Partitions {
+		if _, ok := w.before[p]; !ok && log.Start > 0 {
+			w.pending[p] = &pending{after: w.feed.Positions()[p]}
+			w.started, w.latest = time.Now(), time.Now()
+		}
+	}
 }
 
 // read reads records for at most wait.
@@ -206,32 +223,46 @@ func (w *writer) wait() time.Duration {
 
 func (w *writer) due() bool { return len(w.pending) > 0 && w.wait() <= 0 }
 
-// write claims the next batch and writes the one that counts.
+// write claims the next batch for what was read, and writes the one that counts.
 func (w *writer) write(ctx context.Context) error {
 	after := map[int32]feed.Position{}
 	for p, read := range w.pending {
 		after[p] = read.after
 	}
-	after = merged(w.before, after)
-	if err := w.at(ctx, w.source.facts.Name, stepClaim); err != nil {
-		return err
-	}
-	c, mine, err := w.propose(ctx, w.source, w.last+1, w.topicID, after)
+	c, mine, err := w.claim(ctx, merged(w.before, after))
 	if err != nil {
 		return err
-	}
-	if err := w.at(ctx, w.source.facts.Name, stepClaimed); err != nil {
-		return err
-	}
-	if c.topicID != w.topicID {
-		return fmt.Errorf("%s: %w: its id is %s, batch %d belongs to %s", w.Topic, feed.ErrRecreated, w.topicID, c.batch, c.topicID)
 	}
 	facts, err := w.take(ctx, c)
 	if err != nil {
 		return err
 	}
+	return w.commit(ctx, c, mine, facts)
+}
+
+// claim claims the next batch, up to some positions, and returns the claim that counts.
+func (w *writer) claim(ctx context.Context, after map[int32]feed.Position) (c claim, mine bool, err error) {
+	if err := w.at(ctx, w.source.facts.Name, stepClaim); err != nil {
+		return claim{}, false, err
+	}
+	if c, mine, err = w.propose(ctx, w.source, w.last+1, w.topicID, after); err != nil {
+		return claim{}, false, err
+	}
+	if err := w.at(ctx, w.source.facts.Name, stepClaimed); err != nil {
+		return claim{}, false, err
+	}
+	if c.topicID != w.topicID {
+		return claim{}, false, fmt.Errorf("%s: %w: its id is %s, batch %d belongs to %s", w.Topic, feed.ErrRecreated,
+			w.topicID, c.batch, c.topicID)
+	}
+	return c, mine, nil
+}
+
+// commit writes a claimed batch, unless the process that has claimed it does.
+func (w *writer) commit(ctx context.Context, c claim, mine bool, facts []features.Fact) error {
 	done := false
 	if !mine {
+		var err error
 		if done, err = w.leave(ctx, c); err != nil {
 			return err
 		}

@@ -24,10 +24,15 @@ type Past interface {
 	// Facts calls each with the facts of a source, in any order, and with all their versions. They are
 	// those of the entities for which the remainder of xxHash64 divided by parts is part.
 	Facts(ctx context.Context, source string, part, parts int, each func(features.Fact) error) error
+	// Filling reports whether it will reach further, because something feeds it.
+	Filling(topic string) bool
 }
 
 // errPast means that the facts of a Past were read in part, so that the store must be emptied.
 var errPast = errors.New("cannot read the facts that the log does not have any more")
+
+// errPastBehind means that a Past will have the facts, and does not have all of them yet.
+var errPastBehind = errors.New("the facts of records that the log does not have any more are still being stored")
 
 // truncated reports whether a topic has lost records.
 func truncated(log fetch.Topic) bool {
@@ -40,7 +45,8 @@ func truncated(log fetch.Topic) bool {
 }
 
 // restorePast fills the store with the facts of a topic of which nothing was read. It returns false if
-// the Past does not reach up to what the log has: then the facts of the records between are lost.
+// the Past does not reach up to what the log has: then the facts of the records between are lost. If
+// the Past is still being filled, it returns errPastBehind.
 func (r *Runner) restorePast(ctx context.Context, topic string, log fetch.Topic) (bool, error) {
 	id, upto, err := r.cfg.Past.Complete(ctx, topic)
 	if err != nil {
@@ -48,6 +54,9 @@ func (r *Runner) restorePast(ctx context.Context, topic string, log fetch.Topic)
 	}
 	for p, have := range log.Partitions {
 		if at, ok := upto[p]; have.Start > 0 && (!ok || at.Next < have.Start) || at.Next > have.End {
+			if r.cfg.Past.Filling(topic) {
+				return false, errPastBehind
+			}
 			r.cfg.Logger.Warn("the facts that were stored do not reach up to the log", "topic", topic, "partition", p,
 				"stored_up_to", at.Next, "first", have.Start, "end", have.End)
 			return false, nil
@@ -60,6 +69,7 @@ func (r *Runner) restorePast(ctx context.Context, topic string, log fetch.Topic)
 	}
 	r.cfg.Logger.Info("the log does not have its first records any more; reading their facts from where they are stored",
 		"topic", topic)
+	r.store.SetTopicID(topic, log.ID)
 	if err := r.store.fill(ctx, r.cfg.Past, topic, upto); err != nil {
 		if errors.Is(err, ErrFull) {
 			return false, err

@@ -203,12 +203,14 @@ func (r *Runner) open(ctx context.Context, topic string) (*feed.Feed, fetch.Topi
 			return nil, fetch.Topic{}, err
 		}
 		positions := r.store.Positions(topic)
-		log, err := f.Start(ctx, r.store.TopicID(topic), positions)
+		log, err := f.Topic(ctx)
 		restored := false
-		if err == nil {
-			r.store.SetTopicID(topic, log.ID)
-			if r.cfg.Past != nil && len(positions) == 0 && truncated(log) {
-				restored, err = r.restorePast(ctx, topic, log)
+		if err == nil && r.cfg.Past != nil && len(positions) == 0 && truncated(log) {
+			restored, err = r.restorePast(ctx, topic, log)
+		}
+		if err == nil && !restored {
+			if log, err = f.Start(ctx, r.store.TopicID(topic), positions); err == nil {
+				r.store.SetTopicID(topic, log.ID)
 			}
 		}
 		if err == nil && !restored {

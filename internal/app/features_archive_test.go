@@ -1,0 +1,86 @@
+package app
+
+import (
+	"math/rand/v2"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/features/shop"
+	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
+	"github.com/millrace/millrace/internal/client"
+	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
+	"github.com/millrace/millrace/internal/polltest"
+)
+
+// Features that are new, or whose tables are lost, are filled from the lake where the log does not
+// reach back any more: in ClickHouse and in memory, to the last bit.
+func TestFeaturesOfExpiredRecords(t *testing.T) {
+	t.Parallel()
+	embedded, err := clickhousetest.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := embeddedConfig(t)
+	c.ClickHouse.Library = embedded.Library
+	c.Features.CommitInterval = 50 * time.Millisecond
+	m := Shop()
+	m.Views = nil
+	groups := shop.Groups(shop.Options{})
+	w := &trade{rnd: rand.New(rand.NewPCG(rand.Uint64(), 0)), now: time.Now().Add(-time.Hour).UTC().Truncate(time.Microsecond),
+		oldest: 30 * 24 * time.Hour, orders: map[string]*tradeOrder{}}
+	for range 5 {
+		w.customers = append(w.customers, uuid.NewString())
+	}
+	begin := func(c config.Config, roles ...Role) *App {
+		p := startEmbedded(t, c, m, roles...)
+		w.App, w.commands = p, client.New(p.Addr(), time.Minute)
+		t.Cleanup(w.commands.Close)
+		return p
+	}
+	first := begin(c, Commands, Relay, Lake, Features, Query, Admin, Tracking)
+	w.sell(t, 60)
+	w.browse(t, 60)
+	facts := w.catchUp(t, groups)
+	ends, err := w.historyEnds(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	producer := fetchtest.New(t, strings.Split(w.kafka.Brokers, ","), "deleter")
+	for topic, of := range ends {
+		for partition, end := range of {
+			if err := producer.DeleteRecords(t.Context(), topic, partition, end); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w.sell(t, 20)
+	w.browse(t, 20)
+	more := w.catchUp(t, groups)
+	for source, all := range more {
+		facts[source] = append(facts[source], all...)
+	}
+	if len(more["customer_orders"]) >= len(facts["customer_orders"]) {
+		t.Error("the log has everything: this test shows nothing")
+	}
+
+	// Another process has nothing yet.
+	c.Kafka.Brokers, c.Lake.Warehouse, c.Lake.Catalog = first.kafka.Brokers, c.Path("lake", "warehouse"), c.Path("lake", "catalog.db")
+	c.Data = filepath.Join(t.TempDir(), "data")
+	begin(c, Features, Query)
+	polltest.Until(t, "the process is ready", func() bool { return w.unready(t.Context()) == nil })
+	for topic, end := range ends {
+		polltest.Until(t, "the tables have everything", func() bool {
+			ok, err := w.history.Reached(t.Context(), topic, end)
+			return err == nil && ok
+		})
+	}
+	times := w.times(facts, 50)
+	for _, g := range groups {
+		w.check(t, g, facts, times, time.Time{})
+	}
+}
