@@ -10,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/millrace/millrace/features"
+	"github.com/millrace/millrace/features/persons"
 )
 
 // Limits of a command.
@@ -143,14 +144,19 @@ func (p *plan) add(g *features.Group, feature string) (index, column int) {
 	return index, column
 }
 
-// sources returns the sources of all groups.
+// sources returns the sources of all groups, and the identity graph if one of them follows it.
 func (p *plan) sources() (all []*features.Source) {
+	follows := false
 	for _, j := range p.joins {
+		follows = follows || persons.Follow(j.groups...)
 		for _, g := range j.groups {
 			for i := range g.Sources {
 				all = append(all, &g.Sources[i])
 			}
 		}
+	}
+	if follows {
+		all = append(all, &persons.Source)
 	}
 	return all
 }

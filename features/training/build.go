@@ -19,6 +19,7 @@ import (
 
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/exact"
+	"github.com/millrace/millrace/features/persons"
 )
 
 // ManifestPath returns the path of the manifest of an output.
@@ -124,10 +125,24 @@ func (r *run) begin(ctx context.Context, again *Manifest) error {
 				sources = append(sources, s.source)
 			}
 		}
+		if persons.Follow(r.Groups...) {
+			sources = append(sources, &persons.Source)
+		}
 		var err error
 		if r.Positions, err = r.Facts.Positions(ctx, sources); err != nil {
 			return fmt.Errorf("positions of the facts: %w", err)
 		}
+	}
+	graph, err := r.readGraph(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range r.passes {
+		var refuses func(ids ...string) bool
+		if r.Refuses != nil {
+			refuses = func(ids ...string) bool { return r.Refuses(p.entity, ids...) }
+		}
+		p.people = newPeople(p.identity, graph, refuses)
 	}
 	m.Facts = FactsInfo{From: r.From, Positions: r.Positions, Used: r.used, Consents: r.Consents}
 	for _, p := range r.passes {
@@ -213,6 +228,9 @@ func (r *run) splitSpine(ctx context.Context) error {
 // splitFacts splits facts that can be read in their order only.
 func (r *run) splitFacts(ctx context.Context) error {
 	s, ok := r.facts.(splitter)
+	if !ok {
+		r.facts = r.withPersons(r.facts)
+	}
 	if !ok || r.spine.rows() == 0 {
 		return nil
 	}
@@ -220,7 +238,7 @@ func (r *run) splitFacts(ctx context.Context) error {
 	for _, p := range r.passes {
 		for _, source := range p.plan.sources {
 			request := source.request(Range{}, r.Positions[source.source.Topic], r.first, r.last)
-			requests = append(requests, dividedRequest{request, p.division})
+			requests = append(requests, dividedRequest{request, p.division, p.people})
 		}
 	}
 	facts, err := s.split(ctx, r.dir, requests, func(n, of int64) { r.Progress("reading the log", n, of) })

@@ -102,6 +102,13 @@ func (c *ClickHouse) from(r Request) string {
 	if r.Range.Before != "" {
 		where = append(where, "entity < "+bytesOf(r.Range.Before))
 	}
+	if r.Entities != nil {
+		entities := make([]string, len(r.Entities))
+		for i, e := range r.Entities {
+			entities[i] = bytesOf(e)
+		}
+		where = append(where, "entity IN ("+strings.Join(entities, ", ")+")")
+	}
 	// Times that the column cannot have need no condition.
 	if r.After > firstInstant {
 		where = append(where, fmt.Sprintf("at > fromUnixTimestamp64Micro(toInt64(%d), 'UTC')", min(r.After, lastInstant)))

@@ -31,6 +31,8 @@ type Request struct {
 	Columns []int           // indexes of the columns of the source that batches have
 	Upto    map[int32]int64 // by partition: only facts with a smaller offset; none of other partitions
 	Range   Range
+	// Entities are the only ones whose facts are read. Nil: all of the range.
+	Entities []string
 	// Facts with other event times need not be in batches: After < at <= Until, microseconds.
 	After, Until int64
 }
@@ -146,10 +148,36 @@ func (b *Batch) add(r Request, f *features.Fact) {
 	}
 }
 
+// copy appends a fact of another batch, with another entity and key.
+func (b *Batch) copy(r Request, from *Batch, i int, entity, key string) {
+	b.Rows++
+	b.Entity.Append(entity)
+	b.Key.Append(key)
+	b.At, b.Known = append(b.At, from.At[i]), append(b.Known, from.Known[i])
+	b.Offset, b.Index = append(b.Offset, from.Offset[i]), append(b.Index, from.Index[i])
+	b.Retracted = append(b.Retracted, len(from.Retracted) > 0 && from.Retracted[i])
+	for j, column := range r.Columns {
+		v, to := &from.Values[j], &b.Values[j]
+		to.Null = append(to.Null, len(v.Null) > 0 && v.Null[i])
+		if r.Source.Columns[column].Kind == exact.Text {
+			to.Text.Append(v.Text.At(i))
+			continue
+		}
+		to.Int = append(to.Int, v.Int[i])
+		if n, ok := v.Wide[i]; ok {
+			if to.Wide == nil {
+				to.Wide = map[int]exact.Int{}
+			}
+			to.Wide[b.Rows-1] = n
+		}
+	}
+}
+
 // wants reports whether a fact is one of the request.
 func (r Request) wants(f *features.Fact) bool {
 	at := f.At.UnixMicro()
-	return f.Origin.Offset < r.Upto[f.Origin.Partition] && at > r.After && at <= r.Until && r.Range.Contains(f.Entity)
+	return f.Origin.Offset < r.Upto[f.Origin.Partition] && at > r.After && at <= r.Until && r.Range.Contains(f.Entity) &&
+		(r.Entities == nil || slices.Contains(r.Entities, f.Entity))
 }
 
 // batchRows is the size of batches.

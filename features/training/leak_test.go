@@ -3,11 +3,14 @@ package training
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/exact"
+	"github.com/millrace/millrace/features/persons"
+	"github.com/millrace/millrace/features/persons/personstest"
 )
 
 // The scenario plants every kind of leak around rows whose right answers are written by hand. Each
@@ -21,7 +24,7 @@ const (
 func leakGroup() *features.Group {
 	hour := []features.Window{features.Hour, features.Lifetime}
 	return &features.Group{
-		Name: "leaks", Version: 1, Entity: "customer_id", Description: "d", Owner: "o",
+		Name: "leaks", Version: 1, Entity: "customer_id", Identity: features.Customers, Description: "d", Owner: "o",
 		Sources: []features.Source{{Name: "orders", Topic: "orders", Project: project,
 			Columns: []features.Column{{Name: "total", Kind: exact.Number}}}},
 		Features: []features.Feature{
@@ -76,16 +79,27 @@ var leakOrders = []order{
 	{"ties", "a", -10 * minute, -8 * minute, 23, 1, false},
 	// Another entity whose name begins alike.
 	{"unknown2", "1", -10 * minute, -9 * minute, 24, 100, false},
+	// Two who are merged later, and then parted. Their orders have the same key.
+	{"merged", "1", -10 * minute, -9 * minute, 25, 1, false},
+	{"other", "1", -8 * minute, -7 * minute, 26, 2, false},
 }
 
-// leakRows are the rows, with what is known at their time, and the vector: n, spent, largest and last
-// in an hour, then in the lifetime.
-var leakRows = []struct {
+// leakMerges are the changes of the edge between merged and other, by when they were known.
+var leakMerges = []struct {
+	known  time.Duration
+	joined bool
+}{{second, true}, {minute, false}}
+
+type leakRow struct {
 	entity string
 	at     time.Duration
 	hour   string
 	ever   string
-}{
+}
+
+// leakRows are the rows, with what is known at their time, and the vector: n, spent, largest and last
+// in an hour, then in the lifetime.
+var leakRows = []leakRow{
 	{"late", 0, "1 1 1 1", "1 1 1 1"},
 	{"late", 2 * second, "2 101 100 100", "2 101 100 100"},
 	{"corrected", 0, "2 3 2 2", "2 3 2 2"},
@@ -103,6 +117,11 @@ var leakRows = []struct {
 	{"ties", 0, "2 3 2 2", "2 3 2 2"},
 	{"late", -40 * minute, "0 0 - -", "0 0 - -"}, // before any fact
 	{"unknown", 0, "0 0 - -", "0 0 - -"},
+	{"merged", second - time.Microsecond, "1 1 1 1", "1 1 1 1"},
+	{"merged", second, "2 3 2 2", "2 3 2 2"},
+	{"other", second, "2 3 2 2", "2 3 2 2"},
+	{"other", minute - time.Microsecond, "2 3 2 2", "2 3 2 2"},
+	{"other", minute, "1 2 2 2", "1 2 2 2"},
 }
 
 func leakFacts() Slice {
@@ -113,7 +132,24 @@ func leakFacts() Slice {
 			Origin: features.Origin{Offset: o.offset}, Values: []exact.Value{exact.IntValue(exact.FromInt64(o.total))},
 		})
 	}
+	var links personstest.Links
+	for i, m := range leakMerges {
+		for _, f := range links.Change("customer:merged", "customer:other", m.joined, base.Add(m.known)) {
+			f.Origin.Offset = int64(i)
+			s[persons.Source.Name] = append(s[persons.Source.Name], f)
+		}
+	}
 	return s
+}
+
+// evaluateMerged is the right way to compute a vector of entities that are merged, if known is the time of
+// the row.
+func evaluateMerged(g *features.Group, facts Slice, entity string, at time.Time, known int64) features.Vector {
+	graph, err := personstest.Graph(facts[persons.Source.Name])
+	if err != nil {
+		panic(err) // unreachable: they are those of leakFacts
+	}
+	return features.EvaluatePerson(g, facts, entity, graph.Members(g.Identity, entity, known), at, at)
 }
 
 // leakVector shows a vector in the form of leakRows.
@@ -177,6 +213,29 @@ func nullsAsDashes(s string) string {
 		}
 	}
 	return s
+}
+
+// mergeMutants are wrong ways to follow merges.
+var mergeMutants = map[string]func(g *features.Group, facts Slice, entity string, at time.Time) features.Vector{
+	"merges ignored": func(g *features.Group, facts Slice, entity string, at time.Time) features.Vector {
+		return features.Evaluate(g, facts, entity, at, at)
+	},
+	"merges that are known now": func(g *features.Group, facts Slice, entity string, at time.Time) features.Vector {
+		return evaluateMerged(g, facts, entity, at, persons.Now)
+	},
+	"merges known a microsecond later": func(g *features.Group, facts Slice, entity string, at time.Time) features.Vector {
+		return evaluateMerged(g, facts, entity, at, at.UnixMicro()+1)
+	},
+	"merges known before, not at": func(g *features.Group, facts Slice, entity string, at time.Time) features.Vector {
+		return evaluateMerged(g, facts, entity, at, at.UnixMicro()-1)
+	},
+	"facts of several entities taken for versions": func(g *features.Group, facts Slice, entity string, at time.Time) features.Vector {
+		all := slices.Clone(facts["orders"])
+		for i := range all {
+			all[i].Entity = strings.Replace(all[i].Entity, "other", "merged", 1)
+		}
+		return features.Evaluate(g, Slice{"orders": all}, strings.Replace(entity, "other", "merged", 1), at, at)
+	},
 }
 
 // mutants are wrong ways to compute a vector, each of which leaks or loses something.
@@ -287,8 +346,9 @@ func widened(g *features.Group, by features.Window) *features.Group {
 func TestMutants(t *testing.T) {
 	t.Parallel()
 	g, facts := leakGroup(), leakFacts()
-	differs := func(evaluate func(entity string, at time.Time) features.Vector) string {
-		for i, r := range leakRows {
+	alone := slices.DeleteFunc(slices.Clone(leakRows), func(r leakRow) bool { return r.entity == "merged" || r.entity == "other" })
+	differs := func(rows []leakRow, evaluate func(entity string, at time.Time) features.Vector) string {
+		for i, r := range rows {
 			hour, ever := leakVector(evaluate(r.entity, base.Add(r.at)).Values)
 			if hour != r.hour || ever != r.ever {
 				return fmt.Sprintf("row %d (%s at %s): %q and %q, want %q and %q", i, r.entity, r.at, hour, ever, r.hour, r.ever)
@@ -296,13 +356,18 @@ func TestMutants(t *testing.T) {
 		}
 		return ""
 	}
-	if d := differs(func(entity string, at time.Time) features.Vector {
-		return features.Evaluate(g, facts, entity, at, at)
+	if d := differs(leakRows, func(entity string, at time.Time) features.Vector {
+		return evaluateMerged(g, facts, entity, at, at.UnixMicro())
 	}); d != "" {
 		t.Fatalf("the definition itself: %s", d)
 	}
 	for name, evaluate := range mutants {
-		if differs(func(entity string, at time.Time) features.Vector { return evaluate(g, facts, entity, at) }) == "" {
+		if differs(alone, func(entity string, at time.Time) features.Vector { return evaluate(g, facts, entity, at) }) == "" {
+			t.Errorf("%s: the scenario does not notice", name)
+		}
+	}
+	for name, evaluate := range mergeMutants {
+		if differs(leakRows, func(entity string, at time.Time) features.Vector { return evaluate(g, facts, entity, at) }) == "" {
 			t.Errorf("%s: the scenario does not notice", name)
 		}
 	}

@@ -88,10 +88,11 @@ func Digest(g *features.Group) (string, error) {
 	}
 	definition := struct {
 		Name, Entity string
+		Identity     string `json:",omitempty"`
 		Version      int
 		Sources      []source
 		Features     []features.Feature
-	}{Name: g.Name, Entity: g.Entity, Version: g.Version, Features: g.Features}
+	}{Name: g.Name, Entity: g.Entity, Identity: g.Identity.String(), Version: g.Version, Features: g.Features}
 	for _, s := range g.Sources {
 		definition.Sources = append(definition.Sources, source{s.Name, s.Topic, s.Columns})
 	}

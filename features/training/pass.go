@@ -19,6 +19,8 @@ import (
 // has results in the order of the spine.
 type pass struct {
 	entity   string
+	identity features.Identity // of the entity
+	people   *people
 	key      int // index of the spine's key
 	plan     *plan
 	columns  []int // by output of the plan: index among all outputs
@@ -36,6 +38,7 @@ func newPasses(groups []*features.Group, outputs []groupOutput) ([]*pass, error)
 	var all []*pass
 	for _, entity := range entitiesOf(groups) {
 		p := &pass{entity: entity, key: len(all)}
+		p.identity = groups[slices.IndexFunc(groups, func(g *features.Group) bool { return g.Entity == entity })].Identity
 		var mine []groupOutput
 		for i, o := range outputs {
 			if o.group.Entity == entity {
@@ -87,7 +90,7 @@ func (p *pass) create(dir string) (err error) {
 
 // add adds a row of the spine.
 func (p *pass) add(number int64, k spineKey) error {
-	entity := k.entities[p.key]
+	entity := p.people.entity(k.entities[p.key], k.known)
 	part := p.division.of(entity)
 	to := p.rows[part]
 	to.putInt(number)

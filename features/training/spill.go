@@ -207,6 +207,7 @@ func (s *spill) results(values []exact.Result) error {
 type dividedRequest struct {
 	Request
 	division division
+	people   *people // nil: there are no persons
 }
 
 // spilled is Facts in temporary files, a file for each source and range.
@@ -217,6 +218,7 @@ type spilled struct {
 // spilledSource is the facts of one source.
 type spilledSource struct {
 	division division
+	people   *people
 	files    []*spill
 	rows     int64
 }
@@ -229,7 +231,7 @@ func newSpilled(dir string, requests []dividedRequest) (*spilled, error) {
 		if err != nil {
 			return nil, errors.Join(err, s.close())
 		}
-		s.sources[r.Source.Name] = &spilledSource{division: r.division, files: files}
+		s.sources[r.Source.Name] = &spilledSource{division: r.division, people: r.people, files: files}
 	}
 	return s, nil
 }
@@ -242,13 +244,25 @@ func (s *spilled) close() error {
 	return err
 }
 
-// add writes a fact, without the values that the request does not want.
+// add writes a fact of an entity, and of each person that has it as a member.
 func (s *spilled) add(r Request, f *features.Fact) error {
 	source := s.sources[r.Source.Name]
-	to := source.files[source.division.of(f.Entity)]
-	source.rows++
-	to.putText(f.Entity)
-	to.putText(f.Key)
+	err := source.add(r, f, f.Entity, f.Key)
+	if source.people == nil {
+		return err
+	}
+	for _, name := range source.people.of[f.Entity] {
+		err = firstError(err, source.add(r, f, name, features.MemberKey(f.Key, f.Entity)))
+	}
+	return err
+}
+
+// add writes a fact, without the values that the request does not want.
+func (s *spilledSource) add(r Request, f *features.Fact, entity, key string) error {
+	to := s.files[s.division.of(entity)]
+	s.rows++
+	to.putText(entity)
+	to.putText(key)
 	to.putInt(f.At.UnixMicro())
 	to.putInt(f.Known.UnixMicro())
 	to.putInt(f.Origin.Offset)

@@ -41,12 +41,7 @@ type leaf struct {
 	index int                                           // among the leaves of the schema
 	text  func(v parquet.Value) string                  // of a key
 	time  func(v parquet.Value) (micros int64, ok bool) // of a time; false if it is out of range
-
-	refuses func(id string) bool // of a key; may be nil
 }
-
-// withheld is the entity of rows whose entity refuses. No fact has it.
-const withheld = ""
 
 // spineKey is what the join reads of a row.
 type spineKey struct {
@@ -76,9 +71,6 @@ func openSpine(c *Config) (_ *spine, err error) {
 		}
 		if err := key.keys(entity, s.column(key)); err != nil {
 			return nil, err
-		}
-		if c.Refuses != nil {
-			key.refuses = func(id string) bool { return c.Refuses(entity, id) }
 		}
 		s.keys = append(s.keys, key)
 	}
@@ -377,11 +369,7 @@ func (r *leafReader) entity(row int64) (string, error) {
 	if v.IsNull() {
 		return "", spineError("row %d: column %s is null, want an entity", row, r.leaf.name)
 	}
-	entity := r.leaf.text(v)
-	if r.leaf.refuses != nil && r.leaf.refuses(entity) {
-		return withheld, nil
-	}
-	return entity, nil
+	return r.leaf.text(v), nil
 }
 
 // moment returns the next value as a time, or forever if it is null.

@@ -7,14 +7,15 @@
 //
 // Invariants:
 //
-//   - Each vector equals features.Evaluate at the row's time and known time, to the last bit. The
+//   - Each vector equals features.EvaluatePerson at the row's time and known time, to the last bit. The
 //     default known time is the row's time, so that nothing which became known later gets in: late
-//     events, corrections, retractions, the label's own event.
+//     events, corrections, retractions, merges, the label's own event.
 //   - No fact of an entity that refuses is used.
 //   - Memory is bounded by Config.Memory. Entities are split into ranges, and what does not fit is in
 //     temporary files. One entity is never split.
 //
-// The join of one range is in sweep.go and aggregate.go: each version of a fact contributes to an
+// Rows of entities that are one person with others are in persons.go. The join of one range is in sweep.go
+// and aggregate.go: each version of a fact contributes to an
 // interval of the entity's rows in the order of time. Sums over rows come from differences at the
 // ends of the intervals, minima, maxima and picks from a sparse table over them. So the cost is
 // proportional to facts plus rows, whatever the windows overlap.
@@ -114,6 +115,10 @@ func (c *Config) check() error {
 			return fail("group %s is named twice", g.Name)
 		}
 		for _, o := range c.Groups[:i] {
+			if o.Entity == g.Entity && o.Identity != g.Identity {
+				return fail("groups %s and %s describe %s with different identities: build a set for each", o.Name, g.Name,
+					g.Entity)
+			}
 			for _, s := range g.Sources {
 				if o.Entity != g.Entity && o.Source(s.Name) != nil {
 					return fail("groups %s and %s have the source %s, but describe different entities, %s and %s: "+
