@@ -188,7 +188,7 @@ func TestErrors(t *testing.T) {
 		if len(r.Entities) == 0 {
 			r.Entities = []string{"c1"}
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err := c.GetVectors(ctx, connect.NewRequest(r))
 		return err
