@@ -35,6 +35,10 @@ configured groups and currency.
 		d := g.Describe()
 		fmt.Fprintf(&b, "\n## %s\n\n", d.Group)
 		writeWrapped(&b, fmt.Sprintf("%s Version %d, owner %s.", d.Description, d.Version, d.Owner))
+		if d.Identity != "" {
+			b.WriteByte('\n')
+			writeWrapped(&b, fmt.Sprintf("Vectors follow merges of %s ([features.md](features.md#persons)).", d.Identity))
+		}
 		b.WriteString("\n| feature | what | windows | type | definition |\n|---|---|---|---|---|\n")
 		for _, f := range d.Features {
 			kind := f.Type

@@ -16,7 +16,8 @@ func sessionBehaviour() *features.Group {
 	return &features.Group{
 		Name: "session_behaviour", Version: 1, Entity: "visitor_id", Identity: features.Visitors, Owner: owner,
 		Description: "What a visitor does on the shop's websites and apps. The key is the user's id, or the anonymous id " +
-			"of a visitor who is not known. Without consent to analytics, nothing counts.",
+			"of a visitor who is not known; both are one person once they are linked. Without consent to analytics, " +
+			"nothing counts.",
 		Sources: []features.Source{visitorActions},
 		Features: []features.Feature{
 			{

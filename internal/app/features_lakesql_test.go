@@ -199,9 +199,20 @@ func (p sqlPart) state(t *testing.T, g *features.Group, answer []string) exact.S
 }
 
 // vectorsBySQL returns a group's vectors of all entities at times, by lake SQL. An entity that has no
-// facts at a time has no vector. A zero known means that everything is known.
-func vectorsBySQL(t *testing.T, q *lakesql.SQL, g *features.Group, times []time.Time, known time.Time) map[pair]features.Vector {
+// facts at a time has no vector. A zero known means that everything is known. Entities that are one
+// person have one vector, under the first of their members.
+func vectorsBySQL(t *testing.T, q *lakesql.SQL, g *features.Group, times []time.Time, known time.Time,
+	members map[string][]string) map[pair]features.Vector {
 	t.Helper()
+	person, from, to := "e", []string{}, []string{}
+	for e, all := range members {
+		if len(all) > 1 {
+			from, to = append(from, "'"+e+"'"), append(to, "'"+all[0]+"'")
+		}
+	}
+	if len(from) > 0 {
+		person = "transform(e, [" + strings.Join(from, ", ") + "], [" + strings.Join(to, ", ") + "], e)"
+	}
 	micros := make([]string, len(times))
 	for i, at := range times {
 		micros[i] = strconv.FormatInt(at.UnixMicro(), 10)
@@ -224,7 +235,8 @@ func vectorsBySQL(t *testing.T, q *lakesql.SQL, g *features.Group, times []time.
 			upto = fmt.Sprintf(" WHERE known <= %d", known.UnixMicro())
 		}
 		query := "SELECT entity, t, [" + strings.Join(expressions, ", ") + "] AS parts FROM (" +
-			"SELECT entity, key, f.1 AS at" + renamed + " FROM (SELECT entity, key, argMax((at, retracted" + columns +
+			"SELECT " + person + " AS entity, concat(k, char(0), e) AS key, f.1 AS at" + renamed +
+			" FROM (SELECT entity AS e, key AS k, argMax((at, retracted" + columns +
 			"), version) AS f FROM (" + factRows[s.Name] + ")" + upto + " GROUP BY entity, key) WHERE NOT f.2) AS facts " +
 			"CROSS JOIN (SELECT arrayJoin(arrayDistinct([" + strings.Join(micros, ", ") + "])) AS t) AS times WHERE at <= t GROUP BY entity, t"
 		answer, err := q.Run(t.Context(), query, lakesql.FormatJSON)

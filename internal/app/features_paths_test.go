@@ -21,7 +21,10 @@ import (
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/exact"
 	factfeed "github.com/millrace/millrace/features/feed"
+	"github.com/millrace/millrace/features/persons"
+	"github.com/millrace/millrace/features/persons/personstest"
 	"github.com/millrace/millrace/features/shop"
+	identityv1 "github.com/millrace/millrace/gen/millrace/identity/v1"
 	inventoryv1 "github.com/millrace/millrace/gen/millrace/inventory/v1"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/ingest/tracking"
@@ -34,7 +37,8 @@ import (
 // TestVectorsAgree asks for the vectors of all groups in four ways, and they must agree to the last
 // bit: features in memory, tiles and facts in ClickHouse, SQL over the lake's tables of events, and
 // features.Evaluate over the records of the log. The times are random, and often on an edge of a
-// window. The second half of the events is late: their times are before those of the first half.
+// window. The second half of the events is late: their times are before those of the first half. In both,
+// customers are merged and parted, and visitors are linked to them.
 func TestVectorsAgree(t *testing.T) {
 	t.Parallel()
 	embedded, err := clickhousetest.Config()
@@ -62,6 +66,7 @@ func TestVectorsAgree(t *testing.T) {
 	w.oldest = 30 * 24 * time.Hour
 	w.sell(t, 120)
 	w.browse(t, 150)
+	w.link(t, 12)
 	facts := w.catchUp(t, groups)
 	times, before := w.times(facts, 3), map[string]map[pair]features.Vector{}
 	for _, g := range groups {
@@ -72,6 +77,7 @@ func TestVectorsAgree(t *testing.T) {
 	w.oldest = yearOfTrade
 	w.sell(t, 120)
 	w.browse(t, 150)
+	w.link(t, 12)
 	facts = w.catchUp(t, groups)
 	for _, g := range groups {
 		after, changed := w.check(t, g, facts, append(w.times(facts, 500), times...), time.Time{}), 0
@@ -85,7 +91,10 @@ func TestVectorsAgree(t *testing.T) {
 		}
 		w.check(t, g, facts, append(w.times(facts, 100), times...), known)
 	}
-	t.Logf("compared %d vectors", w.compared)
+	if w.merged == 0 {
+		t.Error("no vector is of several entities")
+	}
+	t.Logf("compared %d vectors, %d of them of several entities", w.compared, w.merged)
 }
 
 const yearOfTrade = 365 * 24 * time.Hour
@@ -100,8 +109,9 @@ type trade struct {
 	customers []string
 	orders    map[string]*tradeOrder // that may change
 	messages  int                    // of tracking clients
+	joined    map[string]bool        // pairs of customers and links, by a text that names both
 
-	compared int
+	compared, merged int
 }
 
 // tradeOrder is an order that was placed.
@@ -245,6 +255,38 @@ func (w *trade) browse(t *testing.T, n int) {
 	}
 }
 
+// link merges and parts customers, and links visitors to them, n times.
+func (w *trade) link(t *testing.T, n int) {
+	t.Helper()
+	if w.joined == nil {
+		w.joined = map[string]bool{}
+	}
+	for range n {
+		a := w.rnd.IntN(len(w.customers) - 1)
+		one, other := w.customers[a], w.customers[a+1]
+		visitor := w.rnd.IntN(8)
+		pair, link := fmt.Sprint("merge ", a), fmt.Sprint("link ", visitor)
+		// A browser belongs to one customer.
+		owner := w.customers[visitor%len(w.customers)]
+		ids := []*identityv1.IdentifierKey{{Kind: identityv1.IdentifierKind_IDENTIFIER_KIND_ANONYMOUS_ID,
+			Value: fmt.Sprint("visitor ", visitor)}}
+		switch k := w.rnd.IntN(2); {
+		case k == 0 && w.joined[pair]:
+			w.send(t, &identityv1.UnmergeCustomersRequest{CustomerId: one, OtherCustomerId: other})
+			w.joined[pair] = false
+		case k == 0:
+			w.send(t, &identityv1.MergeCustomersRequest{CustomerId: one, OtherCustomerId: other})
+			w.joined[pair] = true
+		case w.joined[link]:
+			w.send(t, &identityv1.UnlinkIdentifiersRequest{CustomerId: owner, Identifiers: ids})
+			w.joined[link] = false
+		default:
+			w.send(t, &identityv1.LinkIdentifiersRequest{CustomerId: owner, Identifiers: ids})
+			w.joined[link] = true
+		}
+	}
+}
+
 // catchUp waits until every path has everything, and returns the facts of the records of the log.
 func (w *trade) catchUp(t *testing.T, groups []*features.Group) map[string][]features.Fact {
 	t.Helper()
@@ -263,6 +305,9 @@ func (w *trade) catchUp(t *testing.T, groups []*features.Group) map[string][]fea
 			t.Fatal(err)
 		}
 		sources := map[string]*features.Source{}
+		if topic == persons.Source.Topic {
+			sources[persons.Source.Name] = &persons.Source
+		}
 		for _, g := range groups {
 			for i := range g.Sources {
 				if s := &g.Sources[i]; s.Topic == topic {
@@ -321,7 +366,26 @@ func (w *trade) check(t *testing.T, g *features.Group, facts map[string][]featur
 			mine[f.Entity][source] = append(mine[f.Entity][source], f)
 		}
 	}
-	bySQL := vectorsBySQL(t, w.sql, g, times, known)
+	graph, err := personstest.Graph(facts[persons.Source.Name])
+	if err != nil {
+		t.Fatal(err)
+	}
+	members := map[string][]string{}
+	for _, e := range entities {
+		if members[e] = graph.Members(g.Identity, e, persons.KnownAt(known)); members[e] == nil {
+			members[e] = []string{e}
+		}
+	}
+	bySQL := vectorsBySQL(t, w.sql, g, times, known, members)
+	ofPerson := map[string]map[string][]features.Fact{}
+	for _, e := range entities {
+		ofPerson[e] = map[string][]features.Fact{}
+		for _, member := range members[e] {
+			for source, all := range mine[member] {
+				ofPerson[e][source] = append(ofPerson[e][source], all...)
+			}
+		}
+	}
 	inHistory, _, err := w.history.VectorsAt(t.Context(), g.ID(), entities, times, known)
 	if err != nil {
 		t.Fatal(err)
@@ -343,14 +407,18 @@ func (w *trade) check(t *testing.T, g *features.Group, facts map[string][]featur
 			}
 		}
 		for _, e := range entities {
-			v, ok := bySQL[pair{e, at.UnixMicro()}]
+			v, ok := bySQL[pair{members[e][0], at.UnixMicro()}]
 			if !ok {
 				v = g.Vector(nil, e, at)
 			}
+			v.Entity = e
 			others["lake SQL"] = append(others["lake SQL"], v)
 		}
 		for i, e := range entities {
-			want := features.Evaluate(g, mine[e], e, at, known)
+			want := features.EvaluatePerson(g, ofPerson[e], e, members[e], at, known)
+			if len(members[e]) > 1 {
+				w.merged++
+			}
 			vectors[pair{e, at.UnixMicro()}] = want
 			w.compared++
 			for path, all := range others {

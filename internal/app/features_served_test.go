@@ -26,7 +26,7 @@ import (
 )
 
 // TestServedVectors: vectors of every group are logged while events arrive, and equal those that are
-// recomputed from the lake. A vector that contains an event after its positions is found, and so is
+// recomputed from the lake, while customers are merged and parted. A vector that contains an event after its positions is found, and so is
 // one of a window that is too long.
 func TestServedVectors(t *testing.T) {
 	t.Parallel()
@@ -66,6 +66,7 @@ func TestServedVectors(t *testing.T) {
 	for range 10 {
 		w.sell(t, 12)
 		w.browse(t, 10)
+		w.link(t, 3)
 		for _, g := range groups {
 			ask(g, time.Now())
 			ask(g, w.now.Add(-time.Duration(w.rnd.Int64N(int64(time.Hour)))))
