@@ -60,7 +60,7 @@ The next start continues from the data on disk. The demo's commands are not dupl
 		fmt.Fprintf(out, "millrace is up after %v, on %s, data in %s\n", time.Since(begun).Round(10*time.Millisecond),
 			caller.api(), c.Data)
 		// If the demo fails, stop rather than serve: something basic is wrong.
-		err = present(ctx, out, p, caller, noDemo)
+		err = present(ctx, out, p, caller, a.configPath, noDemo)
 		if err == nil {
 			select {
 			case <-ctx.Done():
@@ -83,7 +83,7 @@ The next start continues from the data on disk. The demo's commands are not dupl
 
 // present runs the demo unless noDemo is set, and prints the status of the system. It returns an
 // error only if the demo fails; the system then stops.
-func present(ctx context.Context, out io.Writer, p *app.App, caller caller, noDemo bool) error {
+func present(ctx context.Context, out io.Writer, p *app.App, caller caller, configPath string, noDemo bool) error {
 	var sample demo.Result
 	if !noDemo {
 		b := newBar("demo shop: commands")
@@ -114,7 +114,7 @@ func present(ctx context.Context, out io.Writer, p *app.App, caller caller, noDe
 		if err := showSample(ctx, out, caller, sample); err != nil {
 			fmt.Fprintln(os.Stderr, "millrace: no profile yet:", err)
 		}
-		printTryNext(out, caller, sample)
+		printTryNext(out, caller, configPath, sample)
 	}
 	fmt.Fprintf(out, "tracking on %s%s\n", caller.url(p.TrackingAddr()), demoKey(caller.c))
 	fmt.Fprintf(out, "serving on %s, operations on %s; Ctrl-C stops\n", caller.api(), caller.url(caller.c.Admin.Addr))
@@ -140,26 +140,36 @@ func demoKey(c config.Config) string {
 }
 
 // printTryNext prints five commands that can be copied. They contain addresses only if those are
-// not the defaults. A copied command works in a shell in the same folder, because it uses the path
+// not the defaults, and the configuration file if there is one. A copied command works in a shell in the same folder, because it uses the path
 // by which this process was started.
-func printTryNext(out io.Writer, caller caller, sample demo.Result) {
+func printTryNext(out io.Writer, caller caller, configPath string, sample demo.Result) {
 	// A command that is copied must reach this system and no other.
 	usual := config.Default()
-	addr, adminAddr, token := "", "", ""
+	addr, adminAddr, curl, grpcurl := "", "", "curl -s", "grpcurl -plaintext"
 	if caller.c.Addr != usual.Addr {
 		addr = " --addr " + caller.c.Addr
 	}
 	if caller.c.Admin.Addr != usual.Admin.Addr {
 		adminAddr = " --admin-addr " + caller.c.Admin.Addr
 	}
+	if configPath != "" {
+		addr, adminAddr = " --config "+configPath+addr, " --config "+configPath+adminAddr
+	}
+	if caller.c.TLS.Cert != "" {
+		grpcurl = "grpcurl"
+		if ca := caller.c.Auth.CA; ca != "" {
+			curl, grpcurl = curl+" --cacert "+ca, grpcurl+" -cacert "+ca
+		}
+	}
 	if caller.c.Auth.Tokens != "" {
-		token = ` -H "Authorization: Bearer $MILLRACE_AUTH_TOKEN"` //nolint:gosec // the name of a variable, not its content
+		const header = ` -H "Authorization: Bearer $MILLRACE_AUTH_TOKEN"` //nolint:gosec // the name of a variable, not its content
+		curl, grpcurl = curl+header, grpcurl+header
 	}
 	fmt.Fprintf(out, `
 Try next, in another terminal:
 
-  # an order, no older than the command that gave the token (gRPC works too: grpcurl -plaintext %[2]s list)
-  curl -s %[1]s/millrace.order.v1.OrderQueryService/GetOrder%[8]s \
+  # an order, no older than the command that gave the token (gRPC works too: %[11]s %[2]s list)
+  %[8]s %[1]s/millrace.order.v1.OrderQueryService/GetOrder \
     -H 'Content-Type: application/json' -d '{"orderId":"%[3]s","token":"%[4]s"}'
 
   # SQL over the open tables
@@ -174,5 +184,6 @@ Try next, in another terminal:
   # store = topic = tables = views, by count and content
   %[6]s verify%[7]s
 
-`, caller.api(), caller.c.Addr, sample.OrderID, sample.Token, addr, os.Args[0], adminAddr, token, sample.Identifier, sample.SKU)
+`, caller.api(), caller.c.Addr, sample.OrderID, sample.Token, addr, os.Args[0], adminAddr, curl, sample.Identifier, sample.SKU,
+		grpcurl)
 }
