@@ -219,6 +219,7 @@ type feastOutput struct{ view, output int }
 // feastPlan is what a shape asks for. It is immutable.
 type feastPlan struct {
 	views   []*online.Query
+	groups  map[string]*features.Group // by the name that the request has for them
 	outputs []feastOutput
 	tail    []byte // of the answer: what follows the entities' keys in the metadata
 }
@@ -240,7 +241,7 @@ func (s *Service) plan(shape []byte) (*feastPlan, error) {
 	s.plans.mu.RLock()
 	p := s.plans.byShape[string(shape)]
 	s.plans.mu.RUnlock()
-	if p != nil {
+	if p != nil && s.isLive(p) {
 		return p, nil
 	}
 	var r feastRequest
@@ -260,6 +261,17 @@ func (s *Service) plan(shape []byte) (*feastPlan, error) {
 	return p, nil
 }
 
+// isLive reports whether a plan is of the live versions of its groups. Another version may have become
+// live since it was made.
+func (s *Service) isLive(p *feastPlan) bool {
+	for name, g := range p.groups {
+		if s.backend.Store().Group(name) != g {
+			return false
+		}
+	}
+	return true
+}
+
 // newPlan finds the groups and features of a request.
 func (s *Service) newPlan(r *feastRequest) (*feastPlan, error) {
 	switch {
@@ -271,7 +283,7 @@ func (s *Service) newPlan(r *feastRequest) (*feastPlan, error) {
 		return nil, badFeast("features: want features or a feature_service")
 	}
 	store := s.backend.Store()
-	p := &feastPlan{}
+	p := &feastPlan{groups: map[string]*features.Group{}}
 	var groups []*features.Group
 	var outputs [][]string // by group
 	var names []string
@@ -295,6 +307,7 @@ func (s *Service) newPlan(r *feastRequest) (*feastPlan, error) {
 			return nil, &feastError{http.StatusNotFound, classService,
 				fmt.Sprintf("Feature service %s does not exist", *r.FeatureService)}
 		}
+		p.groups[*r.FeatureService] = g
 		for _, o := range g.Outputs() {
 			add(g, o.Name)
 		}
@@ -308,6 +321,7 @@ func (s *Service) newPlan(r *feastRequest) (*feastPlan, error) {
 			if g == nil {
 				return nil, &feastError{http.StatusNotFound, classView, fmt.Sprintf("Feature view %s does not exist", view)}
 			}
+			p.groups[view] = g
 			if name != "*" {
 				add(g, name)
 				continue
@@ -318,7 +332,7 @@ func (s *Service) newPlan(r *feastRequest) (*feastPlan, error) {
 		}
 	}
 	for i, g := range groups {
-		q, err := s.query(g.Name, outputs[i])
+		q, err := s.query(g.ID(), outputs[i])
 		if err != nil {
 			return nil, &feastError{http.StatusNotFound, classNotFound, err.Error()}
 		}

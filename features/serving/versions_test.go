@@ -22,7 +22,8 @@ func TestLiveVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := client(t, &backend{store: store, watermarks: streams.NewWatermarks()})
+	b := &backend{store: store, watermarks: streams.NewWatermarks()}
+	c, overFeast := client(t, b), feastHandler(b)
 	check := func(group, want string, features int) {
 		t.Helper()
 		for range 2 { // the second one is answered by a prepared query
@@ -37,10 +38,25 @@ func TestLiveVersion(t *testing.T) {
 			}
 		}
 	}
+	checkFeast := func(request, want string) {
+		t.Helper()
+		for range 2 { // the second one is answered by a plan that was kept
+			body := `{` + request + `,"entities":{"customer_id":["c1"]},"include_feature_view_version_metadata":true}`
+			if status, got := feast(t, overFeast, body); !strings.Contains(got, want) {
+				t.Errorf("%s is answered by %d %s, want %s", request, status, got, want)
+			}
+		}
+	}
 	check("activity", "activity/v2", 6)
 	check("activity/v3", "activity/v3", 2)
+	checkFeast(`"features":["activity:orders_7d"]`, `"version":2`)
+	checkFeast(`"features":["activity/v3:orders_7d"]`, `"version":3`)
+	checkFeast(`"feature_service":"activity"`, `"version":2`)
 	store.SetLive(&next)
 	check("activity", "activity/v3", 2)
 	check("activity/v2", "activity/v2", 6)
+	checkFeast(`"features":["activity:orders_7d"]`, `"version":3`)
+	checkFeast(`"features":["activity/v2:orders_7d"]`, `"version":2`)
+	checkFeast(`"feature_service":"activity"`, `"version":3`)
 	check("stock", "stock/v1", 1)
 }
