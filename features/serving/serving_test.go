@@ -201,8 +201,10 @@ func TestErrors(t *testing.T) {
 		code    connect.Code
 		want    string
 	}{
-		"group":         {&featuresv1.GetVectorsRequest{Group: "clicks"}, connect.CodeNotFound, "the groups are activity, stock"},
-		"feature":       {&featuresv1.GetVectorsRequest{Group: "activity", Features: []string{"x"}}, connect.CodeNotFound, `feature "x"`},
+		"group":   {&featuresv1.GetVectorsRequest{Group: "clicks"}, connect.CodeNotFound, "the groups are activity, stock"},
+		"feature": {&featuresv1.GetVectorsRequest{Group: "activity", Features: []string{"x"}}, connect.CodeNotFound, `feature "x"`},
+		"twice": {&featuresv1.GetVectorsRequest{Group: "activity", Features: []string{"orders_7d", "orders_7d"}}, connect.CodeInvalidArgument,
+			"features:"},
 		"no group":      {&featuresv1.GetVectorsRequest{}, connect.CodeInvalidArgument, "group:"},
 		"no token":      {&featuresv1.GetVectorsRequest{Group: "activity", Token: "x"}, connect.CodeInvalidArgument, "token: not a token"},
 		"other service": {&featuresv1.GetVectorsRequest{Group: "activity", Token: token("customer", 1)}, connect.CodeInvalidArgument, "token: a token of the service"},

@@ -971,10 +971,10 @@ var File_millrace_features_v1_feature_service_proto protoreflect.FileDescriptor
 
 const file_millrace_features_v1_feature_service_proto_rawDesc = "" +
 	"\n" +
-	"*millrace/features/v1/feature_service.proto\x12\x14millrace.features.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xeb\x01\n" +
+	"*millrace/features/v1/feature_service.proto\x12\x14millrace.features.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x01\n" +
 	"\x11GetVectorsRequest\x12\x1f\n" +
-	"\x05group\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x05group\x12-\n" +
-	"\bfeatures\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\xe8\a\"\x06r\x04\x10\x01\x18dR\bfeatures\x120\n" +
+	"\x05group\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x05group\x12/\n" +
+	"\bfeatures\x18\x02 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10\xe8\a\x18\x01\"\x06r\x04\x10\x01\x18dR\bfeatures\x120\n" +
 	"\bentities\x18\x03 \x03(\tB\x14\xbaH\x11\x92\x01\x0e\b\x01\x10\xe8\a\"\ar\x05\x10\x01\x18\x80\x02R\bentities\x124\n" +
 	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x02*\x00R\x02at\x12\x1e\n" +
 	"\x05token\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\xe8\aR\x05token\"\xe2\x01\n" +

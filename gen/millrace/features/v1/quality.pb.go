@@ -536,10 +536,10 @@ var File_millrace_features_v1_quality_proto protoreflect.FileDescriptor
 
 const file_millrace_features_v1_quality_proto_rawDesc = "" +
 	"\n" +
-	"\"millrace/features/v1/quality.proto\x12\x14millrace.features.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x02\n" +
+	"\"millrace/features/v1/quality.proto\x12\x14millrace.features.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x02\n" +
 	"\x13ProfileGroupRequest\x12\x1f\n" +
-	"\x05group\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x05group\x12-\n" +
-	"\bfeatures\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\xe8\a\"\x06r\x04\x10\x01\x18dR\bfeatures\x124\n" +
+	"\x05group\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x05group\x12/\n" +
+	"\bfeatures\x18\x02 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10\xe8\a\x18\x01\"\x06r\x04\x10\x01\x18dR\bfeatures\x124\n" +
 	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x02*\x00R\x02at\x12\x1b\n" +
 	"\x04days\x18\x04 \x01(\rB\a\xbaH\x04*\x02\x18ZR\x04days\x12I\n" +
 	"\rreference_end\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x02*\x00R\freferenceEnd\x12$\n" +
