@@ -3,6 +3,8 @@ package serving
 import (
 	"time"
 
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/online"
 )
 
@@ -36,4 +38,26 @@ func (s *Service) lookup(q *online.Query, entities []string, at time.Time, reuse
 		}
 	}
 	return found, nil
+}
+
+// consenting returns those of some entities of a group who do not refuse that their vectors are used.
+func (s *Service) consenting(g *features.Group, entities []string) []string {
+	if s.refuses == nil || g.Entity != s.refusing {
+		return entities
+	}
+	q, err := s.query(g.ID(), []string{g.Outputs()[0].Name})
+	if err != nil {
+		return nil // who refuses is not known
+	}
+	found, err := s.lookup(q, entities, event.Time(s.now()), nil)
+	if err != nil {
+		return nil
+	}
+	kept := entities[:0]
+	for i := range found {
+		if found[i].Entity != "" {
+			kept = append(kept, entities[i])
+		}
+	}
+	return kept
 }

@@ -20,7 +20,7 @@ import (
 )
 
 // History computes vectors of times whose facts are not in memory any more. It returns all outputs
-// of a group, which is named by its ID.
+// of a group, which is named by its ID. It logs its errors, because callers are not told them.
 type History func(ctx context.Context, group string, entities []string, at time.Time) ([]features.Vector, error)
 
 // Quality profiles the vectors of a backend. It implements featuresv1connect.QualityServiceHandler.
@@ -116,9 +116,10 @@ func (q *Quality) Freshness(g *features.Group) []quality.Freshness {
 	return all
 }
 
-// Sample implements quality.Source.
+// Sample implements quality.Source. Those who refuse that their vectors are used are not in the sample.
 func (q *Quality) Sample(g *features.Group, n int) (entities []string, total int64) {
-	return q.service.backend.Store().Sample(g, n)
+	entities, total = q.service.backend.Store().Sample(g, n)
+	return q.service.consenting(g, entities), total
 }
 
 // Vectors implements quality.Source: from memory, or from the history if the facts are not in memory
@@ -157,8 +158,9 @@ func (q *Quality) past(ctx context.Context, g *features.Group, outputs []feature
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		reason := fmt.Sprintf("the facts are not in memory any more, and ClickHouse answers: %v", err)
-		return nil, &quality.MissingError{Reason: reason}
+		// The error of a server names it, and may contain a query.
+		return nil, &quality.MissingError{Reason: "the facts are not in memory any more, and ClickHouse has no vectors " +
+			"at present; the server's log has the reason"}
 	}
 	index := make([]int, len(outputs))
 	for i, o := range outputs {

@@ -161,7 +161,7 @@ func TestDaysThatWereDropped(t *testing.T) {
 	history := func(_ context.Context, group string, entities []string, at time.Time) ([]features.Vector, error) {
 		asked = append(asked, at)
 		if at.Equal(now.AddDate(0, 0, -3)) {
-			return nil, errors.New("ClickHouse is away")
+			return nil, errors.New("SELECT entity: connection to 10.1.2.3:9000 refused")
 		}
 		all := make([]features.Vector, len(entities))
 		for i, e := range entities {
@@ -176,7 +176,7 @@ func TestDaysThatWereDropped(t *testing.T) {
 	}
 	days := res.Msg.GetDays()
 	if len(asked) != 2 || days[1].GetMissing() != "" || days[2].GetFound() != 1 ||
-		!strings.Contains(days[3].GetMissing(), "ClickHouse is away") {
+		!strings.Contains(days[3].GetMissing(), "ClickHouse has no vectors") || strings.Contains(days[3].GetMissing(), "refused") {
 		t.Errorf("the history was asked for %v: %v", asked, days)
 	}
 	if n := res.Msg.GetFeatures()[0].GetReference().GetNumbers(); len(n) != 1 || n[0] < 6.9 || n[0] > 7.1 {
@@ -185,6 +185,39 @@ func TestDaysThatWereDropped(t *testing.T) {
 	res, err = qualityClient(t, b, nil).ProfileGroup(t.Context(), connect.NewRequest(request))
 	if err != nil || !strings.Contains(res.Msg.GetDays()[2].GetMissing(), "retention") {
 		t.Errorf("%v, %v", res, err)
+	}
+}
+
+// TestProfilesWithoutRefusals: those who refuse that their vectors are used are in no distribution, also
+// not by the vectors of another customer who is the same person.
+func TestProfilesWithoutRefusals(t *testing.T) {
+	b := shopping(t, func(customer int, f *features.Fact) {
+		if customer%3 == 0 {
+			f.Values[1] = exact.TextValue("refused")
+		}
+	})
+	clock := func() time.Time { return now }
+	service := serving.New(b, clock)
+	service.WithholdFrom("customer_id", func(ids ...string) bool {
+		var customer int
+		n, _ := fmt.Sscanf(ids[0], "customer %d", &customer)
+		return n == 1 && customer%3 == 0
+	})
+	res, err := serving.NewQuality(service, nil).ProfileGroup(t.Context(),
+		connect.NewRequest(&featuresv1.ProfileGroupRequest{Group: "activity", Days: 1, Features: []string{"country_lifetime"}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The two of newBackend have no fact that is so new.
+	const want = customers * 2 / 3
+	current := res.Msg.GetFeatures()[0].GetCurrent()
+	if got := res.Msg.GetSampled(); got != want+2 || current.GetValues() < want || len(current.GetTexts()) == 0 {
+		t.Errorf("%d are sampled and %d have values, want %d: %v", got, current.GetValues(), want, current)
+	}
+	for _, text := range current.GetTexts() {
+		if text == "refused" {
+			t.Errorf("a customer who refuses is in the distribution: %v", current)
+		}
 	}
 }
 
@@ -200,6 +233,7 @@ func TestProfileErrors(t *testing.T) {
 		{&featuresv1.ProfileGroupRequest{}, connect.CodeInvalidArgument, "group"},
 		{&featuresv1.ProfileGroupRequest{Group: "rfm"}, connect.CodeNotFound, "the groups are activity, stock"},
 		{&featuresv1.ProfileGroupRequest{Group: "stock", Features: []string{"x"}}, connect.CodeNotFound, `"x"`},
+		{&featuresv1.ProfileGroupRequest{Group: "stock", Features: []string{"orders_7d", "orders_7d"}}, connect.CodeInvalidArgument, "features"},
 		{&featuresv1.ProfileGroupRequest{Group: "stock", Days: 91}, connect.CodeInvalidArgument, "days"},
 		{&featuresv1.ProfileGroupRequest{Group: "stock", Days: 90, Entities: 9000}, connect.CodeInvalidArgument, "entities"},
 		{&featuresv1.ProfileGroupRequest{Group: "stock", Daily: true}, connect.CodeInvalidArgument, "daily"},

@@ -39,11 +39,13 @@ func (p *App) newProfiles() *profiles {
 	if p.history != nil {
 		history = func(ctx context.Context, group string, entities []string, at time.Time) ([]features.Vector, error) {
 			all, _, err := p.history.Vectors(ctx, group, entities, at, time.Time{})
+			if err != nil && ctx.Err() == nil {
+				p.log.Warn("features: cannot profile a day from ClickHouse", "group", group, "day", at, "error", err)
+			}
 			return all, err
 		}
 	}
-	service := featureserving.New(p.vectors, time.Now)
-	return &profiles{quality: featureserving.NewQuality(service, history), latest: map[string]*quality.Report{}}
+	return &profiles{quality: featureserving.NewQuality(p.vectorServer(), history), latest: map[string]*quality.Report{}}
 }
 
 // startProfiles adds the metrics, and profiles all groups at intervals. Freshness is read at each
