@@ -24,6 +24,7 @@ const (
 	maxRows    = 10_000_000
 	maxColumns = 1_000
 	maxBuffers = 256 << 20 // bytes of buffers that arrive compressed
+	maxKey     = 256       // bytes of a key
 	pieceRows  = 8192      // rows of a record batch of the answer
 )
 
@@ -223,7 +224,8 @@ func (e *entities) spine(path string, key string, times ...int) (err error) {
 }
 
 // keys returns the values of a column as names of entities: texts as they are, and integers in
-// decimal.
+// decimal. Many rows may refer to one text, so without a limit of its length a small table could need
+// much memory.
 func keys(from arrow.Array) (arrow.Array, error) {
 	text, err := texts(from)
 	if err != nil {
@@ -234,9 +236,13 @@ func keys(from arrow.Array) (arrow.Array, error) {
 	for i := range from.Len() {
 		if from.IsNull(i) {
 			b.AppendNull()
-		} else {
-			b.Append(text(i))
+			continue
 		}
+		key := text(i)
+		if len(key) > maxKey {
+			return nil, fmt.Errorf("a key has %d bytes, more than %d", len(key), maxKey)
+		}
+		b.Append(key)
 	}
 	return b.NewArray(), nil
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -408,6 +409,7 @@ func TestErrors(t *testing.T) {
 		"several times":    {ask(false, "activity:orders_7d"), renamed(good, map[string]string{"event_timestamp": "a", "as_known_at": "b"}), codes.InvalidArgument, classAny, "a, b"},
 		"a time of texts":  {ask(false, "activity:orders_7d"), renamed(good, map[string]string{"event_timestamp": "at", "customer_id": "event_timestamp"}), codes.InvalidArgument, classAny, "pandas.to_datetime"},
 		"a key of numbers": {ask(false, "activity:orders_7d"), renamed(good, map[string]string{"customer_id": "c", "label": "customer_id"}), codes.InvalidArgument, classAny, "customer_id: keys have the type float64"},
+		"a long key":       {ask(false, "activity:orders_7d"), table([]row{{customer: "c1", sku: "1", at: noon}, {customer: strings.Repeat("c", 257), sku: "1", at: noon}}, 2), codes.InvalidArgument, classAny, "customer_id: a key has 257 bytes"},
 		"a feature's name": {ask(false, "activity:orders_7d"), renamed(good, map[string]string{"label": "orders_7d"}), codes.InvalidArgument, classAny, "also the name of a feature"},
 		"columns twice":    {ask(false, "activity:orders_7d"), renamed(good, map[string]string{"label": "sku"}), codes.InvalidArgument, classAny, "two columns sku"},
 		"a time too early": {ask(false, "activity:orders_7d"), table([]row{{customer: "c1", sku: "1", at: noon}, {customer: "c1", sku: "1", at: noon, known: time.Date(-5, 1, 1, 0, 0, 0, 0, time.UTC)}}, 1), codes.InvalidArgument, classAny, "entity_df: row 1: column as_known_at"},
@@ -417,6 +419,33 @@ func TestErrors(t *testing.T) {
 			_, err := exchange(t, client(t, config(t)), c.command, c.table)
 			checkError(t, err, c.code, c.class, c.message)
 		})
+	}
+}
+
+// TestSharedKeys: rows that share a long text cost no more than the text.
+func TestSharedKeys(t *testing.T) {
+	const rows, size = pieceRows, 1 << 20
+	names := array.NewStringBuilder(memory.DefaultAllocator)
+	names.Append(strings.Repeat("c", size))
+	texts := names.NewStringArray()
+	indices := array.NewInt8Builder(memory.DefaultAllocator)
+	stamps := array.NewTimestampBuilder(memory.DefaultAllocator, &arrow.TimestampType{Unit: arrow.Microsecond})
+	for range rows {
+		indices.Append(0)
+		stamps.Append(arrow.Timestamp(noon.UnixMicro()))
+	}
+	kind := &arrow.DictionaryType{IndexType: arrow.PrimitiveTypes.Int8, ValueType: arrow.BinaryTypes.String}
+	schema := arrow.NewSchema([]arrow.Field{{Name: "customer_id", Type: kind}, {Name: "event_timestamp", Type: stamps.Type()}}, nil)
+	batch := array.NewRecordBatch(schema, []arrow.Array{
+		array.NewDictionaryArray(kind, indices.NewArray(), texts), stamps.NewArray()}, rows)
+	var before, after runtime.MemStats
+	c := client(t, config(t))
+	runtime.ReadMemStats(&before)
+	_, err := exchange(t, c, ask(false, "activity:orders_7d"), []arrow.RecordBatch{batch})
+	runtime.ReadMemStats(&after)
+	checkError(t, err, codes.InvalidArgument, classAny, "customer_id: a key has 1048576 bytes")
+	if n := after.TotalAlloc - before.TotalAlloc; n > 100*size {
+		t.Errorf("%d rows with one text of %d bytes took %d bytes", rows, size, n)
 	}
 }
 
