@@ -339,7 +339,7 @@ var ErrTooLarge = fmt.Errorf("more than %d customers and identifiers are connect
 
 // Walk returns the person that consists of the given nodes and everything connected with them. load
 // returns the edges of nodes; a node without any may be missing. An edge that one of its ends does
-// not know yet counts as the other end has it.
+// not know yet counts as the other end has it. With ErrTooLarge, it returns the part that it has visited.
 func Walk(from []Node, load func([]Node) (map[Node]Edges, error)) (Person, error) {
 	known := map[Node]Edges{}    // of visited nodes, and of those that turned out not to be connected
 	visited := map[Node]bool{}   // connected
@@ -356,7 +356,7 @@ func Walk(from []Node, load func([]Node) (map[Node]Edges, error)) (Person, error
 		}
 		slices.Sort(missing)
 		if len(known)+len(missing) > MaxNodes {
-			return Person{}, ErrTooLarge
+			return personOf(visited), ErrTooLarge
 		}
 		loaded, err := load(missing)
 		if err != nil {
@@ -383,7 +383,11 @@ func Walk(from []Node, load func([]Node) (map[Node]Edges, error)) (Person, error
 		}
 		reached = next
 	}
-	var p Person
+	return personOf(visited), nil
+}
+
+// personOf returns the person that nodes are.
+func personOf(visited map[Node]bool) (p Person) {
 	for n := range visited {
 		if id, ok := n.CustomerID(); ok {
 			p.Customers = append(p.Customers, id)
@@ -393,7 +397,7 @@ func Walk(from []Node, load func([]Node) (map[Node]Edges, error)) (Person, error
 	}
 	slices.Sort(p.Customers)
 	slices.Sort(p.Identifiers)
-	return p, nil
+	return p
 }
 
 // latest returns the later state of an edge.

@@ -348,22 +348,24 @@ func (e *evaluator) evaluate(
 	ctx context.Context, n identity.Node, now time.Time, seen map[string]bool,
 ) ([]*customer360v1.SegmentChange, error) {
 	parts, err := e.view.parts(ctx, n)
-	if errors.Is(err, identity.ErrTooLarge) {
-		e.cfg.Logger.Warn("segments: a person is not evaluated", "error", err)
-		return nil, nil
-	}
-	if err != nil || seen[parts.Person.Canonical()] || parts.Person.Canonical() == "" {
+	var o outcome
+	switch {
+	// Whether such a person consents is not known, so they are in no segment.
+	case errors.Is(err, identity.ErrTooLarge):
+		e.cfg.Logger.Warn("segments: a person is in no segment", "error", err)
+	case err != nil || seen[parts.Person.Canonical()] || parts.Person.Canonical() == "":
 		return nil, err
-	}
-	o, err := evaluate(e.view.segments, e.view.features, e.view.limits.Recheck, parts, now)
-	if err != nil {
-		return nil, err
+	default:
+		o = evaluate(e.view.segments, e.view.features, e.view.limits.Recheck, parts, now)
 	}
 	if o.err != nil {
-		e.cfg.Logger.Debug("segments: an expression failed; the customer is not a member", "error", o.err)
+		e.cfg.Logger.Debug("segments: an evaluation failed; the customer is not a member", "error", o.err)
 	}
 	var changes []*customer360v1.SegmentChange
 	for i, id := range parts.Person.Customers {
+		if seen[id] { // as a part of a person who is too large
+			continue
+		}
 		seen[id] = true
 		if i > 0 {
 			delete(e.due, id)

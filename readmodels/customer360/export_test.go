@@ -40,8 +40,8 @@ func EvaluateWith(f Features, s Segment, p Parts, now time.Time) (member bool, d
 	if err != nil {
 		return false, time.Time{}, err
 	}
-	o, err := evaluate(compiled, f, limits.Recheck, p, now)
-	return o.members[s.Name], o.due, err
+	o := evaluate(compiled, f, limits.Recheck, p, now)
+	return o.members[s.Name], o.due, nil
 }
 
 // PartsOf returns the fragments of a person.

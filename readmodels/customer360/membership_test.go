@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/event/identity"
 	customer360v1 "github.com/millrace/millrace/gen/millrace/customer360/v1"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/redis"
@@ -240,6 +242,38 @@ func TestMembershipFollowsProfilesAndTime(t *testing.T) {
 	if fmt.Sprint(after) != fmt.Sprint(before) {
 		t.Errorf("the new leader has published %v, before %v", after, before)
 	}
+}
+
+// TestOnePersonStopsNobody: a customer whose orders have a sum that is too large, and one with whom too many
+// are connected, do not keep others from entering and leaving segments.
+func TestOnePersonStopsNobody(t *testing.T) {
+	s := newShop(t)
+	v := customer360.New(newRedis(t), streamstest.Quiet)
+	for n := 1; n <= 4; n++ {
+		s.register(n)
+		s.consent(n, marketing, true)
+		s.place(n, n, gbp(200))
+	}
+	s.place(11, 1, gbp(math.MaxInt64))
+	s.place(12, 1, gbp(math.MaxInt64))
+	s.write(t)
+	s.start(t, v)
+	awaitMembers(t, v, "big", 1, 2, 3, 4)
+	profile, err := customer360.NewQueries(v).GetProfile(t.Context(), connect.NewRequest(byID(1, "")))
+	if err != nil || profile.Msg.GetProfile().GetOrders().GetTotals()[0].GetUnits() != math.MaxInt64 {
+		t.Errorf("the profile with the largest sum: %v, %v", profile, err)
+	}
+	// Whether somebody consents with whom too many are connected is not known.
+	for i := range identity.MaxNodes {
+		s.link(3, anonymousID, fmt.Sprint("browser-", i), true)
+	}
+	s.write(t)
+	awaitMembers(t, v, "big", 1, 2, 4)
+	evaluated, published, err := v.Membership(t.Context(), monday.AddDate(0, 0, 1))
+	if err != nil || evaluated.Total() != published.Total() {
+		t.Errorf("%v should be members and %v are, %v", evaluated, published, err)
+	}
+	s.published(t)
 }
 
 // childOf is an environment variable that makes this binary feed a view and evaluate segments until

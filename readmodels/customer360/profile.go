@@ -2,7 +2,9 @@ package customer360
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -114,7 +116,11 @@ func consents(p Parts) []*customer360v1.Consent {
 	return all
 }
 
-// addOrders sums up orders.
+// maxNanos is the largest fraction of an amount of money.
+const maxNanos = nanosPerUnit - 1
+
+// addOrders sums up orders. A sum that does not fit is the largest amount: the profile remains, and a
+// segment of customers who spend much has them.
 func addOrders(to *customer360v1.Orders, orders map[string]*Fragment) error {
 	totals := map[string]*money.Money{}
 	for id, f := range orders {
@@ -129,10 +135,14 @@ func addOrders(to *customer360v1.Orders, orders map[string]*Fragment) error {
 		if totals[currency] == nil {
 			totals[currency] = &money.Money{CurrencyCode: currency}
 		}
-		var err error
-		if totals[currency], err = event.AddMoney(totals[currency], o.GetTotal()); err != nil {
+		total, err := event.AddMoney(totals[currency], o.GetTotal())
+		if errors.Is(err, event.ErrMoneyOverflow) { // amounts of orders are not negative
+			total, err = &money.Money{CurrencyCode: currency, Units: math.MaxInt64, Nanos: maxNanos}, nil
+		}
+		if err != nil {
 			return fmt.Errorf("sum of the orders of a customer, at order %s: %w", id, err)
 		}
+		totals[currency] = total
 		if o.GetStage() == orderv1.OrderStage_ORDER_STAGE_PLACED {
 			to.Open++
 			to.OpenOrders = append(to.OpenOrders, &customer360v1.OrderSummary{

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math/big"
 	"reflect"
 	"regexp"
 	"slices"
@@ -305,30 +306,33 @@ func spent(m *moment, args []ref.Val) ref.Val {
 			return types.NewErrFromString(err.Error())
 		}
 	}
-	var units, nanos int64
+	sum, perUnit := new(big.Int), big.NewInt(nanosPerUnit)
 	m.counted(period, func(o *customer360v1.OrderFragment) {
 		if o.GetTotal().GetCurrencyCode() == args[0].Value() {
-			units, nanos = units+o.GetTotal().GetUnits(), nanos+int64(o.GetTotal().GetNanos())
+			units := big.NewInt(o.GetTotal().GetUnits())
+			sum.Add(sum, units.Add(units.Mul(units, perUnit), big.NewInt(int64(o.GetTotal().GetNanos()))))
 		}
 	})
-	return types.Double(float64(units+nanos/nanosPerUnit) + float64(nanos%nanosPerUnit)/nanosPerUnit)
+	amount, _ := new(big.Rat).SetFrac(sum, perUnit).Float64()
+	return types.Double(amount)
 }
 
 // outcome is the result of evaluating all segments for one person.
 type outcome struct {
 	members map[string]bool // by segment
 	due     time.Time       // when it may change by time alone; zero if never
-	err     error           // of expressions; such a segment has no such member
+	err     error           // of the profile or of expressions; such a segment has no such member
 	// unsettled are the segments that depend on a value that changes all the time.
 	unsettled map[string]bool
 }
 
-// evaluate evaluates segments for a person at a time. It is pure.
-func evaluate(segments []*segment, features Features, recheck time.Duration, p Parts, now time.Time) (outcome, error) {
+// evaluate evaluates segments for a person at a time. It is pure. A person without a profile is in no
+// segment.
+func evaluate(segments []*segment, features Features, recheck time.Duration, p Parts, now time.Time) outcome {
 	now = event.Time(now) // facts have microseconds
 	profile, err := Compose(p)
 	if err != nil {
-		return outcome{}, err
+		return outcome{err: err}
 	}
 	m := &moment{now: now, orders: p.Orders, recheck: recheck}
 	registered := profile.GetRegisteredAt()
@@ -362,7 +366,7 @@ func evaluate(segments []*segment, features Features, recheck time.Duration, p P
 		}
 	}
 	o.due = m.due
-	return o, nil
+	return o
 }
 
 // grants reports whether a person consents to a purpose.

@@ -7,6 +7,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	customer360v1 "github.com/millrace/millrace/gen/millrace/customer360/v1"
 	"github.com/millrace/millrace/readmodels/customer360"
 	"github.com/millrace/millrace/streams/streamstest"
 )
@@ -81,6 +82,15 @@ func TestSegmentsOverTime(t *testing.T) {
 		if err != nil || member != c.member || !due.Equal(c.due) {
 			t.Errorf("%s at %v: %v, due %v, %v; want %v, due %v", c.expression, c.now, member, due, err, c.member, c.due)
 		}
+	}
+	// The sum of large amounts is exact, too.
+	large := customer360.Parts{Person: parts.Person, Customers: parts.Customers, Orders: map[string]*customer360.Fragment{}}
+	for _, id := range []string{"a", "b", "c"} {
+		large.Orders[id] = &customer360.Fragment{Content: &customer360v1.Fragment_Order{Order: &customer360v1.OrderFragment{Total: gbp(1 << 62)}}}
+	}
+	if member, _, err := customer360.EvaluateOne(customer360.Segment{Name: "a", Expression: `spent("GBP") == 13835058055282163712.0`,
+		Purpose: marketing}, large, at(11)); err != nil || !member {
+		t.Errorf("three times 2^62: %v, %v", member, err)
 	}
 	// Consent to another purpose, or none, is not enough.
 	if member, _, err := customer360.EvaluateOne(customer360.Segment{Name: "a", Expression: "true", Purpose: analytics}, parts, at(11)); err != nil || member {

@@ -95,6 +95,9 @@ func (q *Queries) ExportSegment(
 	}
 	for _, id := range ids {
 		parts, err := v.parts(ctx, identity.Customer(id))
+		if errors.Is(err, identity.ErrTooLarge) { // is about to leave
+			continue
+		}
 		if err != nil {
 			return nil, v.queryError(err)
 		}

@@ -2,6 +2,7 @@ package customer360
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -46,14 +47,12 @@ func (v *View) Membership(ctx context.Context, now time.Time) (evaluated, publis
 	err = v.everyCustomer(ctx, func(id string) error {
 		seen[id] = true
 		parts, err := v.parts(ctx, identity.Customer(id))
-		if err != nil {
+		if err != nil && !errors.Is(err, identity.ErrTooLarge) { // such a person is in no segment
 			return err
 		}
 		o := outcome{}
-		if parts.Person.Canonical() == id {
-			if o, err = evaluate(v.segments, v.features, v.limits.Recheck, parts, now); err != nil {
-				return err
-			}
+		if err == nil && parts.Person.Canonical() == id {
+			o = evaluate(v.segments, v.features, v.limits.Recheck, parts, now)
 		}
 		for _, s := range v.segments {
 			if o.unsettled[s.Name] {
