@@ -334,7 +334,7 @@ func (p *payload) fill(m *behaviorv1.BehaviorEvent, b *batch, kind string, sourc
 	case behavior.Alias:
 		m.PreviousId = p.previousID
 	}
-	if strings.Contains(m.GetContext(), `"consent"`) {
+	if mayHaveConsent(m.GetContext()) {
 		consent, bad := preferences(p.context)
 		if bad != nil {
 			return bad
@@ -342,6 +342,12 @@ func (p *payload) fill(m *behaviorv1.BehaviorEvent, b *batch, kind string, sourc
 		m.Consent = consent
 	}
 	return nil
+}
+
+// mayHaveConsent reports whether a context may have the member consent, whose name may be written with
+// escapes.
+func mayHaveConsent(context string) bool {
+	return strings.Contains(context, `"consent"`) || strings.Contains(context, `\`)
 }
 
 // complete checks the fields that an event of its type needs, and makes up a missing message id.

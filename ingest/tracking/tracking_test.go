@@ -269,6 +269,7 @@ func TestProtocol(t *testing.T) {
 		{"a long id", request{path: "/v1/page", key: webKey, body: `{"userId":"` + strings.Repeat("u", 257) + `"}`}, 400, "userId", 0},
 		{"an id with a line break", request{path: "/v1/page", key: webKey, body: `{"userId":"u\n"}`}, 400, "userId", 0},
 		{"a time that is none", request{path: "/v1/page", key: webKey, body: `{"userId":"u","timestamp":"yesterday"}`}, 400, "timestamp", 0},
+		{"consent with escapes", request{path: "/v1/page", key: webKey, body: `{"userId":"u","context":{"c\u006fnsent":{"categoryPreferences":{"ads":"yes"}}}}`}, 400, "context.consent.categoryPreferences.ads", 0},
 		{"consent that is text", request{path: "/v1/page", key: webKey, body: `{"userId":"u","context":{"consent":{"categoryPreferences":{"ads":"yes"}}}}`}, 400, "context.consent.categoryPreferences.ads", 0},
 		{"a large event", request{path: "/v1/page", key: webKey, body: `{"userId":"u","properties":{"a":"` + large + `"}}`}, 400, "event", 0},
 		{"a large body", request{path: "/v1/batch", key: webKey, body: `{"batch":[` + strings.Repeat(`"`+large+`",`, 20) + `0]}`}, 413, "", 0},
