@@ -247,7 +247,8 @@ func tooLong(field string, limit int) *FieldError {
 	return &FieldError{field, fmt.Sprintf("is longer than %d bytes", limit)}
 }
 
-// id reads an id: a string without control characters, or a number, as some clients send it.
+// id reads an id: a string without control characters, or a number, as some clients send it. Spaces alone
+// are the same as no value, or all who send them would be one user.
 func (r *reader) id(field string) (string, *FieldError, error) {
 	if c := r.peek(); c == '-' || c >= '0' && c <= '9' {
 		raw, err := r.number()
@@ -259,6 +260,9 @@ func (r *reader) id(field string) (string, *FieldError, error) {
 	text, bad, err := r.text(field, maxID)
 	if strings.ContainsFunc(text, unicode.IsControl) {
 		return "", &FieldError{field, "contains a control character"}, err
+	}
+	if strings.TrimSpace(text) == "" {
+		text = ""
 	}
 	return text, bad, err
 }
@@ -272,13 +276,28 @@ func (r *reader) json(field string) ([]byte, *FieldError, error) {
 		return nil, &FieldError{field, "want an object"}, r.skip()
 	}
 	start := len(r.values)
+	r.overflow = false
 	values, err := r.value(r.values)
 	r.values = values
+	if r.overflow {
+		return nil, &FieldError{field, "has a number beyond the range of 64-bit floating point"}, err
+	}
 	return values[start:len(values):len(values)], nil, err
 }
 
-// Layouts of times: ISO 8601 with a zone, and without one, which is then UTC.
-var layouts = []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999", time.DateOnly}
+// Layouts of times: ISO 8601 with a zone, and without one, which is then UTC. Apple's and Java's formatters
+// write zones without a colon, Python writes a space before the time, and some omit seconds of zero.
+var layouts = func() []string {
+	all := []string{time.RFC3339Nano}                                 // the most frequent
+	for _, at := range []string{"T15:04:05", " 15:04:05", "T15:04"} { // a fraction may follow the seconds
+		for _, zone := range []string{"", "Z07:00", "Z0700", "Z07"} {
+			if layout := time.DateOnly + at + zone; layout != time.RFC3339 {
+				all = append(all, layout)
+			}
+		}
+	}
+	return append(all, time.DateOnly)
+}()
 
 // time reads a time. Null is the same as no value.
 func (r *reader) time(field string) (time.Time, *FieldError, error) {
@@ -314,7 +333,8 @@ func (p *payload) fill(m *behaviorv1.BehaviorEvent, b *batch, kind string, sourc
 		sent = b.sentAt
 	}
 	m.Reset()
-	m.MessageId, m.Type, m.UserId, m.AnonymousId, m.Source = p.messageID, p.kind, p.userID, p.anonymousID, source.Name
+	m.MessageId, m.Type, m.Source = p.messageID, p.kind, source.Name
+	m.UserId, m.AnonymousId = userID(p.userID), p.anonymousID
 	m.Properties, m.Traits, m.Context = string(p.properties), string(p.traits), string(p.context)
 	m.ReceivedAt = timestamppb.New(received)
 	m.Timestamp = timestamppb.New(corrected(p.timestamp, sent, received))
@@ -332,7 +352,7 @@ func (p *payload) fill(m *behaviorv1.BehaviorEvent, b *batch, kind string, sourc
 	case behavior.Group:
 		m.GroupId = p.groupID
 	case behavior.Alias:
-		m.PreviousId = p.previousID
+		m.PreviousId = userID(p.previousID)
 	}
 	if mayHaveConsent(m.GetContext()) {
 		consent, bad := preferences(p.context)
@@ -348,6 +368,15 @@ func (p *payload) fill(m *behaviorv1.BehaviorEvent, b *batch, kind string, sourc
 // escapes.
 func mayHaveConsent(context string) bool {
 	return strings.Contains(context, `"consent"`) || strings.Contains(context, `\`)
+}
+
+// userID returns the id of a user as it is stored. That of a customer has the form of all stores, without
+// spaces around it: Apple's programs write UUIDs in upper case, and their events would be somebody else's.
+func userID(id string) string {
+	if trimmed := strings.TrimSpace(id); len(trimmed) == 36 && uuid.Validate(trimmed) == nil {
+		return event.CanonicalID(trimmed)
+	}
+	return id
 }
 
 // complete checks the fields that an event of its type needs, and makes up a missing message id.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/event/behavior"
+	behaviorv1 "github.com/millrace/millrace/gen/millrace/behavior/v1"
 	identityv1 "github.com/millrace/millrace/gen/millrace/identity/v1"
 )
 
@@ -70,6 +71,63 @@ func FuzzBody(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestForms checks the forms of times and ids that clients send: what is stored, or why the event is refused.
+func TestForms(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2021, 10, 16, 16, 0, 0, 0, time.UTC)
+	const customer, upper = "0199e9a4-43aa-7c01-b5a1-5c0f5e1d2a3b", "0199E9A4-43AA-7C01-B5A1-5C0F5E1D2A3B"
+	type want struct {
+		time        time.Time
+		user, field string
+	}
+	for text, w := range map[string]want{
+		`"timestamp":"2021-10-16T16:00:00.25Z"`:                 {at.Add(time.Second / 4), "u", ""},
+		`"timestamp":"2021-10-16T16:00:00.25+0000"`:             {at.Add(time.Second / 4), "u", ""},
+		`"timestamp":"2021-10-16T21:30:00+0530"`:                {at, "u", ""},
+		`"timestamp":"2021-10-16T09:00:00-07"`:                  {at, "u", ""},
+		`"timestamp":"2021-10-16T09:00:00-07:00"`:               {at, "u", ""},
+		`"timestamp":"2021-10-16 18:00:00.0000001+02:00"`:       {at, "u", ""},
+		`"timestamp":"2021-10-16T16:00Z"`:                       {at, "u", ""},
+		`"timestamp":"2021-10-16T16:00"`:                        {at, "u", ""},
+		`"timestamp":"2021-10-16 16:00:00"`:                     {at, "u", ""},
+		`"timestamp":"2021-10-16"`:                              {at.Add(-16 * time.Hour), "u", ""},
+		`"timestamp":"2021-10-16T16:00:00+9999"`:                {field: "timestamp"},
+		`"timestamp":"16/10/2021"`:                              {field: "timestamp"},
+		`"userId":"` + upper + `"`:                              {user: customer},
+		`"userId":" ` + customer + ` "`:                         {user: customer},
+		`"userId":"` + strings.ReplaceAll(upper, "-", "") + `"`: {user: strings.ReplaceAll(upper, "-", "")},
+		`"userId":" Ann "`:                                      {user: " Ann "},
+		`"userId":" "`:                                          {field: "userId"},
+		`"userId":" ","anonymousId":"a"`:                        {},
+		`"properties":{"price":1e999}`:                          {field: "properties"},
+	} {
+		if !strings.Contains(text, "userId") {
+			text = `"userId":"u",` + text
+			w.user = "u"
+		}
+		m := &memory{body: []byte(`{"event":"A",` + text + `}`)}
+		b, err := readBody(m, behavior.Track)
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		var e behaviorv1.BehaviorEvent
+		bad := b.events[0].fill(&e, &b, behavior.Track, &Source{Name: "web"}, time.Now())
+		switch {
+		case w.field != "":
+			if bad == nil || bad.Field != w.field {
+				t.Errorf("%s: %v, want an error of %s", text, bad, w.field)
+			}
+		case bad != nil:
+			t.Errorf("%s: %v", text, bad)
+		case e.GetUserId() != w.user:
+			t.Errorf("%s: the user is %q, want %q", text, e.GetUserId(), w.user)
+		case !w.time.IsZero() && !e.GetTimestamp().AsTime().Equal(w.time):
+			t.Errorf("%s: the time is %v, want %v", text, e.GetTimestamp().AsTime(), w.time)
+		}
+	}
 }
 
 // TestCopiesAreWrittenOnce runs requests in any interleaving, with failures whose records may or may

@@ -5,6 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -29,13 +33,14 @@ func (e *syntaxError) Error() string {
 func (e *syntaxError) Unwrap() error { return e.err }
 
 // scanner reads a JSON text in one pass: it checks the text, and copies values without the
-// whitespace between tokens. encoding/json would need a pass each to split a batch into events, to
+// whitespace between tokens, in a form that every reader of JSON can read (appendText, appendNumber). encoding/json would need a pass each to split a batch into events, to
 // split an event into fields, to check their values and to compact them, and the intake does hardly
 // anything else. Every method leaves the scanner after what it has read, or returns a *syntaxError.
 type scanner struct {
-	b     []byte
-	at    int
-	depth int
+	b        []byte
+	at       int
+	depth    int
+	overflow bool // a value had a number that no reader can keep
 }
 
 // fail returns the error of the byte at the present position.
@@ -149,7 +154,8 @@ func (s *scanner) array(element func() error) error {
 	return err
 }
 
-// value reads any value, and appends it to dst without whitespace between tokens.
+// value reads any value, and appends it to dst without whitespace between tokens. It sets overflow if a
+// number in it is out of range.
 func (s *scanner) value(dst []byte) ([]byte, error) {
 	switch c := s.peek(); c {
 	case '{':
@@ -158,7 +164,7 @@ func (s *scanner) value(dst []byte) ([]byte, error) {
 		return s.elements(dst)
 	case '"':
 		raw, err := s.token()
-		return append(dst, raw...), err
+		return appendText(dst, raw), err
 	case 't':
 		return s.word(dst, "true")
 	case 'f':
@@ -168,7 +174,12 @@ func (s *scanner) value(dst []byte) ([]byte, error) {
 	default:
 		if c == '-' || c >= '0' && c <= '9' {
 			raw, err := s.number()
-			return append(dst, raw...), err
+			if err != nil {
+				return dst, err
+			}
+			dst, ok := appendNumber(dst, raw)
+			s.overflow = s.overflow || !ok
+			return dst, nil
 		}
 		return dst, s.unexpected("a value")
 	}
@@ -187,7 +198,7 @@ func (s *scanner) members(dst []byte) ([]byte, error) {
 			return dst, s.unexpected("a colon")
 		}
 		s.at++
-		dst = append(append(dst, raw...), ':')
+		dst = append(appendText(dst, raw), ':')
 		if dst, err = s.value(dst); err != nil {
 			break
 		}
@@ -322,4 +333,61 @@ func unquote(raw []byte) string {
 	var text string
 	_ = json.Unmarshal(raw, &text) // the token has been checked
 	return text
+}
+
+// appendText appends a string token. Half of a surrogate pair becomes U+FFFD, as in unquote: ClickHouse
+// cannot read anything of a JSON text with one.
+func appendText(dst, raw []byte) []byte {
+	for {
+		i := bytes.IndexByte(raw, '\\')
+		if i < 0 {
+			return append(dst, raw...)
+		}
+		dst, raw = append(dst, raw[:i]...), raw[i:]
+		n := 2
+		if raw[1] == 'u' {
+			n = 6
+			if unit := utf16Unit(raw); utf16.IsSurrogate(unit) {
+				if n = 12; len(raw) < n || raw[6] != '\\' || raw[7] != 'u' ||
+					utf16.DecodeRune(unit, utf16Unit(raw[6:])) == unicode.ReplacementChar {
+					dst, raw = utf8.AppendRune(dst, unicode.ReplacementChar), raw[6:]
+					continue
+				}
+			}
+		}
+		dst, raw = append(dst, raw[:n]...), raw[n:]
+	}
+}
+
+// utf16Unit returns the number of an escape sequence such as \u00e9, which b begins with.
+func utf16Unit(b []byte) rune {
+	n, _ := strconv.ParseUint(string(b[2:6]), 16, 16) // the token has been checked
+	return rune(n)
+}
+
+// safeDigits is the most characters of an integer that surely has 64 bits.
+const safeDigits = 18
+
+// appendNumber appends a number. An integer of more than 64 bits gets an exponent, with all of its digits:
+// ClickHouse cannot read anything of a JSON text with one. It returns false if the number is so large that
+// it has no floating-point value, which is an error for all readers.
+func appendNumber(dst, raw []byte) ([]byte, bool) {
+	if len(raw) <= safeDigits && bytes.IndexAny(raw, "eE") < 0 {
+		return append(dst, raw...), true
+	}
+	text := string(raw)
+	if _, err := strconv.ParseFloat(text, 64); err != nil {
+		return append(dst, raw...), false
+	}
+	_, signed := strconv.ParseInt(text, 10, 64)
+	_, unsigned := strconv.ParseUint(text, 10, 64)
+	if signed == nil || unsigned == nil || strings.ContainsAny(text, ".eE") {
+		return append(dst, raw...), true
+	}
+	first := 1
+	if raw[0] == '-' {
+		first = 2
+	}
+	dst = append(append(append(dst, raw[:first]...), '.'), raw[first:]...)
+	return strconv.AppendInt(append(dst, 'e'), int64(len(raw)-first), 10), true
 }
