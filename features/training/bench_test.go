@@ -18,7 +18,7 @@ import (
 )
 
 // benchFacts is the number of facts of the benchmark, of which there is a row of the spine for every
-// twentieth. MILLRACE_TRAINING_FACTS replaces it; docs/training-sets.md has the figures for 4,000,000.
+// twentieth. MILLRACE_TRAINING_FACTS replaces it; docs/training-sets.md has the figures.
 func benchFacts(b *testing.B) int {
 	text := os.Getenv("MILLRACE_TRAINING_FACTS")
 	if text == "" {

@@ -104,12 +104,12 @@ func (b *blockReader) column(to any, rows int) error {
 func fixed[T any](r *bufio.Reader, to *[]T, rows, size int, value func([]byte) T) error {
 	all := (*to)[:0]
 	for len(all) < rows {
-		p, err := r.Peek(size) // fills the buffer if it has less
-		if err != nil {
+		if _, err := r.Peek(size); err != nil { // fills the buffer if it has less
 			return unexpected(err)
 		}
 		n := min(r.Buffered()/size, rows-len(all))
-		if p, err = r.Peek(n * size); err != nil {
+		p, err := r.Peek(n * size)
+		if err != nil {
 			return unexpected(err)
 		}
 		all = slices.Grow(all, n)
