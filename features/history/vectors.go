@@ -188,7 +188,7 @@ func (h *History) fromTiles(ctx context.Context, g *features.Group, all []*tiles
 				}
 				v.Values = append(v.Values, g.Result(o, states, m.at))
 			}
-			vectors[i] = append(vectors[i], v) //nolint:gosec // there is one list for each moment
+			vectors[i] = append(vectors[i], v)
 		}
 	}
 	return nil

@@ -322,7 +322,7 @@ func (s *Store) Apply(b Batch) error {
 				s.add(sh, r)
 			}
 		}
-		moved.apply(sh, i)
+		s.bytes.Add(moved.apply(sh, i))
 		sh.positions = after
 		sh.mu.Unlock()
 	}

@@ -121,7 +121,7 @@ func (s *Store) fill(ctx context.Context, past Past, topic string, upto map[int3
 			last = positions
 		}
 		sh.mu.Lock()
-		moved.apply(sh, i)
+		s.bytes.Add(moved.apply(sh, i))
 		sh.positions = last
 		sh.mu.Unlock()
 	}

@@ -41,18 +41,22 @@ type move struct {
 	person *person // nil: alone
 }
 
-// apply changes a shard, whose lock is held.
-func (m *moves) apply(sh *shard, i int) {
+// apply changes a shard, whose lock is held. It returns by how many bytes the shard has grown.
+func (m *moves) apply(sh *shard, i int) (grown int64) {
 	if m == nil {
-		return
+		return 0
 	}
 	for _, one := range m[i] {
+		persons := sh.persons[one.space.index]
+		before := len(persons)
 		if one.person == nil {
-			delete(sh.persons[one.space.index], one.entity)
+			delete(persons, one.entity)
 		} else {
-			sh.persons[one.space.index][one.entity] = one.person
+			persons[one.entity] = one.person
 		}
+		grown += int64(len(persons)-before) * personBytes
 	}
+	return grown
 }
 
 // relink adds facts of the identity graph, and returns what they change. apply is held.

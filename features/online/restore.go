@@ -69,7 +69,7 @@ func (s *Store) read(r io.Reader, size int64) error {
 		}
 		sh.mu.Lock()
 		sh.positions, sh.spaces, sh.persons = last, d.shards[i].spaces, newPersons(s.spaces)
-		moved.apply(sh, i)
+		d.bytes += moved.apply(sh, i)
 		sh.mu.Unlock()
 	}
 	s.entities.Store(d.entities)
