@@ -127,7 +127,7 @@ func (n Int) Int64() (v int64, ok bool) {
 
 // Big returns n as a big integer.
 func (n Int) Big() *big.Int {
-	if v, ok := n.Int64(); ok { // almost always
+	if v, ok := n.Int64(); ok {
 		return big.NewInt(v)
 	}
 	negative := n.Sign() < 0

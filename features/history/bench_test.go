@@ -67,7 +67,7 @@ func BenchmarkIngest(b *testing.B) {
 		must(b, store.CreateTable(b.Context(), other.facts))
 		var batches [][]any
 		for facts := range slices.Chunk(facts, commitFacts) {
-			batches = append(batches, columnsOf(other, uint64(len(batches)), facts))
+			batches = append(batches, new(factColumns).fill(other, uint64(len(batches)), facts))
 		}
 		before = used(b, engine.PID())
 		for _, columns := range batches {

@@ -64,7 +64,7 @@ func (w *writer) insertFacts(ctx context.Context, batch uint64, facts []features
 		} else {
 			w.rows.Reset(token)
 		}
-		for i, values := range columnsOf(w.source, batch, facts) {
+		for i, values := range w.columns.fill(w.source, batch, facts) {
 			if err := w.rows.Column(i).Append(values); err != nil {
 				return err
 			}
@@ -73,7 +73,7 @@ func (w *writer) insertFacts(ctx context.Context, batch uint64, facts []features
 	})
 	// Without a backlog, the memory is not needed soon. After an error, the client may still read it.
 	if err != nil || len(facts) < w.cfg.CommitFacts {
-		w.rows = nil
+		w.rows, w.columns = nil, factColumns{}
 	}
 	if err != nil {
 		return fmt.Errorf("insert the facts of batch %d: %w", batch, err)
@@ -81,41 +81,70 @@ func (w *writer) insertFacts(ctx context.Context, batch uint64, facts []features
 	return nil
 }
 
-// columnsOf returns the columns of facts in their table, as slices. Inserting them column by column
-// is several times faster than row by row.
-func columnsOf(s *source, batch uint64, facts []features.Fact) []any {
+// factColumns are the columns of facts in their table. Inserting them column by column is several
+// times faster than row by row. It keeps its memory for the next facts.
+type factColumns struct {
+	entities, keys      []string
+	at, known           []time.Time
+	retracted           []uint8
+	partitions, indexes []int32
+	offsets             []int64
+	batches             []uint64
+	// By column of the source: those of its kind. A nil is null.
+	texts   [][]*string
+	numbers [][]*big.Int
+	small   [][]big.Int // what numbers point to, of numbers that fit an int64
+}
+
+// fill makes the columns those of the facts of a batch. It returns them in the order of the table,
+// as slices.
+func (c *factColumns) fill(s *source, batch uint64, facts []features.Fact) []any {
 	n := len(facts)
-	entities, keys := make([]string, n), make([]string, n)
-	at, known := make([]time.Time, n), make([]time.Time, n)
-	retracted, batches := make([]uint8, n), make([]uint64, n)
-	partitions, indexes, offsets := make([]int32, n), make([]int32, n), make([]int64, n)
+	c.entities, c.keys, c.at, c.known = sized(c.entities, n), sized(c.keys, n), sized(c.at, n), sized(c.known, n)
+	c.retracted, c.partitions, c.offsets = sized(c.retracted, n), sized(c.partitions, n), sized(c.offsets, n)
+	c.indexes, c.batches = sized(c.indexes, n), sized(c.batches, n)
 	for i := range facts {
 		f := &facts[i]
-		entities[i], keys[i], at[i], known[i], batches[i] = f.Entity, f.Key, f.At, f.Known, batch
-		partitions[i], offsets[i], indexes[i] = f.Origin.Partition, f.Origin.Offset, f.Origin.Index
+		c.entities[i], c.keys[i], c.at[i], c.known[i], c.batches[i] = f.Entity, f.Key, f.At, f.Known, batch
+		c.partitions[i], c.offsets[i], c.indexes[i] = f.Origin.Partition, f.Origin.Offset, f.Origin.Index
+		c.retracted[i] = 0
 		if f.Retracted {
-			retracted[i] = 1
+			c.retracted[i] = 1
 		}
 	}
-	columns := []any{entities, keys, at, known, retracted, partitions, offsets, indexes, batches}
-	for c := range s.Columns {
-		numbers, texts := make([]*big.Int, n), make([]*string, n) // nil is null
+	all := []any{c.entities, c.keys, c.at, c.known, c.retracted, c.partitions, c.offsets, c.indexes, c.batches}
+	c.texts, c.numbers, c.small = sized(c.texts, len(s.Columns)), sized(c.numbers, len(s.Columns)), sized(c.small, len(s.Columns))
+	for at := range s.Columns {
+		if s.Columns[at].Kind == exact.Text {
+			c.texts[at] = sized(c.texts[at], n)
+			for i := range facts {
+				c.texts[at][i] = nil
+				if v := &facts[i].Values[at]; v.Kind == exact.Text {
+					c.texts[at][i] = &v.Text
+				}
+			}
+			all = append(all, c.texts[at])
+			continue
+		}
+		c.numbers[at], c.small[at] = sized(c.numbers[at], n), sized(c.small[at], n)
 		for i := range facts {
-			switch v := &facts[i].Values[c]; v.Kind {
-			case exact.Number:
-				numbers[i] = v.Int.Big()
-			case exact.Text:
-				texts[i] = &v.Text
+			c.numbers[at][i] = nil
+			if v := &facts[i].Values[at]; v.Kind == exact.Number {
+				if small, ok := v.Int.Int64(); ok { // almost always
+					c.numbers[at][i] = c.small[at][i].SetInt64(small)
+				} else {
+					c.numbers[at][i] = v.Int.Big()
+				}
 			}
 		}
-		if s.Columns[c].Kind == exact.Text {
-			columns = append(columns, texts)
-		} else {
-			columns = append(columns, numbers)
-		}
+		all = append(all, c.numbers[at])
 	}
-	return columns
+	return all
 }
+
+// sized returns a slice of n elements, in the memory of s if that is enough. The elements may have
+// any values.
+func sized[T any](s []T, n int) []T { return slices.Grow(s[:0], n)[:n] }
 
 // selectFacts are the columns that readFacts reads.
 func (s *source) selectFacts() string {

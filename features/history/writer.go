@@ -74,7 +74,9 @@ type writer struct {
 	first   time.Time               // when the first of them was read
 	latest  time.Time               // when the last record was read
 	wrote   time.Time               // when the last batch was written
-	rows    *clickhouse.Batch       // of the last full batch, to use its memory again
+	// Of the last full batch, to use their memory again.
+	rows    *clickhouse.Batch
+	columns factColumns
 }
 
 // pending is what was read of a partition, and is not in a batch yet.
