@@ -133,7 +133,7 @@ echo "user $name $password" >> "$LOG"`,
 	} {
 		path := filepath.Join(home, "bin", name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o750),
-			os.WriteFile(path, []byte("#!/usr/bin/env bash\n"+text+"\n"), 0o700)); err != nil { //nolint:gosec // a program
+			os.WriteFile(path, []byte("#!/usr/bin/env bash\n"+text+"\n"), 0o700)); err != nil {
 			t.Fatal(err)
 		}
 	}

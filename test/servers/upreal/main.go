@@ -26,6 +26,7 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 
 	"github.com/millrace/millrace/ingest/demo"
+	"github.com/millrace/millrace/ingest/tracking"
 	"github.com/millrace/millrace/test/servers/clickhouse"
 	"github.com/millrace/millrace/test/servers/process"
 	"github.com/millrace/millrace/test/servers/stack"
@@ -75,7 +76,7 @@ func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 	defer func() { err = errors.Join(err, tables.Stop()) }()
 	settings := append(slices.Clone(servers.Env()), "MILLRACE_CLICKHOUSE_URL="+of.URL, "MILLRACE_CLICKHOUSE_USER="+of.User,
 		"MILLRACE_CLICKHOUSE_PASSWORD="+of.Password)
-	api, admin := "", ""
+	api, intake, admin := "", "", ""
 	// The settings for the operator's shell: those of the servers, and the addresses of the query
 	// and admin roles.
 	var env []string
@@ -90,6 +91,8 @@ func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 		switch role {
 		case "commands":
 			api = r.api
+		case "tracking":
+			intake = r.api
 		case "admin":
 			admin = r.admin
 		case "query":
@@ -121,8 +124,9 @@ func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 	if err := os.WriteFile(file, []byte(exports.String()), 0o600); err != nil {
 		return err
 	}
-	fmt.Printf("\ncommands at http://%s, order %s of the demo at the query role; in another terminal:\n\n  . %s\n  %s status\n  %s sql \"SELECT count() FROM order_lines\"\n\nCtrl-C stops everything\n",
-		api, shop.Reference, file, binary, binary)
+	fmt.Printf("\ncommands at http://%s, order %s of the demo at the query role; tracking at http://%s with the write key %s; "+
+		"in another terminal:\n\n  . %s\n  %s status\n  %s sql \"SELECT count() FROM order_lines\"\n\nCtrl-C stops everything\n",
+		api, shop.Reference, intake, tracking.DemoKey, file, binary, binary)
 	<-ctx.Done()
 	fmt.Println("stopping…")
 	return nil
