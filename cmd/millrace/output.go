@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/jedib0t/go-pretty/v6/progress"
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -43,8 +44,22 @@ func (c *choice) Set(s string) error {
 	return nil
 }
 
-// printTable prints rows under a header. Numbers are aligned to the right. The format is for
-// people; scripts use --output json.
+// lines is a cell of a table with several lines.
+type lines []string
+
+// plain returns a text without characters that a terminal would act on. Others than the operator choose
+// texts, such as the visitors of a website.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, s)
+}
+
+// printTable prints rows under a header. Numbers are aligned to the right, and texts are plain. The format
+// is for people; scripts use --output json.
 func printTable(w io.Writer, header []string, rows [][]any) {
 	t := table.NewWriter()
 	t.SetStyle(table.StyleLight)
@@ -53,11 +68,25 @@ func printTable(w io.Writer, header []string, rows [][]any) {
 	t.SetOutputMirror(w)
 	h := make(table.Row, len(header))
 	for i, name := range header {
-		h[i] = name
+		h[i] = plain(name)
 	}
 	t.AppendHeader(h)
 	for _, r := range rows {
-		t.AppendRow(r)
+		cells := make(table.Row, len(r))
+		for i, cell := range r {
+			switch v := cell.(type) {
+			case string:
+				cell = plain(v)
+			case lines:
+				all := make([]string, len(v))
+				for j, line := range v {
+					all[j] = plain(line)
+				}
+				cell = strings.Join(all, "\n")
+			}
+			cells[i] = cell
+		}
+		t.AppendRow(cells)
 	}
 	t.Render()
 }

@@ -97,13 +97,13 @@ func (c caller) profile(
 func printProfile(w io.Writer, r *customer360v1.GetProfileResponse) {
 	p := r.GetProfile()
 	var rows [][]any
-	add := func(what, value string) {
-		if value != "" {
-			rows = append(rows, []any{what, value})
+	add := func(what string, value ...string) {
+		if strings.Join(value, "") != "" {
+			rows = append(rows, []any{what, lines(value)})
 		}
 	}
 	contact, orders, behavior := p.GetContact(), p.GetOrders(), p.GetBehavior()
-	add("customer", strings.Join(p.GetCustomerIds(), "\n"))
+	add("customer", p.GetCustomerIds()...)
 	add("name", contact.GetName())
 	add("reference", contact.GetReference())
 	add("e-mail", contact.GetEmail())
@@ -131,7 +131,7 @@ func printProfile(w io.Writer, r *customer360v1.GetProfileResponse) {
 		for _, name := range slices.Sorted(maps.Keys(behavior.GetCounts())) {
 			counts = append(counts, name+": "+strconv.FormatUint(behavior.GetCounts()[name], 10))
 		}
-		add("events", strings.Join(counts, "\n"))
+		add("events", counts...)
 		add("seen first, last", span(behavior.GetFirstSeen(), behavior.GetLastSeen()))
 		add("last page", behavior.GetLastPage())
 	}
@@ -140,7 +140,7 @@ func printProfile(w io.Writer, r *customer360v1.GetProfileResponse) {
 		kind := strings.TrimPrefix(i.GetKind().String(), "IDENTIFIER_KIND_")
 		identifiers = append(identifiers, strings.ToLower(kind)+":"+i.GetValue())
 	}
-	add("identifiers", strings.Join(identifiers, "\n"))
+	add("identifiers", identifiers...)
 	for _, g := range p.GetFeatures() {
 		var values []string
 		for _, f := range g.GetFeatures() {
@@ -149,9 +149,9 @@ func printProfile(w io.Writer, r *customer360v1.GetProfileResponse) {
 				values = append(values, f.GetName()+": "+valueText(f.GetValue()))
 			}
 		}
-		add(g.GetGroup(), strings.Join(values, "\n"))
+		add(g.GetGroup(), values...)
 	}
-	add("segments", strings.Join(r.GetSegments(), "\n"))
+	add("segments", r.GetSegments()...)
 	printTable(w, []string{"profile", ""}, rows)
 }
 
