@@ -69,6 +69,9 @@ func build(ctx context.Context, c Config, again *Manifest) (_ Manifest, err erro
 		return Manifest{}, err
 	}
 	defer func() { err = errors.Join(err, r.spine.close()) }()
+	if err := r.keepsSpine(); err != nil {
+		return Manifest{}, err
+	}
 	if _, err := schema(r.spine, r.outputs); err != nil {
 		return Manifest{}, err
 	}
@@ -90,6 +93,21 @@ func build(ctx context.Context, c Config, again *Manifest) (_ Manifest, err erro
 		}
 	}
 	return r.manifest, r.write(ctx, again)
+}
+
+// keepsSpine returns an error if the output would replace the spine, without which the set could not be
+// repeated.
+func (r *run) keepsSpine() error {
+	spine, err := r.spine.file.Stat()
+	if err != nil {
+		return spineError("%w", err)
+	}
+	for _, path := range []string{r.Out, ManifestPath(r.Out)} {
+		if old, err := os.Stat(path); err == nil && os.SameFile(old, spine) {
+			return fail("out: %s is the spine, which would be lost: name another file", path)
+		}
+	}
+	return nil
 }
 
 // begin fills in what the manifest says about the input.

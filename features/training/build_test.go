@@ -510,6 +510,31 @@ func TestConfigErrors(t *testing.T) {
 	}
 }
 
+// TestOutputKeepsSpine: an output that would replace the spine is refused.
+func TestOutputKeepsSpine(t *testing.T) {
+	t.Parallel()
+	spine := writeSpine(t, randomSpine(10, 1))
+	before, err := os.ReadFile(spine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	out := filepath.Join(dir, "set.parquet")
+	if err := errors.Join(os.Link(spine, filepath.Join(dir, "copy.parquet")), os.Link(spine, ManifestPath(out))); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{spine, filepath.Join(dir, "copy.parquet"), out} {
+		c := testConfig(t, spine, randomFacts(10, 1))
+		c.Out = path
+		if _, err := Build(t.Context(), c); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "is the spine") {
+			t.Errorf("--out %s: %v", path, err)
+		}
+	}
+	if after, err := os.ReadFile(spine); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the spine has %d bytes, %v; it had %d", len(after), err, len(before))
+	}
+}
+
 // billions are too many facts.
 type billions struct{ Slice }
 
