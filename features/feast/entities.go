@@ -234,7 +234,7 @@ func keys(from arrow.Array) (arrow.Array, error) {
 	b := array.NewStringBuilder(memory.DefaultAllocator)
 	b.Reserve(from.Len())
 	for i := range from.Len() {
-		if from.IsNull(i) {
+		if isNull(from, i) {
 			b.AppendNull()
 			continue
 		}
@@ -257,9 +257,21 @@ func texts(from arrow.Array) (func(int) string, error) {
 	case *array.StringView:
 		return a.Value, nil
 	case *array.Int64:
-		return func(i int) string { return strconv.FormatInt(a.Value(i), 10) }, nil
+		return decimal(a.Value), nil
 	case *array.Int32:
-		return func(i int) string { return strconv.FormatInt(int64(a.Value(i)), 10) }, nil
+		return decimal(a.Value), nil
+	case *array.Int16: // pandas makes integers as small as they fit
+		return decimal(a.Value), nil
+	case *array.Int8:
+		return decimal(a.Value), nil
+	case *array.Uint64:
+		return func(i int) string { return strconv.FormatUint(a.Value(i), 10) }, nil
+	case *array.Uint32:
+		return decimal(a.Value), nil
+	case *array.Uint16:
+		return decimal(a.Value), nil
+	case *array.Uint8:
+		return decimal(a.Value), nil
 	case *array.Dictionary: // a category of pandas
 		value, err := texts(a.Dictionary())
 		if err != nil {
@@ -268,6 +280,19 @@ func texts(from arrow.Array) (func(int) string, error) {
 		return func(i int) string { return value(a.GetValueIndex(i)) }, nil
 	}
 	return nil, fmt.Errorf("keys have the type %s, want texts or integers", from.DataType())
+}
+
+// decimal returns a function that returns an integer in decimal.
+func decimal[T int8 | int16 | int32 | int64 | uint8 | uint16 | uint32](value func(int) T) func(int) string {
+	return func(i int) string { return strconv.FormatInt(int64(value(i)), 10) }
+}
+
+// isNull reports whether a value is null. A dictionary may have null, too.
+func isNull(from arrow.Array, i int) bool {
+	if d, ok := from.(*array.Dictionary); ok && !d.IsNull(i) {
+		return isNull(d.Dictionary(), d.GetValueIndex(i))
+	}
+	return from.IsNull(i)
 }
 
 // micros returns timestamps in microseconds, rounded down: facts have whole microseconds, so none of
