@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/online"
@@ -187,6 +188,9 @@ func parseText(raw string) (s string, err error) {
 	}
 	if end := len(raw) - 1; end > 0 && raw[end] == '"' && isPlain(raw[1:end]) {
 		return raw[1:end], nil
+	}
+	if !utf8.ValidString(raw) { // the answer repeats it
+		return "", errors.New("the text is not UTF-8")
 	}
 	err = json.Unmarshal([]byte(raw), &s)
 	return s, err

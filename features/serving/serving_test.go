@@ -371,6 +371,8 @@ func TestFeastPlanIsKept(t *testing.T) {
 			{`{"customer_id":["c1]}`, 422, ``},
 			{`{"customer_id":["c\x"]}`, 422, ``},
 			{`{"customer_id":["c1"]},"y":1`, 200, `{"values":[2],`},
+			{"{\"customer_id\":[\"c\xff\"]}", 422, `not UTF-8`},
+			{"{\"customer_id\":[\"c1\"],\"\xc3\":[1]}", 422, `want an object`},
 			{`[]`, 422, `want an object`},
 			{``, 422, ``},
 		} {
