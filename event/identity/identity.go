@@ -136,6 +136,7 @@ func NodeOf(kind identityv1.IdentifierKind, value string) (Node, error) {
 var placeholders = []string{
 	"", "null", "nil", "none", "undefined", "unknown", "anonymous", "anonymous_id", "guest", "n/a", "na", "nan",
 	"true", "false", "-1", "-", "test", "default", "user", "id", "[object object]", "unset", "empty", "noone",
+	"(null)", "<null>", "<nil>", "not_authenticated",
 	"noreply@example.com", "test@test.com", "test@example.com",
 	"00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff",
 }

@@ -220,6 +220,8 @@ func TestNodeOf(t *testing.T) {
 		"not UTF-8":            {externalID, "a\xff", "", identity.ErrMalformed},
 		"empty":                {externalID, "", "", identity.ErrBlocked},
 		"null":                 {externalID, "NULL", "", identity.ErrBlocked},
+		"null of Apple":        {externalID, "(null)", "", identity.ErrBlocked},
+		"null of Go":           {anonymousID, "<nil>", "", identity.ErrBlocked},
 		"unknown":              {anonymousID, "Unknown", "", identity.ErrBlocked},
 		"zero":                 {externalID, "0", "", identity.ErrBlocked},
 		"zeros":                {externalID, "0000-0000", "", identity.ErrBlocked},
