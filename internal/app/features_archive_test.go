@@ -28,6 +28,7 @@ func TestFeaturesOfExpiredRecords(t *testing.T) {
 	c := embeddedConfig(t)
 	c.ClickHouse.Library = embedded.Library
 	c.Features.CommitInterval = 50 * time.Millisecond
+	c.Features.Online.Retention = 2 * yearOfTrade // nothing is too old, however long the test takes
 	m := Shop()
 	m.Views = nil
 	groups := shop.Groups(shop.Options{})
