@@ -1,8 +1,10 @@
 package online
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -191,7 +193,8 @@ type Vector struct {
 }
 
 // Lookup computes the vectors of entities at a time and returns them in the order of the entities.
-// It reuses the memory of a previous result, which may be nil.
+// It reuses the memory of a previous result, which may be nil. An entity that is named several times costs
+// one vector: a caller cannot make a shard wait for the same facts again and again.
 func (s *Store) Lookup(q *Query, entities []string, at time.Time, reuse []Vector) ([]Vector, error) {
 	t := at.UnixMicro()
 	for len(reuse) < len(entities) {
@@ -201,12 +204,14 @@ func (s *Store) Lookup(q *Query, entities []string, at time.Time, reuse []Vector
 	w, _ := workspaces.Get().(*workspace)
 	defer workspaces.Put(w)
 	// Entities of one shard are answered under one lock, but for persons.
-	w.order, w.persons = w.order[:0], w.persons[:0]
+	w.order, w.persons, w.copies = w.order[:0], w.persons[:0], w.copies[:0]
 	for i, e := range entities {
 		w.order = append(w.order, place{shardOf(e), i})
 	}
 	if len(w.order) > 1 {
-		slices.SortFunc(w.order, func(a, b place) int { return a.shard - b.shard })
+		slices.SortFunc(w.order, func(a, b place) int {
+			return cmp.Or(a.shard-b.shard, strings.Compare(entities[a.index], entities[b.index]))
+		})
 	}
 	for i := 0; i < len(w.order); {
 		sh := &s.shards[w.order[i].shard]
@@ -217,6 +222,10 @@ func (s *Store) Lookup(q *Query, entities []string, at time.Time, reuse []Vector
 		}
 		all := s.texts.list()
 		for shard := w.order[i].shard; i < len(w.order) && w.order[i].shard == shard; i++ {
+			if i > 0 && entities[w.order[i].index] == entities[w.order[i-1].index] {
+				w.copies = append(w.copies, copied{w.order[i-1].index, w.order[i].index})
+				continue
+			}
 			v := &vectors[w.order[i].index]
 			v.Entity, v.Members, v.Positions = entities[w.order[i].index], nil, sh.positions
 			if sh.persons[q.space.index][v.Entity] != nil {
@@ -232,7 +241,20 @@ func (s *Store) Lookup(q *Query, entities []string, at time.Time, reuse []Vector
 			return nil, err
 		}
 	}
+	for _, c := range w.copies {
+		vectors[c.to].copy(&vectors[c.from])
+	}
 	return vectors, nil
+}
+
+// copied is a vector of a lookup that equals an earlier one, because its entity is the same.
+type copied struct{ from, to int }
+
+// copy makes v equal to another vector, and keeps its own memory.
+func (v *Vector) copy(from *Vector) {
+	values, empty := append(v.Values[:0], from.Values...), append(v.Empty[:0], from.Empty...)
+	*v = *from
+	v.Values, v.Empty = values, empty
 }
 
 func (s *Store) tooOld() error { return fmt.Errorf("%w of %s", ErrTooOld, s.options.Retention) }

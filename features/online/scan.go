@@ -18,6 +18,7 @@ import (
 type workspace struct {
 	order   []place
 	persons []int // indexes of entities that are one person with others
+	copies  []copied
 	terms   []term
 	all     []text
 	at      int64
