@@ -12,6 +12,10 @@ import (
 // maxPlaces is about how many gaps one query may name. ClickHouse limits its text to 256 KiB.
 const maxPlaces = 4000
 
+// maxNames is about how many bytes the names of entities in one query may have, as literals. It has each name
+// up to four times, and clients choose names.
+const maxNames = 32 << 10
+
 // maxRanges is the number of gaps that are named by their times, which lets ClickHouse skip what it
 // need not read. It evaluates one time after the other for each row, so more of them are a set.
 const maxRanges = 20
@@ -20,6 +24,7 @@ const maxRanges = 20
 // are read for all entities.
 type places struct {
 	entities []string
+	names    int // bytes of the entities' literals
 	edges    *places
 	gaps     [day + 1]map[place]bool // by level; the tiles around them are of the level below
 	shortest [day + 1]map[place]bool // by level; instead of these, facts are read
@@ -59,6 +64,15 @@ func (p *places) add(entity int, g *gaps) {
 		}
 	}
 }
+
+// addEntity adds an entity and its gaps.
+func (p *places) addEntity(entity string, g *gaps) {
+	p.entities, p.names = append(p.entities, entity), p.names+len(literal(entity))
+	p.add(len(p.entities), g)
+}
+
+// full reports whether a query should have no more entities.
+func (p *places) full() bool { return p.size() > maxPlaces || p.names > maxNames }
 
 // size returns the number of gaps.
 func (p *places) size() (n int) {

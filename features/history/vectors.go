@@ -230,9 +230,8 @@ func (r *reader) read(ctx context.Context) (map[string][]*sums, error) {
 			r.out[e] = append(r.out[e], s)
 		}
 		r.gaps[e] = gapsAround(corrected[e])
-		p.entities = append(p.entities, e)
-		p.add(len(p.entities), r.gaps[e])
-		if p.size() > maxPlaces {
+		p.addEntity(e, r.gaps[e])
+		if p.full() {
 			if err := r.readPart(ctx, p); err != nil {
 				return nil, err
 			}
