@@ -244,7 +244,7 @@ func measureVisible(ctx context.Context, o options) (failed error) {
 			return err
 		}
 		for {
-			v, err := store.Lookup(q, []string{customer}, time.Now(), nil)
+			v, err := store.Lookup(ctx, q, []string{customer}, time.Now(), nil)
 			if err != nil {
 				return err
 			}

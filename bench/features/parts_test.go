@@ -50,7 +50,7 @@ func BenchmarkLookup(b *testing.B) {
 			defer reportCPU(b)()
 			var found []online.Vector
 			for n := 0; b.Loop(); n++ {
-				if found, err = store.Lookup(q, names(n, batch, benchEntities), time.Now(), found); err != nil {
+				if found, err = store.Lookup(b.Context(), q, names(n, batch, benchEntities), time.Now(), found); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -31,7 +31,7 @@ import (
 // filled is a backend whose store was filled without a log.
 type filled struct{ store *online.Store }
 
-func (f filled) Store() *online.Store          { return f.store }
+func (f filled) Store() online.Reader          { return f.store }
 func (filled) Watermarks() *streams.Watermarks { return streams.NewWatermarks() }
 func (filled) Ready() error                    { return nil }
 

@@ -29,7 +29,7 @@ var feastClient string
 // backend serves a store that does not change.
 type backend struct{ store *online.Store }
 
-func (b backend) Store() *online.Store          { return b.store }
+func (b backend) Store() online.Reader          { return b.store }
 func (backend) Watermarks() *streams.Watermarks { return streams.NewWatermarks() }
 func (backend) Ready() error                    { return nil }
 

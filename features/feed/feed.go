@@ -56,7 +56,9 @@ type Feed struct {
 	cfg    Config
 	reader *fetch.Reader
 	at     map[int32]Position // after the last batch, by partition
+	begins map[int32]bool     // partitions without a stored position, before their first batch
 	id     string             // of the topic
+	member *member            // nil without a group
 	// Of the current batch: its dead letters, and the facts of each event, by source.
 	letters []streams.DeadLetter
 	facts   [][][]features.Fact
@@ -82,8 +84,22 @@ var ErrRecreated = errors.New("the topic was recreated")
 // ErrArchived means that a position is in the middle of records that were read from elsewhere.
 var ErrArchived = errors.New("the log cannot be read from the middle of archived records")
 
-// Open returns a Feed. It connects at Start.
+// Open returns a Feed of all partitions. It connects at Start.
 func Open(c Config) (*Feed, error) {
+	f, err := newFeed(c)
+	if err != nil {
+		return nil, err
+	}
+	f.reader, err = fetch.Open(fetch.Config{Brokers: f.cfg.Brokers, Security: f.cfg.Security, Topic: f.cfg.Topic,
+		ClientID: f.cfg.ClientID, Logger: f.cfg.Logger})
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// newFeed returns a Feed without its reader.
+func newFeed(c Config) (*Feed, error) {
 	if len(c.Sources) == 0 || c.WriteDeadLetters == nil || c.Sink == "" {
 		return nil, errors.New("feed: Sources, Sink and WriteDeadLetters are required")
 	}
@@ -93,19 +109,20 @@ func Open(c Config) (*Feed, error) {
 	if c.ClientID == "" {
 		c.ClientID = c.Sink
 	}
-	r, err := fetch.Open(fetch.Config{Brokers: c.Brokers, Security: c.Security, Topic: c.Topic,
-		ClientID: c.ClientID, Logger: c.Logger})
-	if err != nil {
-		return nil, err
-	}
-	return &Feed{cfg: c, reader: r, at: map[int32]Position{}, facts: make([][][]features.Fact, len(c.Sources))}, nil
+	return &Feed{cfg: c, at: map[int32]Position{}, begins: map[int32]bool{},
+		facts: make([][][]features.Fact, len(c.Sources))}, nil
 }
 
-// Close stops reading.
-func (f *Feed) Close() { f.reader.Close() }
+// Close stops reading, and leaves the group.
+func (f *Feed) Close() {
+	f.reader.Close()
+	if f.member != nil {
+		f.member.describe.Close()
+	}
+}
 
 // Topic returns the topic's id and the ranges of its partitions, before Start.
-func (f *Feed) Topic(ctx context.Context) (fetch.Topic, error) { return f.reader.Describe(ctx) }
+func (f *Feed) Topic(ctx context.Context) (fetch.Topic, error) { return f.describe(ctx) }
 
 // Start assigns all partitions of the topic, each from its position. A partition without a position
 // is read from its first record. topicID is the id of the topic to which the positions belong, or
@@ -114,63 +131,88 @@ func (f *Feed) Topic(ctx context.Context) (fetch.Topic, error) { return f.reader
 // It returns fetch.ErrNoTopic if the topic does not exist (yet), ErrRecreated, ErrArchived, or a
 // *fetch.OutOfRangeError if the log does not have a position.
 func (f *Feed) Start(ctx context.Context, topicID string, from map[int32]Position) (fetch.Topic, error) {
-	topic, err := f.reader.Describe(ctx)
+	topic, err := f.describe(ctx)
 	if err != nil {
 		return fetch.Topic{}, err
 	}
-	if topicID != "" && topic.ID != "" && topicID != topic.ID {
-		return fetch.Topic{}, fmt.Errorf("%s: %w: its id is %s, the positions belong to %s",
-			f.cfg.Topic, ErrRecreated, topic.ID, topicID)
-	}
-	for p, at := range from {
-		if at.Archived {
-			return fetch.Topic{}, fmt.Errorf("%s/%d@%d: %w", f.cfg.Topic, p, at.Next, ErrArchived)
-		}
-		if log, ok := topic.Partitions[p]; !ok || at.Next < log.Start || at.Next > log.End {
-			return fetch.Topic{}, &fetch.OutOfRangeError{Topic: f.cfg.Topic, Partition: p, Offset: at.Next, Log: log}
-		}
-		f.at[p] = at
+	if err := f.check(topic, topicID, from); err != nil {
+		return fetch.Topic{}, err
 	}
 	f.id = topic.ID
-	f.assign(topic)
+	f.assign(topic, from)
 	return topic, nil
 }
 
-// assign adds the partitions that are not read yet, from their first records if they have no
-// position.
-func (f *Feed) assign(topic fetch.Topic) {
+// describe describes the topic.
+func (f *Feed) describe(ctx context.Context) (fetch.Topic, error) {
+	if f.member != nil {
+		return f.member.describe.Describe(ctx)
+	}
+	return f.reader.Describe(ctx)
+}
+
+// check returns an error if positions are not those of a topic's records.
+func (f *Feed) check(topic fetch.Topic, topicID string, stored map[int32]Position) error {
+	if topicID != "" && topic.ID != "" && topicID != topic.ID {
+		return fmt.Errorf("%s: %w: its id is %s, the positions belong to %s", f.cfg.Topic, ErrRecreated, topic.ID, topicID)
+	}
+	for p, at := range stored {
+		if at.Archived {
+			return fmt.Errorf("%s/%d@%d: %w", f.cfg.Topic, p, at.Next, ErrArchived)
+		}
+		if log, ok := topic.Partitions[p]; !ok || at.Next < log.Start || at.Next > log.End {
+			return &fetch.OutOfRangeError{Topic: f.cfg.Topic, Partition: p, Offset: at.Next, Log: log}
+		}
+	}
+	return nil
+}
+
+// assign adds the partitions that are not read yet. In a group, others decide about them.
+func (f *Feed) assign(topic fetch.Topic, stored map[int32]Position) {
+	if f.member != nil {
+		return
+	}
 	from := map[int32]int64{}
 	for p, log := range topic.Partitions {
-		at, ok := f.at[p]
-		if !ok {
-			if at.Next = log.Start; log.Start > 0 {
-				f.cfg.Logger.Warn("the topic's first records are gone; the facts begin after them",
-					"sink", f.cfg.Sink, "topic", f.cfg.Topic, "partition", p, "first", log.Start)
-			}
-			f.at[p] = at
+		if _, ok := f.at[p]; !ok {
+			f.at[p] = f.start(p, log, stored)
 		}
-		from[p] = at.Next
+		from[p] = f.at[p].Next
 	}
 	f.reader.Assign(from)
+}
+
+// start returns the position from which a partition is read: its first record if none is stored.
+func (f *Feed) start(partition int32, log fetch.Range, stored map[int32]Position) Position {
+	at, ok := stored[partition]
+	if f.begins[partition] = !ok; ok {
+		return at
+	}
+	if at.Next = log.Start; log.Start > 0 {
+		f.cfg.Logger.Warn("the topic's first records are gone; the facts begin after them",
+			"sink", f.cfg.Sink, "topic", f.cfg.Topic, "partition", partition, "first", log.Start)
+	}
+	return at
 }
 
 // Describe returns the topic's id and the ranges of its partitions, and starts to read partitions
 // that were added to it. Call it at intervals. A reader whose positions have reached the ends has
 // caught up.
 func (f *Feed) Describe(ctx context.Context) (fetch.Topic, error) {
-	topic, err := f.reader.Describe(ctx)
+	topic, err := f.describe(ctx)
 	if err != nil {
 		return fetch.Topic{}, err
 	}
 	if f.id != topic.ID {
 		return fetch.Topic{}, fmt.Errorf("%s: %w: its id is %s, it was %s", f.cfg.Topic, ErrRecreated, topic.ID, f.id)
 	}
-	f.assign(topic)
+	f.assign(topic, nil)
 	return topic, nil
 }
 
 // Positions returns the positions after the last batches, by partition.
 func (f *Feed) Positions() map[int32]Position {
+	defer f.lock()()
 	all := make(map[int32]Position, len(f.at))
 	for p, at := range f.at {
 		all[p] = at
@@ -187,6 +229,7 @@ type Batch struct {
 	// order of the log.
 	Facts   map[string][]features.Fact
 	After   Position // of the partition after the batch
+	Begins  bool     // no position of the partition was stored before this batch
 	Records int
 }
 
@@ -211,7 +254,7 @@ func (f *Feed) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) {
 
 // read returns the facts of fetched records, whose memory the next Poll reuses.
 func (f *Feed) read(ctx context.Context, b fetch.Batch) (Batch, error) {
-	at := f.at[b.Partition]
+	at := f.position(b.Partition)
 	out := Batch{Topic: f.cfg.Topic, Partition: b.Partition, First: at.Next,
 		Facts: make(map[string][]features.Fact, len(f.cfg.Sources))}
 	f.letters = f.letters[:0]
@@ -254,8 +297,25 @@ func (f *Feed) read(ctx context.Context, b fetch.Batch) (Batch, error) {
 	if err := f.writeLetters(ctx); err != nil {
 		return Batch{}, err
 	}
-	f.at[b.Partition], out.After = at, at
+	defer f.lock()()
+	f.at[b.Partition], out.After, out.Begins = at, at, f.begins[b.Partition]
+	f.begins[b.Partition] = false
 	return out, nil
+}
+
+// position returns the position of a partition.
+func (f *Feed) position(partition int32) Position {
+	defer f.lock()()
+	return f.at[partition]
+}
+
+// lock protects the positions from the group's goroutine, and returns the function that ends that.
+func (f *Feed) lock() (unlock func()) {
+	if f.member == nil {
+		return func() {}
+	}
+	f.member.mu.Lock()
+	return f.member.mu.Unlock
 }
 
 // event decodes a record and moves the position's watermark and sequence past it. While the schema

@@ -36,7 +36,7 @@ func (w *world) online(t *testing.T, past online.Past) (r *online.Runner, check 
 		must(t, err)
 		for range 30 {
 			entities, at := []string{w.entity(), "unknown", w.entity()}, time.UnixMicro(w.at())
-			found, err := store.Lookup(q, entities, at, nil)
+			found, err := store.Lookup(t.Context(), q, entities, at, nil)
 			must(t, err)
 			have := make([]features.Vector, len(found))
 			for i, v := range found {
@@ -77,7 +77,7 @@ func TestVectorsWithoutTheBeginningOfTheLog(t *testing.T) {
 	must(t, err)
 	var have, want int64
 	for _, e := range []string{"c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7"} {
-		found, err := r.Store().Lookup(q, []string{e}, w.now, nil)
+		found, err := r.Store().Lookup(t.Context(), q, []string{e}, w.now, nil)
 		must(t, err)
 		have += found[0].Values[0].Int
 		want += features.Evaluate(w.group, map[string][]features.Fact{w.group.Sources[0].Name: w.facts}, e, w.now,

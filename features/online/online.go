@@ -21,7 +21,6 @@ package online
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,6 +55,22 @@ type Options struct {
 	Now func() time.Time
 }
 
+// setDefaults replaces zeros.
+func (o *Options) setDefaults() {
+	if o.MaxEntities == 0 {
+		o.MaxEntities = 10_000_000
+	}
+	if o.MaxBytes == 0 {
+		o.MaxBytes = 8 << 30
+	}
+	if o.Retention == 0 {
+		o.Retention = 24 * time.Hour
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+}
+
 // Batch is the facts of consecutive offsets of a partition.
 type Batch struct {
 	Topic     string
@@ -74,18 +89,13 @@ const shardCount = 64
 
 // Store is the facts of all groups in memory. It is safe for concurrent use.
 type Store struct {
-	options     Options
-	groups      []*features.Group
-	fingerprint string
-	spaces      []*space
-	topics      []string // in the order of Positions
-	follows     bool     // the identity graph
+	*definitions
+	options Options
 	// topicIDs are the ids of the topics to which the positions belong, guarded by apply.
 	topicIDs []string
 	texts    *texts
 	shards   [shardCount]shard
 
-	live            atomic.Pointer[map[string]*features.Group] // the live version of each group, by name
 	entities, bytes atomic.Int64
 	// trimmed is the latest time up to which facts may have been dropped, in microseconds.
 	trimmed atomic.Int64
@@ -94,14 +104,6 @@ type Store struct {
 	apply   sync.Mutex
 	graph   *persons.Graph
 	byShard [shardCount][]routed
-}
-
-// space is the entities of one kind, such as customers, and the sources of facts about them.
-type space struct {
-	index    int
-	entity   string            // Group.Entity
-	identity features.Identity // Group.Identity
-	sources  []*layout
 }
 
 // shard is the entities whose hash selects it.
@@ -124,45 +126,12 @@ type routed struct {
 
 // New returns an empty store for groups that passed their Check.
 func New(groups []*features.Group, o Options) (*Store, error) {
-	if o.MaxEntities == 0 {
-		o.MaxEntities = 10_000_000
+	o.setDefaults()
+	d, err := define(groups)
+	if err != nil {
+		return nil, err
 	}
-	if o.MaxBytes == 0 {
-		o.MaxBytes = 8 << 30
-	}
-	if o.Retention == 0 {
-		o.Retention = 24 * time.Hour
-	}
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	s := &Store{options: o, groups: groups, fingerprint: Fingerprint(groups), texts: newTexts()}
-	topics, live := map[string]bool{}, map[string]*features.Group{}
-	s.live.Store(&live)
-	for _, g := range groups {
-		if lowest := live[g.Name]; lowest == nil || g.Version < lowest.Version {
-			live[g.Name] = g
-		}
-		sp := s.space(g.Entity)
-		if len(sp.sources) == 0 {
-			sp.identity = g.Identity
-		}
-		if sp.identity != g.Identity {
-			return nil, fmt.Errorf("feature group %q: other groups of %s have another identity", g.Name, g.Entity)
-		}
-		for i := range g.Sources {
-			if err := sp.add(g, &g.Sources[i]); err != nil {
-				return nil, fmt.Errorf("feature group %q: %w", g.Name, err)
-			}
-			if t := g.Sources[i].Topic; !topics[t] {
-				topics[t] = true
-				s.topics = append(s.topics, t)
-			}
-		}
-	}
-	if s.follows = persons.Follow(groups...); s.follows && !topics[persons.Source.Topic] {
-		s.topics = append(s.topics, persons.Source.Topic)
-	}
+	s := &Store{definitions: d, options: o, texts: newTexts()}
 	s.Reset()
 	return s, nil
 }
@@ -171,10 +140,7 @@ func New(groups []*features.Group, o Options) (*Store, error) {
 func (s *Store) Reset() {
 	s.apply.Lock()
 	defer s.apply.Unlock()
-	empty := &Positions{Topics: make([]TopicPositions, len(s.topics))}
-	for i, t := range s.topics {
-		empty.Topics[i].Topic = t
-	}
+	empty := s.empty()
 	for i := range s.shards {
 		sh := &s.shards[i]
 		sh.mu.Lock()
@@ -193,21 +159,6 @@ func (s *Store) Reset() {
 	s.trimmed.Store(-1 << 62)
 }
 
-// space returns the space of a kind of entities, and adds it if necessary.
-func (s *Store) space(entity string) *space {
-	for _, sp := range s.spaces {
-		if sp.entity == entity {
-			return sp
-		}
-	}
-	sp := &space{index: len(s.spaces), entity: entity}
-	s.spaces = append(s.spaces, sp)
-	return sp
-}
-
-// Topics returns the topics of the groups' sources, and that of the identity graph if a group follows it.
-func (s *Store) Topics() []string { return s.topics }
-
 // TopicID returns the id of the topic to which the positions belong; empty if it was not read.
 func (s *Store) TopicID(topic string) string {
 	s.apply.Lock()
@@ -225,32 +176,6 @@ func (s *Store) SetTopicID(topic, id string) {
 	if i := s.topicIndex(topic); i >= 0 {
 		s.topicIDs[i] = id
 	}
-}
-
-// Groups returns the groups that the store was made for.
-func (s *Store) Groups() []*features.Group { return s.groups }
-
-// Group returns the live version of a group by the name of the group, or a version by its ID. It
-// returns nil if there is none.
-func (s *Store) Group(name string) *features.Group {
-	if g := (*s.live.Load())[name]; g != nil {
-		return g
-	}
-	for _, g := range s.groups {
-		if g.ID() == name {
-			return g
-		}
-	}
-	return nil
-}
-
-// SetLive sets which version of a group is live. At first, that is the lowest one.
-func (s *Store) SetLive(g *features.Group) {
-	s.apply.Lock()
-	defer s.apply.Unlock()
-	live := maps.Clone(*s.live.Load())
-	live[g.Name] = g
-	s.live.Store(&live)
 }
 
 // Size returns how many entities the store has, and the bytes of their facts and texts.
@@ -327,16 +252,6 @@ func (s *Store) Apply(b Batch) error {
 		sh.mu.Unlock()
 	}
 	return nil
-}
-
-// topicIndex returns the index of a topic, or -1.
-func (s *Store) topicIndex(topic string) int {
-	for i, t := range s.topics {
-		if t == topic {
-			return i
-		}
-	}
-	return -1
 }
 
 // route groups the facts of a batch by shard.

@@ -2,6 +2,7 @@ package online_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -90,7 +91,7 @@ var start = time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
 
 // scene is a log that is being written and what its reader has applied.
 type scene struct {
-	store *online.Store
+	store testStore
 	log   map[string][]features.Fact // by source: the facts applied so far
 	next  map[string][]int64         // by topic and partition
 	keys  map[string]features.Fact   // the last version, by source, entity and key
@@ -100,16 +101,23 @@ type scene struct {
 	pending [][]features.Fact
 }
 
-func newScene(t rapid.TB) *scene {
-	s := &scene{store: newStore(t), log: map[string][]features.Fact{}, keys: map[string]features.Fact{}, now: start,
+func newScene(store testStore) *scene {
+	return &scene{store: store, log: map[string][]features.Fact{}, keys: map[string]features.Fact{}, now: start,
 		next:    map[string][]int64{"orders": {0, 0, 0}, "behavior": {0, 0}, persons.Source.Topic: {0, 0}},
 		pending: make([][]features.Fact, 2)}
-	return s
 }
 
-func newStore(t rapid.TB) *online.Store {
-	s, err := online.New([]*features.Group{lasting(), passing()}, online.Options{Retention: 2 * time.Hour})
+// reread returns a store that has read the snapshot of another one.
+func reread(t rapid.TB, from *online.Store, o online.Options) *online.Store {
+	var file bytes.Buffer
+	if err := from.Write(&file); err != nil {
+		t.Fatal(err)
+	}
+	s, err := online.New(from.Groups(), o)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Read(&file, int64(file.Len())); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -223,9 +231,14 @@ func xx(s string) (sum byte) {
 
 // apply applies a batch, and remembers its facts.
 func (s *scene) apply(t *rapid.T, b online.Batch) {
-	if err := s.store.Apply(b); err != nil {
+	if err := s.store.apply(b); err != nil {
 		t.Fatal(err)
 	}
+	s.applied(b)
+}
+
+// applied remembers the facts of a batch that was applied.
+func (s *scene) applied(b online.Batch) {
 	s.next[b.Topic][b.Partition] = b.After.Next
 	for source, facts := range b.Facts {
 		s.log[source] = append(s.log[source], facts...)
@@ -249,7 +262,7 @@ func (s *scene) check(t *rapid.T, from time.Time) {
 			t.Fatal(err)
 		}
 		entities := []string{"c0", "c1", "nobody", "c2", "c0"}
-		vectors, err := s.store.Lookup(q, entities, at, nil)
+		vectors, err := s.store.Lookup(t.Context(), q, entities, at, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -281,45 +294,58 @@ func (s *scene) check(t *rapid.T, from time.Time) {
 }
 
 // TestLookupEqualsEvaluate: whatever is written, in any order, with late facts, corrections,
-// retractions and redeliveries, after merges and their reversal, after facts were dropped and after a
-// restart, vectors are those of the plain scan.
+// retractions, redeliveries and batches that are cut otherwise, after merges and their reversal, after
+// facts were dropped and after a restart, vectors are those of the plain scan.
 func TestLookupEqualsEvaluate(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		s := newScene(t)
-		from := start.Add(-365 * 24 * time.Hour)
-		var last online.Batch
-		for range rapid.IntRange(1, 12).Draw(t, "steps") {
-			s.now = s.now.Add(rapid.SampledFrom([]time.Duration{0, time.Microsecond, time.Hour, 24 * time.Hour,
-				10 * 24 * time.Hour}).Draw(t, "later"))
-			switch rapid.IntRange(0, 8).Draw(t, "step") {
-			case 0:
-				s.store.Trim(s.now)
-				from = s.now.Add(-2 * time.Hour)
-			case 1:
-				var file bytes.Buffer
-				if err := s.store.Write(&file); err != nil {
-					t.Fatal(err)
-				}
-				entities, _ := s.store.Size()
-				s.store = newStore(t)
-				if err := s.store.Read(&file, int64(file.Len())); err != nil {
-					t.Fatal(err)
-				}
-				if e, _ := s.store.Size(); e != entities {
-					t.Fatalf("restored %d entities, want %d", e, entities)
-				}
-			case 2:
-				if last.Topic != "" { // a redelivery changes nothing
-					if err := s.store.Apply(last); err != nil {
+	stores(t, func(t *testing.T, open func(rapid.TB, []*features.Group, online.Options) testStore) {
+		rapid.Check(t, func(t *rapid.T) {
+			s := newScene(open(t, []*features.Group{lasting(), passing()}, online.Options{Retention: 2 * time.Hour}))
+			from := start.Add(-365 * 24 * time.Hour)
+			var last online.Batch
+			for range rapid.IntRange(1, 12).Draw(t, "steps") {
+				s.now = s.now.Add(rapid.SampledFrom([]time.Duration{0, time.Microsecond, time.Hour, 24 * time.Hour,
+					10 * 24 * time.Hour}).Draw(t, "later"))
+				switch rapid.IntRange(0, 8).Draw(t, "step") {
+				case 0:
+					if _, err := s.store.trim(s.now); err != nil {
 						t.Fatal(err)
 					}
+					from = s.now.Add(-2 * time.Hour)
+				case 1:
+					entities, _ := s.store.Size()
+					s.store = s.store.reopen(t)
+					if e, _ := s.store.Size(); e != entities {
+						t.Fatalf("reopened with %d entities, want %d", e, entities)
+					}
+				case 2:
+					if last.Topic != "" { // a redelivery changes nothing
+						if err := s.store.apply(last); err != nil {
+							t.Fatal(err)
+						}
+					}
+				case 3: // a batch that begins with what is there, as another reader cuts it
+					b := s.batch(t)
+					joined := b
+					if b.Topic == last.Topic && b.Partition == last.Partition && last.After.Next == b.First {
+						joined.First, joined.Facts = last.First, map[string][]features.Fact{}
+						for _, part := range []online.Batch{last, b} {
+							for source, facts := range part.Facts {
+								joined.Facts[source] = append(joined.Facts[source], facts...)
+							}
+						}
+					}
+					if err := s.store.apply(joined); err != nil {
+						t.Fatal(err)
+					}
+					s.applied(b)
+					last = joined
+				default:
+					last = s.batch(t)
+					s.apply(t, last)
 				}
-			default:
-				last = s.batch(t)
-				s.apply(t, last)
+				s.check(t, from)
 			}
-			s.check(t, from)
-		}
+		})
 	})
 }
 
@@ -332,62 +358,83 @@ func click(offset int64, entity string) online.Batch {
 
 // TestApplyRefuses: a gap, an unknown topic, and a full store leave everything as it was.
 func TestApplyRefuses(t *testing.T) {
-	store, err := online.New([]*features.Group{passing()}, online.Options{MaxEntities: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := store.Apply(click(5, "a")); err != nil {
-		t.Fatal(err)
-	}
-	for name, test := range map[string]struct {
-		batch online.Batch
-		want  string
-	}{
-		"gap":   {click(7, "a"), "does not follow"},
-		"topic": {online.Batch{Topic: "orders"}, `topic "orders"`},
-		"full":  {click(6, "b"), "features.online.max_entities is 1"},
-	} {
-		if err := store.Apply(test.batch); err == nil || !strings.Contains(err.Error(), test.want) {
-			t.Errorf("%s: error %v, want %q", name, err, test.want)
+	stores(t, func(t *testing.T, open func(rapid.TB, []*features.Group, online.Options) testStore) {
+		store := open(t, []*features.Group{passing()}, online.Options{MaxEntities: 1})
+		must(t, store.apply(click(5, "a")))
+		for name, test := range map[string]struct {
+			batch online.Batch
+			want  string
+		}{
+			"topic": {online.Batch{Topic: "orders"}, `topic "orders"`},
+			"full":  {click(6, "b"), "features.online.max_entities is 1"},
+		} {
+			if err := store.apply(test.batch); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%s: error %v, want %q", name, err, test.want)
+			}
 		}
-	}
-	if p := store.Positions("behavior"); p[0].Next != 6 {
-		t.Errorf("position %d, want 6", p[0].Next)
-	}
+		store = open(t, []*features.Group{passing()}, online.Options{})
+		must(t, store.apply(click(5, "a")))
+		if err := store.apply(click(7, "a")); !errors.Is(err, online.ErrGap) {
+			t.Errorf("a gap: error %v", err)
+		}
+		if p := store.Positions("behavior"); p[0].Next != 6 {
+			t.Errorf("position %d, want 6", p[0].Next)
+		}
+	})
 }
 
 // TestDropped: an entity is known while a fact of it is not retracted, even if it was dropped.
 func TestDropped(t *testing.T) {
-	store, err := online.New([]*features.Group{passing()}, online.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := store.Apply(click(5, "a")); err != nil {
-		t.Fatal(err)
-	}
-	if n := store.Trim(start.Add(72 * time.Hour)); n != 1 {
-		t.Errorf("dropped %d facts, want 1", n)
-	}
-	q, err := store.Compile("passing", "clicks_1h")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := store.Lookup(q, []string{"a"}, start, nil); err == nil {
-		t.Error("answered for a time whose facts were dropped")
-	}
-	v, err := store.Lookup(q, []string{"a", "b"}, start.Add(72*time.Hour), nil)
-	if err != nil || !v[0].Found || v[1].Found {
-		t.Errorf("%+v, %v: want a known entity and an unknown one", v, err)
-	}
-	// The entity is not known any more once its only fact, which was dropped, is retracted.
-	retraction := click(6, "a")
-	retraction.Facts["clicks"][0].Retracted = true
-	if err := store.Apply(retraction); err != nil {
-		t.Fatal(err)
-	}
-	if v, err = store.Lookup(q, []string{"a"}, start.Add(72*time.Hour), nil); err != nil || v[0].Found {
-		t.Errorf("%+v, %v: want an unknown entity", v, err)
-	}
+	stores(t, func(t *testing.T, open func(rapid.TB, []*features.Group, online.Options) testStore) {
+		store := open(t, []*features.Group{passing()}, online.Options{})
+		must(t, store.apply(click(5, "a")))
+		drop := func() {
+			t.Helper()
+			if n, err := store.trim(start.Add(72 * time.Hour)); err != nil || n != 1 {
+				t.Fatalf("dropped %d facts, %v: want 1", n, err)
+			}
+		}
+		drop()
+		q, err := store.Compile("passing", "clicks_1h")
+		must(t, err)
+		if _, err := store.Lookup(t.Context(), q, []string{"a"}, start, nil); !errors.Is(err, online.ErrTooOld) {
+			t.Errorf("a time whose facts were dropped: error %v", err)
+		}
+		found := func() bool {
+			t.Helper()
+			v, err := store.Lookup(t.Context(), q, []string{"a", "b"}, start.Add(72*time.Hour), nil)
+			if err != nil || v[1].Found {
+				t.Fatalf("%+v, %v: want no second entity", v, err)
+			}
+			return v[0].Found
+		}
+		if !found() {
+			t.Error("an entity is not known whose facts were dropped")
+		}
+		// A new version of the fact is dropped as the first one.
+		must(t, store.apply(click(6, "a")))
+		drop()
+		if !found() {
+			t.Error("an entity is not known whose fact was corrected after it was dropped")
+		}
+		// The entity is not known any more once its only fact is retracted: one that was dropped, or one
+		// that is there again.
+		retraction := click(7, "a")
+		retraction.Facts["clicks"][0].Retracted = true
+		must(t, store.apply(retraction))
+		if found() {
+			t.Error("an entity is known whose only fact was retracted")
+		}
+		must(t, store.apply(click(8, "a")))
+		drop()
+		must(t, store.apply(click(9, "a")))
+		retraction = click(10, "a")
+		retraction.Facts["clicks"][0].Retracted = true
+		must(t, store.apply(retraction))
+		if found() {
+			t.Error("an entity is known whose only fact was dropped, corrected and retracted")
+		}
+	})
 }
 
 // TestManyDistinct: enough values to fill registers of Distinct more than once.
@@ -413,7 +460,7 @@ func TestManyDistinct(t *testing.T) {
 	}
 	at := start.Add(4 * 24 * time.Hour)
 	want := features.Evaluate(g, all, "c", at, time.Time{})
-	got, err := store.Lookup(q, []string{"c"}, at, nil)
+	got, err := store.Lookup(t.Context(), q, []string{"c"}, at, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -423,4 +470,12 @@ func TestManyDistinct(t *testing.T) {
 				got[0].Values[i], want.Values[i])
 		}
 	}
+}
+
+func newStore(t rapid.TB) *online.Store {
+	s, err := online.New([]*features.Group{lasting(), passing()}, online.Options{Retention: 2 * time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }

@@ -78,8 +78,8 @@ func (s *Store) relink(facts []features.Fact) (*moves, error) {
 }
 
 // identities returns the kinds of the spaces' entities.
-func (s *Store) identities() (kinds []features.Identity) {
-	for _, sp := range s.spaces {
+func (d *definitions) identities() (kinds []features.Identity) {
+	for _, sp := range d.spaces {
 		if sp.identity != features.NoIdentity && !slices.Contains(kinds, sp.identity) {
 			kinds = append(kinds, sp.identity)
 		}

@@ -55,7 +55,7 @@ func (f *family) vectors(t *testing.T) [][]exact.Result {
 	t.Helper()
 	q, err := f.store.Compile("lasting")
 	must(t, err)
-	found, err := f.store.Lookup(q, []string{"a", "b", "c"}, start, nil)
+	found, err := f.store.Lookup(t.Context(), q, []string{"a", "b", "c"}, start, nil)
 	must(t, err)
 	all := make([][]exact.Result, len(found))
 	for i, v := range found {
@@ -98,7 +98,7 @@ func TestLookupsDuringMerges(t *testing.T) {
 	for _, who := range []string{"a", "b"} {
 		readers.Go(func() {
 			for range lookups {
-				v, err := f.store.Lookup(q, []string{who}, start, nil)
+				v, err := f.store.Lookup(t.Context(), q, []string{who}, start, nil)
 				if err != nil {
 					t.Error(err)
 					return

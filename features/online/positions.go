@@ -36,16 +36,22 @@ func (p *Positions) at(topic int, partition int32) feed.Position {
 // with returns a copy with another position.
 func (p *Positions) with(topic int, partition int32, at feed.Position) *Positions {
 	q := &Positions{Topics: slices.Clone(p.Topics), AsOf: p.AsOf}
-	if at.AsOf.After(q.AsOf) {
-		q.AsOf = at.AsOf
+	q.Topics[topic].Partitions = slices.Clone(q.Topics[topic].Partitions)
+	q.set(topic, partition, at)
+	return q
+}
+
+// set sets a position, before the positions are shared.
+func (p *Positions) set(topic int, partition int32, at feed.Position) {
+	if at.AsOf.After(p.AsOf) {
+		p.AsOf = at.AsOf
 	}
-	all := slices.Clone(q.Topics[topic].Partitions)
+	all := p.Topics[topic].Partitions
 	for len(all) <= int(partition) {
 		all = append(all, unread)
 	}
 	all[partition] = at
-	q.Topics[topic].Partitions = all
-	return q
+	p.Topics[topic].Partitions = all
 }
 
 // newest returns when the newest event before some positions was recorded.

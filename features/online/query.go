@@ -2,6 +2,7 @@ package online
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -68,12 +69,12 @@ type term struct {
 }
 
 // Compile prepares a query for outputs of a group by their names. Without names, it is for all.
-func (s *Store) Compile(group string, outputs ...string) (*Query, error) {
-	g := s.Group(group)
+func (d *definitions) Compile(group string, outputs ...string) (*Query, error) {
+	g := d.Group(group)
 	if g == nil {
 		return nil, fmt.Errorf("unknown feature group %q", group)
 	}
-	q := &Query{Group: g, space: s.space(g.Entity)}
+	q := &Query{Group: g, space: d.space(g.Entity)}
 	all := g.Outputs()
 	if len(outputs) == 0 {
 		q.Outputs = all
@@ -195,7 +196,9 @@ type Vector struct {
 // Lookup computes the vectors of entities at a time and returns them in the order of the entities.
 // It reuses the memory of a previous result, which may be nil. An entity that is named several times costs
 // one vector: a caller cannot make a shard wait for the same facts again and again.
-func (s *Store) Lookup(q *Query, entities []string, at time.Time, reuse []Vector) ([]Vector, error) {
+func (s *Store) Lookup(_ context.Context, q *Query, entities []string, at time.Time, reuse []Vector) (
+	[]Vector, error,
+) {
 	t := at.UnixMicro()
 	for len(reuse) < len(entities) {
 		reuse = append(reuse, Vector{})

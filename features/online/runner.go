@@ -4,16 +4,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/feed"
-	"github.com/millrace/millrace/features/persons"
 	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/kafka/fetch"
 	"github.com/millrace/millrace/internal/kafka/security"
@@ -62,7 +59,7 @@ func NewRunner(s *Store, c Config) *Runner {
 }
 
 // Store returns the store that is fed.
-func (r *Runner) Store() *Store { return r.store }
+func (r *Runner) Store() Reader { return r.store }
 
 // Watermarks returns how far the log is applied, for callers that wait for a token.
 func (r *Runner) Watermarks() *streams.Watermarks { return r.watermarks }
@@ -285,20 +282,4 @@ func (r *Runner) describe(topic string, info fetch.Topic) {
 // applied publishes the position of a partition.
 func (r *Runner) applied(topic, id string, partition int32, at feed.Position) {
 	r.watermarks.Set(topic, partition, streams.Applied{Next: at.Next, Watermark: at.Watermark, AsOf: at.AsOf, Topic: id})
-}
-
-// sources returns the sources of a topic. The identity graph is one.
-func (s *Store) sources(topic string) (all []features.Source) {
-	if s.follows && topic == persons.Source.Topic {
-		all = append(all, persons.Source)
-	}
-	for _, sp := range s.spaces {
-		for _, l := range sp.sources {
-			same := func(s features.Source) bool { return s.Name == l.source.Name }
-			if l.source.Topic == topic && !slices.ContainsFunc(all, same) {
-				all = append(all, *l.source)
-			}
-		}
-	}
-	return all
 }

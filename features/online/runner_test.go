@@ -50,7 +50,7 @@ func TestMain(m *testing.M) {
 	}
 	broker = cfg
 	code := m.Run()
-	if err = stop(); err == nil && code == 0 {
+	if err = errors.Join(stop(), oneRedis.Stop(), cluster.Stop()); err == nil && code == 0 {
 		err = goleak.Find()
 	}
 	if err != nil {
@@ -168,7 +168,7 @@ func (l *topicLog) check(t *testing.T, r *online.Runner) {
 	q, err := r.Store().Compile("spending")
 	must(t, err)
 	at := start.Add(100 * time.Minute)
-	vectors, err := r.Store().Lookup(q, []string{"c0", "c1"}, at, nil)
+	vectors, err := r.Store().Lookup(t.Context(), q, []string{"c0", "c1"}, at, nil)
 	must(t, err)
 	for _, v := range vectors {
 		want := features.Evaluate(l.group, map[string][]features.Fact{"payments": l.facts}, v.Entity, at, time.Time{})

@@ -2,6 +2,7 @@ package online
 
 import (
 	"cmp"
+	"context"
 	"slices"
 
 	"github.com/cespare/xxhash/v2"
@@ -13,7 +14,7 @@ import (
 // Entities are chosen in the order of their shards and then of their hashes. So the choice has
 // nothing to do with their facts, and stores with the same entities choose the same ones. A large
 // store is not read as a whole, because its first shards have enough entities.
-func (s *Store) Sample(g *features.Group, n int) (sample []string, total int64) {
+func (s *Store) Sample(_ context.Context, g *features.Group, n int) (sample []string, total int64, err error) {
 	sp := s.space(g.Entity)
 	for i := range s.shards {
 		sh := &s.shards[i]
@@ -25,7 +26,7 @@ func (s *Store) Sample(g *features.Group, n int) (sample []string, total int64) 
 		}
 		sh.mu.RUnlock()
 	}
-	return sample, total
+	return sample, total, nil
 }
 
 // appendLowest appends the n entities with the lowest hashes.

@@ -40,21 +40,21 @@ func TestSample(t *testing.T) {
 		return s
 	}
 	s := filled(1000, false)
-	sample, total := s.Sample(passing(), 100)
+	sample, total, _ := s.Sample(t.Context(), passing(), 100)
 	distinct := slices.Compact(slices.Sorted(slices.Values(sample)))
 	if total != 1000 || len(sample) != 100 || len(distinct) != 100 {
 		t.Fatalf("%d of %d entities, %d of them distinct", len(sample), total, len(distinct))
 	}
-	if again, _ := filled(1000, true).Sample(passing(), 100); !slices.Equal(again, sample) {
+	if again, _, _ := filled(1000, true).Sample(t.Context(), passing(), 100); !slices.Equal(again, sample) {
 		t.Error("another order of facts made another sample")
 	}
-	if small, _ := s.Sample(passing(), 7); !slices.Equal(small, sample[:7]) {
+	if small, _, _ := s.Sample(t.Context(), passing(), 7); !slices.Equal(small, sample[:7]) {
 		t.Error("a smaller sample is not a part of a larger one")
 	}
-	if all, total := s.Sample(passing(), 2000); len(all) != 1000 || total != 1000 {
+	if all, total, _ := s.Sample(t.Context(), passing(), 2000); len(all) != 1000 || total != 1000 {
 		t.Errorf("%d of %d entities of 1000", len(all), total)
 	}
-	if none, total := s.Sample(&features.Group{Entity: "sku"}, 10); len(none) != 0 || total != 0 {
+	if none, total, _ := s.Sample(t.Context(), &features.Group{Entity: "sku"}, 10); len(none) != 0 || total != 0 {
 		t.Errorf("products: %v of %d", none, total)
 	}
 }

@@ -42,6 +42,7 @@ func (s *series) apply(l *layout, t *texts, f *features.Fact) (grown int64) {
 	case found:
 		s.replace(l, t, i, f)
 	default:
+		s.forget(at, f.Key) // a new version of a fact that was dropped
 		s.insert(l, t, i, f)
 	}
 	return s.size() - before

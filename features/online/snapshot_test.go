@@ -178,7 +178,7 @@ func FuzzSnapshot(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = s.Lookup(q, []string{"a", "old"}, time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC), nil)
+			_, err = s.Lookup(t.Context(), q, []string{"a", "old"}, time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC), nil)
 			if err != nil && !errors.Is(err, online.ErrTooOld) {
 				t.Fatal(err)
 			}

@@ -62,3 +62,12 @@ func (t *texts) replace(list []string) {
 	}
 	t.all.Store(&all)
 }
+
+// clear removes all texts but the empty one, and keeps the memory.
+func (t *texts) clear() {
+	clear(t.ids)
+	all := (*t.all.Load())[:0]
+	t.all.Store(&all)
+	t.bytes.Store(0)
+	t.id("")
+}

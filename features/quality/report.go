@@ -14,7 +14,7 @@ import (
 type Source interface {
 	// Sample returns at most n entities of the kind that a group describes, and how many there are.
 	// The same entities make the same sample.
-	Sample(g *features.Group, n int) (entities []string, total int64)
+	Sample(ctx context.Context, g *features.Group, n int) (entities []string, total int64, err error)
 	// Vectors computes the named outputs of entities at a time. A *MissingError says why that time
 	// has no vectors.
 	Vectors(ctx context.Context, g *features.Group, outputs []features.Output, entities []string, at time.Time) (
@@ -79,7 +79,10 @@ type Measured struct {
 
 // Measure computes a report without Sources.
 func Measure(ctx context.Context, from Source, r Request) (*Report, error) {
-	sample, total := from.Sample(r.Group, r.Entities)
+	sample, total, err := from.Sample(ctx, r.Group, r.Entities)
+	if err != nil {
+		return nil, fmt.Errorf("sample of %s: %w", r.Group.ID(), err)
+	}
 	report := &Report{Group: r.Group.ID(), At: r.At, Entities: total, Sampled: len(sample)}
 	reference := NewProfile(r.Group, r.Outputs)
 	profiles := make([]*Profile, 0, r.Days+1)

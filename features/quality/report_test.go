@@ -18,8 +18,8 @@ type days struct {
 }
 
 // Sample implements Source. The populations have no names, so an entity is any index.
-func (d *days) Sample(_ *features.Group, n int) ([]string, int64) {
-	return slices.Repeat([]string{"entity"}, n), 100_000
+func (d *days) Sample(_ context.Context, _ *features.Group, n int) ([]string, int64, error) {
+	return slices.Repeat([]string{"entity"}, n), 100_000, nil
 }
 
 // Vectors implements Source: chunk by chunk of the day's population.

@@ -35,7 +35,7 @@ func answers(t *testing.T, n int) (*online.Query, []online.Vector) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found, err := s.Lookup(q, names, start, nil)
+	found, err := s.Lookup(t.Context(), q, names, start, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -160,7 +160,7 @@ func lookup(t rapid.TB, s *online.Store, entities []string, at time.Time) (all [
 	if err != nil {
 		t.Fatal(err)
 	}
-	found, err := s.Lookup(q, entities, at, nil)
+	found, err := s.Lookup(context.Background(), q, entities, at, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

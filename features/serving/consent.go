@@ -1,6 +1,7 @@
 package serving
 
 import (
+	"context"
 	"time"
 
 	"github.com/millrace/millrace/event"
@@ -15,13 +16,13 @@ func (s *Service) WithholdFrom(entity string, refuses func(ids ...string) bool) 
 	s.refusing, s.refuses = entity, refuses
 }
 
-// lookup is online.Store.Lookup, which looks up nobody instead of those who refuse: their vectors have
+// lookup is online.Reader.Lookup, which looks up nobody instead of those who refuse: their vectors have
 // an empty entity and no facts.
-func (s *Service) lookup(q *online.Query, entities []string, at time.Time, reuse []online.Vector) (
+func (s *Service) lookup(ctx context.Context, q *online.Query, entities []string, at time.Time, reuse []online.Vector) (
 	[]online.Vector, error,
 ) {
 	store := s.backend.Store()
-	found, err := store.Lookup(q, entities, at, reuse)
+	found, err := store.Lookup(ctx, q, entities, at, reuse)
 	if err != nil || s.refuses == nil || q.Group.Entity != s.refusing {
 		return found, err
 	}
@@ -33,7 +34,7 @@ func (s *Service) lookup(q *online.Query, entities []string, at time.Time, reuse
 		if !s.refuses(ids...) {
 			continue
 		}
-		if _, err := store.Lookup(q, []string{""}, at, found[i:i+1]); err != nil {
+		if _, err := store.Lookup(ctx, q, []string{""}, at, found[i:i+1]); err != nil {
 			return nil, err
 		}
 	}

@@ -182,7 +182,10 @@ func (s *Service) feast(r *http.Request, m *memory) error {
 	}
 	for i, q := range p.views {
 		column := entities[entities.index(q.Group.Entity)]
-		if m.found[i], err = s.lookup(q, column.names, at, m.found[i]); err != nil {
+		if m.found[i], err = s.lookup(r.Context(), q, column.names, at, m.found[i]); err != nil {
+			if errors.Is(err, online.ErrUnavailable) {
+				return &feastError{http.StatusServiceUnavailable, classAny, err.Error()}
+			}
 			return err
 		}
 		if s.log != nil {

@@ -117,9 +117,9 @@ func (q *Quality) Freshness(g *features.Group) []quality.Freshness {
 }
 
 // Sample implements quality.Source. Those who refuse that their vectors are used are not in the sample.
-func (q *Quality) Sample(g *features.Group, n int) (entities []string, total int64) {
-	entities, total = q.service.backend.Store().Sample(g, n)
-	return q.service.consenting(g, entities), total
+func (q *Quality) Sample(ctx context.Context, g *features.Group, n int) (entities []string, total int64, err error) {
+	entities, total, err = q.service.backend.Store().Sample(ctx, g, n)
+	return q.service.consenting(g, entities), total, err
 }
 
 // Vectors implements quality.Source: from memory, or from the history if the facts are not in memory
@@ -134,7 +134,7 @@ func (q *Quality) Vectors(ctx context.Context, g *features.Group, outputs []feat
 	if err != nil {
 		return nil, err
 	}
-	found, err := q.service.backend.Store().Lookup(query, entities, at, nil)
+	found, err := q.service.backend.Store().Lookup(ctx, query, entities, at, nil)
 	switch {
 	case errors.Is(err, online.ErrTooOld) && q.history == nil:
 		return nil, &quality.MissingError{Reason: err.Error()}

@@ -37,9 +37,9 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Backend is what is served; *online.Runner implements it.
+// Backend is what is served; *online.Runner and *online.SharedRunner implement it.
 type Backend interface {
-	Store() *online.Store
+	Store() online.Reader
 	Watermarks() *streams.Watermarks
 	// Ready returns nil, or why no vectors can be answered now.
 	Ready() error
@@ -142,7 +142,7 @@ func (s *Service) GetVectors(
 	at = event.Time(at)
 	pooled, _ := vectors.Get().(*[]online.Vector)
 	defer vectors.Put(pooled)
-	found, err := s.lookup(q, r.Msg.GetEntities(), at, *pooled)
+	found, err := s.lookup(ctx, q, r.Msg.GetEntities(), at, *pooled)
 	if err != nil {
 		return nil, publicError(err)
 	}
@@ -161,6 +161,8 @@ func publicError(err error) error {
 		return connect.NewError(connect.CodeNotFound, err)
 	case errors.Is(err, online.ErrTooOld):
 		return connect.NewError(connect.CodeOutOfRange, fmt.Errorf("at: %w", err))
+	case errors.Is(err, online.ErrUnavailable):
+		return connect.NewError(connect.CodeUnavailable, err)
 	}
 	return err
 }

@@ -41,7 +41,7 @@ type backend struct {
 	unready    error
 }
 
-func (b *backend) Store() *online.Store            { return b.store }
+func (b *backend) Store() online.Reader            { return b.store }
 func (b *backend) Watermarks() *streams.Watermarks { return b.watermarks }
 func (b *backend) Ready() error                    { return b.unready }
 

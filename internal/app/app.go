@@ -33,7 +33,6 @@ import (
 
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/features/history"
-	"github.com/millrace/millrace/features/online"
 	"github.com/millrace/millrace/features/served"
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/ingest/tracking"
@@ -86,7 +85,7 @@ type App struct {
 	history   *history.History   // of features; nil without ClickHouse
 	facts     *clickhouse.Store  // where history is
 	child     *clickhouse.Engine // the embedded engine of SQL and features; nil with a server
-	vectors   *online.Runner     // features in memory
+	vectors   vectorFeed         // features in memory or in Redis
 	profiles  *profiles          // of the vectors
 	refusals  *refusals.Follower // who refuses that vectors are answered; nil without customers
 	served    *served.Log        // nil: vectors are not logged
@@ -151,6 +150,7 @@ func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log 
 		{eventLog, "kafka", p.startKafka},
 		{viewSinks, "views", p.openViews},
 		{tables, "lake", p.startLake},
+		{vectors, "features", p.openVectors},
 		// Before anything is written, because a wrong setting can lose data.
 		{serving, "settings of servers", p.startSettings},
 		{landing, "landing", p.startLanding},

@@ -11,6 +11,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/online"
 	featureserving "github.com/millrace/millrace/features/serving"
 	customerv1 "github.com/millrace/millrace/gen/millrace/customer/v1"
@@ -23,16 +24,25 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// startVectors starts feeding the features in memory. Every process with the role features has all
-// entities, so any of them answers any lookup.
-func (p *App) startVectors(context.Context) error {
-	groups, err := p.modules.Groups(p.cfg)
-	if err != nil {
-		return err
+// vectorFeed is the features in memory, or those in Redis.
+type vectorFeed interface {
+	featureserving.Backend
+	Run(ctx context.Context) error
+}
+
+// openVectors connects to Redis if the features are there.
+func (p *App) openVectors(ctx context.Context) error {
+	if p.cfg.Features.Online.Store != config.OnlineInRedis {
+		return nil
 	}
-	c := p.cfg.Features.Online
-	store, err := online.New(groups, online.Options{MaxEntities: c.MaxEntities, MaxBytes: c.MaxBytes,
-		Retention: c.Retention})
+	_, err := p.viewSinks.Redis(ctx)
+	return err
+}
+
+// startVectors starts feeding the features. Every process with the role features answers lookups of all
+// entities: from its own memory, or from Redis, which the processes feed together.
+func (p *App) startVectors(ctx context.Context) error {
+	groups, err := p.modules.Groups(p.cfg)
 	if err != nil {
 		return err
 	}
@@ -45,16 +55,20 @@ func (p *App) startVectors(context.Context) error {
 	if p.history != nil {
 		past = p.history
 	}
-	p.vectors = online.NewRunner(store, online.Config{Past: past,
+	c := p.cfg.Features.Online
+	if p.vectors, err = p.newVectors(ctx, groups, online.Config{Past: past,
 		Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
 		Dir: p.cfg.Path("features"), SaveEvery: c.SnapshotEvery, WriteDeadLetters: deadLetters.Write,
 		Logger: p.log.With("part", "features"),
-	})
+	}); err != nil {
+		return err
+	}
+	store := p.vectors.Store()
 	for name, gauge := range map[string]struct {
 		help string
 		read func() float64
 	}{
-		"millrace_features_entities": {"Entities whose features are in memory.", func() float64 {
+		"millrace_features_entities": {"Entities whose features are served.", func() float64 {
 			entities, _ := store.Size()
 			return float64(entities)
 		}},
@@ -62,7 +76,7 @@ func (p *App) startVectors(context.Context) error {
 			_, bytes := store.Size()
 			return float64(bytes)
 		}},
-		"millrace_features_lag_events": {"Events on the log that the features in memory do not reflect.", func() float64 {
+		"millrace_features_lag_events": {"Events on the log that the vectors do not reflect.", func() float64 {
 			lag, _ := p.vectors.Watermarks().Lag(store.Topics()...)
 			return float64(lag)
 		}},
@@ -76,6 +90,28 @@ func (p *App) startVectors(context.Context) error {
 	return nil
 }
 
+// newVectors returns the feed of the features, with an empty store or the one in Redis.
+func (p *App) newVectors(ctx context.Context, groups []*features.Group, feed online.Config) (vectorFeed, error) {
+	c := p.cfg.Features.Online
+	options := online.Options{MaxEntities: c.MaxEntities, MaxBytes: c.MaxBytes, Retention: c.Retention}
+	if c.Store == config.OnlineInRedis {
+		client, err := p.viewSinks.Redis(ctx)
+		if err != nil {
+			return nil, err
+		}
+		store, err := online.NewShared(client, groups, options)
+		if err != nil {
+			return nil, err
+		}
+		return online.NewSharedRunner(store, feed), nil
+	}
+	store, err := online.New(groups, options)
+	if err != nil {
+		return nil, err
+	}
+	return online.NewRunner(store, feed), nil
+}
+
 // followRefusals makes it known which customers refuse what, if there are customers. It may be called
 // by each part that asks.
 func (p *App) followRefusals() {
@@ -85,9 +121,9 @@ func (p *App) followRefusals() {
 	}
 }
 
-// vectorBackend is the features in memory. They are ready once it is known who refuses analytics.
+// vectorBackend is the features that are served. They are ready once it is known who refuses analytics.
 type vectorBackend struct {
-	*online.Runner
+	vectorFeed
 	refusals *refusals.Follower
 }
 
@@ -98,7 +134,7 @@ func (b vectorBackend) Ready() error {
 			return err
 		}
 	}
-	return b.Runner.Ready()
+	return b.vectorFeed.Ready()
 }
 
 // refusesFeatures reports whether entities are the ids of a person who refuses analytics.

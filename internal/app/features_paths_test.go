@@ -398,7 +398,7 @@ func (w *trade) check(t *testing.T, g *features.Group, facts map[string][]featur
 	for n, at := range times {
 		others := map[string][]features.Vector{"ClickHouse": inHistory[n]}
 		if known.IsZero() {
-			found, err := w.vectors.Store().Lookup(query, entities, at, nil)
+			found, err := w.vectors.Store().Lookup(t.Context(), query, entities, at, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

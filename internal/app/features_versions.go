@@ -12,10 +12,10 @@ import (
 // liveInterval is the interval of looking which versions of groups are live.
 const liveInterval = 2 * time.Second
 
-// followLive makes the features in memory answer with the live version of each group that has
+// followLive makes the vectors answer with the live version of each group that has
 // several. The history decides which one that is. Without a history, nothing compares versions, and
 // the last one is answered: its facts are complete as soon as the log was read.
-func (p *App) followLive(store *online.Store, groups []*features.Group) {
+func (p *App) followLive(store online.Reader, groups []*features.Group) {
 	versions := map[string]*features.Group{} // the last one of each group
 	several := map[string]bool{}
 	for _, g := range groups {

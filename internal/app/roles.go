@@ -50,7 +50,7 @@ const (
 	runners                        // feed the views
 	followers                      // observe how far other processes have fed the views
 	relays
-	vectors // features in memory
+	vectors // features, in memory or in Redis
 	intake  // of tracking clients
 	serving // the listeners
 )
@@ -113,6 +113,10 @@ func wanted(roles []Role) map[component]bool {
 // that configures a real server instead.
 func embedded(c config.Config, w map[component]bool) []string {
 	var keys []string
+	sharedVectors := c.Redis.Addr
+	if c.Features.Online.Store != config.OnlineInRedis {
+		sharedVectors = "unused"
+	}
 	for _, p := range []struct {
 		component component
 		key       string
@@ -121,12 +125,13 @@ func embedded(c config.Config, w map[component]bool) []string {
 		{stores, "store.postgres", c.Store.Postgres},
 		{eventLog, "kafka.brokers", c.Kafka.Brokers},
 		{viewSinks, "redis.addr", c.Redis.Addr},
+		{vectors, "redis.addr", sharedVectors},
 		{viewSinks, "search.elasticsearch", c.Search.Elasticsearch},
 		{tables, "lake.catalog", c.Lake.Catalog},
 		{tables, "lake.warehouse", c.Lake.Warehouse},
 		{featureFeeds, "clickhouse.url", c.ClickHouse.URL},
 	} {
-		if w[p.component] && p.set == "" {
+		if w[p.component] && p.set == "" && !slices.Contains(keys, p.key) {
 			keys = append(keys, p.key)
 		}
 	}

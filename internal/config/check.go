@@ -129,6 +129,9 @@ func (c Config) CheckClient() error {
 	if o := c.Features.Online; o.MaxEntities < 1 || o.MaxBytes < 1 || o.SnapshotEvery < 0 || o.Retention < 0 {
 		bad("features.online: max_entities and max_bytes must be positive, snapshot_every and retention not negative")
 	}
+	if s := c.Features.Online.Store; s != OnlineInMemory && s != OnlineInRedis {
+		bad("features.online.store: %q is not memory or redis", s)
+	}
 	if s := c.Features.Online.LogSample; !(s >= 0 && s <= 1) {
 		bad("features.online.log_sample: %v is not from 0 to 1", s)
 	}

@@ -56,7 +56,7 @@ type Config struct {
 	Store         Store         `yaml:"store" doc:"Event stores, one per service."`
 	Kafka         Kafka         `yaml:"kafka" doc:"The log."`
 	Registry      Registry      `yaml:"registry" doc:"Schema registry with Confluent's API. Required if a topic's codec is not plain."`
-	Redis         Redis         `yaml:"redis" doc:"Server of the view orderstatus."`
+	Redis         Redis         `yaml:"redis" doc:"Server of the views orderstatus and customer360, and of features.online.store."`
 	Search        Search        `yaml:"search" doc:"Server of the view catalog."`
 	Lake          Lake          `yaml:"lake" doc:"Iceberg tables."`
 	Features      Features      `yaml:"features" doc:"Features of customers, products and visitors: docs/features.md."`
@@ -264,12 +264,19 @@ type Features struct {
 	CommitInterval   time.Duration `yaml:"commit_interval" doc:"Maximum time until a fact is in its table. If a topic falls silent, its facts are written earlier."`
 	FeastAddr        string        `yaml:"feast_addr" doc:"Address of the HTTP API of Feast's feature server, for Feast clients with a remote online store. A non-loopback address requires auth.tokens. If addr is not its default and this is, a free port is chosen, so that a second system can start; millrace status prints it. Empty: not served."`
 	FeastOfflineAddr string        `yaml:"feast_offline_addr" doc:"Address of Feast's remote offline store, for training sets, by Arrow Flight. The rest is as with feast_addr."`
-	Online           Online        `yaml:"online" doc:"Vectors in memory."`
+	Online           Online        `yaml:"online" doc:"Vectors that are served."`
 }
 
-// Online configures the vectors in memory.
+// The values of Online.Store.
+const (
+	OnlineInMemory = "memory"
+	OnlineInRedis  = "redis"
+)
+
+// Online configures the vectors that are served.
 type Online struct {
-	MaxEntities   int64         `yaml:"max_entities" doc:"Entities in memory. Beyond, no more events are applied, vectors are refused and the process is not ready."`
+	Store         string        `yaml:"store" doc:"Where the facts are from which vectors are computed. memory: each process has all of them. redis: in the server of the section redis, which the processes fill together and share; max_bytes and snapshot_every do not apply then."`
+	MaxEntities   int64         `yaml:"max_entities" doc:"Entities in the store. Beyond, no more events are applied, vectors are refused and the process is not ready."`
 	MaxBytes      int64         `yaml:"max_bytes" doc:"Bytes of the facts and texts in memory; beyond, as with max_entities. The process needs about half as much again."`
 	SnapshotEvery time.Duration `yaml:"snapshot_every" doc:"Interval between snapshots in the data folder, from which a restart continues. One is also written at the end. 0: only at the end."`
 	Retention     time.Duration `yaml:"retention" doc:"How far before the present vectors can be asked for, if a group has sources with finite windows only. Their facts are dropped after the longest window and this time."`
@@ -329,7 +336,7 @@ func Default() Config {
 			}},
 		Features: Features{Currency: "GBP", CommitInterval: 2 * time.Second, FeastAddr: "127.0.0.1:6566",
 			FeastOfflineAddr: "127.0.0.1:8815",
-			Online:           Online{MaxEntities: 10_000_000, MaxBytes: 8 << 30, SnapshotEvery: 5 * time.Minute, Retention: 24 * time.Hour}},
+			Online:           Online{Store: OnlineInMemory, MaxEntities: 10_000_000, MaxBytes: 8 << 30, SnapshotEvery: 5 * time.Minute, Retention: 24 * time.Hour}},
 		ClickHouse: ClickHouse{Listen: "127.0.0.1:0", Writer: "writer"},
 		Tracking: Tracking{Addr: "127.0.0.1:7402", Consent: map[string]string{}, ConsentDefault: "granted",
 			Requests: 256, IDs: 1_000_000},

@@ -139,6 +139,7 @@ func TestCheckNamesTheKey(t *testing.T) {
 		"commands.clock_leeway":       func(c *config.Config) { c.Commands.ClockLeeway = 2 * time.Hour },
 		"commands.currencies":         func(c *config.Config) { c.Commands.Currencies["gbp"] = 3 },
 		"features.online":             func(c *config.Config) { c.Features.Online.MaxBytes = 0 },
+		"features.online.store":       func(c *config.Config) { c.Features.Online.Store = "disk" },
 		"features.feast_addr":         func(c *config.Config) { c.Features.FeastAddr = "0.0.0.0:6566" },
 		"features.feast_offline_addr": func(c *config.Config) { c.Features.FeastOfflineAddr = "0.0.0.0:8815" },
 		"features.currency":           func(c *config.Config) { c.Features.Currency = "PTS" },

@@ -9,8 +9,13 @@ import (
 
 // Drop deletes everything of the view, including its positions.
 func (d *Documents) Drop(ctx context.Context) error {
-	drop := func(ctx context.Context, node redis.UniversalClient) error {
-		keys := node.Scan(ctx, 0, prefix+d.name+":*", 1000).Iterator()
+	return unlinkAll(ctx, d.rdb, prefix+d.name+":*")
+}
+
+// unlinkAll deletes all keys that match a pattern, on all nodes.
+func unlinkAll(ctx context.Context, rdb redis.UniversalClient, pattern string) error {
+	unlink := func(ctx context.Context, node redis.UniversalClient) error {
+		keys := node.Scan(ctx, 0, pattern, 1000).Iterator()
 		for keys.Next(ctx) {
 			if err := node.Unlink(ctx, keys.Val()).Err(); err != nil {
 				return err
@@ -19,13 +24,13 @@ func (d *Documents) Drop(ctx context.Context) error {
 		return keys.Err()
 	}
 	var err error
-	if cluster, ok := d.rdb.(*redis.ClusterClient); ok {
-		err = cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return drop(ctx, node) })
+	if cluster, ok := rdb.(*redis.ClusterClient); ok {
+		err = cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return unlink(ctx, node) })
 	} else {
-		err = drop(ctx, d.rdb)
+		err = unlink(ctx, rdb)
 	}
 	if err != nil {
-		return fmt.Errorf("redis: delete the view %s: %w", d.name, err)
+		return fmt.Errorf("redis: delete the keys %s: %w", pattern, err)
 	}
 	return nil
 }
