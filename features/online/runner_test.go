@@ -43,6 +43,10 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	if args := os.Getenv(envSharedVictim); args != "" {
+		fmt.Fprintln(os.Stderr, sharedVictim(args))
+		os.Exit(1)
+	}
 	cfg, stop, err := streamstest.StartBroker()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

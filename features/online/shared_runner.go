@@ -29,6 +29,9 @@ type SharedRunner struct {
 	store      *Shared
 	watermarks *streams.Watermarks
 	fault      atomic.Pointer[error]
+	// restarts counts how often the positions in Redis were found to be others than those that the feeds
+	// have written: of another epoch, or of an older copy.
+	restarts atomic.Int64
 
 	mu        sync.Mutex
 	described map[string]described
@@ -142,8 +145,8 @@ func (r *SharedRunner) look(ctx context.Context, g *goal) error {
 		}
 		st.keep(i, m)
 	}
-	if older {
-		r.store.state.Store(st)
+	if older && r.store.state.Swap(st) != nil {
+		r.restarts.Add(1)
 	}
 	ids, positions := r.store.lowest(shards)
 	for topic, at := range positions {
@@ -168,8 +171,10 @@ func (r *SharedRunner) look(ctx context.Context, g *goal) error {
 // unknown makes the store unready if its state is lost.
 func (r *SharedRunner) unknown(err error) error {
 	if errors.Is(err, redis.ErrLost) {
-		r.store.state.Store(nil)
-		return nil // who feeds begins a new epoch
+		if r.store.state.Swap(nil) != nil {
+			r.restarts.Add(1) // the feeds find out, too, and begin a new epoch
+		}
+		return nil
 	}
 	return err
 }
@@ -242,7 +247,7 @@ func (r *SharedRunner) feedTopic(ctx context.Context, topic string) {
 			}
 			waits.Reset()
 			continue
-		case errors.Is(err, errOtherEpoch), errors.Is(err, ErrGap):
+		case errors.Is(err, errRestarted), errors.Is(err, ErrGap):
 			r.cfg.Logger.Info("continuing with the features in Redis from other positions", "topic", topic, "reason", err)
 		case errors.Is(err, fetch.ErrNoTopic):
 			r.describe(topic, fetch.Topic{}) // a topic that does not exist has no events
@@ -276,12 +281,13 @@ func (r *SharedRunner) begin(ctx context.Context, epoch string, reason error) er
 	return nil
 }
 
-// errOtherEpoch means that another process has begun a new epoch.
-var errOtherEpoch = errors.New("another process has begun to fill Redis again")
+// errRestarted means that feeds must continue from other positions than their own.
+var errRestarted = errors.New("Redis has the positions of an earlier time or of another epoch")
 
 // read reads the partitions of a topic that the group assigns, until an error. It returns the epoch in
 // which it did, and whether it read anything.
 func (r *SharedRunner) read(ctx context.Context, topic string) (epoch string, progress bool, err error) {
+	restarts := r.restarts.Load()
 	if epoch, err = r.store.facts.Epoch(ctx); err != nil {
 		return "", false, err
 	}
@@ -326,15 +332,15 @@ func (r *SharedRunner) read(ctx context.Context, topic string) (epoch string, pr
 			}
 			progress = true
 		}
+		if st := r.store.state.Load(); r.restarts.Load() != restarts || st != nil && st.epoch != epoch {
+			return epoch, progress, errRestarted
+		}
 		if time.Since(described) >= describeEvery {
 			if info, err = f.Describe(ctx); err != nil {
 				return epoch, progress, err
 			}
 			described = time.Now()
 			r.describe(topic, info)
-			if st := r.store.state.Load(); st != nil && st.epoch != epoch {
-				return epoch, progress, errOtherEpoch
-			}
 		}
 	}
 }
