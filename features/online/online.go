@@ -3,7 +3,8 @@
 // Store has the current facts of every entity, packed and sorted by their stamps. Apply adds one
 // batch of the log, and Lookup computes vectors by a Query, which Compile prepares once. Open
 // restores a Store from its snapshot and Save writes one. trim.go says which facts are dropped,
-// scan.go computes the aggregates, and persons.go those of entities that are one person.
+// scan.go computes the aggregates, and persons.go those of entities that are one person. Shared has the
+// facts in Redis instead, for several processes; see shared.go.
 //
 // Invariants:
 //

@@ -18,14 +18,24 @@ import (
 	"github.com/millrace/millrace/gen/millrace/features/v1/featuresv1connect"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/internal/client"
+	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/polltest"
 )
 
 // An order is in its customer's vector once the vector is asked for with the order's token, by
 // FeatureService and by Feast's API, and after a restart.
 func TestVectorsOfAnOrder(t *testing.T) {
-	t.Parallel()
-	c := embeddedConfig(t)
+	for _, store := range []string{config.OnlineInMemory, config.OnlineInRedis} {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			c := embeddedConfig(t)
+			c.Features.Online.Store = store
+			testVectorsOfAnOrder(t, c)
+		})
+	}
+}
+
+func testVectorsOfAnOrder(t *testing.T, c config.Config) {
 	roles := []Role{Commands, Relay, Features}
 	p := startEmbedded(t, c, Shop(), roles...)
 	commands := client.New(p.Addr(), time.Minute)
