@@ -42,7 +42,7 @@ func (s *Service) lookup(ctx context.Context, q *online.Query, entities []string
 }
 
 // consenting returns those of some entities of a group who do not refuse that their vectors are used.
-func (s *Service) consenting(g *features.Group, entities []string) []string {
+func (s *Service) consenting(ctx context.Context, g *features.Group, entities []string) []string {
 	if s.refuses == nil || g.Entity != s.refusing {
 		return entities
 	}
@@ -50,7 +50,7 @@ func (s *Service) consenting(g *features.Group, entities []string) []string {
 	if err != nil {
 		return nil // who refuses is not known
 	}
-	found, err := s.lookup(q, entities, event.Time(s.now()), nil)
+	found, err := s.lookup(ctx, q, entities, event.Time(s.now()), nil)
 	if err != nil {
 		return nil
 	}

@@ -119,7 +119,7 @@ func (q *Quality) Freshness(g *features.Group) []quality.Freshness {
 // Sample implements quality.Source. Those who refuse that their vectors are used are not in the sample.
 func (q *Quality) Sample(ctx context.Context, g *features.Group, n int) (entities []string, total int64, err error) {
 	entities, total, err = q.service.backend.Store().Sample(ctx, g, n)
-	return q.service.consenting(g, entities), total, err
+	return q.service.consenting(ctx, g, entities), total, err
 }
 
 // Vectors implements quality.Source: from memory, or from the history if the facts are not in memory
