@@ -162,7 +162,7 @@ func printTryNext(out io.Writer, caller caller, configPath string, sample demo.R
 		}
 	}
 	if caller.c.Auth.Tokens != "" {
-		const header = ` -H "Authorization: Bearer $MILLRACE_AUTH_TOKEN"` //nolint:gosec // the name of a variable, not its content
+		const header = ` -H "Authorization: Bearer $MILLRACE_AUTH_TOKEN"`
 		curl, grpcurl = curl+header, grpcurl+header
 	}
 	fmt.Fprintf(out, `

@@ -21,10 +21,10 @@ func TestRepeatedEntities(t *testing.T) {
 		names := []string{"b", "a", "unknown", "c", "b", "b", "unknown"}
 		var reused []online.Vector
 		for range 2 {
-			reused, err = f.store.Lookup(q, names, start, reused)
+			reused, err = f.store.Lookup(t.Context(), q, names, start, reused)
 			must(t, err)
 			for i, name := range names {
-				one, err := f.store.Lookup(q, []string{name}, start, nil)
+				one, err := f.store.Lookup(t.Context(), q, []string{name}, start, nil)
 				must(t, err)
 				v := &reused[i]
 				if v.Entity != name || v.Found != one[0].Found || v.Newest != one[0].Newest ||
@@ -44,7 +44,7 @@ func TestRepeatedEntities(t *testing.T) {
 	var vectors []online.Vector
 	allocations := func(names []string) float64 {
 		return testing.AllocsPerRun(5, func() {
-			vectors, err = f.store.Lookup(q, names, start, vectors)
+			vectors, err = f.store.Lookup(t.Context(), q, names, start, vectors)
 			must(t, err)
 		})
 	}

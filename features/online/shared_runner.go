@@ -282,7 +282,7 @@ func (r *SharedRunner) begin(ctx context.Context, epoch string, reason error) er
 }
 
 // errRestarted means that feeds must continue from other positions than their own.
-var errRestarted = errors.New("Redis has the positions of an earlier time or of another epoch")
+var errRestarted = errors.New("the positions in Redis are of an earlier time or of another epoch")
 
 // read reads the partitions of a topic that the group assigns, until an error. It returns the epoch in
 // which it did, and whether it read anything.
