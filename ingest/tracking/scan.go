@@ -372,7 +372,7 @@ const safeDigits = 18
 // ClickHouse cannot read anything of a JSON text with one. It returns false if the number is so large that
 // it has no floating-point value, which is an error for all readers.
 func appendNumber(dst, raw []byte) ([]byte, bool) {
-	if len(raw) <= safeDigits && bytes.IndexAny(raw, "eE") < 0 {
+	if len(raw) <= safeDigits && !bytes.ContainsAny(raw, "eE") {
 		return append(dst, raw...), true
 	}
 	text := string(raw)
