@@ -140,8 +140,8 @@ func demoKey(c config.Config) string {
 }
 
 // printTryNext prints five commands that can be copied. They contain addresses only if those are
-// not the defaults, and the configuration file if there is one. A copied command works in a shell in the same folder, because it uses the path
-// by which this process was started.
+// not the defaults, and the configuration file if there is one. A copied command works in a shell
+// in the same folder, because it uses the path by which this process was started.
 func printTryNext(out io.Writer, caller caller, configPath string, sample demo.Result) {
 	// A command that is copied must reach this system and no other.
 	usual := config.Default()

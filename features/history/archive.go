@@ -86,8 +86,8 @@ func (w *writer) catchUp(ctx context.Context, topic fetch.Topic, worked func()) 
 			continue
 		}
 		if start := topic.Partitions[p].Start; next < start {
-			return fmt.Errorf("%w: %s/%d: the log begins at offset %d, the archive ends before %d: does a process land the topic?",
-				errArchiveBehind, w.Topic, p, start, next)
+			return fmt.Errorf("%w: %s/%d: the log begins at offset %d, the archive ends before %d: "+
+				"does a process land the topic?", errArchiveBehind, w.Topic, p, start, next)
 		}
 		w.cfg.Logger.Info("features: the log does not have these records any more; reading them from the archive",
 			"table", w.source.facts.Name, "topic", w.Topic, "partition", p, "from", w.before[p].Next, "to", next)

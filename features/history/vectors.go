@@ -18,10 +18,10 @@ type Reflected struct {
 	Next           map[int32]int64 // by partition
 }
 
-// Vectors computes the vectors of entities at a time, in the order of the entities, and returns what
-// they contain by source, the identity graph among them if the group follows it. group is the name of a group, whose live version counts, or the ID of a
-// version. Vectors contain what was known at the time known, merges included; the zero time means
-// everything that the tables have.
+// Vectors computes the vectors of entities at a time, in the order of the entities, and returns
+// what they contain by source, the identity graph among them if the group follows it. group is the
+// name of a group, whose live version counts, or the ID of a version. Vectors contain what was
+// known at the time known, merges included; the zero time means everything that the tables have.
 func (h *History) Vectors(ctx context.Context, group string, entities []string, at, known time.Time) (
 	[]features.Vector, map[string]Reflected, error) {
 	all, reflected, err := h.VectorsAt(ctx, group, entities, []time.Time{at}, known)

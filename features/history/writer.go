@@ -306,7 +306,7 @@ func (w *writer) take(ctx context.Context, c claim) ([]features.Fact, error) {
 	}
 	facts := make([]features.Fact, 0, w.facts)
 	w.facts = 0
-	// In the order of the log, by partition. So the batch is the same, whoever writes it.
+	// In the order of the log, by partition, so that every writer writes the same batch.
 	for _, p := range slices.Sorted(maps.Keys(w.pending)) {
 		read, next := w.pending[p], c.after[p].Next
 		var rest [][]features.Fact

@@ -207,7 +207,7 @@ func (s *spill) results(values []exact.Result) error {
 type dividedRequest struct {
 	Request
 	division division
-	people   *people // nil: there are no persons
+	people   *people // nil if the groups do not follow the identity graph
 }
 
 // spilled is Facts in temporary files, a file for each source and range.

@@ -33,9 +33,10 @@ func (e *syntaxError) Error() string {
 func (e *syntaxError) Unwrap() error { return e.err }
 
 // scanner reads a JSON text in one pass: it checks the text, and copies values without the
-// whitespace between tokens, in a form that every reader of JSON can read (appendText, appendNumber). encoding/json would need a pass each to split a batch into events, to
-// split an event into fields, to check their values and to compact them, and the intake does hardly
-// anything else. Every method leaves the scanner after what it has read, or returns a *syntaxError.
+// whitespace between tokens, in a form that every reader of JSON can read (appendText,
+// appendNumber). encoding/json would need a pass each to split a batch into events, to split an
+// event into fields, to check their values and to compact them, and the intake does hardly anything
+// else. Every method leaves the scanner after what it has read, or returns a *syntaxError.
 type scanner struct {
 	b        []byte
 	at       int
