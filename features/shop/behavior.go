@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
@@ -61,27 +62,24 @@ func projectBehavior(e event.Event) ([]features.Fact, error) {
 	if slices.Contains(m.GetReducedFor(), purposeAnalytics) {
 		return nil, nil
 	}
-	var p properties
-	if raw := m.GetProperties(); raw != "" {
-		if err := json.Unmarshal([]byte(raw), &p); err != nil {
-			return nil, fmt.Errorf("properties: %w", err)
-		}
+	p, err := readProperties(m.GetProperties())
+	if err != nil {
+		return nil, err
 	}
 	var action, page, sku string
-	var err error
 	switch m.GetType() {
 	case behavior.Page, behavior.Screen:
 		action, page = pageView, m.GetName()
 		if page == "" {
-			page, err = p.text("path", p.Path)
+			page, err = propertyText("path", p.path)
 		}
 	case behavior.Track:
 		switch action = actions[m.GetEvent()]; action {
 		case "":
 			action = "other"
 		case productView, addToCart, "remove_from_cart":
-			if sku, err = p.text("sku", p.SKU); sku == "" && err == nil {
-				sku, err = p.text("product_id", p.ProductID)
+			if sku, err = propertyText("sku", p.sku); sku == "" && err == nil {
+				sku, err = propertyText("product_id", p.productID)
 			}
 		}
 	default:
@@ -104,14 +102,52 @@ func projectBehavior(e event.Event) ([]features.Fact, error) {
 }
 
 // properties are those that features use.
-type properties struct {
-	Path      json.RawMessage `json:"path"`
-	SKU       json.RawMessage `json:"sku"`
-	ProductID json.RawMessage `json:"product_id"`
+type properties struct{ path, sku, productID json.RawMessage }
+
+// readProperties reads the properties of an event. Their names count exactly, as in the tracking plan
+// and in SQL; encoding/json would read the fields of a struct in any case. The intake accepts no event
+// with a property twice. If another producer wrote one, its facts would not be those that SQL sees.
+func readProperties(text string) (p properties, err error) {
+	if text == "" {
+		return p, nil
+	}
+	d := json.NewDecoder(strings.NewReader(text))
+	if begin, err := d.Token(); err != nil || begin != json.Delim('{') {
+		return p, errors.New("properties: want a JSON object")
+	}
+	for d.More() {
+		name, err := d.Token()
+		var value json.RawMessage
+		if err == nil {
+			err = d.Decode(&value)
+		}
+		if err != nil {
+			return p, fmt.Errorf("properties: %w", err)
+		}
+		var field *json.RawMessage
+		switch name {
+		case "path":
+			field = &p.path
+		case "sku":
+			field = &p.sku
+		case "product_id":
+			field = &p.productID
+		default:
+			continue
+		}
+		if *field != nil {
+			return p, fmt.Errorf("properties.%s: occurs twice", name)
+		}
+		*field = value
+	}
+	if _, err := d.Token(); err != nil {
+		return p, fmt.Errorf("properties: %w", err)
+	}
+	return p, nil
 }
 
-// text returns a property that is a text or a number, and "" for null or none.
-func (properties) text(name string, raw json.RawMessage) (string, error) {
+// propertyText returns a property that is a text or a number, and "" for null or none.
+func propertyText(name string, raw json.RawMessage) (string, error) {
 	switch raw = bytes.TrimSpace(raw); {
 	case len(raw) == 0, string(raw) == "null":
 		return "", nil

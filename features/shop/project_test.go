@@ -360,6 +360,8 @@ func TestBadValues(t *testing.T) {
 		{"properties: ", "visitor_actions", visited("Video Played", "[]")},
 		{"properties.sku: want a text or a number", "visitor_actions", visited("Product Viewed", `{"sku":["MUG"]}`)},
 		{"properties.product_id: want a text or a number", "visitor_actions", visited("Product Added", `{"product_id":true}`)},
+		{"properties.sku: occurs twice", "visitor_actions", visited("Product Viewed", `{"sku":"MUG","s\u006bu":"CUP"}`)},
+		{"properties: ", "visitor_actions", visited("Product Viewed", `{"sku":"MUG"`)},
 	} {
 		data, err := proto.Marshal(c.payload)
 		if err != nil {

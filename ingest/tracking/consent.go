@@ -93,18 +93,23 @@ func (c Consent) refused(m *behaviorv1.BehaviorEvent, purpose string) bool {
 	return c.Refusals != nil && m.GetUserId() != "" && c.Refusals.Refuses(m.GetUserId(), purpose)
 }
 
-// preferences reads context.consent.categoryPreferences from the context of an event.
+// preferences reads context.consent.categoryPreferences from the context of an event. encoding/json
+// would read the fields of a struct in any case of their names.
 func preferences(context []byte) (map[string]bool, *FieldError) {
-	var c struct {
-		Consent struct {
-			CategoryPreferences map[string]any `json:"categoryPreferences"`
-		} `json:"consent"`
+	var fields, inner map[string]json.RawMessage
+	var categories map[string]any
+	err := json.Unmarshal(context, &fields)
+	if text, ok := fields["consent"]; ok && err == nil {
+		err = json.Unmarshal(text, &inner)
 	}
-	if err := json.Unmarshal(context, &c); err != nil {
+	if text, ok := inner["categoryPreferences"]; ok && err == nil {
+		err = json.Unmarshal(text, &categories)
+	}
+	if err != nil {
 		return nil, &FieldError{"context.consent", "want {categoryPreferences: {name: true or false}}"}
 	}
-	consent := make(map[string]bool, len(c.Consent.CategoryPreferences))
-	for name, value := range c.Consent.CategoryPreferences {
+	consent := make(map[string]bool, len(categories))
+	for name, value := range categories {
 		granted, ok := value.(bool)
 		if !ok {
 			return nil, &FieldError{"context.consent.categoryPreferences." + name, "want true or false"}

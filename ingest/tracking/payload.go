@@ -1,6 +1,7 @@
 package tracking
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -108,18 +109,15 @@ func readBody(m *memory, kind string) (batch, error) {
 // batch reads {batch: […], sentAt, writeKey, context}.
 func (r *reader) batch() (b batch, err error) {
 	seen := false
-	err = r.object(func(key string) error {
-		var bad *FieldError
-		var err error
+	err = r.fields(&b.bad, func(key string) (bad *FieldError, err error) {
 		switch key {
 		case "batch":
 			if seen = true; r.peek() != '[' {
-				b.bad = &FieldError{key, "want an array of events"}
-				return r.skip()
+				return &FieldError{key, "want an array of events"}, r.skip()
 			}
-			return r.array(func() error {
+			err = r.array(func() error {
 				if len(r.events) == maxEvents {
-					b.bad = &FieldError{key, fmt.Sprintf("has more than %d events", maxEvents)}
+					bad = &FieldError{key, fmt.Sprintf("has more than %d events", maxEvents)}
 					return r.skip()
 				}
 				p, err := r.event()
@@ -133,12 +131,9 @@ func (r *reader) batch() (b batch, err error) {
 		case "context":
 			b.context, bad, err = r.json(key)
 		default:
-			return r.skip()
+			err = r.skip()
 		}
-		if b.bad == nil {
-			b.bad = bad
-		}
-		return err
+		return bad, err
 	})
 	if b.bad == nil && !seen {
 		b.bad = &FieldError{"batch", "is missing"}
@@ -155,12 +150,12 @@ func (r *reader) event() (p payload, err error) {
 		if r.at < len(r.b) {
 			p.bad = &FieldError{"event", "want an object"}
 		}
-		return p, r.skip()
+		err = r.skip()
+		r.repeated = "" // nothing of it is read
+		return p, err
 	}
 	start := r.at
-	err = r.object(func(key string) error {
-		var bad *FieldError
-		var err error
+	err = r.fields(&p.bad, func(key string) (bad *FieldError, err error) {
 		switch key {
 		case "messageId":
 			p.messageID, bad, err = r.text(key, maxID)
@@ -193,18 +188,33 @@ func (r *reader) event() (p payload, err error) {
 		case "context":
 			p.context, bad, err = r.json(key)
 		default:
-			return r.skip()
+			err = r.skip()
 		}
-		if p.bad == nil {
-			p.bad = bad
-		}
-		return err
+		return bad, err
 	})
 	p.raw = r.b[start:r.at]
 	if len(p.raw) > maxEvent {
 		p.bad = &FieldError{"event", fmt.Sprintf("has %d bytes, more than %d", len(p.raw), maxEvent)}
 	}
 	return p, err
+}
+
+// fields reads an object with the function, which must read the value of a field and returns what is
+// wrong with it. first becomes the first mistake. A key that an object has twice is one, at any depth:
+// of two values, some readers of JSON see the first and others the last.
+func (r *reader) fields(first **FieldError, field func(key string) (*FieldError, error)) error {
+	return r.object(func(key string) error {
+		var again, inside *FieldError
+		if r.repeated != "" {
+			again, r.repeated = &FieldError{short(key), "occurs twice"}, ""
+		}
+		bad, err := field(key)
+		if r.repeated != "" {
+			inside, r.repeated = &FieldError{short(key), "has the key " + r.repeated + " twice"}, ""
+		}
+		*first = cmp.Or(*first, again, bad, inside)
+		return err
+	})
 }
 
 // skip reads a value that is not used.

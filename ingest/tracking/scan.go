@@ -41,7 +41,8 @@ type scanner struct {
 	b        []byte
 	at       int
 	depth    int
-	overflow bool // a value had a number that no reader can keep
+	overflow bool   // a value had a number that no reader can keep
+	repeated string // a key that an object had twice, in quotation marks; empty if none had
 }
 
 // fail returns the error of the byte at the present position.
@@ -114,9 +115,10 @@ func (s *scanner) more(closing byte) (bool, error) {
 // value.
 func (s *scanner) object(member func(key string) error) error {
 	empty, err := s.enter('{', '}', "an object")
+	var keys keySet
 	for more := !empty; err == nil && more; {
 		var key string
-		if key, err = s.key(); err != nil {
+		if key, err = s.key(&keys); err != nil {
 			break
 		}
 		if err = member(key); err != nil {
@@ -127,20 +129,70 @@ func (s *scanner) object(member func(key string) error) error {
 	return err
 }
 
-// key reads the key of a member and the colon.
-func (s *scanner) key() (string, error) {
-	raw, err := s.token()
+// key reads the key of a member and the colon, and returns the key without its escapes.
+func (s *scanner) key(keys *keySet) (string, error) {
+	raw, err := s.rawKey(keys)
 	if err != nil {
 		return "", err
 	}
-	if s.peek() != ':' {
-		return "", s.unexpected("a colon")
-	}
-	s.at++
 	if name, ok := fieldNames[string(raw[1:len(raw)-1])]; ok { // without an allocation
 		return name, nil
 	}
 	return unquote(raw), nil
+}
+
+// rawKey reads the key of a member and the colon, and returns the key as it is written. keys has those
+// that the object had before.
+func (s *scanner) rawKey(keys *keySet) ([]byte, error) {
+	raw, err := s.token()
+	if err != nil {
+		return nil, err
+	}
+	if s.peek() != ':' {
+		return nil, s.unexpected("a colon")
+	}
+	s.at++
+	if s.repeated == "" && !keys.add(raw) {
+		s.repeated = strconv.Quote(short(unquote(raw)))
+	}
+	return raw, nil
+}
+
+// keySet has the keys of an object.
+type keySet struct {
+	few  [16][]byte // all of them, while there is room
+	n    int
+	many map[string]bool // all of them, if there are more
+}
+
+// add adds a key as it is written. It returns false if the key is there, perhaps with other escapes.
+func (k *keySet) add(raw []byte) bool {
+	key := raw[1 : len(raw)-1]
+	if bytes.IndexByte(key, '\\') >= 0 {
+		key = []byte(unquote(raw))
+	}
+	if k.many != nil {
+		if k.many[string(key)] {
+			return false
+		}
+		k.many[string(key)] = true
+		return true
+	}
+	for _, other := range k.few[:k.n] {
+		if bytes.Equal(other, key) {
+			return false
+		}
+	}
+	if k.n < len(k.few) {
+		k.few[k.n] = key
+		k.n++
+		return true
+	}
+	k.many = map[string]bool{string(key): true}
+	for _, other := range k.few {
+		k.many[string(other)] = true
+	}
+	return true
 }
 
 // array reads an array. The function must read one element.
@@ -156,7 +208,7 @@ func (s *scanner) array(element func() error) error {
 }
 
 // value reads any value, and appends it to dst without whitespace between tokens. It sets overflow if a
-// number in it is out of range.
+// number in it is out of range, and repeated if an object in it has a key twice.
 func (s *scanner) value(dst []byte) ([]byte, error) {
 	switch c := s.peek(); c {
 	case '{':
@@ -190,15 +242,12 @@ func (s *scanner) value(dst []byte) ([]byte, error) {
 func (s *scanner) members(dst []byte) ([]byte, error) {
 	empty, err := s.enter('{', '}', "an object")
 	dst = append(dst, '{')
+	var keys keySet
 	for more := !empty; err == nil && more; {
 		var raw []byte
-		if raw, err = s.token(); err != nil {
+		if raw, err = s.rawKey(&keys); err != nil {
 			break
 		}
-		if s.peek() != ':' {
-			return dst, s.unexpected("a colon")
-		}
-		s.at++
 		dst = append(appendText(dst, raw), ':')
 		if dst, err = s.value(dst); err != nil {
 			break

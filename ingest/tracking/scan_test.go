@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -64,7 +65,8 @@ func TestReadableByAll(t *testing.T) {
 // if ClickHouse cannot read these.
 func FuzzScanner(f *testing.F) {
 	for _, seed := range []string{
-		`{"a" : [1, -2.5e+10, true ,false,null, "x\u00e9\n\"" ] , "b":{} , "c": [ ]}`, `"\ud800"`, `["\ud83d\ude00\udc00", 123456789012345678901234567890, 1e999]`, "0", "-0.0", `[[[[]]]]`, "tru", `{"a":}`,
+		`{"a" : [1, -2.5e+10, true ,false,null, "x\u00e9\n\"" ] , "b":{} , "c": [ ]}`, `"\ud800"`, `["\ud83d\ude00\udc00", 123456789012345678901234567890, 1e999]`, "0", "-0.0",
+		`{"a":{"b":1},"c":[{"b":1,"\u0062":2}]}`, `{"a":1,"A":1,"\ud800":1,"\ud801":1}`, `[[[[]]]]`, "tru", `{"a":}`,
 	} {
 		f.Add([]byte(seed))
 	}
@@ -87,6 +89,9 @@ func FuzzScanner(f *testing.F) {
 		if err != nil {
 			return
 		}
+		if repeated := repeatsKey(json.NewDecoder(bytes.NewReader(got))); repeated != (s.repeated != "") {
+			t.Fatalf("%q repeats a key: %t, but found %q", text, repeated, s.repeated)
+		}
 		if text = bytes.TrimSpace(text); len(text) > 0 && text[0] == '"' {
 			var want string
 			if json.Unmarshal(text, &want) != nil || unquote(text) != want {
@@ -94,6 +99,42 @@ func FuzzScanner(f *testing.F) {
 			}
 		}
 	})
+}
+
+// repeatsKey reports whether an object of a JSON text has a key twice.
+func repeatsKey(d *json.Decoder) bool {
+	begin, err := d.Token()
+	if err != nil || begin != json.Delim('{') && begin != json.Delim('[') {
+		return false
+	}
+	repeated, keys := false, map[json.Token]bool{}
+	for d.More() {
+		if begin == json.Delim('{') {
+			key, _ := d.Token()
+			repeated = repeated || keys[key]
+			keys[key] = true
+		}
+		repeated = repeatsKey(d) || repeated
+	}
+	_, _ = d.Token()
+	return repeated
+}
+
+// TestRepeatedKeys checks that a repeated key is found among few keys and among many, and named.
+func TestRepeatedKeys(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{1, 15, 16, 17, 18, 200} {
+		var text strings.Builder
+		for i := range n {
+			fmt.Fprintf(&text, `"k%d":{"k0":0},`, i)
+		}
+		for last, want := range map[string]string{"other": "", "k0": `"k0"`, fmt.Sprintf(`\u006b%d`, n-1): fmt.Sprintf(`"k%d"`, n-1)} {
+			s := scanner{b: []byte("[{" + text.String() + `"` + last + `":1}]`)}
+			if _, err := s.value(nil); err != nil || s.repeated != want {
+				t.Errorf("%d keys and %s: %s twice (%v), want %q", n, last, s.repeated, err, want)
+			}
+		}
+	}
 }
 
 // equalJSON reports whether two texts mean the same to readers whose numbers are floating-point ones.

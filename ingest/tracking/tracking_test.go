@@ -244,6 +244,7 @@ func TestProtocol(t *testing.T) {
 		{"a type that the key may send", request{path: "/v1/screen", key: appKey, body: `{"messageId":"%d","userId":"u"}`}, 200, "", 1},
 		{"an allowed origin", request{path: "/v1/page", key: pageKey, body: `{"messageId":"%d","userId":"u"}`, header: map[string]string{"Origin": shop}}, 200, "", 1},
 		{"no origin", request{path: "/v1/page", key: pageKey, body: `{"messageId":"%d","userId":"u"}`}, 200, "", 1},
+		{"names that differ in case", request{path: "/v1/page", key: webKey, body: `{"messageId":"%d","userId":"u","userid":"v","properties":{"sku":1,"SKU":2},"context":{"Consent":7}}`}, 200, "", 1},
 
 		{"no key", request{path: "/v1/page", body: `{"userId":"u"}`}, 401, "writeKey", 0},
 		{"an unknown key", request{path: "/v1/page", key: "guess", body: `{"userId":"u"}`}, 401, "writeKey", 0},
@@ -271,6 +272,12 @@ func TestProtocol(t *testing.T) {
 		{"a time that is none", request{path: "/v1/page", key: webKey, body: `{"userId":"u","timestamp":"yesterday"}`}, 400, "timestamp", 0},
 		{"consent with escapes", request{path: "/v1/page", key: webKey, body: `{"userId":"u","context":{"c\u006fnsent":{"categoryPreferences":{"ads":"yes"}}}}`}, 400, "context.consent.categoryPreferences.ads", 0},
 		{"consent that is text", request{path: "/v1/page", key: webKey, body: `{"userId":"u","context":{"consent":{"categoryPreferences":{"ads":"yes"}}}}`}, 400, "context.consent.categoryPreferences.ads", 0},
+		{"a field twice", request{path: "/v1/page", key: webKey, body: `{"userId":"u","user\u0049d":"v"}`}, 400, "userId", 0},
+		{"a field that nobody knows, twice", request{path: "/v1/page", key: webKey, body: `{"userId":"u","channel":1,"channel":1}`}, 400, "channel", 0},
+		{"a property twice", request{path: "/v1/page", key: webKey, body: `{"userId":"u","properties":{"sku":1,"a":{},"sku":2}}`}, 400, "properties", 0},
+		{"a purpose twice", request{path: "/v1/page", key: webKey, body: `{"userId":"u","context":{"consent":{"categoryPreferences":{"ads":false,"ads":true}}}}`}, 400, "context", 0},
+		{"two batches", request{path: "/v1/batch", key: webKey, body: `{"batch":[{"type":"page","userId":"u"}],"batch":[]}`}, 400, "batch", 0},
+		{"a property twice, in a batch", request{path: "/v1/batch", key: webKey, body: `{"batch":[{"type":"page","userId":"u","properties":{"a":[{"":1,"":1}]}}]}`}, 400, "batch[0].properties", 0},
 		{"a large event", request{path: "/v1/page", key: webKey, body: `{"userId":"u","properties":{"a":"` + large + `"}}`}, 400, "event", 0},
 		{"a large body", request{path: "/v1/batch", key: webKey, body: `{"batch":[` + strings.Repeat(`"`+large+`",`, 20) + `0]}`}, 413, "", 0},
 		{"a large body, compressed", request{path: "/v1/batch", key: webKey, body: zipped(strings.Repeat(" ", 600<<10)), header: map[string]string{"Content-Encoding": "gzip"}}, 413, "", 0},
@@ -308,21 +315,24 @@ func TestBatchWithInvalidEvents(t *testing.T) {
 	w, _ := run(t, broker(t), nil)
 	got := w.send(t, request{path: "/v1/batch", key: webKey, body: `{"batch":[
 		{"messageId":"a","type":"page","userId":"u"}, {"messageId":"b","type":"track","userId":"u"}, 7,
-		{"messageId":"c","type":"page","userId":"u"}]}`})
-	if got.status != 200 || len(got.Rejected) != 2 || got.Rejected[0].Index != 1 || got.Rejected[0].Field != "event" {
+		{"messageId":"c","type":"page","userId":"u"}, {"messageId":"d","type":"page","userId":"u","traits":{"b":1,"b":2}}]}`})
+	if got.status != 200 || len(got.Rejected) != 3 || got.Rejected[0].Index != 1 || got.Rejected[0].Field != "event" {
 		t.Fatalf("%+v", got)
 	}
 	if have := ids(w.events(t)); !slices.Equal(have, []string{"a", "c"}) {
 		t.Errorf("on the log are %v", have)
 	}
-	if len(w.letters) != 2 || string(w.letters[0].Value) != `{"messageId":"b","type":"track","userId":"u"}` ||
+	if got.Rejected[2].Index != 4 || got.Rejected[2].Message != `has the key "b" twice` {
+		t.Errorf("an ambiguous event: %+v", got.Rejected[2])
+	}
+	if len(w.letters) != 3 || string(w.letters[0].Value) != `{"messageId":"b","type":"track","userId":"u"}` ||
 		w.letters[0].ID != event.BehaviorID("web", "b") || !strings.Contains(w.letters[0].Reason.Error(), "event: is missing") {
 		t.Errorf("dead letters: %+v", w.letters)
 	}
 	// If dead letters cannot be written, the client must send the batch again.
 	w.failing = errors.New("no")
 	if got := w.send(t, request{path: "/v1/batch", key: webKey,
-		body: `{"batch":[{"messageId":"d","type":"page","userId":"u"},7]}`}); got.status != 503 || got.header.Get("Retry-After") == "" {
+		body: `{"batch":[{"messageId":"e","type":"page","userId":"u"},7]}`}); got.status != 503 || got.header.Get("Retry-After") == "" {
 		t.Errorf("%+v", got)
 	}
 }
@@ -539,6 +549,8 @@ track:
 		4: {"Product Viewed", `{"sku":"1"}`, `{"stats":false}`},
 		5: {"Product Viewed", `{"sku":"1"}`, `{"ads":false}`},
 		6: {"Product Viewed", `{"sku":1}`, `{"ads":false}`},
+		7: {"Product Viewed", `{"SKU":"1"}`, `{}`},
+		8: {"Product Viewed", `{"sku":"1"}`, `{"stats":false},"CategoryPreferences":{"stats":true}`},
 	} {
 		got := w.send(t, request{path: "/v1/track", key: webKey, body: fmt.Sprintf(
 			`{"messageId":"%d","event":%q,"userId":"u","anonymousId":"a","properties":%s,"context":{"ip":"192.0.2.1","consent":{"categoryPreferences":%s}}}`,
@@ -564,11 +576,12 @@ track:
 			t.Errorf("dead letter %s holds %s", l.Reason, l.Value)
 		}
 	}
-	want := []string{"properties.sku: is missing", `event: "Product Seen" is not in the tracking plan`, "properties.sku: want string, not integer"}
+	want := []string{"properties.sku: is missing", `event: "Product Seen" is not in the tracking plan`, "properties.sku: want string, not integer",
+		"properties.sku: is missing"}
 	if !slices.Equal(reasons, want) {
 		t.Errorf("reasons %q, want %q", reasons, want)
 	}
-	if s := w.Stats(); s.DeadLetters != 3 || s.Dropped != 1 || s.Accepted != 3 {
+	if s := w.Stats(); s.DeadLetters != 4 || s.Dropped != 2 || s.Accepted != 3 {
 		t.Errorf("%+v", s)
 	}
 }
