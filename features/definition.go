@@ -56,6 +56,15 @@ const (
 	Visitors
 )
 
+// Entity returns the entity that a caller's key names. Facts of customers have their ids in lower case, as
+// all that commands write, so a UUID that names a customer counts in any case. Other keys count as they are.
+func (i Identity) Entity(key string) string {
+	if i == Customers {
+		return event.CanonicalID(key)
+	}
+	return key
+}
+
 // Source turns the events of one topic into facts about the group's entities.
 type Source struct {
 	Name    string // unique in all groups: two sources of this name are the same one

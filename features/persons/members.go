@@ -34,8 +34,8 @@ func Nodes(kind features.Identity, entity string) []identity.Node {
 	return nil
 }
 
-// customer is what precedes the id in a customer's node. Entities are not made canonical, because facts
-// with another spelling are those of another entity.
+// customer is what precedes the id in a customer's node. Entities are not made canonical here: keys of
+// callers were (features.Identity.Entity), and facts with another spelling are those of another entity.
 const customer = identity.Node("customer:")
 
 // prefixes are what precedes the value in the node of an identifier.

@@ -2,6 +2,7 @@ package serving
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/millrace/millrace/event"
@@ -16,12 +17,12 @@ func (s *Service) WithholdFrom(entity string, refuses func(ids ...string) bool) 
 	s.refusing, s.refuses = entity, refuses
 }
 
-// lookup is online.Reader.Lookup, which looks up nobody instead of those who refuse: their vectors have
-// an empty entity and no facts.
-func (s *Service) lookup(ctx context.Context, q *online.Query, entities []string, at time.Time, reuse []online.Vector) (
+// lookup is online.Reader.Lookup for the keys that a caller sent. It looks up nobody instead of those who
+// refuse: their vectors have an empty entity and no facts.
+func (s *Service) lookup(ctx context.Context, q *online.Query, keys []string, at time.Time, reuse []online.Vector) (
 	[]online.Vector, error,
 ) {
-	store := s.backend.Store()
+	store, entities := s.backend.Store(), entitiesOf(q.Group, keys)
 	found, err := store.Lookup(ctx, q, entities, at, reuse)
 	if err != nil || s.refuses == nil || q.Group.Entity != s.refusing {
 		return found, err
@@ -39,6 +40,20 @@ func (s *Service) lookup(ctx context.Context, q *online.Query, entities []string
 		}
 	}
 	return found, nil
+}
+
+// entitiesOf returns the entities of a group that keys name. The keys remain as they are, because answers
+// repeat them.
+func entitiesOf(g *features.Group, keys []string) []string {
+	first := slices.IndexFunc(keys, func(key string) bool { return g.Identity.Entity(key) != key })
+	if first < 0 {
+		return keys
+	}
+	entities := slices.Clone(keys)
+	for i := first; i < len(keys); i++ {
+		entities[i] = g.Identity.Entity(keys[i])
+	}
+	return entities
 }
 
 // consenting returns those of some entities of a group who do not refuse that their vectors are used.

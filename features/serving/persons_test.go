@@ -3,9 +3,11 @@ package serving_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,5 +89,67 @@ func TestMerge(t *testing.T) {
 		Entities: []string{"42"}, Token: token}))
 	if connect.CodeOf(err) != connect.CodeInvalidArgument {
 		t.Errorf("a group of products takes the token of a merge: %v", err)
+	}
+}
+
+// TestCustomersInAnyCase: the UUID of a customer is found and refused in any case, by both APIs, and the
+// answer repeats it as it was sent. Keys of other entities count as they are.
+func TestCustomersInAnyCase(t *testing.T) {
+	t.Parallel()
+	const customer, refusing = "0199e9a4-43aa-7c01-b5a1-5c0f5e1d2a3b", "0199e9a4-43aa-7c01-b5a1-5c0f5e1d2a3c"
+	g := groups()
+	g[0].Identity, g[1].Identity = features.Customers, features.NoIdentity
+	store, err := online.New(g, online.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := func(values ...exact.Value) (facts []features.Fact) {
+		for i, entity := range []string{customer, refusing} {
+			facts = append(facts, features.Fact{Entity: entity, Key: fmt.Sprint(i), At: now.Add(-time.Minute), Values: values})
+		}
+		return facts
+	}
+	for topic, facts := range map[string]map[string][]features.Fact{
+		event.Order.Topic: {"orders": of(exact.Value{}, exact.TextValue("GB"))},
+		event.Stock.Topic: {"changes": of(exact.IntValue(exact.FromInt64(1)))},
+	} {
+		if err := store.Apply(online.Batch{Topic: topic, After: feed.Position{Next: 1}, Facts: facts}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := serving.New(&backend{store: store, watermarks: streams.NewWatermarks()}, func() time.Time { return now })
+	s.WithholdFrom("customer_id", func(ids ...string) bool { return slices.Contains(ids, refusing) })
+	keys := []string{strings.ToUpper(customer), customer, "0199E9a4" + customer[8:], strings.ToUpper(refusing), refusing}
+	for group, want := range map[string]string{"activity": "true true true false false", "stock": "false true false false true"} {
+		res, err := s.GetVectors(t.Context(), connect.NewRequest(&featuresv1.GetVectorsRequest{Group: group, Entities: keys}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var found []bool
+		for i, v := range res.Msg.GetVectors() {
+			found = append(found, v.GetValues()[0].GetStatus() != featuresv1.ValueStatus_VALUE_STATUS_NOT_FOUND)
+			if v.GetEntity() != keys[i] {
+				t.Errorf("%s: the entity %q is answered as %q", group, keys[i], v.GetEntity())
+			}
+		}
+		if got := strings.Trim(fmt.Sprint(found), "[]"); got != want {
+			t.Errorf("%s: found are %s, want %s", group, got, want)
+		}
+	}
+	feast := httptest.NewServer(serving.NewFeast(s, func(h http.Handler) http.Handler { return h }))
+	t.Cleanup(feast.Close)
+	res, err := feast.Client().Post(feast.URL+"/get-online-features", "application/json", strings.NewReader(
+		`{"features":["activity:orders_7d"],"entities":{"customer_id":["`+strings.Join(keys, `","`)+`"]}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(res.Body)
+	if closed := res.Body.Close(); err != nil || closed != nil {
+		t.Fatal(err, closed)
+	}
+	for _, want := range []string{`"statuses":["PRESENT","PRESENT","PRESENT","NOT_FOUND","NOT_FOUND"]`, strings.Join(keys, `","`)} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("Feast's answer is %s, want %s in it", text, want)
+		}
 	}
 }

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -101,6 +103,51 @@ func TestTwoEntities(t *testing.T) {
 	}
 	if second, err := os.ReadFile(again.Out); err != nil || !bytes.Equal(first, second) {
 		t.Errorf("the repeated set differs: %v", err)
+	}
+}
+
+// TestCustomersInAnyCase: the UUID of a customer may be written in any case, and stays in the set as it was.
+func TestCustomersInAnyCase(t *testing.T) {
+	t.Parallel()
+	const customer = "0199e9a4-43aa-7c01-b5a1-5c0f5e1d2a3b"
+	facts, rows := randomFacts(1000, 17), randomSpine(200, 17)
+	for _, all := range facts {
+		for i := range all {
+			if all[i].Entity == "c3" {
+				all[i].Entity = customer
+			}
+		}
+	}
+	var sets [2][]map[string]any
+	for i, key := range []string{customer, strings.ToUpper(customer)} {
+		for n := range rows {
+			if rows[n].Entity == "c3" || strings.EqualFold(rows[n].Entity, customer) {
+				rows[n].Entity = key
+			}
+		}
+		c := testConfig(t, writeSpine(t, rows), facts)
+		c.Groups = []*features.Group{followingGroup()}
+		if _, err := Build(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		_, sets[i] = readSet(t, c.Out)
+	}
+	found := 0
+	for n, lower := range sets[0] {
+		upper := sets[1][n]
+		if lower["customer_id"] == customer {
+			found++
+			if upper["customer_id"] != strings.ToUpper(customer) {
+				t.Errorf("row %d: the key has become %q", n, upper["customer_id"])
+			}
+			upper["customer_id"] = customer
+		}
+		if !reflect.DeepEqual(lower, upper) {
+			t.Fatalf("row %d: %v in upper case, %v in lower case", n, upper, lower)
+		}
+	}
+	if found == 0 {
+		t.Error("no row is of the customer")
 	}
 }
 

@@ -38,7 +38,7 @@ func newPasses(groups []*features.Group, outputs []groupOutput) ([]*pass, error)
 	var all []*pass
 	for _, entity := range entitiesOf(groups) {
 		p := &pass{entity: entity, key: len(all)}
-		p.identity = groups[slices.IndexFunc(groups, func(g *features.Group) bool { return g.Entity == entity })].Identity
+		p.identity = identityOf(groups, entity)
 		var mine []groupOutput
 		for i, o := range outputs {
 			if o.group.Entity == entity {
@@ -64,6 +64,11 @@ func entitiesOf(groups []*features.Group) []string {
 		}
 	}
 	return entities
+}
+
+// identityOf returns what an entity of groups is in the identity graph.
+func identityOf(groups []*features.Group, entity string) features.Identity {
+	return groups[slices.IndexFunc(groups, func(g *features.Group) bool { return g.Entity == entity })].Identity
 }
 
 // close closes the temporary files.

@@ -15,6 +15,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/parquet-go/parquet-go"
 	"github.com/parquet-go/parquet-go/format"
+
+	"github.com/millrace/millrace/features"
 )
 
 // ErrSpine means that a spine cannot be used. The text names the column, and the row if it is one.
@@ -69,7 +71,7 @@ func openSpine(c *Config) (_ *spine, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := key.keys(entity, s.column(key)); err != nil {
+		if err := key.keys(entity, identityOf(c.Groups, entity), s.column(key)); err != nil {
 			return nil, err
 		}
 		s.keys = append(s.keys, key)
@@ -159,12 +161,12 @@ func (s *spine) column(l leaf) parquet.Type {
 	return c.Node.Type()
 }
 
-// keys sets how the values of a column are keys.
-func (l *leaf) keys(entity string, t parquet.Type) error {
+// keys sets how the values of a column name entities.
+func (l *leaf) keys(entity string, is features.Identity, t parquet.Type) error {
 	logical := logicalType(t)
 	switch t.Kind() {
 	case parquet.ByteArray:
-		l.text = func(v parquet.Value) string { return string(v.ByteArray()) }
+		l.text = func(v parquet.Value) string { return is.Entity(string(v.ByteArray())) }
 	case parquet.Int64:
 		l.text = func(v parquet.Value) string { return strconv.FormatInt(v.Int64(), 10) }
 	case parquet.Int32:
