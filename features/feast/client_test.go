@@ -19,6 +19,7 @@ import (
 	"github.com/millrace/millrace/features/feed"
 	"github.com/millrace/millrace/features/online"
 	"github.com/millrace/millrace/features/serving"
+	"github.com/millrace/millrace/features/training"
 	"github.com/millrace/millrace/streams"
 	"github.com/millrace/millrace/test/servers/process"
 )
@@ -33,14 +34,14 @@ func (b backend) Store() online.Reader          { return b.store }
 func (backend) Watermarks() *streams.Watermarks { return streams.NewWatermarks() }
 func (backend) Ready() error                    { return nil }
 
-// onlineStore serves the facts, of which all are known, at noon.
-func onlineStore(t *testing.T) string {
+// onlineStore serves facts, of which all are known, at noon.
+func onlineStore(t *testing.T, groups []*features.Group, facts training.Slice) string {
 	t.Helper()
-	store, err := online.New(groups(), online.Options{})
+	store, err := online.New(groups, online.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for source, all := range facts() {
+	for source, all := range facts {
 		err := store.Apply(online.Batch{Topic: all[0].Origin.Topic, After: feed.Position{Next: int64(len(all))},
 			Facts: map[string][]features.Fact{source: all}})
 		if err != nil {
@@ -108,7 +109,7 @@ func TestFeastClient(t *testing.T) {
 	if err != nil {
 		process.SkipOrFail(t, "Feast", err)
 	}
-	r := Repository{Project: "test", Registry: "registry.db", Online: onlineStore(t),
+	r := Repository{Project: "test", Registry: "registry.db", Online: onlineStore(t, groups(), facts()),
 		Offline: serve(t, config(t)).Listener.Addr().String()}
 	registry, err := Registry(r.Project, groups())
 	if err != nil {
