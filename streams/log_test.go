@@ -97,6 +97,7 @@ type memory struct {
 	closed     bool
 
 	before     func(ctx context.Context, records []streams.Record) error // called first, unlocked
+	read       func(ctx context.Context)                                 // called after positions were read, unlocked
 	unreadable func(streams.Record) error
 }
 
@@ -148,10 +149,14 @@ func (s *memory) Apply(ctx context.Context, records []streams.Record) error {
 	return nil
 }
 
-func (s *memory) Positions(_ context.Context, topic string) (map[int32]streams.Applied, error) {
+func (s *memory) Positions(ctx context.Context, topic string) (map[int32]streams.Applied, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return maps.Clone(s.positions[topic]), nil
+	positions := maps.Clone(s.positions[topic])
+	s.mu.Unlock()
+	if s.read != nil {
+		s.read(ctx)
+	}
+	return positions, nil
 }
 
 func (s *memory) SavePositions(_ context.Context, topic string, moves []streams.Move) error {

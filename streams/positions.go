@@ -66,6 +66,9 @@ func (r *Runtime) refresh(ctx context.Context) (lost error) {
 	}
 	for _, topic := range r.cfg.Topics {
 		now, ends := found[topic].info, found[topic].ends
+		r.mu.Lock()
+		before := maps.Clone(r.partitions)
+		r.mu.Unlock()
 		stored, err := r.cfg.Sink.Positions(ctx, topic)
 		if err != nil {
 			return fmt.Errorf("read the sink's positions in %s: %w", topic, err)
@@ -73,12 +76,16 @@ func (r *Runtime) refresh(ctx context.Context) (lost error) {
 		r.mu.Lock()
 		for id := range ends {
 			// p is nil if another member reads the partition.
-			p, at := r.partitions[kafka.TopicPartition{Topic: topic, Partition: id}], stored[id]
+			tp := kafka.TopicPartition{Topic: topic, Partition: id}
+			p, at := r.partitions[tp], stored[id]
 			if _, there := stored[id]; p == nil {
 				if differentTopic(at.Topic, now.ID) {
 					at = Applied{}
 				}
 				r.cfg.Watermarks.set(topic, id, at)
+			} else if p != before[tp] {
+				// It was assigned in the meantime, perhaps after its first position was looked for here.
+				continue
 			} else if differentTopic(p.topicID(), now.ID) {
 				lost = fmt.Errorf("topic %s was deleted and created again (its id was %s and is %s): %w",
 					topic, p.topicID(), now.ID, ErrLost)

@@ -98,6 +98,37 @@ func TestResumesAtSinkPosition(t *testing.T) {
 	})
 }
 
+// At a first start, positions may be looked for just before the first ones are saved. That is no loss.
+func TestFirstPositionsAreNoLoss(t *testing.T) {
+	t.Parallel()
+	l, sink, logged := newLog(t, shared), newMemory(), &messages{}
+	l.Write(t, l.events("s", 10, 50)...)
+	cfg := config(l, sink)
+	cfg.Logger = slog.New(logged)
+	runtime := streams.New(cfg)
+	var reads atomic.Int64
+	sink.read = func(ctx context.Context) {
+		// The first to read looks for lag, long before the group has assigned partitions.
+		if reads.Add(1) == 1 {
+			for runtime.Owned() == 0 && ctx.Err() == nil {
+				select {
+				case <-ctx.Done():
+				case <-time.After(time.Millisecond):
+				}
+			}
+		}
+	}
+	streamstest.Start(t, runtime)
+	streamstest.CatchUp(t, runtime)
+	streamstest.Eventually(t, "positions are compared several times", func() bool { return reads.Load() > 4 })
+	for _, message := range []string{"lag failed", "lost data"} {
+		if logged.has(message) {
+			t.Errorf("the first start reports %q", logged.logged)
+		}
+	}
+	sink.mustHave(t, l.Versions)
+}
+
 // Members share the partitions, and hand them over when one joins or leaves.
 func TestRebalance(t *testing.T) {
 	t.Parallel()
