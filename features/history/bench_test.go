@@ -94,8 +94,12 @@ func BenchmarkIngest(b *testing.B) {
 func linesOf(topic string) *features.Group {
 	groups := shop.Groups(shop.Options{})
 	group := *groups[slices.IndexFunc(groups, func(g *features.Group) bool { return g.Name == "product_popularity" })]
-	lines := group.Sources[slices.IndexFunc(group.Sources, func(s features.Source) bool { return s.Name == "product_order_lines" })]
-	group.Features = slices.DeleteFunc(slices.Clone(group.Features), func(f features.Feature) bool { return f.Source != lines.Name })
+	lines := group.Sources[slices.IndexFunc(group.Sources, func(s features.Source) bool {
+		return s.Name == "product_order_lines"
+	})]
+	group.Features = slices.DeleteFunc(slices.Clone(group.Features), func(f features.Feature) bool {
+		return f.Source != lines.Name
+	})
 	lines.Name, lines.Topic = lines.Name+"_"+strings.ReplaceAll(topic, "-", "_"), topic
 	for i := range group.Features {
 		f := &group.Features[i]
@@ -121,8 +125,9 @@ func (w *world) order(b *testing.B, s *features.Source, orders int) (facts []fea
 			w.now = w.now.Add(time.Duration(w.rnd.IntN(5_000_000)) * time.Microsecond)
 			id, partition := uuid.NewString(), int32(w.rnd.IntN(partitions))
 			e := event.Event{
-				ID: uuid.Must(uuid.NewV7()), Aggregate: event.Order.Name, Stream: id, Version: 1, Data: placed(b, w.rnd, id, w.now),
-				Type: "millrace.order.v1.OrderPlaced", OccurredAt: w.now, RecordedAt: w.now, Position: event.Position{Sequence: w.number},
+				ID: uuid.Must(uuid.NewV7()), Aggregate: event.Order.Name, Stream: id, Version: 1,
+				Type: "millrace.order.v1.OrderPlaced", Data: placed(b, w.rnd, id, w.now),
+				OccurredAt: w.now, RecordedAt: w.now, Position: event.Position{Sequence: w.number},
 			}
 			of, err := s.Project(e)
 			must(b, err)
@@ -149,7 +154,8 @@ func placed(b *testing.B, rnd *rand.Rand, id string, at time.Time) []byte {
 		Total: &money.Money{CurrencyCode: "GBP", Units: 10}, OrderedAt: timestamppb.New(at)}
 	for n := range uint32(4) {
 		order.Lines = append(order.Lines, &orderv1.OrderLine{Number: n + 1, Sku: fmt.Sprint("SKU-", rnd.IntN(20_000)),
-			Quantity: 1 + rnd.Int64N(12), UnitPrice: &money.Money{CurrencyCode: "GBP", Units: rnd.Int64N(20), Nanos: 950_000_000}})
+			Quantity:  1 + rnd.Int64N(12),
+			UnitPrice: &money.Money{CurrencyCode: "GBP", Units: rnd.Int64N(20), Nanos: 950_000_000}})
 	}
 	data, err := proto.Marshal(&orderv1.OrderEvent{Event: &orderv1.OrderEvent_Placed{Placed: order}})
 	must(b, err)

@@ -2,19 +2,20 @@
 // them, and computes vectors from both.
 //
 // For each source there is a table of facts, and for each group a table of tiles of a minute, an
-// hour and a day: the states of the group's aggregates over the facts in the tile. The identity graph is
-// a source, too, if a group follows it. Run feeds them from the log. Vectors reads tiles in the middle of a window and facts at its edges, so that both
-// edges are exact to the microsecond.
+// hour and a day: the states of the group's aggregates over the facts in the tile. The identity
+// graph is a source, too, if a group follows it. Run feeds them from the log. Vectors reads tiles
+// in the middle of a window and facts at its edges, so that both edges are exact to the
+// microsecond.
 //
 // Invariants:
 //
 //   - A table contains each fact of its batches once. The records of a batch are decided once, by
-//     its claim, and its rows are inserted under a token that is derived from it. So whatever fails,
-//     or writes the same batch again, doubles and loses nothing. See claims.go.
-//   - Vectors equals features.EvaluatePerson over the facts of the positions that it returns, bit by bit,
-//     while batches are being written and after corrections.
-//   - Facts and tiles are those of the entities for which they were recorded. Vectors adds up those of a
-//     person's entities, so a merge or its reversal changes no row of them.
+//     its claim, and its rows are inserted under a token that is derived from it. So whatever
+//     fails, or writes the same batch again, doubles and loses nothing. See claims.go.
+//   - Vectors equals features.EvaluatePerson over the facts of the positions that it returns, bit
+//     by bit, while batches are being written and after corrections.
+//   - Facts and tiles are those of the entities for which they were recorded. Vectors adds up those
+//     of a person's entities, so a merge or its reversal changes no row of them.
 //   - A table that cannot be filled stops alone. While ClickHouse does not answer, feeding waits.
 //   - Of several versions of a group, one is live. Another one replaces it after all of its tiles
 //     were compared with the facts. See versions.go.

@@ -55,14 +55,14 @@ func (l *log) change(t rapid.TB, a, b identity.Node, joined bool, known time.Tim
 		var m identityv1.IdentityEvent
 		switch {
 		case merge && joined:
-			m.Event = &identityv1.IdentityEvent_Merged{Merged: &identityv1.CustomersMerged{Subject: string(subject), CustomerId: id,
-				OtherCustomerId: otherID, Revision: revision, MergedAt: at}}
+			m.Event = &identityv1.IdentityEvent_Merged{Merged: &identityv1.CustomersMerged{Subject: string(subject),
+				CustomerId: id, OtherCustomerId: otherID, Revision: revision, MergedAt: at}}
 		case merge:
 			m.Event = &identityv1.IdentityEvent_Unmerged{Unmerged: &identityv1.CustomersUnmerged{Subject: string(subject),
 				CustomerId: id, OtherCustomerId: otherID, Revision: revision, UnmergedAt: at}}
 		case joined:
-			m.Event = &identityv1.IdentityEvent_Linked{Linked: &identityv1.IdentifierLinked{Subject: string(subject), CustomerId: id,
-				Identifier: other.Identifier(), Revision: revision, LinkedAt: at}}
+			m.Event = &identityv1.IdentityEvent_Linked{Linked: &identityv1.IdentifierLinked{Subject: string(subject),
+				CustomerId: id, Identifier: other.Identifier(), Revision: revision, LinkedAt: at}}
 		default:
 			m.Event = &identityv1.IdentityEvent_Unlinked{Unlinked: &identityv1.IdentifierUnlinked{Subject: string(subject),
 				CustomerId: id, Identifier: other.Identifier(), Revision: revision, UnlinkedAt: at}}
@@ -87,7 +87,9 @@ func (l *log) draw(t *rapid.T, known time.Time) {
 		}
 	}
 	for _, v := range values {
-		others = append(others, identity.Node("anonymous_id:"+v), identity.Node("external_id:"+v), identity.Node("device_id:"+v))
+		for _, kind := range []string{"anonymous_id:", "external_id:", "device_id:"} {
+			others = append(others, identity.Node(kind+v))
+		}
 	}
 	others = append(others, identity.Node(fmt.Sprintf("email_hash:%064d", 7)))
 	l.change(t, customer, rapid.SampledFrom(others).Draw(t, "other"), rapid.IntRange(0, 2).Draw(t, "joined") > 0, known)
@@ -196,7 +198,8 @@ func TestExplore(t *testing.T) {
 			of[c.Ends[1]] = append(of[c.Ends[1]], c)
 		}
 		kind := rapid.SampledFrom([]features.Identity{features.Customers, features.Visitors}).Draw(t, "kind")
-		entities := rapid.SliceOfN(rapid.SampledFrom(append([]string{"a1", "a2", "nobody"}, customers...)), 1, 3).Draw(t, "entities")
+		known := append([]string{"a1", "a2", "nobody"}, customers...)
+		entities := rapid.SliceOfN(rapid.SampledFrom(known), 1, 3).Draw(t, "entities")
 		part, err := persons.Explore(kind, entities, func(nodes []identity.Node) (all []persons.Change, err error) {
 			for _, n := range nodes {
 				all = append(all, of[n]...)
@@ -298,14 +301,17 @@ func TestProject(t *testing.T) {
 		OtherCustomerId: customers[1], Revision: 3, MergedAt: timestamppb.New(base)}
 	stranger, unnumbered := proto.CloneOf(merged), proto.CloneOf(merged)
 	stranger.Subject, unnumbered.Revision = "customer:"+customers[2], 0
+	mergedEvent := func(m *identityv1.CustomersMerged) *identityv1.IdentityEvent {
+		return &identityv1.IdentityEvent{Event: &identityv1.IdentityEvent_Merged{Merged: m}}
+	}
 	for name, c := range map[string]struct {
 		data  []byte
 		facts int
 		fails bool
 	}{
-		"merge":        {bytes(&identityv1.IdentityEvent{Event: &identityv1.IdentityEvent_Merged{Merged: merged}}), 2, false},
-		"of others":    {bytes(&identityv1.IdentityEvent{Event: &identityv1.IdentityEvent_Merged{Merged: stranger}}), 0, false},
-		"revision":     {bytes(&identityv1.IdentityEvent{Event: &identityv1.IdentityEvent_Merged{Merged: unnumbered}}), 0, true},
+		"merge":        {bytes(mergedEvent(merged)), 2, false},
+		"of others":    {bytes(mergedEvent(stranger)), 0, false},
+		"revision":     {bytes(mergedEvent(unnumbered)), 0, true},
 		"unknown type": {nil, 0, false},
 		"damaged":      {[]byte{1}, 0, true},
 	} {
@@ -315,8 +321,9 @@ func TestProject(t *testing.T) {
 		}
 		for i := range facts {
 			change, err := persons.ChangeOf(&facts[i])
-			if want := (persons.Change{Ends: [2]identity.Node{identity.Customer(customers[i]), identity.Customer(customers[1-i])},
-				Revision: 3, Joined: true, Known: base.UnixMicro()}); err != nil || change != want {
+			ends := [2]identity.Node{identity.Customer(customers[i]), identity.Customer(customers[1-i])}
+			want := persons.Change{Ends: ends, Revision: 3, Joined: true, Known: base.UnixMicro()}
+			if err != nil || change != want {
 				t.Errorf("the change is %+v, %v, want %+v", change, err, want)
 			}
 		}

@@ -19,8 +19,8 @@ type link struct {
 }
 
 // findPersons finds the members of each vector's person, as the identity graph was at the vector's
-// positions. The whole graph is in memory meanwhile. A vector without positions in the graph, as earlier
-// versions logged it, has the facts of its own entity only.
+// positions. The whole graph is in memory meanwhile. A vector without positions in the graph, as
+// earlier versions logged it, has the facts of its own entity only.
 func (v *verification) findPersons(ctx context.Context) error {
 	var following []*pending
 	for _, p := range v.left {

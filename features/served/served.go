@@ -1,10 +1,10 @@
 // Package served keeps a sample of the vectors that were answered, and checks them later.
 //
 // Log writes the sample to Topic while vectors are served. Read reads the newest ones back, and
-// Verify recomputes each by features.Group.Vector, from the events that precede its positions, those of
-// the identity graph among them. The events come from elsewhere than the served values did: from the lake's tables, see Events. So a
-// difference shows that a caller got something else than the definition says, such as a value that
-// contains a later record, or one of another window.
+// Verify recomputes each by features.Group.Vector, from the events that precede its positions,
+// those of the identity graph among them. The events come from elsewhere than the served values
+// did: from the lake's tables, see Events. So a difference shows that a caller got something else
+// than the definition says, such as a value that contains a later record, or one of another window.
 //
 // Invariants:
 //

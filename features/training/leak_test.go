@@ -229,7 +229,9 @@ var mergeMutants = map[string]func(g *features.Group, facts Slice, entity string
 	"merges known before, not at": func(g *features.Group, facts Slice, entity string, at time.Time) features.Vector {
 		return evaluateMerged(g, facts, entity, at, at.UnixMicro()-1)
 	},
-	"facts of several entities taken for versions": func(g *features.Group, facts Slice, entity string, at time.Time) features.Vector {
+	"facts of several entities taken for versions": func(
+		g *features.Group, facts Slice, entity string, at time.Time,
+	) features.Vector {
 		all := slices.Clone(facts["orders"])
 		for i := range all {
 			all[i].Entity = strings.Replace(all[i].Entity, "other", "merged", 1)
@@ -295,7 +297,9 @@ var mutants = map[string]func(g *features.Group, facts Slice, entity string, at 
 		f.Known = f.Known.Truncate(time.Second)
 		return f
 	}),
-	"versions chosen before they are known": func(g *features.Group, facts Slice, entity string, at time.Time) features.Vector {
+	"versions chosen before they are known": func(
+		g *features.Group, facts Slice, entity string, at time.Time,
+	) features.Vector {
 		var kept []features.Fact
 		for _, f := range features.Current(slices.DeleteFunc(slices.Clone(facts["orders"]),
 			func(f features.Fact) bool { return f.Entity != entity }), time.Time{}) {
@@ -346,7 +350,9 @@ func widened(g *features.Group, by features.Window) *features.Group {
 func TestMutants(t *testing.T) {
 	t.Parallel()
 	g, facts := leakGroup(), leakFacts()
-	alone := slices.DeleteFunc(slices.Clone(leakRows), func(r leakRow) bool { return r.entity == "merged" || r.entity == "other" })
+	alone := slices.DeleteFunc(slices.Clone(leakRows), func(r leakRow) bool {
+		return r.entity == "merged" || r.entity == "other"
+	})
 	differs := func(rows []leakRow, evaluate func(entity string, at time.Time) features.Vector) string {
 		for i, r := range rows {
 			hour, ever := leakVector(evaluate(r.entity, base.Add(r.at)).Values)
@@ -361,13 +367,17 @@ func TestMutants(t *testing.T) {
 	}); d != "" {
 		t.Fatalf("the definition itself: %s", d)
 	}
+	type evaluator = func(g *features.Group, facts Slice, entity string, at time.Time) features.Vector
+	of := func(evaluate evaluator) func(string, time.Time) features.Vector {
+		return func(entity string, at time.Time) features.Vector { return evaluate(g, facts, entity, at) }
+	}
 	for name, evaluate := range mutants {
-		if differs(alone, func(entity string, at time.Time) features.Vector { return evaluate(g, facts, entity, at) }) == "" {
+		if differs(alone, of(evaluate)) == "" {
 			t.Errorf("%s: the scenario does not notice", name)
 		}
 	}
 	for name, evaluate := range mergeMutants {
-		if differs(leakRows, func(entity string, at time.Time) features.Vector { return evaluate(g, facts, entity, at) }) == "" {
+		if differs(leakRows, of(evaluate)) == "" {
 			t.Errorf("%s: the scenario does not notice", name)
 		}
 	}

@@ -195,7 +195,7 @@ type Registry struct {
 	Compatibility string    `yaml:"compatibility" doc:"Compatibility level of the subjects, set when a producer starts."`
 }
 
-// Redis configures the server of the view orderstatus.
+// Redis configures the server of views, processes and shared vectors.
 type Redis struct {
 	Addr     string    `yaml:"addr" doc:"host:port. Several addresses, separated by commas, are seeds of a cluster. Empty: an embedded server on loopback, with its data in the data folder."`
 	User     string    `yaml:"user" doc:"User of Redis' access control list. Empty: the default user."`

@@ -16,24 +16,30 @@ import (
 func TestWrongSegmentsAreNamed(t *testing.T) {
 	t.Parallel()
 	good := `orders.count > 3u`
+	condition := func(expression string) customer360.Segment {
+		return customer360.Segment{Name: "a", Expression: expression, Purpose: marketing}
+	}
 	for name, c := range map[string]struct {
 		segment customer360.Segment
 		want    []string
 	}{
-		"an unknown variable": {customer360.Segment{Name: "a", Expression: "orders.count > 1u &&\n order.count > 1u", Purpose: marketing}, []string{`segment "a"`, ":2:2", "order"}},
-		"an unknown field":    {customer360.Segment{Name: "a", Expression: "orders.sum > 1u", Purpose: marketing}, []string{`segment "a"`, ":1:7", "sum"}},
-		"the wrong types":     {customer360.Segment{Name: "a", Expression: `contact.country > 3`, Purpose: marketing}, []string{":1:17"}},
-		"not a condition":     {customer360.Segment{Name: "a", Expression: "orders.count", Purpose: marketing}, []string{"uint", "want bool"}},
-		"no syntax":           {customer360.Segment{Name: "a", Expression: "orders.count >", Purpose: marketing}, []string{":1:15"}},
-		"a wrong period":      {customer360.Segment{Name: "a", Expression: `orders_within("30 days") > 1`, Purpose: marketing}, []string{":1:15", "30d"}},
-		"a computed period":   {customer360.Segment{Name: "a", Expression: `orders_within(customer_id) > 1`, Purpose: marketing}, []string{"literal"}},
-		"the clock":           {customer360.Segment{Name: "a", Expression: `@moment == @moment`, Purpose: marketing}, []string{`segment "a"`}},
-		"no expression":       {customer360.Segment{Name: "a", Purpose: marketing}, []string{`segment "a"`}},
-		"no purpose":          {customer360.Segment{Name: "a", Expression: good}, []string{`segment "a"`, "purpose"}},
-		"no name":             {customer360.Segment{Expression: good, Purpose: marketing}, []string{"name"}},
-		"a name with a bar":   {customer360.Segment{Name: "a|b", Expression: good, Purpose: marketing}, []string{`"a|b"`, "name"}},
+		"an unknown variable": {condition("orders.count > 1u &&\n order.count > 1u"),
+			[]string{`segment "a"`, ":2:2", "order"}},
+		"an unknown field":  {condition("orders.sum > 1u"), []string{`segment "a"`, ":1:7", "sum"}},
+		"the wrong types":   {condition(`contact.country > 3`), []string{":1:17"}},
+		"not a condition":   {condition("orders.count"), []string{"uint", "want bool"}},
+		"no syntax":         {condition("orders.count >"), []string{":1:15"}},
+		"a wrong period":    {condition(`orders_within("30 days") > 1`), []string{":1:15", "30d"}},
+		"a computed period": {condition(`orders_within(customer_id) > 1`), []string{"literal"}},
+		"the clock":         {condition(`@moment == @moment`), []string{`segment "a"`}},
+		"no expression":     {condition(""), []string{`segment "a"`}},
+		"no purpose":        {customer360.Segment{Name: "a", Expression: good}, []string{`segment "a"`, "purpose"}},
+		"no name":           {customer360.Segment{Expression: good, Purpose: marketing}, []string{"name"}},
+		"a name with a bar": {customer360.Segment{Name: "a|b", Expression: good, Purpose: marketing},
+			[]string{`"a|b"`, "name"}},
 	} {
-		err := customer360.New(newRedis(t), streamstest.Quiet).SetSegments([]customer360.Segment{c.segment}, customer360.Limits{})
+		view := customer360.New(newRedis(t), streamstest.Quiet)
+		err := view.SetSegments([]customer360.Segment{c.segment}, customer360.Limits{})
 		for _, want := range c.want {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v, want %q in it", name, err, want)
@@ -78,22 +84,26 @@ func TestSegmentsOverTime(t *testing.T) {
 		{`!within(orders.last_at, "30d")`, second.Add(30 * 24 * time.Hour), true, time.Time{}},
 		{`within(registered_at, "1h") || orders.count > 100u`, monday.Add(90 * time.Minute), true, monday.Add(2 * time.Hour)},
 	} {
-		member, due, err := customer360.EvaluateOne(customer360.Segment{Name: "a", Expression: c.expression, Purpose: marketing}, parts, c.now)
+		s := customer360.Segment{Name: "a", Expression: c.expression, Purpose: marketing}
+		member, due, err := customer360.EvaluateOne(s, parts, c.now)
 		if err != nil || member != c.member || !due.Equal(c.due) {
 			t.Errorf("%s at %v: %v, due %v, %v; want %v, due %v", c.expression, c.now, member, due, err, c.member, c.due)
 		}
 	}
 	// The sum of large amounts is exact, too.
-	large := customer360.Parts{Person: parts.Person, Customers: parts.Customers, Orders: map[string]*customer360.Fragment{}}
+	large := parts
+	large.Orders = map[string]*customer360.Fragment{}
 	for _, id := range []string{"a", "b", "c"} {
-		large.Orders[id] = &customer360.Fragment{Content: &customer360v1.Fragment_Order{Order: &customer360v1.OrderFragment{Total: gbp(1 << 62)}}}
+		order := &customer360v1.OrderFragment{Total: gbp(1 << 62)}
+		large.Orders[id] = &customer360.Fragment{Content: &customer360v1.Fragment_Order{Order: order}}
 	}
-	if member, _, err := customer360.EvaluateOne(customer360.Segment{Name: "a", Expression: `spent("GBP") == 13835058055282163712.0`,
-		Purpose: marketing}, large, at(11)); err != nil || !member {
+	sum := customer360.Segment{Name: "a", Expression: `spent("GBP") == 13835058055282163712.0`, Purpose: marketing}
+	if member, _, err := customer360.EvaluateOne(sum, large, at(11)); err != nil || !member {
 		t.Errorf("three times 2^62: %v, %v", member, err)
 	}
 	// Consent to another purpose, or none, is not enough.
-	if member, _, err := customer360.EvaluateOne(customer360.Segment{Name: "a", Expression: "true", Purpose: analytics}, parts, at(11)); err != nil || member {
+	everybody := customer360.Segment{Name: "a", Expression: "true", Purpose: analytics}
+	if member, _, err := customer360.EvaluateOne(everybody, parts, at(11)); err != nil || member {
 		t.Errorf("without consent: %v, %v", member, err)
 	}
 }
@@ -117,7 +127,8 @@ func TestNothingChangesBeforeItIsDue(t *testing.T) {
 			w.place(1+n, 1, gbp(int64(rapid.IntRange(1, 60).Draw(rt, "total"))))
 		}
 		parts := w.parts(t, 1)
-		s := customer360.Segment{Name: "a", Expression: rapid.SampledFrom(expressions).Draw(rt, "expression"), Purpose: marketing}
+		expression := rapid.SampledFrom(expressions).Draw(rt, "expression")
+		s := customer360.Segment{Name: "a", Expression: expression, Purpose: marketing}
 		now := monday.Add(time.Duration(rapid.IntRange(0, 1200).Draw(rt, "now")) * time.Minute)
 		member, due, err := customer360.EvaluateOne(s, parts, now)
 		if err != nil {
