@@ -26,7 +26,8 @@ func newVerify(a *cli) *cobra.Command {
 		Long: `Wait (at most --wait) until every sink has reached the position that the stores have now. Then compute a
 digest of each side, a count and a hash that does not depend on order, and compare the digests per aggregate
 type. The first difference is named by its stream. Exit code 0 means equal everywhere. Records on a topic that
-are not events are counted, and the first one is named. They do not make the sides differ.
+are not events are counted, and the first one is named. They do not make the sides differ. A store or broker
+that does not answer is asked again, until --wait has passed.
 
 It calls the system at --admin-addr. --addr alone is refused, because it does not determine --admin-addr.`,
 		Args: cobra.NoArgs,

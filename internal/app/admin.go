@@ -19,6 +19,7 @@ import (
 	"github.com/millrace/millrace/features/history"
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 	"github.com/millrace/millrace/ingest/relay"
+	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/digest"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
@@ -239,7 +240,7 @@ func (p *App) Verify(
 	// Commands that arrive during a comparison can make equal sides look different. A difference
 	// counts only if no store changed meanwhile.
 	for attempt := 1; ; attempt++ {
-		r, moved, err := p.compare(ctx, wait, progress)
+		r, moved, err := p.comparePatiently(ctx, wait, progress)
 		if err != nil {
 			return err
 		}
@@ -251,6 +252,30 @@ func (p *App) Verify(
 			return stream.Send(&adminv1.VerifyResponse{Step: &adminv1.VerifyResponse_Result{Result: result(r)}})
 		}
 		progress("events arrived during the comparison; comparing again", 0, 0)
+	}
+}
+
+// comparePatiently is compare that begins again, until wait has passed, if a store or a broker does
+// not answer.
+func (p *App) comparePatiently(
+	ctx context.Context, wait time.Duration, progress verify.Progress,
+) (r verify.Result, moved bool, err error) {
+	end := time.Now().Add(wait)
+	for waits := backoff.Server.Start(); ; {
+		r, moved, err = p.compare(ctx, max(time.Until(end), 0), progress)
+		final := (*connect.Error)(nil) // its code says that trying again is useless
+		if err == nil || errors.As(err, &final) || !time.Now().Before(end) {
+			return r, moved, err
+		}
+		p.log.Warn("verify: a dependency failed; comparing again", "error", err)
+		progress("a dependency failed; trying again: "+err.Error(), 0, 0)
+		select {
+		case <-time.After(waits.Next()):
+		case <-p.failed:
+			return r, moved, err
+		case <-ctx.Done():
+			return r, moved, err
+		}
 	}
 }
 

@@ -113,13 +113,13 @@ func Main(ctx context.Context, c Config) (err error) {
 		defer func() { err = errors.Join(err, unlock()) }()
 	}
 	// The engine runs as long as this connection is open.
-	control, err := boot(c)
+	control, folder, err := boot(c)
 	if err != nil {
 		return err
 	}
 	defer control.close() // the last connection: chdb flushes and frees everything
 
-	s := newServer(control, c)
+	s := newServer(control, folder, c)
 	hs := &http.Server{
 		Handler:           s,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
@@ -163,55 +163,58 @@ func lock(ctx context.Context, dir string) (unlock func() error, err error) {
 }
 
 // boot loads the library, starts ClickHouse in this process and returns the connection that keeps
-// it running.
-func boot(c Config) (*connection, error) {
+// it running, and the folder of the tables.
+func boot(c Config) (_ *connection, tables string, _ error) {
 	path, err := clickhouse.FindLibrary(c.Library)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	dir, err := filepath.Abs(c.DataDir)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	// chdb reads configuration from the home folder, so that is an empty one. It opens Iceberg
 	// tables only below its working directory, so that is the root.
 	home, data := filepath.Join(dir, "home"), filepath.Join(dir, "data")
 	if c.Tables != "" {
 		if data, err = filepath.Abs(c.Tables); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 	}
 	for _, d := range []string{home, data} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("create the engine's folder: %w", err)
+			return nil, "", fmt.Errorf("create the engine's folder: %w", err)
 		}
 	}
 	config, err := writeConfig(dir)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if err := errors.Join(os.Chdir("/"), os.Setenv("HOME", home), os.Setenv("TZ", "UTC")); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	lib, err := loadLibrary(path)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	lib.args = []string{"--path=" + data, "--config-file=" + config}
 	// The supervisor looks for this file to distinguish damaged tables from other reasons.
 	booting := filepath.Join(dir, clickhouse.BootFile)
 	if err := os.WriteFile(booting, nil, 0o600); err != nil {
-		return nil, fmt.Errorf("mark the start: %w", err)
+		return nil, "", fmt.Errorf("mark the start: %w", err)
 	}
 	control, err := openTables(lib, data, c.Logger)
+	if noSpace(err) { // the tables are not damaged
+		err = errors.Join(err, os.Remove(booting))
+	}
 	if err != nil {
-		return nil, fmt.Errorf("start ClickHouse in %s: %w", data, err)
+		return nil, "", fmt.Errorf("start ClickHouse in %s: %w", data, err)
 	}
 	if err := os.Remove(booting); err != nil {
 		control.close()
-		return nil, fmt.Errorf("mark the start: %w", err)
+		return nil, "", fmt.Errorf("mark the start: %w", err)
 	}
-	return control, nil
+	return control, data, nil
 }
 
 // openTables repairs the tables in a folder and starts ClickHouse on them.
@@ -227,7 +230,7 @@ func openTables(lib *library, folder string, log *slog.Logger) (*connection, err
 	if err != nil {
 		return nil, err
 	}
-	if err := prepare(control); err != nil {
+	if err := prepare(control, folder); err != nil {
 		control.close()
 		return nil, err
 	}
@@ -235,7 +238,8 @@ func openTables(lib *library, folder string, log *slog.Logger) (*connection, err
 }
 
 // prepare removes what is incompatible with Go in one process, and creates what clients expect.
-func prepare(control *connection) error {
+// folder is that of the tables.
+func prepare(control *connection, folder string) error {
 	// Reading this table interrupts every thread with a signal handler that does not know goroutine
 	// stacks.
 	if _, err := control.run("DROP TABLE IF EXISTS system.stack_trace", "Null"); err != nil {
@@ -246,7 +250,21 @@ func prepare(control *connection) error {
 	if _, err := control.run(create, "Null"); err != nil {
 		return fmt.Errorf("prepare the engine: %w", err)
 	}
+	// See definitions: ClickHouse does not report a full disk.
+	definition, err := os.Stat(filepath.Join(folder, "metadata", clickhouse.Features+definitionSuffix))
+	if err == nil && definition.Size() == 0 {
+		err = syscall.ENOSPC
+	}
+	if err != nil {
+		return fmt.Errorf("create the database %s: %w", clickhouse.Features, err)
+	}
 	return nil
+}
+
+// noSpace reports whether an error means that the disk is full.
+func noSpace(err error) bool {
+	refused := (*clickhouse.Error)(nil)
+	return errors.Is(err, syscall.ENOSPC) || errors.As(err, &refused) && refused.Code == clickhouse.CodeNoSpace
 }
 
 // ignoreClosed returns nil for a listener that was closed before.

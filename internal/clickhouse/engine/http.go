@@ -34,17 +34,19 @@ type server struct {
 	running   chan struct{} // a place for each running statement
 	waiting   chan struct{} // a place for each queued statement
 	tokens    *tokenLocks
+	tables    *definitions
 	password  string
 	log       *slog.Logger
 }
 
-// newServer returns the HTTP handler of an engine.
-func newServer(control *connection, c Config) *server {
+// newServer returns the HTTP handler of an engine, whose tables are in a folder.
+func newServer(control *connection, folder string, c Config) *server {
 	return &server{
 		control:  control,
 		running:  make(chan struct{}, maxRunning),
 		waiting:  make(chan struct{}, maxWaiting),
 		tokens:   newTokenLocks(),
+		tables:   newDefinitions(folder),
 		password: c.Password,
 		log:      c.Logger,
 	}

@@ -19,8 +19,10 @@ import (
 // they are repaired before each start:
 //
 //   - Databases of the lake's snapshots are scratch. Incomplete ones prevent the start.
-//   - The definition of a table or database that was being created is empty. That prevents the
-//     start, too.
+//   - The definition of a table or database that was being created or altered is empty. That
+//     prevents the start, too. See definitions.
+//   - A mutation that did not fit on the disk is an empty file, too. Without it, retention applies to
+//     existing rows when their parts are merged.
 //   - A table logs the token of an insert before the rows are visible. After a kill in between, a
 //     retry would be taken for a duplicate, and the rows would be lost. So tokens without rows are
 //     removed from the log.
@@ -28,7 +30,7 @@ import (
 // repaired is what repair has changed.
 type repaired struct {
 	Databases   int // of snapshots, removed
-	Definitions int // empty ones, removed
+	Definitions int // empty ones, restored or removed, and mutations
 	Tokens      int // of inserts without rows, freed
 }
 
@@ -44,20 +46,8 @@ func repair(dir string) (done repaired, err error) {
 		}
 		done.Databases++
 	}
-	for _, pattern := range []string{"metadata/*.sql", "store/*/*/*.sql"} {
-		definitions, err := filepath.Glob(filepath.Join(dir, pattern))
-		if err != nil {
-			return done, err
-		}
-		for _, path := range definitions {
-			if info, err := os.Stat(path); err != nil || info.Size() > 0 {
-				continue // ClickHouse reports files that it cannot read
-			}
-			if err := os.Remove(path); err != nil {
-				return done, fmt.Errorf("remove the definition of what was not created: %w", err)
-			}
-			done.Definitions++
-		}
+	if done.Definitions, err = repairDefinitions(dir); err != nil {
+		return done, fmt.Errorf("repair the definitions of tables: %w", err)
 	}
 	logs, err := filepath.Glob(filepath.Join(dir, "store", "*", "*", logFolder))
 	if err != nil {
@@ -71,6 +61,32 @@ func repair(dir string) (done repaired, err error) {
 		done.Tokens += n
 	}
 	return done, nil
+}
+
+// repairDefinitions restores empty definitions of tables, and removes those that it cannot restore,
+// and empty mutations. It returns the number of files.
+func repairDefinitions(dir string) (int, error) {
+	restored, empty, err := restoreDefinitions(dir)
+	if err != nil {
+		return restored, err
+	}
+	for _, pattern := range []string{"metadata/*" + definitionSuffix, "store/*/*/mutation_*.txt"} {
+		paths, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return restored, err
+		}
+		for _, path := range paths {
+			if info, err := os.Stat(path); err == nil && info.Size() == 0 {
+				empty = append(empty, path)
+			}
+		}
+	}
+	for _, path := range empty {
+		if err := os.Remove(path); err != nil {
+			return restored, err
+		}
+	}
+	return restored + len(empty), nil
 }
 
 // The log of tokens of a table: one record per part, the newest file last.

@@ -56,6 +56,11 @@ func TestRepair(t *testing.T) {
 		"metadata/new.sql":                                       "",
 		"store/058/058c5337/t.sql":                               "ATTACH TABLE t",
 		"store/058/058c5337/created.sql":                         "",
+		"store/058/058c5337/altered.sql":                         "",
+		"definitions/058c5337.altered.sql":                       "ATTACH TABLE altered",
+		table + "mutation_12.txt":                                "format version: 1",
+		table + "mutation_13.txt":                                "",
+		"definitions/058c5337.t.sql":                             "ATTACH TABLE t, before",
 		table + "0_1_5_1/checksums.txt":                          "sums",
 		table + "0_1_1_0/checksums.txt":                          "sums",
 		table + "1_2_2_0/checksums.txt":                          "sums",
@@ -67,13 +72,15 @@ func TestRepair(t *testing.T) {
 	}
 	dir := writeTree(t, before)
 	done, err := repair(dir)
-	if err != nil || done != (repaired{Databases: 2, Definitions: 2, Tokens: 3}) {
+	if err != nil || done != (repaired{Databases: 2, Definitions: 4, Tokens: 3}) {
 		t.Errorf("%+v, %v", done, err)
 	}
 	want := maps.Clone(before)
-	for _, gone := range []string{"metadata/lake_ab12.sql", "metadata/lake_cut.sql", "metadata/new.sql", "store/058/058c5337/created.sql", table + "deduplication_logs/deduplication_log_2.txt.tmp"} {
+	for _, gone := range []string{"metadata/lake_ab12.sql", "metadata/lake_cut.sql", "metadata/new.sql", "store/058/058c5337/created.sql",
+		"definitions/058c5337.altered.sql", "definitions/058c5337.t.sql", table + "mutation_13.txt", table + "deduplication_logs/deduplication_log_2.txt.tmp"} {
 		delete(want, gone)
 	}
+	want["store/058/058c5337/altered.sql"] = "ATTACH TABLE altered"
 	want[table+"deduplication_logs/deduplication_log_1.txt"] = "1\t0_1_1_0\ta\n1\t1_2_2_0\tb\n1\t0_3_3_0\tc\n2\t1_2_2_0\tb\n"
 	want[table+"deduplication_logs/deduplication_log_2.txt"] = "1\t0_5_5_0\tf\n"
 	if got := readTree(t, dir); !maps.Equal(got, want) {

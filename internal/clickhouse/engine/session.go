@@ -86,7 +86,16 @@ func (s *server) execute(ctx context.Context, r request, emit func([]byte) error
 			return err
 		}
 	}
-	answer, err := c.run(r.query, r.format)
+	var answer []byte
+	run := func() (err error) { answer, err = c.run(r.query, r.format); return err }
+	if r.user == clickhouse.Writer && definingStatement.MatchString(r.query) {
+		err = s.tables.change(ctx, r.query, run, func(table string) error {
+			_, err := c.run("DROP TABLE IF EXISTS "+quoteName(clickhouse.Features)+"."+quoteName(table)+" SYNC", "Null")
+			return err
+		})
+	} else {
+		err = run()
+	}
 	if err != nil {
 		return err
 	}
