@@ -25,7 +25,7 @@ import (
 
 // TestKafkaGrants gives a Kafka the users and rights of deploy/kafka/grants, and runs the roles
 // features and tracking with theirs. The roles must work, and their users must not have more rights
-// than they need.
+// than they need: tracking reads customers only if it has to know what they consent to.
 func TestKafkaGrants(t *testing.T) {
 	k := &kafkaserver.Cluster{Secure: true, Authorize: true}
 	t.Cleanup(func() {
@@ -35,10 +35,11 @@ func TestKafkaGrants(t *testing.T) {
 	})
 	k.Brokers(t)
 	secrets := t.TempDir()
-	if out, err := exec.CommandContext(t.Context(), root+"/deploy/compose/secrets/make", secrets).CombinedOutput(); err != nil {
+	makeSecrets := exec.CommandContext(t.Context(), root+"/deploy/compose/secrets/make", secrets)
+	if out, err := makeSecrets.CombinedOutput(); err != nil {
 		t.Fatalf("make the secrets: %v: %s", err, out)
 	}
-	grant(t, k, secrets)
+	grant(t, k, secrets, "")
 
 	access := func(user string) kafka.Config {
 		brokers, with := k.SecureAccess(security.ScramSHA512)
@@ -56,7 +57,7 @@ func TestKafkaGrants(t *testing.T) {
 		}
 	})
 	of := tables.Config(t)
-	start := func(user string) (api string) {
+	start := func(user string, settings ...string) (api string) {
 		c := access(user)
 		ports, err := process.FreePorts(2)
 		if err != nil {
@@ -65,16 +66,18 @@ func TestKafkaGrants(t *testing.T) {
 		at := func(i int) string { return fmt.Sprint("127.0.0.1:", ports[i]) }
 		p, err := process.Start(t.Context(), process.Command{
 			Name: "millrace serve --role " + user, Path: binary, Args: []string{"serve", "--role", user}, Dir: t.TempDir(),
-			Env: []string{
-				"MILLRACE_ADDR=" + at(0), "MILLRACE_ADMIN_ADDR=" + at(1), "MILLRACE_TRACKING_ADDR=" + at(0),
-				"MILLRACE_CLICKHOUSE_URL=" + of.URL, "MILLRACE_CLICKHOUSE_USER=" + of.User, "MILLRACE_CLICKHOUSE_PASSWORD=" + of.Password,
-				"MILLRACE_KAFKA_BROKERS=" + c.Brokers, "MILLRACE_KAFKA_REPLICAS=1",
-				"MILLRACE_KAFKA_TLS_ENABLED=true", "MILLRACE_KAFKA_TLS_CA=" + c.Security.CAFile,
-				"MILLRACE_KAFKA_SASL_MECHANISM=" + c.Security.Mechanism, "MILLRACE_KAFKA_SASL_USER=" + user,
-				"MILLRACE_KAFKA_SASL_PASSWORD_FILE=" + filepath.Join(secrets, "kafka_"+user),
-			},
+			Env: append(settings,
+				"MILLRACE_ADDR="+at(0), "MILLRACE_ADMIN_ADDR="+at(1), "MILLRACE_TRACKING_ADDR="+at(0),
+				"MILLRACE_CLICKHOUSE_URL="+of.URL, "MILLRACE_CLICKHOUSE_USER="+of.User, "MILLRACE_CLICKHOUSE_PASSWORD="+of.Password,
+				"MILLRACE_KAFKA_BROKERS="+c.Brokers, "MILLRACE_KAFKA_REPLICAS=1",
+				"MILLRACE_KAFKA_TLS_ENABLED=true", "MILLRACE_KAFKA_TLS_CA="+c.Security.CAFile,
+				"MILLRACE_KAFKA_SASL_MECHANISM="+c.Security.Mechanism, "MILLRACE_KAFKA_SASL_USER="+user,
+				"MILLRACE_KAFKA_SASL_PASSWORD_FILE="+filepath.Join(secrets, "kafka_"+user),
+			),
 			StartTimeout: startTimeout,
-			Ready:        func(ctx context.Context) error { return expectOK(ctx, http.MethodGet, "http://"+at(1)+"/readyz", "") },
+			Ready: func(ctx context.Context) error {
+				return expectOK(ctx, http.MethodGet, "http://"+at(1)+"/readyz", "")
+			},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -87,7 +90,11 @@ func TestKafkaGrants(t *testing.T) {
 		return "http://" + at(0)
 	}
 	start("features") // which creates the topics
-	intake := start("tracking")
+	if err := use(t, access("tracking"), event.Customer.Topic, false); err == nil {
+		t.Error("tracking reads customers, although it does not need to")
+	}
+	grant(t, k, secrets, "1")
+	intake := start("tracking", "MILLRACE_TRACKING_CONSENT={analytics: drop}")
 	if err := expectOK(t.Context(), http.MethodPost, intake+"/v1/batch",
 		`{"batch":[{"type":"page","userId":"u","messageId":"1"},{"type":"page"}]}`); err != nil {
 		t.Errorf("an event and a dead letter: %v", err)
@@ -101,7 +108,8 @@ func TestKafkaGrants(t *testing.T) {
 		{"tracking", event.Behavior.Topic, true, true},
 		{"tracking", event.Order.Topic, true, false},
 		{"tracking", event.Order.Topic, false, false},
-		{"tracking", event.Customer.Topic, false, false},
+		{"tracking", event.Customer.Topic, false, true},
+		{"tracking", event.Customer.Topic, true, false},
 		{"features", event.Order.Topic, false, true},
 		{"features", event.Behavior.Topic, false, true},
 		{"features", event.Order.Topic, true, false},
@@ -119,8 +127,9 @@ func TestKafkaGrants(t *testing.T) {
 	}
 }
 
-// grant runs the script with commands that print what they would do, and does that.
-func grant(t *testing.T, k *kafkaserver.Cluster, secrets string) {
+// grant runs the script with commands that print what they would do, and does that. consent is its
+// TRACKING_CONSENT.
+func grant(t *testing.T, k *kafkaserver.Cluster, secrets, consent string) {
 	t.Helper()
 	home, log := t.TempDir(), filepath.Join(t.TempDir(), "log")
 	for name, text := range map[string]string{
@@ -138,7 +147,8 @@ echo "user $name $password" >> "$LOG"`,
 		}
 	}
 	script := exec.CommandContext(t.Context(), root+"/deploy/kafka/grants")
-	script.Env = append(os.Environ(), "BROKERS=broker:9093", "SECRETS="+secrets, "KAFKA_HOME="+home, "LOG="+log)
+	script.Env = append(os.Environ(), "BROKERS=broker:9093", "SECRETS="+secrets, "KAFKA_HOME="+home, "LOG="+log,
+		"TRACKING_CONSENT="+consent)
 	if out, err := script.CombinedOutput(); err != nil {
 		t.Fatalf("grants: %v: %s", err, out)
 	}
