@@ -58,13 +58,14 @@ func (t *tiles) hashes(tiles string, edge int64) string {
 		of.String(), tiles, edge, floorOf("us", "l.2"), t.source.corrections.FullName(), levels())
 }
 
-// levels returns the array of the numbers of the levels and their lengths.
+// levels returns the array of the numbers of the levels and their lengths. The lengths have a sign, or
+// floorOf would be wrong before 1970.
 func levels() string {
 	var all []string
 	for l := minute; l <= day; l++ {
 		all = append(all, fmt.Sprintf("(%d, %d)", l, length[l]))
 	}
-	return "[" + strings.Join(all, ", ") + "]"
+	return "CAST([" + strings.Join(all, ", ") + "] AS Array(Tuple(UInt8, Int64)))"
 }
 
 // floorOf returns the expression of the start of the tile that contains a time.

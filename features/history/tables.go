@@ -91,12 +91,13 @@ func newSource(s features.Source, retention time.Duration) *source {
 	return out
 }
 
-// ttl returns the expression after which rows are removed.
+// ttl returns the time after which rows are removed, in the form in which ClickHouse returns it. The
+// column has the range of instant; a DateTime would begin again in 2106, and end in 1970.
 func ttl(column string, retention time.Duration) string {
 	if retention <= 0 {
 		return ""
 	}
-	return fmt.Sprintf("toDateTime(%s) + toIntervalSecond(%d)", column, int64(retention.Seconds())) // as ClickHouse writes it
+	return fmt.Sprintf("%s + toIntervalSecond(%d)", column, int64(retention.Seconds()))
 }
 
 // create creates a table. If it exists with another retention, the retention is changed.

@@ -22,7 +22,7 @@ type Table struct {
 	EngineArgs  []string
 	OrderBy     []string // expressions; none means no order
 	PartitionBy string   // expression; empty means one partition
-	TTL         string   // expression, such as "toDateTime(at) + INTERVAL 90 DAY"; empty means none
+	TTL         string   // expression, such as "at + toIntervalDay(90)"; empty means none
 	// Window is the number of inserts whose tokens are remembered. 0 means DefaultWindow.
 	Window   int
 	Settings map[string]string // of the engine, as they are in SQL
