@@ -164,6 +164,14 @@ func (f *Feed) check(topic fetch.Topic, topicID string, stored map[int32]Positio
 			return &fetch.OutOfRangeError{Topic: f.cfg.Topic, Partition: p, Offset: at.Next, Log: log}
 		}
 	}
+	if f.member == nil {
+		return nil
+	}
+	for p, log := range topic.Partitions {
+		if _, ok := stored[p]; !ok && log.Start > 0 {
+			return &fetch.OutOfRangeError{Topic: f.cfg.Topic, Partition: p, Log: log}
+		}
+	}
 	return nil
 }
 
@@ -182,7 +190,8 @@ func (f *Feed) assign(topic fetch.Topic, stored map[int32]Position) {
 	f.reader.Assign(from)
 }
 
-// start returns the position from which a partition is read: its first record if none is stored.
+// start returns the position from which a partition is read: its first record if none is stored. With a
+// group, check makes sure that its offset is 0.
 func (f *Feed) start(partition int32, log fetch.Range, stored map[int32]Position) Position {
 	at, ok := stored[partition]
 	if f.begins[partition] = !ok; ok {

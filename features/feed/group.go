@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/millrace/millrace/internal/kafka/fetch"
 )
 
 // Group makes processes share the partitions of a topic: each reads those that the consumer group
-// assigns to it. The group only decides who reads what; positions are where the facts are stored.
+// assigns to it. The group only decides who reads what; positions are where the facts are stored. A
+// partition without a position is read from offset 0: if the log does not have that any more, the
+// error is a *fetch.OutOfRangeError.
 type Group struct {
 	Name string
 	// Positions returns the positions that are stored of a topic, and the id of the topic to which they
@@ -24,6 +27,10 @@ type member struct {
 	mu sync.Mutex // protects Feed.at and Feed.begins
 }
 
+// rebalanceWithin is how long a group waits for a member that is busy, or that has gone while it joined.
+// Then another one may read the same records, and the positions tell which one was first.
+const rebalanceWithin = 10 * time.Second
+
 // Join returns a Feed of the partitions that a group assigns to it. Start assigns none. After each
 // Poll whose facts are stored, Yield must be called: until then, no partition is assigned or revoked.
 func Join(c Config, g Group) (*Feed, error) {
@@ -37,7 +44,7 @@ func Join(c Config, g Group) (*Feed, error) {
 	if f.member.describe, err = fetch.Open(open); err != nil {
 		return nil, err
 	}
-	f.reader, err = fetch.Join(open, fetch.Group{Name: g.Name,
+	f.reader, err = fetch.Join(open, fetch.Group{Name: g.Name, RebalanceTimeout: rebalanceWithin,
 		Position: func(ctx context.Context, partitions []int32) (map[int32]int64, error) {
 			return f.assigned(ctx, g, partitions)
 		}})

@@ -110,7 +110,7 @@ func TestFactsOfExpiredRecords(t *testing.T) {
 	c.Archive, c.offsets = archive, 7
 	h := open(t, c)
 	stop := running(t, h)
-	_, check := w.online(t, h)
+	_, check := w.online(t, h, nil)
 	w.filled(t, h)
 	w.check(t, h, 30)
 	w.checkCounts(t, h)
@@ -189,8 +189,8 @@ func TestNoArchive(t *testing.T) {
 			c.Archive = archive(w)
 			h := open(t, c)
 			running(t, h)
-			w.filled(t, h)             // nothing is on the log, so this is what the claims say
-			_, check := w.online(t, h) // does not wait for more
+			w.filled(t, h)                  // nothing is on the log, so this is what the claims say
+			_, check := w.online(t, h, nil) // does not wait for more
 			check(nil)
 			w.trade(t, 20)
 			w.filled(t, h)

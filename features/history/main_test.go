@@ -24,10 +24,14 @@ import (
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/streams"
 	"github.com/millrace/millrace/streams/streamstest"
+	server "github.com/millrace/millrace/test/servers/redis"
 )
 
-// All tests share the broker and the engine. Each has its own topic and tables.
-var broker kafka.Config
+// All tests share the servers. Each has its own topic and tables.
+var (
+	broker   kafka.Config
+	oneRedis server.Servers
+)
 
 func TestMain(m *testing.M) {
 	if os.Getenv(clickhouse.EnvListener) != "" { // the engine's process
@@ -39,7 +43,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	broker = cfg
-	clickhousetest.Main(m, stop)
+	clickhousetest.Main(m, stop, oneRedis.Stop)
 }
 
 func must(t testing.TB, err error) {

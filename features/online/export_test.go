@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/internal/redis"
@@ -27,6 +28,17 @@ func (s *Shared) Use(ctx context.Context) error {
 	}
 	s.state.Load().ready.Store(true)
 	return r.count(ctx)
+}
+
+// Begin replaces the current epoch by an empty one, and returns it.
+func (s *Shared) Begin(ctx context.Context) (string, error) {
+	before, _ := s.facts.Epoch(ctx) // none at first
+	now := time.Now()
+	b, err := s.facts.Build(ctx, before, now, now.Add(time.Minute))
+	if err != nil {
+		return "", err
+	}
+	return b.Finish(ctx)
 }
 
 // Facts returns where the facts are.
@@ -61,3 +73,6 @@ func StoredFact(groups []*features.Group, f features.Fact) (field, value string,
 	addFact(&e, d.spaces[0].sources[0], 0, &f)
 	return e.Values[0].Field, strings.Clone(e.Values[0].Value), nil
 }
+
+// SharedName returns the name of the facts of groups.
+func SharedName(groups []*features.Group) string { return sharedName(Fingerprint(groups)) }

@@ -44,33 +44,64 @@ func truncated(log fetch.Topic) bool {
 	return false
 }
 
-// restorePast fills the store with the facts of a topic of which nothing was read. It returns false if
-// the Past does not reach up to what the log has: then the facts of the records between are lost. If
-// the Past is still being filled, it returns errPastBehind.
-func (r *Runner) restorePast(ctx context.Context, topic string, log fetch.Topic) (bool, error) {
-	id, upto, err := r.cfg.Past.Complete(ctx, topic)
+// pastUpTo returns the positions up to which the Past has the facts of a topic. It returns nil if it does
+// not reach up to what the log has: then the facts of the records between are lost. If the Past is still
+// being filled, it returns errPastBehind.
+func (c *Config) pastUpTo(ctx context.Context, topic string, log fetch.Topic) (map[int32]feed.Position, error) {
+	id, upto, err := c.Past.Complete(ctx, topic)
 	if err != nil {
-		return false, fmt.Errorf("how far the facts of %s reach that were stored: %w", topic, err)
+		return nil, fmt.Errorf("how far the facts of %s reach that were stored: %w", topic, err)
 	}
 	for p, have := range log.Partitions {
 		if at, ok := upto[p]; have.Start > 0 && (!ok || at.Next < have.Start) || at.Next > have.End {
-			if r.cfg.Past.Filling(topic) {
-				return false, errPastBehind
+			if c.Past.Filling(topic) {
+				return nil, errPastBehind
 			}
-			r.cfg.Logger.Warn("the facts that were stored do not reach up to the log", "topic", topic, "partition", p,
+			c.Logger.Warn("the facts that were stored do not reach up to the log", "topic", topic, "partition", p,
 				"stored_up_to", at.Next, "first", have.Start, "end", have.End)
-			return false, nil
+			return nil, nil
 		}
 	}
 	if id != log.ID {
-		r.cfg.Logger.Warn("the facts that were stored are of another topic of this name", "topic", topic, "id", log.ID,
+		c.Logger.Warn("the facts that were stored are of another topic of this name", "topic", topic, "id", log.ID,
 			"stored_id", id)
-		return false, nil
+		return nil, nil
 	}
-	r.cfg.Logger.Info("the log does not have its first records any more; reading their facts from where they are stored",
+	c.Logger.Info("the log does not have its first records any more; reading their facts from where they are stored",
 		"topic", topic)
+	return upto, nil
+}
+
+// pastFacts returns a part of the facts of a source up to some positions, in the order of the log.
+func (c *Config) pastFacts(ctx context.Context, source string, part, parts int, upto map[int32]feed.Position) (
+	facts []features.Fact, err error,
+) {
+	err = c.Past.Facts(ctx, source, part, parts, func(f features.Fact) error {
+		// The rest is read from the log.
+		if f.Origin.Offset < upto[f.Origin.Partition].Next {
+			facts = append(facts, f)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("source %s: %w", source, err)
+	}
+	// The versions of a fact are on one partition.
+	slices.SortFunc(facts, func(a, b features.Fact) int {
+		return cmp.Or(cmp.Compare(a.Origin.Offset, b.Origin.Offset), cmp.Compare(a.Origin.Index, b.Origin.Index))
+	})
+	return facts, nil
+}
+
+// restorePast fills the store with the facts of a topic of which nothing was read. It returns false if
+// the Past does not have them.
+func (r *Runner) restorePast(ctx context.Context, topic string, log fetch.Topic) (bool, error) {
+	upto, err := r.cfg.pastUpTo(ctx, topic, log)
+	if err != nil || upto == nil {
+		return false, err
+	}
 	r.store.SetTopicID(topic, log.ID)
-	if err := r.store.fill(ctx, r.cfg.Past, topic, upto); err != nil {
+	if err := r.store.fill(ctx, &r.cfg, topic, upto); err != nil {
 		if errors.Is(err, ErrFull) {
 			return false, err
 		}
@@ -80,24 +111,13 @@ func (r *Runner) restorePast(ctx context.Context, topic string, log fetch.Topic)
 }
 
 // fill adds the facts of a topic up to some positions. In memory, it has those of one shard at a time.
-func (s *Store) fill(ctx context.Context, past Past, topic string, upto map[int32]feed.Position) error {
+func (s *Store) fill(ctx context.Context, c *Config, topic string, upto map[int32]feed.Position) error {
 	for i := range s.shards {
 		for _, source := range s.sources(topic) {
-			var facts []features.Fact
-			err := past.Facts(ctx, source.Name, i, shardCount, func(f features.Fact) error {
-				// The rest is read from the log.
-				if f.Origin.Offset < upto[f.Origin.Partition].Next {
-					facts = append(facts, f)
-				}
-				return nil
-			})
+			facts, err := c.pastFacts(ctx, source.Name, i, shardCount, upto)
 			if err != nil {
-				return fmt.Errorf("source %s: %w", source.Name, err)
+				return err
 			}
-			// The versions of a fact are on one partition.
-			slices.SortFunc(facts, func(a, b features.Fact) int {
-				return cmp.Or(cmp.Compare(a.Origin.Offset, b.Origin.Offset), cmp.Compare(a.Origin.Index, b.Origin.Index))
-			})
 			if err := s.addAll(i, source.Name, facts); err != nil {
 				return err
 			}

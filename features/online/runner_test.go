@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"go.uber.org/goleak"
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/features"
@@ -24,6 +23,7 @@ import (
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/streams"
 	"github.com/millrace/millrace/streams/streamstest"
+	"github.com/millrace/millrace/test/servers/process"
 )
 
 // All tests share the broker. Each has its own topic.
@@ -53,15 +53,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	broker = cfg
-	code := m.Run()
-	if err = errors.Join(stop(), oneRedis.Stop(), cluster.Stop()); err == nil && code == 0 {
-		err = goleak.Find()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+	os.Exit(process.RunTests(m, stop, oneRedis.Stop, cluster.Stop))
 }
 
 // spending is a group of a topic whose events are "key amount", or "key" to retract.

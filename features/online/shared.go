@@ -23,7 +23,7 @@ import (
 // past.
 var (
 	ErrUnavailable = errors.New("the facts in Redis are not available; try again")
-	ErrRestoring   = fmt.Errorf("%w: they are read from the log", ErrUnavailable)
+	ErrRestoring   = fmt.Errorf("%w: they are being restored", ErrUnavailable)
 )
 
 // Shared is the facts of all groups in Redis, for several processes. Each fact is a field of its
@@ -36,6 +36,7 @@ var (
 type Shared struct {
 	*definitions
 	options Options
+	client  *redis.Client
 	facts   *redis.Facts
 	nodes   *space // of the identity graph; nil if no group follows it
 
@@ -61,6 +62,16 @@ type moment struct {
 	stored    map[string]string // the positions as they are stored
 }
 
+// sharedFamily is what the names of the facts of all definitions begin with.
+const sharedFamily = "features"
+
+// sharedName returns the name of the facts of definitions. Other definitions have other facts, which
+// processes of another version may still serve.
+func sharedName(fingerprint string) string {
+	const digits = 16
+	return sharedFamily + ":" + fingerprint[:digits]
+}
+
 // lookupWithin bounds a lookup whose caller has a later deadline or none.
 const lookupWithin = 5 * time.Second
 
@@ -72,9 +83,7 @@ func NewShared(c *redis.Client, groups []*features.Group, o Options) (*Shared, e
 	if err != nil {
 		return nil, err
 	}
-	// Other definitions have other facts, which processes of another version may still serve.
-	const digits = 16
-	s := &Shared{definitions: d, options: o, facts: c.Facts("features:" + d.fingerprint[:digits])}
+	s := &Shared{definitions: d, options: o, client: c, facts: c.Facts(sharedName(d.fingerprint))}
 	if d.follows {
 		if err := s.addNodes(); err != nil {
 			return nil, err
@@ -99,8 +108,11 @@ func (sp *space) entityKey(entity string) string { return strconv.Itoa(sp.index)
 func (s *Shared) Size() (entities, bytes int64) { return s.entities.Load(), 0 }
 
 // Full returns ErrFull with the limit that is reached, or nil.
-func (s *Shared) Full() error {
-	if n := s.entities.Load(); n >= s.options.MaxEntities {
+func (s *Shared) Full() error { return s.fullWith(s.entities.Load()) }
+
+// fullWith returns ErrFull if n entities are too many.
+func (s *Shared) fullWith(n int64) error {
+	if n >= s.options.MaxEntities {
 		return fmt.Errorf("%w: it has %d entities, and features.online.max_entities is %d", ErrFull, n, s.options.MaxEntities)
 	}
 	return nil
@@ -120,8 +132,8 @@ func (s *Shared) Apply(ctx context.Context, epoch, topicID string, b Batch, begi
 		return err
 	}
 	c := &redis.FactChange{Partition: partitionField(b.Topic, b.Partition), First: b.First, Begins: begins,
-		After: redis.FactPosition(b.After.Next, topicID+" "+b.After.String())}
-	if err := s.addFacts(c, b.Facts); err != nil {
+		After: storedForm(topicID, b.After)}
+	if err := s.addFacts(&c.Shards, b.Facts); err != nil {
 		return err
 	}
 	err := s.facts.Apply(ctx, epoch, c)
@@ -131,8 +143,8 @@ func (s *Shared) Apply(ctx context.Context, epoch, topicID string, b Batch, begi
 	return err
 }
 
-// addFacts adds facts to a change, by shard and entity.
-func (s *Shared) addFacts(c *redis.FactChange, facts map[string][]features.Fact) error {
+// addFacts adds facts to shards, by entity.
+func (s *Shared) addFacts(shards *[redis.FactShards][]redis.FactEntity, facts map[string][]features.Fact) error {
 	places := map[string]int{} // of entities in their shards, by key
 	for name, facts := range facts {
 		for _, sp := range s.spaces {
@@ -151,11 +163,11 @@ func (s *Shared) addFacts(c *redis.FactChange, facts map[string][]features.Fact)
 				key, shard := sp.entityKey(f.Entity), sharedShard(f.Entity)
 				at, known := places[key]
 				if !known {
-					at = len(c.Shards[shard])
+					at = len(shards[shard])
 					places[key] = at
-					c.Shards[shard] = append(c.Shards[shard], redis.FactEntity{Key: key})
+					shards[shard] = append(shards[shard], redis.FactEntity{Key: key})
 				}
-				addFact(&c.Shards[shard][at], sp.sources[source], source, f)
+				addFact(&shards[shard][at], sp.sources[source], source, f)
 			}
 		}
 	}
@@ -184,7 +196,12 @@ type storedPosition struct {
 	topicID string
 }
 
-// parseStored parses a position as Apply stores it.
+// storedForm returns what is stored of a position in a topic.
+func storedForm(topicID string, at feed.Position) string {
+	return redis.FactPosition(at.Next, topicID+" "+at.String())
+}
+
+// parseStored parses what storedForm returned.
 func parseStored(stored string) (p storedPosition, err error) {
 	_, rest, err := redis.ParseFactPosition(stored)
 	if err != nil {

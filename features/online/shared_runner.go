@@ -19,9 +19,9 @@ import (
 )
 
 // SharedRunner feeds a Shared from the log, together with those of other processes: each topic has a
-// consumer group, which shares its partitions. It starts at the positions in Redis. It begins a new
-// epoch, and so reads the log from its beginning, if Redis has lost data, if a topic is not the one that
-// was read, or if the log does not have the records after the positions.
+// consumer group, which shares its partitions. It starts at the positions in Redis. It builds a new
+// epoch, and reads the log from where that begins, if Redis has lost data, if a topic is not the one that
+// was read, or if the log does not have the records after the positions; see shared_build.go.
 //
 // It also follows the epoch and the positions, which are of all processes.
 type SharedRunner struct {
@@ -32,6 +32,9 @@ type SharedRunner struct {
 	// restarts counts how often the positions in Redis were found to be others than those that the feeds
 	// have written: of another epoch, or of an older copy.
 	restarts atomic.Int64
+
+	building sync.Mutex // one topic builds an epoch for all
+	tooMany  error      // ErrFull once a build found too many entities; guarded by building
 
 	mu        sync.Mutex
 	described map[string]described
@@ -87,7 +90,7 @@ func (r *SharedRunner) Run(ctx context.Context) error {
 		return nil
 	})
 	all.Go(func() error {
-		r.trim(ctx)
+		r.upkeep(ctx)
 		return nil
 	})
 	return all.Wait()
@@ -241,12 +244,19 @@ func (r *SharedRunner) feedTopic(ctx context.Context, topic string) {
 		case ctx.Err() != nil:
 			return
 		case errors.Is(err, redis.ErrLost), errors.Is(err, feed.ErrRecreated), errors.As(err, &outOfRange):
-			if began := r.begin(ctx, epoch, err); began != nil {
-				r.cfg.Logger.Warn("cannot begin to fill Redis with features; retrying", "error", began)
-				break
+			switch built := r.build(ctx, epoch, err); {
+			case built == nil:
+				waits.Reset()
+				continue
+			case ctx.Err() != nil:
+				return
+			case errors.Is(built, ErrFull):
+				<-ctx.Done() // build has said so
+				return
+			case errors.Is(built, redis.ErrFactsBuilding):
+			default:
+				r.cfg.Logger.Warn("cannot restore the features in Redis; retrying", "error", built)
 			}
-			waits.Reset()
-			continue
 		case errors.Is(err, errRestarted), errors.Is(err, ErrGap):
 			r.cfg.Logger.Info("continuing with the features in Redis from other positions", "topic", topic, "reason", err)
 		case errors.Is(err, fetch.ErrNoTopic):
@@ -260,25 +270,6 @@ func (r *SharedRunner) feedTopic(ctx context.Context, topic string) {
 		}
 		waits.Wait(ctx)
 	}
-}
-
-// begin replaces an epoch, unless another process has replaced it.
-func (r *SharedRunner) begin(ctx context.Context, epoch string, reason error) error {
-	ctx, cancel := context.WithTimeout(ctx, sharedStepWithin)
-	defer cancel()
-	now, err := r.store.facts.Epoch(ctx)
-	if err == nil && now != epoch {
-		return nil
-	}
-	if err != nil && !errors.Is(err, redis.ErrLost) {
-		return err
-	}
-	began, err := r.store.facts.Begin(ctx, now)
-	if err != nil {
-		return err
-	}
-	r.cfg.Logger.Warn("reading the log for the features in Redis", "reason", reason, "epoch", began)
-	return nil
 }
 
 // errRestarted means that feeds must continue from other positions than their own.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -198,14 +199,35 @@ func (d *definitions) spaceOf(key string) *space {
 	return nil
 }
 
-// trim trims at intervals, until ctx ends.
-func (r *SharedRunner) trim(ctx context.Context) {
-	for backoff.Sleep(ctx, sharedTrimEvery) {
+// unusedAfter is how long the facts of definitions are kept that no process uses.
+const unusedAfter = 7 * 24 * time.Hour
+
+// upkeep drops old facts, and facts of definitions that are not used any more, until ctx ends.
+func (r *SharedRunner) upkeep(ctx context.Context) {
+	for {
 		within, cancel := context.WithTimeout(ctx, sharedTrimEvery)
-		_, err := r.store.Trim(within, r.store.options.Now())
+		err := r.store.DeleteUnused(within, r.cfg.Logger)
+		_, trimmed := r.store.Trim(within, r.store.options.Now())
 		cancel()
-		if err != nil && ctx.Err() == nil && !errors.Is(err, redis.ErrLost) {
+		if err = errors.Join(err, trimmed); err != nil && ctx.Err() == nil && !errors.Is(err, redis.ErrLost) {
 			r.cfg.Logger.Warn("cannot drop old facts in Redis; trying again later", "error", err)
 		}
+		if !backoff.Sleep(ctx, sharedTrimEvery) {
+			return
+		}
 	}
+}
+
+// DeleteUnused says that these definitions are used, and deletes the facts of those that were not used
+// for a week, and of epochs that were replaced.
+func (s *Shared) DeleteUnused(ctx context.Context, log *slog.Logger) error {
+	now := s.options.Now()
+	if err := s.facts.Use(ctx, now); err != nil {
+		return err
+	}
+	deleted, err := s.client.DeleteUnusedFacts(ctx, sharedFamily, now.Add(-unusedAfter))
+	for _, name := range deleted {
+		log.Info("deleted the facts of feature definitions that no process has used for a week", "name", name)
+	}
+	return errors.Join(err, s.facts.Sweep(ctx))
 }

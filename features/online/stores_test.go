@@ -42,16 +42,9 @@ func stores(t *testing.T, test func(t *testing.T, open func(t rapid.TB, groups [
 		})
 	})
 	for name, config := range map[string]func(t *testing.T) redis.Config{
-		"embedded Redis": func(t *testing.T) redis.Config {
-			s, err := embedded.Start(t.Context(), embedded.Config{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(s.Close)
-			return redis.Config{Addr: s.Addr()}
-		},
-		"Redis":         func(t *testing.T) redis.Config { return oneRedis.Config(t) },
-		"Redis cluster": func(t *testing.T) redis.Config { return cluster.Config(t) },
+		"embedded Redis": embeddedRedis,
+		"Redis":          func(t *testing.T) redis.Config { return oneRedis.Config(t) },
+		"Redis cluster":  func(t *testing.T) redis.Config { return cluster.Config(t) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -61,6 +54,15 @@ func stores(t *testing.T, test func(t *testing.T, open func(t rapid.TB, groups [
 			})
 		})
 	}
+}
+
+func embeddedRedis(t *testing.T) redis.Config {
+	s, err := embedded.Start(t.Context(), embedded.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return redis.Config{Addr: s.Addr()}
 }
 
 func openRedis(t testing.TB, cfg redis.Config) *redis.Client {
@@ -105,8 +107,7 @@ func newShared(t rapid.TB, c *redis.Client, groups []*features.Group, o online.O
 		t.Fatal(err)
 	}
 	if epoch == "" {
-		before, _ := s.Facts().Epoch(context.Background()) // none at first
-		if epoch, err = s.Facts().Begin(context.Background(), before); err != nil {
+		if epoch, err = s.Begin(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 	}

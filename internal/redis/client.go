@@ -3,7 +3,7 @@
 //
 // Client is a pool of connections. Documents is one version of a view: documents, references and
 // positions. documents.go reads and writes documents, positions.go moves positions, loss.go detects
-// lost data, and damage.go handles damaged data.
+// lost data, and damage.go handles damaged data. Facts is the facts of features; see facts.go.
 //
 // Invariants:
 //

@@ -15,13 +15,25 @@ func (d *Documents) Drop(ctx context.Context) error {
 // unlinkAll deletes all keys that match a pattern, on all nodes.
 func unlinkAll(ctx context.Context, rdb redis.UniversalClient, pattern string) error {
 	unlink := func(ctx context.Context, node redis.UniversalClient) error {
-		keys := node.Scan(ctx, 0, pattern, 1000).Iterator()
-		for keys.Next(ctx) {
-			if err := node.Unlink(ctx, keys.Val()).Err(); err != nil {
+		const some = 1000
+		for cursor := uint64(0); ; {
+			keys, next, err := node.Scan(ctx, cursor, pattern, some).Result()
+			if err != nil {
 				return err
 			}
+			// One command each, because keys of different slots cannot be in one.
+			if _, err := node.Pipelined(ctx, func(p redis.Pipeliner) error {
+				for _, key := range keys {
+					p.Unlink(ctx, key)
+				}
+				return nil
+			}); err != nil {
+				return err
+			}
+			if cursor = next; cursor == 0 {
+				return nil
+			}
 		}
-		return keys.Err()
 	}
 	var err error
 	if cluster, ok := rdb.(*redis.ClusterClient); ok {

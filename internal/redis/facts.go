@@ -2,8 +2,6 @@ package redis
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
@@ -15,7 +13,8 @@ import (
 // Facts is small values of many entities, written by several processes that share the partitions of
 // topics, and read together with the positions that they reflect:
 //
-//	millrace:NAME:current:{NAME:00}             hash: "epoch" → the current epoch
+//	millrace:FAMILY:names                       hash: NAME → "1"; see facts_unused.go
+//	millrace:NAME:current:{NAME:00}             hash: "epoch" → the current epoch; see facts_build.go
 //	millrace:NAME:EPOCH:shard:{NAME:07}         hash: "~writes" → count, position by topic and partition
 //	millrace:NAME:EPOCH:entities:{NAME:07}      hash: entity → its note
 //	millrace:NAME:EPOCH:entity:{NAME:07}:KEY    hash: field → value
@@ -29,8 +28,8 @@ import (
 //
 // Loss: values and positions of a shard are on one node, so an older copy of it is an earlier state
 // of both, and the next change does not follow it. A shard without its hash is lost. Then a writer
-// begins a new epoch, which has keys of its own and is empty. Writers and readers of the earlier
-// epoch find no shard there any more.
+// builds a new epoch, which has keys of its own. Writers and readers of the earlier epoch find no
+// shard there any more.
 type Facts struct {
 	rdb  redis.UniversalClient
 	name string
@@ -74,66 +73,6 @@ func (f *Facts) Epoch(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("redis: epoch of %s: %w", f.name, err)
 	}
 	return epoch, nil
-}
-
-// beginFactsScript replaces the epoch ARGV[1], which may be empty, with ARGV[2], and returns the epoch
-// that is current then. It can be repeated, because the client does so.
-const beginFactsScript = `
-local now = redis.call('HGET', KEYS[1], 'epoch') or ''
-if now ~= ARGV[1] then
-  return now
-end
-redis.call('HSET', KEYS[1], 'epoch', ARGV[2])
-return ARGV[2]`
-
-// Begin replaces an epoch by a new one, which is empty, and returns that. If another process has
-// replaced it, it returns the epoch of the other process. The keys of the replaced epoch are deleted.
-func (f *Facts) Begin(ctx context.Context, replaced string) (string, error) {
-	var number [8]byte
-	_, _ = rand.Read(number[:]) // never fails
-	epoch := hex.EncodeToString(number[:])
-	// The shards exist before the epoch is current. If this process dies in between, nobody reads them.
-	_, err := f.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for n := range FactShards {
-			p.HSet(ctx, f.key(epoch, "shard", n), factWrites, "0")
-		}
-		return nil
-	})
-	if err != nil {
-		return "", fmt.Errorf("redis: begin %s: %w", f.name, err)
-	}
-	if kind, err := f.rdb.Type(ctx, f.currentKey()).Result(); err == nil && kind != "none" && kind != "hash" {
-		// Another program has written there.
-		if err := f.rdb.Unlink(ctx, f.currentKey()).Err(); err != nil {
-			return "", fmt.Errorf("redis: begin %s: %w", f.name, err)
-		}
-	}
-	now, err := f.rdb.Eval(ctx, beginFactsScript, []string{f.currentKey()}, replaced, epoch).Text()
-	if err != nil {
-		return "", fmt.Errorf("redis: begin %s: %w", f.name, err)
-	}
-	unused := replaced
-	if now != epoch {
-		unused = epoch
-	}
-	if unused == "" {
-		return now, nil
-	}
-	return now, f.drop(ctx, unused)
-}
-
-// drop deletes an epoch: its shards first, so that its writers find none.
-func (f *Facts) drop(ctx context.Context, epoch string) error {
-	_, err := f.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for n := range FactShards {
-			p.Unlink(ctx, f.key(epoch, "shard", n))
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("redis: delete an earlier epoch of %s: %w", f.name, err)
-	}
-	return unlinkAll(ctx, f.rdb, prefix+f.name+":"+epoch+":*")
 }
 
 // Shards returns the states of all shards of an epoch. It returns ErrLost if one does not exist.
@@ -228,34 +167,13 @@ type FactValue struct {
 // changes, or another process has read the positions.
 var ErrFactGap = errors.New("redis does not have the changes before this one")
 
-// applyFactsScript applies a change to a shard: the part that the shard does not have. It returns "ok",
-// "lost" or "gap". A key of a wrong type raises an error before anything is written.
-//
-//	KEYS  shard, entities, then the entities' own
-//	ARGV  partition, first, after, begins, then of each entity: key, note, number of values,
-//	      and of each value: offset, field, value, also
-const applyFactsScript = `
-local writes = redis.call('HGET', KEYS[1], '~writes')
-if not writes then
-  return 'lost'
-end
-local have = redis.call('HGET', KEYS[1], ARGV[1])
-local from = ''
-if have then
-  from = string.sub(have, 1, 19)
-  if from < ARGV[2] then
-    return 'gap'
-  end
-  if from >= string.sub(ARGV[3], 1, 19) then
-    return 'ok'
-  end
-elseif ARGV[4] ~= '1' then
-  return 'gap'
-end
+// writeFactsLua checks the keys from KEYS[2] on, so that one of a wrong type raises an error before
+// anything is written. Then it writes the values from the offset `from` on. Its arguments begin at
+// ARGV[i]: of each entity key, note, number of values, and of each value: offset, field, value, also.
+const writeFactsLua = `
 for k = 2, #KEYS do
   redis.call('HLEN', KEYS[k])
 end
-local i = 5
 for k = 3, #KEYS do
   local key, note, count = ARGV[i], ARGV[i+1], tonumber(ARGV[i+2])
   local set, deleted = false, false
@@ -283,7 +201,32 @@ for k = 3, #KEYS do
       redis.call('HSET', KEYS[2], key, note)
     end
   end
+end`
+
+// applyFactsScript applies a change to a shard: the part that the shard does not have. It returns "ok",
+// "lost" or "gap".
+//
+//	KEYS  shard, entities, then the entities' own
+//	ARGV  partition, first, after, begins, then the entities
+const applyFactsScript = `
+local writes = redis.call('HGET', KEYS[1], '~writes')
+if not writes then
+  return 'lost'
 end
+local have = redis.call('HGET', KEYS[1], ARGV[1])
+local from = ''
+if have then
+  from = string.sub(have, 1, 19)
+  if from < ARGV[2] then
+    return 'gap'
+  end
+  if from >= string.sub(ARGV[3], 1, 19) then
+    return 'ok'
+  end
+elseif ARGV[4] ~= '1' then
+  return 'gap'
+end
+local i = 5` + writeFactsLua + `
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3], '~writes', string.format('%d', tonumber(writes) + 1))
 return 'ok'`
 
@@ -294,33 +237,47 @@ func (f *Facts) Apply(ctx context.Context, epoch string, c *FactChange) error {
 	answers := make([]*redis.Cmd, FactShards)
 	_, err := f.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for n, entities := range c.Shards {
-			keys := append(make([]string, 0, 2+len(entities)), f.key(epoch, "shard", n), f.key(epoch, "entities", n))
-			args := []any{c.Partition, fmt.Sprintf("%0*d", offsetDigits, c.First), c.After, c.Begins}
-			for _, e := range entities {
-				keys = append(keys, f.key(epoch, "entity", n)+":"+e.Key)
-				args = append(args, e.Key, e.Note, len(e.Values))
-				for _, v := range e.Values {
-					args = append(args, fmt.Sprintf("%0*d", offsetDigits, v.Offset), v.Field, v.Value, v.Also)
-				}
-			}
+			keys, args := f.writes(epoch, n, entities, c.Partition, fmt.Sprintf("%0*d", offsetDigits, c.First), c.After, c.Begins)
 			answers[n] = p.Eval(ctx, applyFactsScript, keys, args...)
 		}
 		return nil
 	})
+	return f.written("apply to", c.Partition, answers, err)
+}
+
+// writes returns the keys and arguments of a script with writeFactsLua.
+func (f *Facts) writes(epoch string, shard int, entities []FactEntity, first ...any) (keys []string, args []any) {
+	keys = append(make([]string, 0, 2+len(entities)), f.key(epoch, "shard", shard), f.key(epoch, "entities", shard))
+	args = first
+	for _, e := range entities {
+		keys = append(keys, f.key(epoch, "entity", shard)+":"+e.Key)
+		args = append(args, e.Key, e.Note, len(e.Values))
+		for _, v := range e.Values {
+			args = append(args, fmt.Sprintf("%0*d", offsetDigits, v.Offset), v.Field, v.Value, v.Also)
+		}
+	}
+	return keys, args
+}
+
+// written returns the error of scripts that write to shards. An answer is nil if nothing was written.
+func (f *Facts) written(what, of string, answers []*redis.Cmd, err error) error {
 	if lostType(err) {
-		return fmt.Errorf("redis: apply to %s: %w: %w", f.name, ErrLost, err)
+		return fmt.Errorf("redis: %s %s: %w: %w", what, f.name, ErrLost, err)
 	}
 	if err != nil {
-		return fmt.Errorf("redis: apply to %s: %w", f.name, err)
+		return fmt.Errorf("redis: %s %s: %w", what, f.name, err)
 	}
 	for n, answer := range answers {
+		if answer == nil {
+			continue
+		}
 		switch result, err := answer.Text(); {
 		case err != nil:
-			return fmt.Errorf("redis: apply to shard %d of %s: %w", n, f.name, err)
+			return fmt.Errorf("redis: %s shard %d of %s: %w", what, n, f.name, err)
 		case result == "lost":
-			return fmt.Errorf("redis: shard %d of %s: %w", n, f.name, ErrLost)
+			return fmt.Errorf("redis: %s shard %d of %s: %w", what, n, f.name, ErrLost)
 		case result == "gap":
-			return fmt.Errorf("redis: shard %d of %s: %s from %d: %w", n, f.name, c.Partition, c.First, ErrFactGap)
+			return fmt.Errorf("redis: %s shard %d of %s: %s: %w", what, n, f.name, of, ErrFactGap)
 		}
 	}
 	return nil
