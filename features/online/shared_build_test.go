@@ -230,7 +230,7 @@ func TestUnusedDefinitionsAreDeleted(t *testing.T) {
 	now.settled(t, r)
 	first, stop := old.shared(t, cfg, online.Options{})
 	old.settled(t, first)
-	delete := func(after time.Duration) {
+	deleteUnused := func(after time.Duration) {
 		t.Helper()
 		at := func() time.Time { return time.Now().Add(after) }
 		s, err := online.NewShared(openRedis(t, cfg), []*features.Group{now.group}, online.Options{Now: at})
@@ -250,17 +250,17 @@ func TestUnusedDefinitionsAreDeleted(t *testing.T) {
 		must(t, err)
 		return len(shards)
 	}
-	delete(6 * 24 * time.Hour)
+	deleteUnused(6 * 24 * time.Hour)
 	if size() == 0 {
 		t.Fatal("facts that were used are gone")
 	}
 	// The process is still there, but seems to be gone: it restores its facts, and answers nothing meanwhile.
 	answers := old.watch(t, first)
-	delete(8 * 24 * time.Hour)
+	deleteUnused(8 * 24 * time.Hour)
 	old.settled(t, first)
 	answers()
 	stop()
-	delete(16 * 24 * time.Hour)
+	deleteUnused(16 * 24 * time.Hour)
 	if size() != 0 {
 		t.Error("facts that are not used are still there")
 	}
