@@ -37,6 +37,14 @@ func (backend) Ready() error                    { return nil }
 // onlineStore serves facts, of which all are known, at noon.
 func onlineStore(t *testing.T, groups []*features.Group, facts training.Slice) string {
 	t.Helper()
+	s := httptest.NewServer(serving.NewFeast(vectors(t, groups, facts), func(h http.Handler) http.Handler { return h }))
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+// vectors returns a service of the vectors at noon.
+func vectors(t *testing.T, groups []*features.Group, facts training.Slice) *serving.Service {
+	t.Helper()
 	store, err := online.New(groups, online.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -48,10 +56,7 @@ func onlineStore(t *testing.T, groups []*features.Group, facts training.Slice) s
 			t.Fatal(err)
 		}
 	}
-	s := httptest.NewServer(serving.NewFeast(serving.New(backend{store}, func() time.Time { return noon }),
-		func(h http.Handler) http.Handler { return h }))
-	t.Cleanup(s.Close)
-	return s.URL
+	return serving.New(backend{store}, func() time.Time { return noon })
 }
 
 // plain returns a result as JSON has it.
@@ -123,15 +128,21 @@ func TestFeastClient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	runClient(t, home, map[string]string{"client.py": feastClient, "registry.db": string(registry),
+		"feature_store.yaml": settings, "expected.json": string(want)})
+}
+
+// runClient runs client.py in a folder with these files.
+func runClient(t *testing.T, home string, files map[string]string, environment ...string) {
+	t.Helper()
 	dir := t.TempDir()
-	for file, content := range map[string]string{"client.py": feastClient, "registry.db": string(registry),
-		"feature_store.yaml": settings, "expected.json": string(want)} {
+	for file, content := range files {
 		if err := os.WriteFile(filepath.Join(dir, file), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	python := exec.CommandContext(t.Context(), filepath.Join(home, "python", "bin", "python"), "client.py")
-	python.Dir = dir
+	python.Dir, python.Env = dir, append(os.Environ(), environment...)
 	var complaints bytes.Buffer // Arrow also writes the errors there that it raises
 	python.Stderr = &complaints
 	out, err := python.Output()
