@@ -74,15 +74,19 @@ func plain(r exact.Result, kind exact.ResultKind) any {
 	return nil
 }
 
-// expected returns the vectors that a client must be given, computed by features.Evaluate.
+// expected returns the vectors that a client must be given, computed by features.Evaluate. Those of a
+// customer who refuses are those of one without facts.
 func expected() map[string]any {
 	all := facts()
 	vectors := func(customer, sku string, at, known time.Time) map[string]any {
 		row := map[string]any{}
 		for _, g := range groups() {
 			entity := customer
-			if g.Entity == "sku" {
+			switch {
+			case g.Entity == "sku":
 				entity = sku
+			case customer == refusing:
+				entity = "nobody"
 			}
 			v := features.Evaluate(g, all, entity, at, known)
 			for i, o := range g.Outputs() {
