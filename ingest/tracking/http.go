@@ -38,6 +38,7 @@ const (
 	codeKey         = "unknown_write_key"
 	codeOrigin      = "origin_not_allowed"
 	codeOverloaded  = "overloaded"
+	codeRate        = "rate_exceeded"
 	codeUnavailable = "unavailable"
 )
 
@@ -155,6 +156,11 @@ func (t *Intake) accept(w http.ResponseWriter, r *http.Request, kind string, m *
 	}
 	if b.bad != nil {
 		t.refuse(w, r, &problem{http.StatusBadRequest, codeField, b.bad.Field, b.bad.Error()})
+		return
+	}
+	if !source.allowed.take(len(b.events), time.Now()) {
+		t.refuse(w, r, &problem{http.StatusTooManyRequests, codeRate, "", fmt.Sprintf(
+			"the write key of %s may send %d events per second to this process: send these again later", source.Name, source.Rate)})
 		return
 	}
 	s := t.sort(&b, m, kind, source, received)

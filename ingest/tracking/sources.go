@@ -23,12 +23,17 @@ const anyOrigin = "*"
 // of a server is a secret.
 const minKey = 8
 
+// maxRate is the largest rate in events per second.
+const maxRate = 1_000_000
+
 // Source is a website, an app or a server that sends events with a write key of its own.
 type Source struct {
 	Name    string
 	Origins []string // of the pages that may send; empty: any
 	Types   []string // of the events that it may send; empty: all
+	Rate    int      // events per second that it may send to a process; 0: any
 	sum     [sha256.Size]byte
+	allowed *allowance // nil: no limit
 }
 
 // Sources are the known sources.
@@ -52,13 +57,14 @@ func DemoSources() *Sources {
 	return s
 }
 
-// ParseSources reads a YAML file of sources: {name: {key: …, origins: […], types: […]}}. No error
-// contains a key.
+// ParseSources reads a YAML file of sources: {name: {key: …, origins: […], types: […], rate: …}}. No
+// error contains a key.
 func ParseSources(text []byte) (*Sources, error) {
 	var file map[string]struct {
 		Key     string   `yaml:"key"`
 		Origins []string `yaml:"origins"`
 		Types   []string `yaml:"types"`
+		Rate    int      `yaml:"rate"`
 	}
 	d := yaml.NewDecoder(bytes.NewReader(text))
 	d.KnownFields(true)
@@ -66,13 +72,14 @@ func ParseSources(text []byte) (*Sources, error) {
 		// An error of yaml may quote a value, which could be a key.
 		var fields *yaml.TypeError
 		if errors.As(err, &fields) {
-			return nil, errors.New("want {name: {key: …, origins: […], types: […]}}, and no other fields")
+			return nil, errors.New("want {name: {key: …, origins: […], types: […], rate: …}}, and no other fields")
 		}
 		return nil, errors.New("it is not YAML")
 	}
 	var all []*Source
 	for name, f := range file {
-		s := &Source{Name: name, Origins: f.Origins, Types: f.Types, sum: sha256.Sum256([]byte(f.Key))}
+		s := &Source{Name: name, Origins: f.Origins, Types: f.Types, Rate: f.Rate,
+			sum: sha256.Sum256([]byte(f.Key)), allowed: newAllowance(max(f.Rate, 0))}
 		if err := s.check(len(f.Key)); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
@@ -99,6 +106,9 @@ func (s *Source) check(keyLength int) error {
 		if o != anyOrigin && (err != nil || u.Scheme == "" || u.Host == "" || o != u.Scheme+"://"+u.Host) {
 			return fmt.Errorf("origins: %q is not an origin, such as https://shop.example", o)
 		}
+	}
+	if s.Rate < 0 || s.Rate > maxRate {
+		return fmt.Errorf("rate: %d events per second: want 1 to %d, or 0 for no limit", s.Rate, maxRate)
 	}
 	for _, t := range s.Types {
 		if !slices.Contains(types, t) {

@@ -2,9 +2,9 @@
 // writes them to the topic millrace.behavior. Segment's own clients send to it unmodified.
 //
 // Intake.Handler serves the API, and Intake.Run keeps the connection to the log. A request passes
-// these steps: admission (http.go), its source by write key (sources.go), the events in its body
-// (scan.go, payload.go), consent (consent.go), the tracking plan (plan.go), copies (copies.go), and
-// the write (Intake.take).
+// these steps: admission (http.go), its source by write key (sources.go) and what it may send now
+// (allowance.go), the events in its body (scan.go, payload.go), consent (consent.go), the tracking
+// plan (plan.go), copies (copies.go), and the write (Intake.take).
 //
 // Guarantees:
 //
@@ -74,7 +74,7 @@ type Stats struct {
 	DeadLetters int64 // events that became dead letters
 	Dropped     int64 // events dropped for lack of consent
 	Rejected    int64 // requests that will never be accepted (4xx)
-	Overloaded  int64 // requests that found too many others (429)
+	Overloaded  int64 // requests that found too many others, or whose source has sent too much (429)
 	Unavailable int64 // requests that could not be written (503)
 	IDs         int   // remembered ids
 }

@@ -524,6 +524,36 @@ func TestOverload(t *testing.T) {
 	all.Wait()
 }
 
+// TestRate checks that a source that sends more than its rate is refused until later, and that the others
+// are not.
+func TestRate(t *testing.T) {
+	t.Parallel()
+	w, _ := run(t, broker(t), func(c *tracking.Config) {
+		var err error
+		c.Sources, err = tracking.ParseSources([]byte("slow: {key: slow-write-key, rate: 1}\nweb: {key: web-write-key}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	batch := request{path: "/v1/batch", key: "slow-write-key", body: `{"batch":[` + strings.TrimSuffix(
+		strings.Repeat(`{"type":"page","userId":"u"},`, 2500), ",") + `]}`}
+	if got := w.send(t, batch); got.status != 200 {
+		t.Fatalf("the first batch: %+v", got)
+	}
+	got := w.send(t, batch)
+	if got.status != 429 || got.Code != "rate_exceeded" || got.header.Get("Retry-After") == "" ||
+		!strings.Contains(got.Message, "slow may send 1 events per second") {
+		t.Errorf("the second batch: %+v", got)
+	}
+	batch.key = webKey
+	if got := w.send(t, batch); got.status != 200 {
+		t.Errorf("another source: %+v", got)
+	}
+	if s := w.Stats(); s.Accepted != 5000 || s.Overloaded != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestPlanAndConsent checks what is written, dropped, reduced, and set aside.
 func TestPlanAndConsent(t *testing.T) {
 	t.Parallel()
@@ -645,7 +675,8 @@ func TestKeysAreSecret(t *testing.T) {
 		"a short key": `web: {key: abcdefg}`, "a key with a colon": `web: {key: "abcdefg:hijk"}`, "an unknown field": `web: {kee: abcdefghij}`,
 		"a list": `[abcdefg]`, "twice the same": "web: {key: abcdefghij}\napp: {key: abcdefghij}", "not YAML": "web: {key: 'abcdefg",
 		"a bad origin": `web: {key: abcdefghij, origins: [shop.example]}`, "a bad type": `web: {key: abcdefghij, types: [click]}`,
-		"a bad name": `"we b": {key: abcdefghij}`, "nothing": ``,
+		"a bad name": `"we b": {key: abcdefghij}`, "nothing": ``, "a negative rate": `web: {key: abcdefghij, rate: -1}`,
+		"a rate that is too high": `web: {key: abcdefghij, rate: 1000001}`,
 	} {
 		if _, err := tracking.ParseSources([]byte(file)); err == nil || strings.Contains(err.Error(), "abcdefg") {
 			t.Errorf("%s: %v", name, err)
