@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -160,9 +161,10 @@ func (s *scanner) rawKey(keys *keySet) ([]byte, error) {
 
 // keySet has the keys of an object.
 type keySet struct {
-	few  [16][]byte // all of them, while there is room
-	n    int
-	many map[string]bool // all of them, if there are more
+	few   [16][]byte // all of them, while there is room
+	n     int
+	looks uint64          // a bit for each of them, so that most keys need no comparison
+	many  map[string]bool // all of them, if there are more
 }
 
 // add adds a key as it is written. It returns false if the key is there, perhaps with other escapes.
@@ -178,11 +180,14 @@ func (k *keySet) add(raw []byte) bool {
 		k.many[string(key)] = true
 		return true
 	}
-	for _, other := range k.few[:k.n] {
-		if bytes.Equal(other, key) {
-			return false
-		}
+	look := uint64(1)
+	if n := len(key); n > 0 {
+		look <<= (uint(n) + 5*uint(key[0]) + 11*uint(key[n-1])) % 64
 	}
+	if k.looks&look != 0 && slices.ContainsFunc(k.few[:k.n], func(other []byte) bool { return bytes.Equal(other, key) }) {
+		return false
+	}
+	k.looks |= look
 	if k.n < len(k.few) {
 		k.few[k.n] = key
 		k.n++
