@@ -14,7 +14,7 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
 	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
-	"github.com/millrace/millrace/internal/polltest"
+	"github.com/millrace/millrace/internal/redis"
 )
 
 // extremes are times at which types of times of ClickHouse and of Go begin, end or change the sign, from
@@ -32,8 +32,8 @@ var extremes = []time.Time{
 	time.Date(2261, 12, 31, 23, 59, 59, 999_999_000, time.UTC),
 }
 
-// Facts of any time that they may have give the vectors of their definition, from ClickHouse and from
-// memory, and the tables have the digest of the log.
+// Facts of any time that they may have give the vectors of their definition, from ClickHouse, memory and
+// Redis, and the tables have the digest of the log.
 func TestFactsOfAllTimes(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 31)
@@ -55,19 +55,26 @@ func TestFactsOfAllTimes(t *testing.T) {
 	}
 	w.filled(t, h)
 
-	r, _ := w.online(t, nil)
-	polltest.Until(t, "the features in memory are ready", func() bool { return r.Ready() == nil })
-	q, err := r.Store().Compile(w.group.Name)
-	must(t, err)
-	entities := []string{"c0", "c1", "nobody"}
-	for _, extreme := range extremes {
+	var times []time.Time
+	for _, at := range extremes {
 		for _, shift := range []time.Duration{0, -time.Microsecond, time.Hour - time.Microsecond, 7 * 24 * time.Hour} {
-			at := extreme.Add(shift)
-			for _, known := range []time.Time{{}, w.now.Add(-time.Microsecond)} {
-				have, _, err := h.Vectors(t.Context(), w.group.ID(), entities, at, known)
-				must(t, err)
-				w.compare(t, have, entities, w.facts, at, known)
-			}
+			times = append(times, at.Add(shift))
+		}
+	}
+	entities := []string{"c0", "c1", "nobody"}
+	for _, at := range times {
+		for _, known := range []time.Time{{}, w.now.Add(-time.Microsecond)} {
+			have, _, err := h.Vectors(t.Context(), w.group.ID(), entities, at, known)
+			must(t, err)
+			w.compare(t, have, entities, w.facts, at, known)
+		}
+	}
+	inEachStore(t, func(t *testing.T, client *redis.Client) {
+		r, check := w.online(t, nil, client)
+		check(w.facts) // waits until it is ready
+		q, err := r.Store().Compile(w.group.Name)
+		must(t, err)
+		for _, at := range times {
 			found, err := r.Store().Lookup(t.Context(), q, entities, at, nil)
 			must(t, err)
 			have := make([]features.Vector, len(found))
@@ -76,7 +83,7 @@ func TestFactsOfAllTimes(t *testing.T) {
 			}
 			w.compare(t, have, entities, w.facts, at, time.Time{})
 		}
-	}
+	})
 	facts, tiles := h.Contents()[0], h.Contents()[1]
 	expected, err := facts.Expected(w.log())
 	want := total(t, expected, err)
