@@ -76,6 +76,11 @@ func order(customer, id string, at time.Time, n int) features.Fact {
 	}}
 }
 
+// age returns how old an order of a customer is.
+func age(customer, order int) time.Duration {
+	return time.Duration(ordersEach-order) * 36 * 24 * time.Hour / (1 + time.Duration(customer%12))
+}
+
 // fill adds the orders of all customers, spread over a year.
 func fill(s *online.Store, entities int, now time.Time) error {
 	const batch = 1000
@@ -84,9 +89,8 @@ func fill(s *online.Store, entities int, now time.Time) error {
 		for o := range ordersEach {
 			var facts []features.Fact
 			for i := first; i < min(first+batch, entities); i++ {
-				age := time.Duration(ordersEach-o) * 36 * 24 * time.Hour / (1 + time.Duration(i%12))
 				id := fmt.Sprintf("0198c8f2-0000-7000-9000-%012x", i*ordersEach+o)
-				facts = append(facts, order(entityName(i), id, now.Add(-age), i+o))
+				facts = append(facts, order(entityName(i), id, now.Add(-age(i, o)), i+o))
 			}
 			for i := range facts {
 				facts[i].Origin.Offset = offset

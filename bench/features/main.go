@@ -6,6 +6,9 @@
 // answered, for latencies; and as fast as they are answered, for the number of lookups that two
 // cores can do. Both processes share the machine, so the table says what the client takes.
 //
+// The same is measured of a process whose facts are in a Redis of its own: an empty one, which it fills
+// from an embedded broker. The processor time includes that of Redis.
+//
 // The ceiling is a bare handler of net/http in the same process, which reads the same request and
 // answers as many bytes without computing anything. Feast's server is measured in the same way, with
 // as many features and its default online store, SQLite, filled with finished values, if `make
@@ -39,6 +42,7 @@ import (
 // options are the flags.
 type options struct {
 	serve    string // address; set in the server's process
+	redis    string // address of the Redis with the facts; empty: they are in memory
 	entities int
 	rate     int
 	seconds  int
@@ -49,6 +53,7 @@ type options struct {
 func main() {
 	var o options
 	flag.StringVar(&o.serve, "serve", "", "serve on this address, for the benchmark's own use")
+	flag.StringVar(&o.redis, "redis", "", "keep the facts in the Redis at this address, for the benchmark's own use")
 	flag.IntVar(&o.entities, "entities", 100_000, "entities in memory, with ten orders each")
 	flag.IntVar(&o.rate, "rate", 1000, "requests per second for one entity; a tenth of it for 50 and 100")
 	flag.IntVar(&o.seconds, "seconds", 8, "duration of each measurement")
@@ -90,6 +95,9 @@ func run(ctx context.Context, o options) error {
 		if err := measure(ctx, server, l, rateOf(l, o.rate), o.seconds); err != nil {
 			return err
 		}
+	}
+	if err := measureRedis(ctx, o); err != nil {
+		return fmt.Errorf("measure with the facts in Redis: %w", err)
 	}
 	if o.feast != "" {
 		if err := measureFeast(ctx, o); err != nil {

@@ -60,7 +60,7 @@ func BenchmarkLookup(b *testing.B) {
 
 // BenchmarkRequest is a request through the whole handler, without a connection.
 func BenchmarkRequest(b *testing.B) {
-	h := handler(newFilledStore(b), slog.New(slog.DiscardHandler))
+	h := handler(filled{newFilledStore(b)}, slog.New(slog.DiscardHandler))
 	for _, r := range []struct {
 		name, path, contentType string
 		body                    func(int) string

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -35,19 +36,32 @@ func (f filled) Store() online.Reader          { return f.store }
 func (filled) Watermarks() *streams.Watermarks { return streams.NewWatermarks() }
 func (filled) Ready() error                    { return nil }
 
-// serve fills a store and serves it by both APIs, behind the same server as a process of Millrace.
-func serve(ctx context.Context, o options) error {
+// memoryHandler fills a store in memory and returns its APIs.
+func memoryHandler(_ context.Context, o options, log *slog.Logger) (h http.Handler, done func() error, err error) {
 	store, err := online.New([]*features.Group{group()}, online.Options{})
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := fill(store, o.entities, time.Now()); err != nil {
+		return nil, nil, err
+	}
+	return handler(filled{store}, log), func() error { return nil }, nil
+}
+
+// serve fills a store and serves it by both APIs, behind the same server as a process of Millrace.
+func serve(ctx context.Context, o options) (failed error) {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	open := memoryHandler
+	if o.redis != "" {
+		open = sharedHandler
+	}
+	h, done, err := open(ctx, o, log)
 	if err != nil {
 		return err
 	}
-	if err := fill(store, o.entities, time.Now()); err != nil {
-		return err
-	}
+	defer func() { failed = errors.Join(failed, done()) }()
 	runtime.GC()
 	debug.FreeOSMemory() // so that the process's memory is that of the facts
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	h := handler(store, log)
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", o.serve)
 	if err != nil {
 		return err
@@ -60,8 +74,8 @@ func serve(ctx context.Context, o options) error {
 }
 
 // handler returns both APIs behind the bounds and the admission of a process of Millrace.
-func handler(store *online.Store, log *slog.Logger) http.Handler {
-	service, limiter := serving.New(filled{store}, time.Now), server.NewLimiter(256)
+func handler(b serving.Backend, log *slog.Logger) http.Handler {
+	service, limiter := serving.New(b, time.Now), server.NewLimiter(256)
 	mux := http.NewServeMux()
 	mux.Handle("/", serving.NewFeast(service, func(h http.Handler) http.Handler {
 		return limiter.Admit(server.As(server.Query), func(w http.ResponseWriter, _ *http.Request, err error) {
@@ -101,6 +115,8 @@ type measured struct {
 	log  bytes.Buffer
 	dir  string // removed at the end
 	over bool
+	// others returns the CPU time of other processes that work for the server; nil if there are none.
+	others func() (time.Duration, error)
 }
 
 // start starts a server and waits until it is healthy.
@@ -163,7 +179,7 @@ func statFields(file string) []string {
 	return strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
 }
 
-// cpu returns the CPU time that the server has used.
+// cpu returns the CPU time that the server has used, and those that work for it.
 func (p *measured) cpu() time.Duration {
 	const user, system, tick = 11, 12, 10 * time.Millisecond
 	var ticks int
@@ -174,7 +190,13 @@ func (p *measured) cpu() time.Duration {
 			ticks += u + s
 		}
 	}
-	return time.Duration(ticks) * tick
+	total := time.Duration(ticks) * tick
+	if p.others != nil {
+		if used, err := p.others(); err == nil { // otherwise the requests fail, too
+			total += used
+		}
+	}
+	return total
 }
 
 // ownCPU returns the CPU time that this process has used.
@@ -218,7 +240,7 @@ func startSelf(ctx context.Context, o options) (*measured, error) {
 	if err != nil {
 		return nil, err
 	}
-	return start(ctx, address, "", exe, "-serve", address, "-entities", strconv.Itoa(o.entities))
+	return start(ctx, address, "", exe, "-serve", address, "-redis", o.redis, "-entities", strconv.Itoa(o.entities))
 }
 
 // feastEntities is the number of entities in Feast's store. It has finished values, so that their

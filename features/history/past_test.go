@@ -27,7 +27,8 @@ type onlineRunner interface {
 func (w *world) openOnline(t *testing.T, past online.Past, client *redis.Client) onlineRunner {
 	t.Helper()
 	groups, c := []*features.Group{w.group}, w.config(nil)
-	config := online.Config{Brokers: c.Brokers, WriteDeadLetters: c.WriteDeadLetters, Logger: streamstest.Quiet, Past: past}
+	config := online.Config{Brokers: c.Brokers, WriteDeadLetters: c.WriteDeadLetters, Logger: streamstest.Quiet,
+		Past: past}
 	if client != nil {
 		store, err := online.NewShared(client, groups, online.Options{})
 		must(t, err)

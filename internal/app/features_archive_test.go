@@ -18,7 +18,7 @@ import (
 )
 
 // Features that are new, or whose tables are lost, are filled from the lake where the log does not
-// reach back any more: in ClickHouse and in memory, to the last bit.
+// reach back any more: in ClickHouse, and in memory or in Redis, to the last bit.
 func TestFeaturesOfExpiredRecords(t *testing.T) {
 	t.Parallel()
 	embedded, err := clickhousetest.Config()
@@ -81,7 +81,20 @@ func TestFeaturesOfExpiredRecords(t *testing.T) {
 		})
 	}
 	times := w.times(facts, 50)
-	for _, g := range groups {
-		w.check(t, g, facts, times, time.Time{})
+	check := func() {
+		t.Helper()
+		for _, g := range groups {
+			w.check(t, g, facts, times, time.Time{})
+		}
 	}
+	check()
+
+	// The same process with an empty Redis. The tables have everything already.
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.Features.Online.Store = config.OnlineInRedis
+	begin(c, Features, Query)
+	polltest.Until(t, "the process is ready", func() bool { return w.unready(t.Context()) == nil })
+	check()
 }

@@ -19,6 +19,7 @@ import (
 	featuresv1 "github.com/millrace/millrace/gen/millrace/features/v1"
 	"github.com/millrace/millrace/gen/millrace/features/v1/featuresv1connect"
 	"github.com/millrace/millrace/internal/client"
+	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/lake/external"
@@ -26,11 +27,20 @@ import (
 )
 
 // TestServedVectors: vectors of every group are logged while events arrive, and equal those that are
-// recomputed from the lake, while customers are merged and parted. A vector that contains an event after its positions is found, and so is
-// one of a window that is too long.
+// recomputed from the lake, while customers are merged and parted. A vector that contains an event after
+// its positions is found, and so is one of a window that is too long.
 func TestServedVectors(t *testing.T) {
-	t.Parallel()
-	c := embeddedConfig(t)
+	for _, store := range []string{config.OnlineInMemory, config.OnlineInRedis} {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			c := embeddedConfig(t)
+			c.Features.Online.Store = store
+			testServedVectors(t, c)
+		})
+	}
+}
+
+func testServedVectors(t *testing.T, c config.Config) {
 	c.Features.Online.LogSample = 1
 	m := Shop()
 	m.Views = nil

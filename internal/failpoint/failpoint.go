@@ -18,6 +18,7 @@ package failpoint
 //	embedded.redis.write.before embedded.redis.write.after one write of the embedded Redis
 //	lake.TABLE.…                                           the steps of lake
 //	clickhouse.TABLE.insert.before clickhouse.TABLE.insert.after   one insert into a table of features
+//	features.shared.apply.before features.shared.apply.after   one batch of facts in Redis
 //	restcatalog.purge.file                                 each file of a table that is purged
 //	maintenance.…                                          the steps of lake/maintenance, of the first table to reach them
 //

@@ -237,7 +237,8 @@ func (f *Facts) Apply(ctx context.Context, epoch string, c *FactChange) error {
 	answers := make([]*redis.Cmd, FactShards)
 	_, err := f.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for n, entities := range c.Shards {
-			keys, args := f.writes(epoch, n, entities, c.Partition, fmt.Sprintf("%0*d", offsetDigits, c.First), c.After, c.Begins)
+			first := fmt.Sprintf("%0*d", offsetDigits, c.First)
+			keys, args := f.writes(epoch, n, entities, c.Partition, first, c.After, c.Begins)
 			answers[n] = p.Eval(ctx, applyFactsScript, keys, args...)
 		}
 		return nil

@@ -46,12 +46,15 @@ func newFacts(t rapid.TB, c *redis.Client, name string) (*redis.Facts, string) {
 // change is a change of a partition with one value of an entity of a shard.
 func change(first, next int64, shard int, entity, field, value string) *redis.FactChange {
 	c := &redis.FactChange{Partition: "t/0", First: first, After: redis.FactPosition(next, "rest"), Begins: first == 0}
-	c.Shards[shard] = []redis.FactEntity{{Key: entity, Values: []redis.FactValue{{Offset: first, Field: field, Value: value}}}}
+	c.Shards[shard] = []redis.FactEntity{{Key: entity, Values: []redis.FactValue{
+		{Offset: first, Field: field, Value: value}}}}
 	return c
 }
 
 // values returns the fields of an entity, and the position of the partition t/0.
-func values(t rapid.TB, f *redis.Facts, epoch string, shard int, entity string) (fields map[string]string, position string) {
+func values(t rapid.TB, f *redis.Facts, epoch string, shard int, entity string) (
+	fields map[string]string, position string,
+) {
 	t.Helper()
 	reads := []redis.FactRead{{Shard: shard, Keys: []string{entity}, Known: -1}}
 	if err := f.Read(context.Background(), epoch, reads); err != nil {
@@ -143,7 +146,8 @@ func TestFactsReadsWhatIsNew(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		reads := []redis.FactRead{{Shard: 3, Keys: []string{"e", "none"}, Known: 1}, {Shard: 3, Known: 2}, {Shard: 4, Known: -1}}
+		reads := []redis.FactRead{{Shard: 3, Keys: []string{"e", "none"}, Known: 1}, {Shard: 3, Known: 2},
+			{Shard: 4, Known: -1}}
 		if err := f.Read(t.Context(), epoch, reads); err != nil {
 			t.Fatal(err)
 		}
@@ -190,7 +194,8 @@ func TestFactsEpochIsReplaced(t *testing.T) {
 		}
 		shards := change(0, 0, 3, "e", "f", "restored").Shards
 		must(b.Add(t.Context(), &shards, nil))
-		must(b.Add(t.Context(), &[redis.FactShards][]redis.FactEntity{}, map[string]string{"t/0": redis.FactPosition(7, "rest")}))
+		none := &[redis.FactShards][]redis.FactEntity{}
+		must(b.Add(t.Context(), none, map[string]string{"t/0": redis.FactPosition(7, "rest")}))
 		if n, err := b.Count(t.Context()); n != 1 || err != nil {
 			t.Errorf("%d entities, %v", n, err)
 		}
@@ -372,8 +377,10 @@ func TestFactsTrim(t *testing.T) {
 		}
 		trim := func(upto, was string) {
 			t.Helper()
-			if err := f.Trim(t.Context(), epoch, &redis.FactTrim{Shard: 3, UpTo: upto, Entities: []redis.FactTrimmed{{Key: "e",
-				Was: was, Note: "5", Drops: []redis.FactDrop{{Field: "f1", Instead: "d1"}, {Field: "none", Instead: "d2"}}}}}); err != nil {
+			e := redis.FactTrimmed{Key: "e", Was: was, Note: "5",
+				Drops: []redis.FactDrop{{Field: "f1", Instead: "d1"}, {Field: "none", Instead: "d2"}}}
+			if err := f.Trim(t.Context(), epoch, &redis.FactTrim{Shard: 3, UpTo: upto,
+				Entities: []redis.FactTrimmed{e}}); err != nil {
 				t.Fatal(err)
 			}
 		}

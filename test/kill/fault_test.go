@@ -17,6 +17,9 @@ type step struct {
 	at    int    // the pass at which it fires: late enough to be under load
 	after bool   // the external effect has happened, so an error here is a lost answer
 
+	// check is an additional condition of the step's rows. It may be nil.
+	check func(ctx context.Context, s *system) error
+
 	// restart is a failpoint whose error makes the role start over. Steps of the start need it,
 	// because the role has already started when the step is armed. Steps of the normal work do not.
 	restart string

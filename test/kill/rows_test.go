@@ -109,12 +109,12 @@ func realRows() []row {
 		"relay/before commit/zombie": true, "kafka/node 1 killed": true, "redis/flushed": true,
 	}
 	var rows []row
-	for _, st := range slices.Concat(steps(), featureSteps(), trackingSteps()) {
+	for _, st := range slices.Concat(steps(), featureSteps(), onlineSteps(), trackingSteps()) {
 		at := st.role + "/" + st.name + "/"
 		rows = append(rows,
-			row{name: at + "kill", step: st, fault: st.kill, year: st.role == "relay" || st.role == "lake"})
-		rows = append(rows, row{name: at + st.failure(), step: st, fault: st.fail})
-		rows = append(rows, row{name: at + "zombie", step: st, fault: st.zombie})
+			row{name: at + "kill", step: st, fault: st.kill, year: st.role == "relay" || st.role == "lake", check: st.check})
+		rows = append(rows, row{name: at + st.failure(), step: st, fault: st.fail, check: st.check})
+		rows = append(rows, row{name: at + "zombie", step: st, fault: st.zombie, check: st.check})
 	}
 	rows = append(rows, garbageRows("")...)
 	rows = append(rows, row{name: "iceberg/purge file/kill", step: purgeStep, fault: killPurge})
@@ -177,14 +177,15 @@ func embeddedRows() []row {
 		"after append": true, "after commit": true, "catalog before positions": true, "orders_events committed": true,
 	}
 	var rows []row
-	all := append(slices.Concat(steps(), featureSteps(), customerSteps(), trackingSteps()),
+	all := append(slices.Concat(steps(), featureSteps(), onlineSteps(), customerSteps(), trackingSteps()),
 		step{role: "views", point: "embedded.redis.write.before", name: "redis before write", at: 8},
 		step{role: "views", point: "embedded.redis.write.after", name: "redis after write", at: 8, after: true},
 	)
 	for _, st := range all {
 		at, year := "embedded/"+st.role+"/"+st.name+"/", st.role == "relay" || st.role == "lake"
-		rows = append(rows, row{name: at + "kill", step: st, fault: st.kill, quick: quick[st.name], year: year})
-		rows = append(rows, row{name: at + st.failure(), step: st, fault: st.fail})
+		rows = append(rows, row{name: at + "kill", step: st, fault: st.kill, quick: quick[st.name], year: year,
+			check: st.check})
+		rows = append(rows, row{name: at + st.failure(), step: st, fault: st.fail, check: st.check})
 	}
 	rows = append(rows, garbageRows("embedded/")...)
 	rows = append(rows, row{name: "embedded/iceberg/purge file/kill", step: purgeStep, fault: killPurge, quick: true})

@@ -54,7 +54,7 @@ func startReal(ctx context.Context, dir string) (_ *system, err error) {
 		}
 	}
 	s.env = append(append(s.env, "MILLRACE_LOG_LEVEL=warn", "MILLRACE_COMMANDS_CURRENCIES={GBP: 3}", bisectEnv),
-		maintenanceEnv...)
+		slices.Concat(onlineEnv, maintenanceEnv)...)
 	for _, name := range []string{"commands", "relay", "views", "lake", "query", "admin", "iceberg",
 		"features", "tracking"} {
 		r := &role{name: name, args: []string{"serve", "--role", name}, env: slices.Clip(s.env),

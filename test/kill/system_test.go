@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -71,7 +72,7 @@ func startEmbedded(ctx context.Context, dir string, env ...string) (*system, err
 		env: append([]string{
 			"MILLRACE_KAFKA_LISTEN=" + loopback(ports), "MILLRACE_LOG_LEVEL=warn",
 			"MILLRACE_COMMANDS_CURRENCIES={GBP: 3}", bisectEnv, segmentsEnv,
-		}, maintenanceEnv...),
+		}, slices.Concat(onlineEnv, maintenanceEnv)...),
 		openStore: func(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
 			return sqlite.Open(ctx, filepath.Join(data, "store", a.Service+".db"), a)
 		},
