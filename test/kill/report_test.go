@@ -33,7 +33,8 @@ Each row puts the running system under load, breaks one thing, and repairs it. T
 that a client saw acknowledged, in this row or an earlier one on the same system, must be in the
 event store, the topic, the lake's table and the views: exactly once, and in the order of its
 stream. %[1]smillrace verify%[1]s must find all sides equal, too. In the rows of the role tracking, the
-same holds for the events of visitors.
+same holds for the events of visitors. In the rows features/online, all vectors that were served are
+recomputed from the lake.
 
 **%[2]d green, %[3]d red, %[4]d skipped, %[10]d not run yet, of %[11]d rows**;
 %[5]d commands acknowledged in %[6]v on %[7]d processors (%[8]s).
