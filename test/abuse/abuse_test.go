@@ -282,10 +282,8 @@ func startSystem(t *testing.T) *system {
 	process.DependOnSource(t, root)
 	dir := t.TempDir()
 	s := &system{binary: filepath.Join(dir, "millrace"), data: filepath.Join(dir, "data")}
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", s.binary, "./cmd/millrace")
-	build.Dir = root
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
+	if err := process.Build(t.Context(), root, "./cmd/millrace", s.binary); err != nil {
+		t.Fatal(err)
 	}
 	library, err := filepath.Abs(root + "/.tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so")
 	if err != nil {

@@ -39,28 +39,26 @@ var binary string
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
-		end, err := process.Turn()
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer end()
 		dir, err := os.MkdirTemp("", "millrace-e2e-")
 		if err != nil {
 			panic(err)
 		}
 		defer os.RemoveAll(dir) //nolint:errcheck // the system's temporary folder
 		binary = filepath.Join(dir, "millrace")
-		build := exec.Command("go", "build", "-o", binary, "./cmd/millrace")
-		build.Dir, build.Stdout, build.Stderr = root, os.Stdout, os.Stderr
-		if err := build.Run(); err != nil {
-			fmt.Fprintln(os.Stderr, "build the binary:", err)
+		if err := process.Build(context.Background(), root, "./cmd/millrace", binary); err != nil {
+			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		if library, err := filepath.Abs(root +
 			"/.tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so"); err == nil {
 			_ = os.Setenv("MILLRACE_CLICKHOUSE_LIBRARY", library) // it is not beside the binary
 		}
+		end, err := process.Turn() // the build can be beside another package's tests
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer end()
 		code := m.Run()
 		if err := servers.stop(); err != nil {
 			fmt.Fprintln(os.Stderr, "stop the real servers:", err)
@@ -95,7 +93,7 @@ func (r *realServers) stop() error { return r.all.Stop() }
 const (
 	startTimeout = 4 * time.Minute
 	readyTimeout = 5 * time.Minute
-	stopTimeout  = 30 * time.Second
+	stopTimeout  = 2 * time.Minute
 )
 
 var servingLine = regexp.MustCompile(`^serving on http://(\S+), operations on http://(\S+);`)

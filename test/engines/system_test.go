@@ -89,10 +89,8 @@ func (s *system) start(ctx context.Context) error {
 		return err
 	}
 	s.binary = filepath.Join(s.dir, "millrace")
-	build := exec.CommandContext(ctx, "go", "build", "-o", s.binary, "./cmd/millrace")
-	build.Dir = "../.."
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the binary: %w: %s", err, out)
+	if err := process.Build(ctx, "../..", "./cmd/millrace", s.binary); err != nil {
+		return err
 	}
 	where, err := s.createCatalog(ctx, conn)
 	if err != nil {

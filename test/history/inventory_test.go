@@ -3,12 +3,10 @@ package history
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -197,12 +195,7 @@ func library(t *testing.T) string {
 
 var build = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(built, "millrace")
-	cmd := exec.CommandContext(context.Background(), "go", "build", "-o", path, "./cmd/millrace")
-	cmd.Dir = root
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the binary: %w\n%s", err, out)
-	}
-	return path, nil
+	return path, process.Build(context.Background(), root, "./cmd/millrace", path)
 })
 
 func binary(t *testing.T) string {

@@ -17,10 +17,10 @@
 package kill
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -51,12 +51,6 @@ func TestMain(m *testing.M) {
 		*year = path
 	}
 	os.Exit(func() int {
-		end, err := process.Turn()
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer end()
 		dir, err := os.MkdirTemp("", "millrace-kill-")
 		if err != nil {
 			panic(err)
@@ -65,11 +59,8 @@ func TestMain(m *testing.M) {
 		scratch = dir
 		if binary = *built; binary == "" {
 			binary = filepath.Join(dir, "millrace")
-			build := exec.Command("go", "build", "-buildvcs=false", "-tags", "failpoints", "-o", binary,
-				"./cmd/millrace")
-			build.Dir, build.Stdout, build.Stderr = root, os.Stdout, os.Stderr
-			if err := build.Run(); err != nil {
-				fmt.Fprintln(os.Stderr, "build the binary:", err)
+			if err := process.Build(context.Background(), root, "./cmd/millrace", binary, "failpoints"); err != nil {
+				fmt.Fprintln(os.Stderr, err)
 				return 1
 			}
 		}
@@ -77,6 +68,12 @@ func TestMain(m *testing.M) {
 			"/.tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so"); err == nil {
 			_ = os.Setenv("MILLRACE_CLICKHOUSE_LIBRARY", library) // it is not beside the binary
 		}
+		end, err := process.Turn() // the build can be beside another package's tests
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer end()
 		code := m.Run()
 		for _, g := range testbeds {
 			if err := g.stop(); err != nil {

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -63,9 +62,8 @@ func (s *Server) start() error {
 	if s.dir, err = s.Folder("millrace-clickhouse-"); err != nil {
 		return err
 	}
-	build := exec.CommandContext(context.Background(), "go", "build", "-o", s.program(), "github.com/millrace/millrace/test/servers/clickhouse/engine") //nolint:gosec // no outside input
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("go build: %w: %s", err, out)
+	if err := process.Build(context.Background(), ".", "github.com/millrace/millrace/test/servers/clickhouse/engine", s.program()); err != nil {
+		return err
 	}
 	return s.run()
 }
