@@ -34,8 +34,8 @@ func (st step) failure() string {
 }
 
 const (
-	failpointTimeout = 2 * time.Minute // until an armed failpoint fires under load
-	recoveryTimeout  = 2 * time.Minute // until a broken part works again
+	failpointTimeout = 4 * time.Minute // until an armed failpoint fires under load
+	recoveryTimeout  = 4 * time.Minute // until a broken part works again
 )
 
 // arm arms the step in the current process of its role. It also returns how often the role was
@@ -123,7 +123,7 @@ func (st step) zombie(ctx context.Context, s *system) error {
 	if err := s.awaitCommands(ctx, 300); err != nil {
 		return err
 	}
-	return zombie.Stop(time.Minute) // a fenced one may have exited by itself
+	return zombie.Stop(stopTimeout) // a fenced one may have exited by itself
 }
 
 // freezeFor returns how long a process sleeps. In the full matrix that is longer than every timeout

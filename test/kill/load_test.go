@@ -25,7 +25,7 @@ import (
 const (
 	clients         = 8
 	impatient       = 2 // of them: they give up a command at the first error, and its outcome remains unknown
-	commandTimeout  = 90 * time.Second
+	commandTimeout  = 4 * time.Minute
 	commandInterval = 6 * time.Millisecond // between two commands, over all clients: a steady load, not the maximum
 	productCount    = 24                   // products that all clients trade in, so that they conflict
 )

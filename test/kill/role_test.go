@@ -42,9 +42,13 @@ type instance struct {
 	tracking    string // its listener for tracking clients, if it has the role tracking
 }
 
-// startTimeout bounds the time until a process is ready. It may start while the machine is busy
-// with a recovery.
-const startTimeout = 90 * time.Second
+// Only a hang should exceed these bounds, also on a machine that is busy with a recovery and with
+// tests of other packages.
+const (
+	startTimeout = 4 * time.Minute // until a process is ready
+	stopTimeout  = 2 * time.Minute // until a process has ended
+	callTimeout  = time.Minute     // of a request, or of a server that makes no progress
+)
 
 // start starts the role and keeps it running until stop.
 func (r *role) start(ctx context.Context) error {
@@ -133,7 +137,7 @@ func (r *role) stop() error {
 	r.mu.Unlock()
 	var err error
 	if current != nil {
-		err = current.Stop(30 * time.Second)
+		err = current.Stop(stopTimeout)
 	}
 	r.supervisors.Wait()
 	return err
@@ -166,7 +170,7 @@ func (i *instance) get(ctx context.Context, path string) error {
 
 // call sends a request to the process's admin listener, and returns the body of the answer.
 func (i *instance) call(ctx context.Context, method, path, body string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, method, "http://"+i.admin+path, strings.NewReader(body))
 	if err != nil {

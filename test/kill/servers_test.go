@@ -122,8 +122,9 @@ func (s *system) startPostgres() error {
 	s.env = append(s.env, "MILLRACE_STORE_POSTGRES="+through.String(), "MILLRACE_STORE_PASSWORD="+secret,
 		"MILLRACE_LAKE_CATALOG="+through.String(), "MILLRACE_LAKE_PASSWORD="+secret)
 	direct.User = url.UserPassword("millrace", secret)
+	direct.RawQuery += fmt.Sprintf("&connect_timeout=%.0f", callTimeout.Seconds())
 	s.openStore = func(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
-		return pgstore.Open(ctx, direct.String(), a)
+		return pgstore.Open(ctx, direct.String(), a, pgstore.WithQueryTimeout(settleTimeout))
 	}
 	return nil
 }

@@ -177,5 +177,5 @@ func (s *system) verify(ctx context.Context) error {
 const settleTimeout = 5 * time.Minute
 
 func (s *system) kafka() kafka.Config {
-	return kafka.Config{Brokers: s.brokers, ClientID: "millrace-kill"}
+	return kafka.Config{Brokers: s.brokers, ClientID: "millrace-kill", Stall: callTimeout}
 }
