@@ -93,7 +93,7 @@ func childLands(where string) error {
 	if err != nil {
 		return err
 	}
-	return landing.Run(context.Background(), l, landing.Config{Brokers: []string{at.Brokers}, Instance: "child", WriteDeadLetters: func(_ context.Context, p []landing.DeadLetter) error { return p[0].Reason }})
+	return landing.Run(context.Background(), l, landing.Config{Brokers: []string{at.Brokers}, Instance: childInstance, WriteDeadLetters: func(_ context.Context, p []landing.DeadLetter) error { return p[0].Reason }})
 }
 
 type rowsFunc = func(*columnar.Columns, *reg.Decoder) (declare.Rows, error)
@@ -138,6 +138,10 @@ func (k *killer) Grow(ctx context.Context, have []columnar.Field, records iter.S
 	return k.Grower.Grow(ctx, have, records)
 }
 
+// childInstance is the name of a child's landers, and of those that replace them: a group does not wait
+// until the session of a member ends if that member returns.
+const childInstance = "child"
+
 // startChild starts a lander in its own process, which kills itself. died waits for that.
 func (w *world) startChild(t *testing.T, registry, moment, nth string) (died func()) {
 	t.Helper()
@@ -152,6 +156,7 @@ func (w *world) startChild(t *testing.T, registry, moment, nth string) (died fun
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	w.instance = childInstance
 	return func() {
 		t.Helper()
 		err := cmd.Wait()

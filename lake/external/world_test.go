@@ -54,6 +54,7 @@ type world struct {
 	name     lake.Name
 	config   lake.Config
 	producer *fetchtest.Producer
+	instance string // name of the landers; that of a killed child after startChild
 
 	mu          sync.Mutex
 	deadLetters map[string]string // reasons by partition/offset
@@ -96,7 +97,7 @@ func (w *world) start(t *testing.T, table declare.Table) (l *lake.Lake, stop fun
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() {
-		done <- landing.Run(ctx, l, landing.Config{Brokers: []string{w.brokers}, Landers: 2, WriteDeadLetters: w.writeDeadLetters})
+		done <- landing.Run(ctx, l, landing.Config{Brokers: []string{w.brokers}, Instance: w.instance, Landers: 2, WriteDeadLetters: w.writeDeadLetters})
 	}()
 	stop = sync.OnceFunc(func() {
 		cancel()

@@ -21,6 +21,7 @@ import (
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/tables"
+	"github.com/millrace/millrace/test/servers/process"
 )
 
 // These variables make this binary a lander instead of running tests, so that a test can kill it.
@@ -34,6 +35,9 @@ const (
 	childSeal    = "MILLRACE_TEST_SEAL" // of the records; then it accepts dead letters
 )
 
+// childInstance is the name of a lander in its own process.
+const childInstance = "child"
+
 func TestMain(m *testing.M) {
 	if where := os.Getenv(childLake); where != "" {
 		if err := childLands(where); err != nil {
@@ -46,6 +50,7 @@ func TestMain(m *testing.M) {
 	if err := flag.Set("rapid.checks", "10"); err != nil {
 		panic(err)
 	}
+	process.Parallel(4) // they wait for brokers, sessions of groups, and servers
 	code := m.Run()
 	if err := errors.Join(catalogs.Stop(), objects.Stop()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -107,9 +112,18 @@ func childCommand(t *testing.T, s *shop, where lake.Config, env ...string) *exec
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), append(env, childName+"=child", childLake+"="+string(config), childBrokers+"="+strings.Join(s.brokers, ","))...)
+	cmd.Env = append(os.Environ(), append(env, childName+"="+childInstance, childLake+"="+string(config), childBrokers+"="+strings.Join(s.brokers, ","))...)
 	cmd.Stderr = os.Stderr
 	return cmd
+}
+
+// successor is the configuration of landers that replace a killed child. They have its name, as after
+// the restart of a process, so that the group does not wait until the child's session ends.
+// TestProcessesShareTables waits for that.
+func (s *shop) successor() Config {
+	c := s.runConfig()
+	c.Instance = childInstance
+	return c
 }
 
 func launch(t *testing.T, cmd *exec.Cmd) {
@@ -162,7 +176,7 @@ func TestKilledAtEachStep(t *testing.T) {
 						}
 						killed(t, child)
 						l := openLake(t, config)
-						stop := start(t, l, s.runConfig())
+						stop := start(t, l, s.successor())
 						s.landed(t, l)
 						mustStop(t, stop)
 						s.check(t, l)
@@ -249,7 +263,7 @@ func TestKilledUnderLoad(t *testing.T) {
 		if err := <-trading; err != nil {
 			t.Fatal(err)
 		}
-		stop := start(t, l, s.runConfig())
+		stop := start(t, l, s.successor())
 		s.landed(t, l)
 		mustStop(t, stop)
 		s.check(t, l)

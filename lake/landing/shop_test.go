@@ -171,6 +171,19 @@ func (s *shop) landed(t testing.TB, l *lake.Lake) {
 	}
 }
 
+// behind returns how many records of orders the slowest table has not landed yet.
+func (s *shop) behind(ctx context.Context, l *lake.Lake) (n int64, err error) {
+	ends, err := s.producer.Ends(ctx, event.Order.Topic)
+	if err != nil {
+		return 0, err
+	}
+	applied, err := l.Applied(ctx, event.Order.Topic)
+	for p, end := range ends {
+		n += end - applied[p]
+	}
+	return n, err
+}
+
 // check compares the tables with the topics: every event and every line once, with its content and
 // its origin.
 func (s *shop) check(t testing.TB, l *lake.Lake) {
@@ -387,19 +400,18 @@ func mustStop(t testing.TB, stop func() error) {
 }
 
 // eventually retries until there is no error, and fails with the last one after three minutes,
-// which only a hang should exceed.
+// which only a hang should exceed. It retries less and less often, because most tries read the
+// metadata of several tables.
 func eventually(t testing.TB, try func() error) {
 	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
 	deadline := time.After(3 * time.Minute)
-	for {
+	for interval := 10 * time.Millisecond; ; interval = min(interval*5/4, 100*time.Millisecond) {
 		err := try()
 		if err == nil {
 			return
 		}
 		select {
-		case <-tick.C:
+		case <-time.After(interval):
 		case <-deadline:
 			t.Fatal(err)
 		}
