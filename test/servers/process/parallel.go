@@ -13,7 +13,7 @@ import (
 )
 
 // Parallel lets n tests of the package run at the same time, on a machine with fewer processors
-// too. TestMain calls it before it runs the tests. It is for packages whose tests wait for a broker
+// too. TestMain calls it before it runs the tests. It is for packages whose tests wait for servers
 // most of the time: the default, one test for each processor, leaves the processors idle. The flag
 // -parallel overrides it.
 func Parallel(n int) {
@@ -31,7 +31,8 @@ func Parallel(n int) {
 // turnTimeout is how long Turn waits.
 const turnTimeout = time.Hour
 
-// Turn waits until no other package's tests on this machine hold the turn, and takes it. It is for
+// Turn waits until no other package's tests on this machine hold the turn, and takes it. While it
+// waits, go test counts it as a running package: see TESTFIRST in the Makefile. It is for
 // TestMain of packages whose tests start whole systems and use every processor: beside each other,
 // both take longer than one after the other, and their waits time out. The turn also ends with the
 // process.
