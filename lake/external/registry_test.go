@@ -34,7 +34,7 @@ type subject struct {
 
 func newSubject(t *testing.T, url, name string) *subject {
 	t.Helper()
-	api, err := sr.NewClient(sr.URLs(url))
+	api, err := sr.NewClient(sr.URLs(url), sr.HTTPClient(&http.Client{Timeout: time.Minute})) // its default is 5 s
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,12 @@ func (s *subject) protobuf(text string, index int, references ...sr.SchemaRefere
 
 func client(t *testing.T, url string) *reg.Client {
 	t.Helper()
-	c, err := reg.NewClient(reg.Config{URL: url, Logger: quiet, Timeout: 2 * time.Second})
+	return clientWithin(t, url, time.Minute) // only a hang exceeds it
+}
+
+func clientWithin(t *testing.T, url string, timeout time.Duration) *reg.Client {
+	t.Helper()
+	c, err := reg.NewClient(reg.Config{URL: url, Logger: quiet, Timeout: timeout})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -341,7 +346,7 @@ func TestRegistryUnavailable(t *testing.T) {
 	s := newSubject(t, behind.String(), w.topic+"-value")
 	known, later := s.avro(record(`{"name":"id","type":"string"}`)), s.avro(record(`{"name":"id","type":"string"},{"name":"more","type":"int"}`))
 	w.put(t, 0, known(`{"id":"a"}`))
-	table, err := external.Registered(t.Context(), w.name, w.topic, external.Subject{}, client(t, address))
+	table, err := external.Registered(t.Context(), w.name, w.topic, external.Subject{}, clientWithin(t, address, 2*time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}
