@@ -27,7 +27,6 @@ import (
 	"github.com/millrace/millrace/gen/millrace/identity/v1/identityv1connect"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
-	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/readmodels/customer360"
@@ -197,12 +196,8 @@ func distinctSources(groups []*features.Group) (all []*features.Source) {
 // after the merge was taken back, when time has passed, or when they refuse analytics.
 func TestSegmentOfFeatures(t *testing.T) {
 	t.Parallel()
-	embedded, err := clickhousetest.Config()
-	if err != nil {
-		t.Fatal(err)
-	}
 	c := embeddedConfig(t)
-	c.ClickHouse.Library = embedded.Library
+	useEngine(t, &c)
 	c.Customer360.Segments = map[string]config.Segment{"lapsed": {
 		Expression: "features.customer_value.monetary_sum_90d > 500 && features.customer_activity.orders_30d == 0",
 		Purpose:    "marketing",
@@ -271,7 +266,7 @@ func TestSegmentOfFeatures(t *testing.T) {
 	place(oneCustomer, 300, 60*day)
 	place(otherCustomer, 250, 45*day)
 	merge := &identityv1.MergeCustomersRequest{CustomerId: oneCustomer, OtherCustomerId: otherCustomer}
-	_, err = graph.MergeCustomers(ctx, connect.NewRequest(merge))
+	_, err := graph.MergeCustomers(ctx, connect.NewRequest(merge))
 	must(err)
 	polltest.Until(t, "the merged person is a member", members(oneCustomer))
 	if got := spent(otherCustomer); got != 550 {

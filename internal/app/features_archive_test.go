@@ -1,18 +1,12 @@
 package app
 
 import (
-	"math/rand/v2"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/millrace/millrace/features/shop"
-	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
-	"github.com/millrace/millrace/internal/client"
-	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
 	"github.com/millrace/millrace/internal/polltest"
 )
@@ -21,29 +15,11 @@ import (
 // reach back any more: in ClickHouse, and in memory or in Redis, to the last bit.
 func TestFeaturesOfExpiredRecords(t *testing.T) {
 	t.Parallel()
-	embedded, err := clickhousetest.Config()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := embeddedConfig(t)
-	c.ClickHouse.Library = embedded.Library
-	c.Features.CommitInterval = 50 * time.Millisecond
+	c := featuresConfig(t)
 	c.Features.Online.Retention = 2 * yearOfTrade // nothing is too old, however long the test takes
-	m := Shop()
-	m.Views = nil
 	groups := shop.Groups(shop.Options{})
-	w := &trade{rnd: rand.New(rand.NewPCG(rand.Uint64(), 0)), now: time.Now().Add(-time.Hour).UTC().Truncate(time.Microsecond),
-		oldest: 30 * 24 * time.Hour, orders: map[string]*tradeOrder{}}
-	for range 5 {
-		w.customers = append(w.customers, uuid.NewString())
-	}
-	begin := func(c config.Config, roles ...Role) *App {
-		p := startEmbedded(t, c, m, roles...)
-		w.App, w.commands = p, client.New(p.Addr(), time.Minute)
-		t.Cleanup(w.commands.Close)
-		return p
-	}
-	first := begin(c, Commands, Relay, Lake, Features, Query, Admin, Tracking)
+	w := newTrade(5)
+	w.serve(t, c, Commands, Relay, Lake, Features, Query, Admin, Tracking)
 	w.sell(t, 60)
 	w.browse(t, 60)
 	facts := w.catchUp(t, groups)
@@ -70,9 +46,10 @@ func TestFeaturesOfExpiredRecords(t *testing.T) {
 	}
 
 	// Another process has nothing yet.
-	c.Kafka.Brokers, c.Lake.Warehouse, c.Lake.Catalog = first.kafka.Brokers, c.Path("lake", "warehouse"), c.Path("lake", "catalog.db")
+	c.Kafka.Brokers = w.kafka.Brokers
+	c.Lake.Warehouse, c.Lake.Catalog = c.Path("lake", "warehouse"), c.Path("lake", "catalog.db")
 	c.Data = filepath.Join(t.TempDir(), "data")
-	begin(c, Features, Query)
+	w.serve(t, c, Features, Query)
 	polltest.Until(t, "the process is ready", func() bool { return w.unready(t.Context()) == nil })
 	for topic, end := range ends {
 		polltest.Until(t, "the tables have everything", func() bool {

@@ -24,7 +24,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
-	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
 	"github.com/millrace/millrace/internal/client"
 	"github.com/millrace/millrace/internal/polltest"
 )
@@ -81,11 +80,7 @@ func TestTrainingSetOfAnOrder(t *testing.T) {
 			c := embeddedConfig(t)
 			m := Shop()
 			if name == "clickhouse" {
-				embedded, err := clickhousetest.Config()
-				if err != nil {
-					t.Fatal(err)
-				}
-				c.ClickHouse.Library = embedded.Library
+				useEngine(t, &c)
 				m.Views = nil
 			}
 			c.Auth.Tokens = tokens

@@ -30,6 +30,7 @@ import (
 	"github.com/millrace/millrace/ingest/tracking"
 	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
 	"github.com/millrace/millrace/internal/client"
+	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
 )
@@ -41,29 +42,12 @@ import (
 // customers are merged and parted, and visitors are linked to them.
 func TestVectorsAgree(t *testing.T) {
 	t.Parallel()
-	embedded, err := clickhousetest.Config()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := embeddedConfig(t)
-	c.ClickHouse.Library = embedded.Library
-	c.Features.CommitInterval = 50 * time.Millisecond // many batches
-	c.Features.Online.Retention = 2 * yearOfTrade     // nothing is too old
-	m := Shop()
-	m.Views = nil
-	w := &trade{
-		App: startEmbedded(t, c, m, Commands, Relay, Lake, Features, Query, Admin, Tracking),
-		rnd: rand.New(rand.NewPCG(rand.Uint64(), 0)), now: time.Now().Add(-time.Hour).UTC().Truncate(time.Microsecond),
-		orders: map[string]*tradeOrder{},
-	}
-	w.commands = client.New(w.Addr(), time.Minute)
-	t.Cleanup(w.commands.Close)
-	for range 10 {
-		w.customers = append(w.customers, uuid.NewString())
-	}
+	c := featuresConfig(t)
+	c.Features.Online.Retention = 2 * yearOfTrade // nothing is too old
+	w := newTrade(10)
+	w.serve(t, c, Commands, Relay, Lake, Features, Query, Admin, Tracking)
 	groups := shop.Groups(shop.Options{})
 
-	w.oldest = 30 * 24 * time.Hour
 	w.sell(t, 120)
 	w.browse(t, 150)
 	w.link(t, 12)
@@ -99,6 +83,33 @@ func TestVectorsAgree(t *testing.T) {
 
 const yearOfTrade = 365 * 24 * time.Hour
 
+// featuresConfig returns the configuration of a system that has tables of features, and writes many
+// batches.
+func featuresConfig(t *testing.T) config.Config {
+	t.Helper()
+	c := embeddedConfig(t)
+	useEngine(t, &c)
+	c.Features.CommitInterval = 50 * time.Millisecond
+	return c
+}
+
+// useEngine makes a system use the embedded SQL engine.
+func useEngine(t *testing.T, c *config.Config) {
+	t.Helper()
+	embedded, err := clickhousetest.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.ClickHouse.Library = embedded.Library
+}
+
+// withoutViews returns the shop's modules without views, which the tests of features do not need.
+func withoutViews() Modules {
+	m := Shop()
+	m.Views = nil
+	return m
+}
+
 // trade sends commands and behaviour to a process, at random.
 type trade struct {
 	*App
@@ -112,6 +123,24 @@ type trade struct {
 	joined    map[string]bool        // pairs of customers and links, by a text that names both
 
 	compared, merged int
+}
+
+// newTrade returns a trade with a number of customers, and business times of the last month.
+func newTrade(customers int) *trade {
+	w := &trade{rnd: rand.New(rand.NewPCG(rand.Uint64(), 0)), oldest: 30 * 24 * time.Hour,
+		now: time.Now().Add(-time.Hour).UTC().Truncate(time.Microsecond), orders: map[string]*tradeOrder{}}
+	for range customers {
+		w.customers = append(w.customers, uuid.NewString())
+	}
+	return w
+}
+
+// serve starts the process that everything is sent to from now on.
+func (w *trade) serve(t *testing.T, c config.Config, roles ...Role) {
+	t.Helper()
+	w.App = startEmbedded(t, c, withoutViews(), roles...)
+	w.commands = client.New(w.Addr(), time.Minute)
+	t.Cleanup(w.commands.Close)
 }
 
 // tradeOrder is an order that was placed.
@@ -227,8 +256,8 @@ func (w *trade) browse(t *testing.T, n int) {
 		if w.rnd.IntN(4) == 0 {
 			properties = fmt.Sprintf(`{"product_id": %d, "path": null}`, w.rnd.IntN(9))
 		}
-		what := `"type": "track", "event": "` + []string{"Product Viewed", "Product Viewed", "Product Added", "Products Searched",
-			"Checkout Started", "Song Played"}[w.rnd.IntN(6)] + `"`
+		what := `"type": "track", "event": "` + []string{"Product Viewed", "Product Viewed", "Product Added",
+			"Products Searched", "Checkout Started", "Song Played"}[w.rnd.IntN(6)] + `"`
 		switch w.rnd.IntN(10) {
 		case 0:
 			what = `"type": "identify", "traits": {}`
@@ -319,7 +348,8 @@ func (w *trade) catchUp(t *testing.T, groups []*features.Group) map[string][]fea
 			if m.End {
 				return nil
 			}
-			r := registry.Record{Topic: topic, Partition: m.Partition, Offset: m.Offset, Key: m.Key, Value: m.Value, Headers: m.Headers}
+			r := registry.Record{Topic: topic, Partition: m.Partition, Offset: m.Offset,
+				Key: m.Key, Value: m.Value, Headers: m.Headers}
 			e, err := w.decoder.Event(ctx, r)
 			for name, s := range sources {
 				some, failed := factfeed.Project(s, e, features.Origin{Topic: topic, Partition: m.Partition, Offset: m.Offset})
@@ -403,7 +433,8 @@ func (w *trade) check(t *testing.T, g *features.Group, facts map[string][]featur
 				t.Fatal(err)
 			}
 			for _, v := range found {
-				others["memory"] = append(others["memory"], features.Vector{Entity: v.Entity, At: at, Found: v.Found, Values: v.Values})
+				others["memory"] = append(others["memory"],
+					features.Vector{Entity: v.Entity, At: at, Found: v.Found, Values: v.Values})
 			}
 		}
 		for _, e := range entities {
