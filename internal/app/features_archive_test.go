@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/features/shop"
+	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
 	"github.com/millrace/millrace/internal/polltest"
 )
@@ -71,7 +72,7 @@ func TestFeaturesOfExpiredRecords(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Features.Online.Store = config.OnlineInRedis
-	begin(c, Features, Query)
+	w.serve(t, c, Features, Query)
 	polltest.Until(t, "the process is ready", func() bool { return w.unready(t.Context()) == nil })
 	check()
 }
