@@ -10,8 +10,9 @@
 // unreadable. The contract marks those fields (millrace.event.v1.pii). No error and no log line may
 // contain one.
 //
-// A command that changes nothing stores no event: the same address, a repeated consent, or a
-// withdrawal of a consent that was never given.
+// A command that changes nothing stores no event: the same address, or a consent that was given or
+// refused in the same way. The first refusal is stored, though nothing was given before: somebody who
+// was not asked yet is not somebody who refuses.
 //
 // This file is the whole domain. It is pure: no I/O, no clock, no randomness. handler.go maps
 // CustomerService to it.
@@ -38,6 +39,7 @@ type State struct {
 	Country    string
 	Address    *customerv1.Address         // nil until the first one
 	Consents   []customerv1.ConsentPurpose // consents in force, ascending
+	Refused    []customerv1.ConsentPurpose // purposes that were refused or withdrawn, ascending
 }
 
 // Command is one of Register, ChangeAddress and SetConsent.
@@ -76,7 +78,7 @@ func (SetConsent) command()    {}
 // Decider returns the domain for the runner.
 func Decider() commands.Decider[State, Command, *customerv1.CustomerEvent] {
 	return commands.Decider[State, Command, *customerv1.CustomerEvent]{
-		Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 1,
+		Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 2,
 	}
 }
 
@@ -127,12 +129,16 @@ func (s State) changeAddress(c ChangeAddress) ([]*customerv1.CustomerEvent, erro
 	return []*customerv1.CustomerEvent{{Event: &customerv1.CustomerEvent_AddressChanged{AddressChanged: changed}}}, nil
 }
 
-// setConsent stores nothing if the consent is in that state already.
+// setConsent stores nothing if the customer has said the same before.
 func (s State) setConsent(c SetConsent) ([]*customerv1.CustomerEvent, error) {
 	if err := s.mustBeRegistered(); err != nil {
 		return nil, err
 	}
-	if slices.Contains(s.Consents, c.Purpose) == c.Granted {
+	said := s.Refused
+	if c.Granted {
+		said = s.Consents
+	}
+	if slices.Contains(said, c.Purpose) {
 		return nil, nil
 	}
 	changed := &customerv1.ConsentChanged{
@@ -153,16 +159,22 @@ func Evolve(s State, e *customerv1.CustomerEvent) State {
 	case *customerv1.CustomerEvent_AddressChanged:
 		s.Address = e.AddressChanged.GetAddress()
 	case *customerv1.CustomerEvent_ConsentChanged:
-		purpose := e.ConsentChanged.GetPurpose()
-		// Clone, because DeleteFunc would change an earlier state's slice.
-		s.Consents = slices.DeleteFunc(slices.Clone(s.Consents),
-			func(p customerv1.ConsentPurpose) bool { return p == purpose })
-		if e.ConsentChanged.GetGranted() {
-			s.Consents = append(s.Consents, purpose)
-			slices.Sort(s.Consents)
-		}
+		purpose, granted := e.ConsentChanged.GetPurpose(), e.ConsentChanged.GetGranted()
+		s.Consents = with(s.Consents, purpose, granted)
+		s.Refused = with(s.Refused, purpose, !granted)
 	}
 	return s
+}
+
+// with returns purposes with or without one of them.
+func with(purposes []customerv1.ConsentPurpose, one customerv1.ConsentPurpose, has bool) []customerv1.ConsentPurpose {
+	// Clone, because DeleteFunc would change an earlier state's slice.
+	purposes = slices.DeleteFunc(slices.Clone(purposes), func(p customerv1.ConsentPurpose) bool { return p == one })
+	if has {
+		purposes = append(purposes, one)
+		slices.Sort(purposes)
+	}
+	return purposes
 }
 
 // mustBeRegistered returns the rejection of a command for an unknown customer.

@@ -55,6 +55,9 @@ func (l *Log) Add(q *online.Query, vectors []online.Vector, at time.Time) {
 		if rand.Float64() >= l.cfg.Sample {
 			continue
 		}
+		if vectors[i].Entity == "" { // it was withheld
+			continue
+		}
 		if len(l.queue) == cap(l.queue) { // saves the work of a message that would be dropped
 			l.dropped.Add(1)
 			continue

@@ -159,6 +159,17 @@ func TestAddCopies(t *testing.T) {
 	}
 }
 
+// TestWithheld: a vector that was withheld from its caller is not in the log.
+func TestWithheld(t *testing.T) {
+	q, vectors := answers(t, 3)
+	vectors[1].Entity = ""
+	l := NewLog(LogConfig{Sample: 1, Now: time.Now})
+	l.Add(q, vectors, start)
+	if n := len(l.queue); n != 2 {
+		t.Errorf("%d vectors are in the log, want 2", n)
+	}
+}
+
 // FuzzDecode: any value of a record is a vector that can be encoded again, or an error.
 func FuzzDecode(f *testing.F) {
 	for _, m := range []*featuresv1.ServedVector{
