@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -66,7 +67,7 @@ data folder. Memory is bounded by --memory; what does not fit is in temporary fi
 		Example: `  millrace features training-set --spine labels.parquet --at event_time --group customer_activity --out set.parquet
   millrace features training-set --spine labels.parquet --key buyer --at event_time --known latest --lag 1us --group customer_activity,customer_value --features orders,monetary_sum_30d --out set.parquet
   millrace features training-set --spine lines.parquet --key customer_id=buyer,sku=product --at event_time --group customer_value,product_popularity --out set.parquet
-  millrace features training-set --spine "SELECT customer_id, ordered_at, total FROM orders_current" --at ordered_at --group customer_value --out set.parquet
+  millrace features training-set --spine "SELECT customer_id, ordered_at, total FROM orders_current WHERE customer_id IS NOT NULL" --at ordered_at --group customer_value --out set.parquet
   millrace features training-set --manifest set.parquet.manifest.json --out again.parquet`,
 		Args: cobra.NoArgs,
 	}
@@ -155,8 +156,15 @@ func (t trainingSet) run(cmd *cobra.Command, a *cli) (err error) {
 		set.Out = filepath.Join(dir, "set.parquet")
 	}
 	if isQuery(t.spine) {
-		set.SQL = t.spine
-		if set.Spine, err = a.spineOf(cmd.Context(), t.spine, name); err != nil {
+		// The spine of an earlier set must stay until this one is complete.
+		set.SQL, set.KeepSpine = t.spine, name+".spine.parquet"
+		set.Spine = set.KeepSpine + ".partial"
+		defer func() {
+			if removeErr := os.Remove(set.Spine); !errors.Is(removeErr, os.ErrNotExist) {
+				err = errors.Join(err, removeErr)
+			}
+		}()
+		if err := a.writeSpine(cmd.Context(), t.spine, set.Spine); err != nil {
 			return err
 		}
 	}
@@ -209,6 +217,14 @@ func (t trainingSet) run(cmd *cobra.Command, a *cli) (err error) {
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "%s: %d rows, %d features of %d facts; manifest %s\n", t.out, made.Output.Rows,
 		len(made.Output.Columns), used, where)
+	for _, entity := range slices.Sorted(maps.Keys(made.Output.Informed)) {
+		n := made.Output.Informed[entity]
+		fmt.Fprintf(cmd.OutOrStdout(), "%d rows have facts of their %s that were known at their time\n", n, entity)
+		if n < made.Output.Rows/2 {
+			fmt.Fprintf(cmd.ErrOrStderr(), "Is the column of %s right? Facts that were imported later were not known then: "+
+				"see --known latest.\n", entity)
+		}
+	}
 	return nil
 }
 
@@ -308,24 +324,22 @@ func isQuery(spine string) bool {
 	return strings.EqualFold(first, "SELECT") || strings.EqualFold(first, "WITH")
 }
 
-// spineOf runs a query on the running system and returns the path of its result, which is kept so
-// that the set can be built again.
-func (a *cli) spineOf(ctx context.Context, query, out string) (_ string, err error) {
+// writeSpine runs a query on the running system and writes its result to a file.
+func (a *cli) writeSpine(ctx context.Context, query, path string) error {
 	resp, err := a.postSQL(ctx, query, url.Values{"output": {"parquet"}})
 	if err != nil {
-		return "", fmt.Errorf("--spine: %w", err)
+		return fmt.Errorf("--spine: %w", err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // read to its end or given up
-	path := out + ".spine.parquet"
+	defer resp.Body.Close()   //nolint:errcheck // read to its end or given up
 	f, err := os.Create(path) //nolint:gosec // the user names it
 	if err != nil {
-		return "", err
+		return err
 	}
 	_, err = io.Copy(f, resp.Body)
 	if err = errors.Join(err, f.Close()); err != nil {
-		return "", errors.Join(fmt.Errorf("--spine: the result ended early: %w", explain(err)), os.Remove(path))
+		return fmt.Errorf("--spine: the result ended early: %w", explain(err))
 	}
-	return path, nil
+	return nil
 }
 
 // embeddedBroker returns the address of the broker of the running system.

@@ -2,6 +2,7 @@ package training
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -118,7 +119,7 @@ func (r *run) begin(ctx context.Context, again *Manifest) error {
 	}
 	m := &r.manifest
 	m.Format, m.Program = manifestFormat, r.Program
-	m.Spine = SpineFile{Path: r.Spine, SHA256: hex.EncodeToString(sum.Sum(nil)), Rows: r.spine.rows(), SQL: r.SQL}
+	m.Spine = SpineFile{Path: cmp.Or(r.KeepSpine, r.Spine), SHA256: hex.EncodeToString(sum.Sum(nil)), Rows: r.spine.rows(), SQL: r.SQL}
 	m.Parameters = Parameters{Keys: r.Keys, At: r.At, Known: r.Known, Features: r.Features, FullNames: r.FullNames}
 	if r.Lag > 0 {
 		m.Parameters.Lag = r.Lag.String()
@@ -294,7 +295,12 @@ func (r *run) join(ctx context.Context) (err error) {
 			workers.Go(func() error { return p.join(ctx, j, part) })
 		}
 	}
-	return workers.Wait()
+	err = workers.Wait()
+	r.manifest.Output.Informed = map[string]int64{}
+	for _, p := range r.passes {
+		r.manifest.Output.Informed[p.entity] = p.informed.Load()
+	}
+	return err
 }
 
 // write writes the output and its manifest.
@@ -340,6 +346,11 @@ func (r *run) write(ctx context.Context, again *Manifest) (err error) {
 	e.SetIndent("", "  ")
 	if err := e.Encode(r.manifest); err != nil {
 		return fmt.Errorf("write the manifest: %w", err)
+	}
+	if r.KeepSpine != "" {
+		if err := os.Rename(r.Spine, r.KeepSpine); err != nil {
+			return fmt.Errorf("keep the spine: %w", err)
+		}
 	}
 	// The manifest first: a set without a manifest could not be repeated.
 	return firstError(manifest.publish(), out.publish())

@@ -565,6 +565,57 @@ func TestCancelled(t *testing.T) {
 }
 
 // TestManifest: a manifest is read as it was written, and a damaged one is refused.
+// unreadable is Facts that cannot be read.
+type unreadable struct{ Slice }
+
+func (unreadable) Read(context.Context, Request, func(*Batch) error) error {
+	return errors.New("unreadable")
+}
+
+// TestInformed: the manifest says how many rows know a fact, and a spine that is to be kept replaces an
+// earlier one only if the set is complete.
+func TestInformed(t *testing.T) {
+	t.Parallel()
+	minute := func(n int) time.Time { return base.Add(time.Duration(n) * time.Minute) }
+	order := features.Fact{Entity: "a", Key: "k", At: minute(1), Known: minute(5), Values: make([]exact.Value, 3)}
+	facts := Slice{"orders": []features.Fact{order}}
+	rows := []example{
+		{Entity: "a", At: minute(0)}, {Entity: "a", At: minute(2)}, {Entity: "a", At: minute(6)}, {Entity: "b", At: minute(6)},
+	}
+	kept := filepath.Join(t.TempDir(), "kept.parquet")
+	if err := os.WriteFile(kept, []byte("earlier"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for known, want := range map[string]int64{KnownAt: 1, KnownLatest: 2} {
+		c := testConfig(t, writeSpine(t, rows), facts)
+		c.Known = known
+		m, err := Build(t.Context(), c)
+		if err != nil || m.Output.Informed["customer_id"] != want {
+			t.Errorf("known %s: %v rows know a fact, want %d: %v", known, m.Output.Informed, want, err)
+		}
+	}
+	c := testConfig(t, writeSpine(t, rows), facts)
+	c.KeepSpine, c.Facts = kept, unreadable{facts}
+	if _, err := Build(t.Context(), c); err == nil {
+		t.Error("a set of facts that cannot be read was built")
+	}
+	if text, err := os.ReadFile(kept); string(text) != "earlier" {
+		t.Errorf("after an error, the spine of an earlier set is %q: %v", text, err)
+	}
+	c.Facts = facts
+	m, err := Build(t.Context(), c)
+	if err != nil || m.Spine.Path != kept {
+		t.Errorf("the spine is %s, want %s: %v", m.Spine.Path, kept, err)
+	}
+	if _, err := os.Stat(c.Spine); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the spine has two names: %v", err)
+	}
+	if _, err := Repeat(t.Context(), m, Config{Groups: c.Groups, Facts: facts, Spine: kept, Keys: m.Parameters.Keys,
+		At: m.Parameters.At, Known: m.Parameters.Known, Positions: m.Facts.Positions, Out: c.Out, TempDir: t.TempDir()}); err != nil {
+		t.Errorf("the set is not repeated from the spine that was kept: %v", err)
+	}
+}
+
 func TestManifest(t *testing.T) {
 	t.Parallel()
 	c := testConfig(t, writeSpine(t, randomSpine(5, 1)), randomFacts(10, 1))

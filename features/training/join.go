@@ -17,11 +17,12 @@ type joiner struct {
 	used        func(source string, facts int64) // called for each source and range; may be nil
 }
 
-// join computes the vectors of the rows of a range. entities has their entities, sorted.
+// join computes the vectors of the rows of a range. entities has their entities, sorted. It returns how
+// many of the rows know at least one fact.
 func (j *joiner) join(ctx context.Context, p *plan, r Range, entities *entities, rows []row,
-	emit func(r row, values []exact.Result)) error {
+	emit func(r row, values []exact.Result)) (informed int64, _ error) {
 	if len(rows) == 0 {
-		return nil
+		return 0, nil
 	}
 	s := sweeper{plan: p, emit: emit}
 	for _, source := range p.sources {
@@ -35,18 +36,18 @@ func (j *joiner) join(ctx context.Context, p *plan, r Range, entities *entities,
 			return nil
 		})
 		if err != nil {
-			return fmt.Errorf("read facts of source %s: %w", source.source.Name, err)
+			return 0, fmt.Errorf("read facts of source %s: %w", source.source.Name, err)
 		}
 		t.group(len(entities.names))
 		s.tables = append(s.tables, t)
 	}
 	if err := s.sweep(ctx, rows); err != nil {
-		return err
+		return 0, err
 	}
 	for i, source := range p.sources {
 		if j.used != nil {
 			j.used(source.source.Name, s.used[i])
 		}
 	}
-	return nil
+	return s.informed, nil
 }

@@ -61,7 +61,7 @@ func vectors(t testing.TB, outputs []groupOutput, facts Facts, rows []spineRow, 
 		for i := range mine {
 			mine[i].entity = sorted[mine[i].entity]
 		}
-		err := j.join(t.Context(), p, r, entities, mine, func(r row, values []exact.Result) {
+		_, err := j.join(t.Context(), p, r, entities, mine, func(r row, values []exact.Result) {
 			result[r.number] = slices.Clone(values)
 		})
 		if err != nil {

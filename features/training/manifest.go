@@ -70,6 +70,8 @@ type OutputFile struct {
 	SHA256  string   `json:"sha256"`
 	Rows    int64    `json:"rows"`
 	Columns []string `json:"columns"` // those of the features
+	// Informed is how many rows have facts that were known at their time, by entity.
+	Informed map[string]int64 `json:"informed"`
 }
 
 // ErrManifest means that a run cannot be repeated. The text says what has changed.

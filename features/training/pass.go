@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/exact"
@@ -31,6 +32,7 @@ type pass struct {
 	results  []*spill // by range: the results, in the order of the spine
 	sizes    []int64  // by range: number of rows
 	values   []exact.Result
+	informed atomic.Int64 // rows that know facts
 }
 
 // newPasses returns a pass for each entity of the groups, in their order.
@@ -131,7 +133,7 @@ func (p *pass) join(ctx context.Context, j *joiner, part int) error {
 	}
 	places := make([]place, 0, len(rows))
 	var encoded []byte
-	err := j.join(ctx, p.plan, p.division.at(part), entities, rows, func(r row, values []exact.Result) {
+	informed, err := j.join(ctx, p.plan, p.division.at(part), entities, rows, func(r row, values []exact.Result) {
 		begin := len(encoded)
 		encoded = appendResults(encoded, values)
 		places = append(places, place{r.number, begin, len(encoded)})
@@ -139,6 +141,7 @@ func (p *pass) join(ctx context.Context, j *joiner, part int) error {
 	if err != nil {
 		return err
 	}
+	p.informed.Add(informed)
 	slices.SortFunc(places, func(a, b place) int { return cmp.Compare(a.number, b.number) })
 	to := p.results[part]
 	for _, at := range places {

@@ -25,12 +25,13 @@ type sweeper struct {
 	tables []*table // by source
 	emit   func(r row, values []exact.Result)
 
-	used   []int64       // by source: versions of facts about entities of the range
-	facts  []entityFacts // by source: the current entity's
-	states [][][]windowStates
-	rows   []row
-	t, k   []int64 // times and known times of the rows, both ascending
-	values []exact.Result
+	used     []int64       // by source: versions of facts about entities of the range
+	informed int64         // rows that know at least one fact
+	facts    []entityFacts // by source: the current entity's
+	states   [][][]windowStates
+	rows     []row
+	t, k     []int64 // times and known times of the rows, both ascending
+	values   []exact.Result
 	scratch
 }
 
@@ -189,14 +190,19 @@ func (f *entityFacts) keep(t *table, v timed, until int64) {
 
 // chain computes the vectors of s.rows.
 func (s *sweeper) chain() {
+	enter := int32(len(s.rows)) // first row that knows a fact
 	for i, source := range s.plan.sources {
 		s.intervals(source, &s.facts[i])
+		for _, first := range s.facts[i].enter {
+			enter = min(enter, first)
+		}
 		for j, slot := range source.slots {
 			for w, window := range slot.windows {
 				s.aggregate(slot, &s.facts[i], s.facts[i].leave[window], &s.states[i][j][w])
 			}
 		}
 	}
+	s.informed += int64(len(s.rows)) - int64(enter)
 	var states [2]exact.State
 	for i, r := range s.rows {
 		for n := range s.plan.outputs {

@@ -37,6 +37,8 @@ import (
 // Config describes a training set.
 type Config struct {
 	Spine string // path of a Parquet file
+	// KeepSpine is the path that Spine is renamed to when the set is complete. Empty means that it is not.
+	KeepSpine string
 	// Keys has the column of each entity: texts, signed integers or UUIDs. An entity that it lacks is in
 	// the column of the entity's name.
 	Keys map[string]string
