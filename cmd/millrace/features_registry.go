@@ -25,7 +25,8 @@ sets (get_historical_features) without any definition of its own: each group is 
 of its name.
 
 The addresses are those of the configuration (features.feast_addr and features.feast_offline_addr), unless flags
-name those by which clients reach them. Write the registry again after an upgrade that changes the groups.`,
+name those by which clients reach them. If --addr or --admin-addr names another system, its addresses are needed,
+too: they are in its "millrace status". Write the registry again after an upgrade that changes the groups.`,
 		Example: `  millrace features registry --out registry.db > feature_store.yaml
   millrace features registry --out registry.db --online https://features:6566 --offline features:8815`,
 		Args: cobra.NoArgs,
@@ -41,6 +42,11 @@ name those by which clients reach them. Write the registry again after an upgrad
 		c, err := a.loadConfig()
 		if err != nil {
 			return err
+		}
+		other := cmd.Flags().Changed("addr") || cmd.Flags().Changed("admin-addr")
+		if other && (r.Online == "" || r.Offline == "") {
+			return errors.New("--addr and --admin-addr do not say where that system serves Feast's clients: name --online " +
+				"and --offline, too (`millrace status` of that system has the addresses millrace feast and millrace feast_offline)")
 		}
 		groups, err := a.groups()
 		if err != nil {

@@ -40,6 +40,9 @@ func TestFeaturesRegistry(t *testing.T) {
 			t.Errorf("%v, no %q in:\n%s", err, want, out)
 		}
 	}
+	if _, err := run(t, "features", "registry", "--out", path, "--addr", "127.0.0.1:1"); err == nil || !strings.Contains(err.Error(), "--online") {
+		t.Errorf("the addresses of another system: %v", err)
+	}
 	if _, err := run(t, "features", "registry", "--out", path+"/none/r.db"); err == nil || !strings.Contains(err.Error(), "--out") {
 		t.Errorf("a folder that does not exist: %v", err)
 	}

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/millrace/millrace/internal/app"
 )
@@ -25,9 +24,7 @@ log positions that each vector names. Every value must be the same to the last b
 record after its positions, or the events of another window, differs. Exit code 0 means that all are equal.
 
 The setting features.online.log_sample says which share of vectors is logged, on the topic
-millrace.features.served. Vectors of another version of a group than this program has are counted as undefined.
-
-The output is a table on a terminal, and JSON elsewhere.`,
+millrace.features.served. Vectors of another version of a group than this program has are counted as undefined.`,
 		Example: `  millrace features verify
   millrace features verify --limit 100000 --output json`,
 		Args: cobra.NoArgs,
@@ -60,8 +57,7 @@ The output is a table on a terminal, and JSON elsewhere.`,
 		if err != nil {
 			return err
 		}
-		if out, isFile := cmd.OutOrStdout().(*os.File); *output == "json" ||
-			!cmd.Flags().Changed("output") && (!isFile || !term.IsTerminal(int(out.Fd()))) {
+		if *output == "json" {
 			err = printJSON(cmd.OutOrStdout(), servedJSON(check))
 		} else {
 			printServed(cmd.OutOrStdout(), check)
