@@ -72,6 +72,10 @@ With auth.tokens, the caller needs the right queries.customer360.`,
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), string(b))
 			return err
 		}
+		if len(args) == 0 && len(rows) == 0 {
+			fmt.Fprintln(cmd.OutOrStdout(), "no segments: the setting customer360.segments has none")
+			return nil
+		}
 		printTable(cmd.OutOrStdout(), header, rows)
 		return nil
 	}

@@ -102,7 +102,13 @@ func (s *Service) query(group string, outputs []string) (*online.Query, error) {
 	all := g.Outputs()
 	for _, name := range outputs {
 		if !slices.ContainsFunc(all, func(o features.Output) bool { return o.Name == name }) {
-			return nil, &errUnknown{"feature", name, " of the group " + group}
+			hint := " of the group " + group
+			for _, o := range all { // a name without its window
+				if strings.HasPrefix(o.Name, name+"_") {
+					hint += "; there is " + o.Name
+				}
+			}
+			return nil, &errUnknown{"feature", name, hint}
 		}
 	}
 	q, err := store.Compile(g.ID(), outputs...)

@@ -38,7 +38,8 @@ type Landing struct {
 // process has no other work.
 func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (err error) {
 	if cfg.Kafka.Brokers == "" {
-		return errors.New("kafka.brokers is empty: set it in millrace.yaml or MILLRACE_KAFKA_BROKERS to the brokers that have the topic")
+		return errors.New("kafka.brokers is empty: set it in millrace.yaml or MILLRACE_KAFKA_BROKERS to the brokers that have " +
+			"the topic; `millrace status` has the address of the broker of a running `millrace up`")
 	}
 	// No modules and no roles: this process lands one table and serves nothing.
 	p := newApp(Modules{}, cfg, nil, log)
