@@ -88,8 +88,12 @@ func TestRealYear(t *testing.T) {
 		readExternally(t, data)
 	}
 
-	// The same import again must change nothing.
-	run(t, "import", "online-retail", realData, "--addr", addr, "--rejects", rejects, "--limit", strconv.Itoa(limit))
+	// The same import again must change nothing. Its first part is enough: every command has its key.
+	again := 100_000
+	if limit > 0 {
+		again = min(again, limit)
+	}
+	run(t, "import", "online-retail", realData, "--addr", addr, "--rejects", rejects, "--limit", strconv.Itoa(again))
 	if after := s.verified(); !equalCounts(before, after) {
 		t.Errorf("the second import changed the data:\n%v\n%v", before, after)
 	}
