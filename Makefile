@@ -47,7 +47,7 @@ engines: servers ## also install the heavy engines: Trino, Spark, Kafka Connect 
 
 .PHONY: test
 test: $(NPM_DONE) ## run all tests; those that need a missing server are skipped (make servers installs them)
-	go test -timeout 60m $(TESTFLAGS) $(TESTFIRST) ./...
+	go test -timeout 80m $(TESTFLAGS) $(TESTFIRST) ./...
 
 .PHONY: test-real
 test-real: ## run all tests; those that need a missing server fail
