@@ -6,9 +6,6 @@ BUF      := $(TOOLS)/npm/node_modules/@bufbuild/buf-linux-x64/bin/buf
 LINT     := $(BIN)/golangci-lint
 NPM_DONE := $(TOOLS)/npm/node_modules/.package-lock.json
 TESTFLAGS ?=
-# Packages whose tests start first. Those of test/e2e and test/kill are the longest, and each waits until
-# the other has ended. In the order of their names both would start last, and then little else runs.
-TESTFIRST := ./test/e2e
 BENCHFLAGS ?=
 LINTFLAGS ?=
 
@@ -47,7 +44,7 @@ engines: servers ## also install the heavy engines: Trino, Spark, Kafka Connect 
 
 .PHONY: test
 test: $(NPM_DONE) ## run all tests; those that need a missing server are skipped (make servers installs them)
-	go test -timeout 80m $(TESTFLAGS) $(TESTFIRST) ./...
+	go test -timeout 80m $(TESTFLAGS) ./...
 
 .PHONY: test-real
 test-real: ## run all tests; those that need a missing server fail
