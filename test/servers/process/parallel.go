@@ -31,8 +31,7 @@ func Parallel(n int) {
 // turnTimeout is how long Turn waits.
 const turnTimeout = time.Hour
 
-// Turn waits until no other package's tests on this machine hold the turn, and takes it. While it
-// waits, go test counts it as a running package: see TESTFIRST in the Makefile. It is for
+// Turn waits until no other package's tests on this machine hold the turn, and takes it. It is for
 // TestMain of packages whose tests start whole systems and use every processor: beside each other,
 // both take longer than one after the other, and their waits time out. The turn also ends with the
 // process.
