@@ -369,7 +369,7 @@ func (r *leafReader) entity(row int64) (string, error) {
 		return "", err
 	}
 	if v.IsNull() {
-		return "", spineError("row %d, counted from 0: column %s is null, want an entity: leave out such rows", row, r.leaf.name)
+		return "", spineError("row %d: column %s is null, want an entity: leave out such rows (the first row is 0)", row, r.leaf.name)
 	}
 	return r.leaf.text(v), nil
 }
