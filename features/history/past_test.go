@@ -93,8 +93,8 @@ func openRedis(t *testing.T, cfg redis.Config) *redis.Client {
 	return c
 }
 
-// Vectors are complete although the log has lost its first records and there is no snapshot, or although
-// Redis has lost its data: those facts come from the tables, and the rest from the log.
+// Vectors are complete if the log has lost its first records, without a snapshot and after Redis has lost
+// its data: the facts of these records come from the tables, and the rest from the log.
 func TestVectorsWithoutTheBeginningOfTheLog(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 21)

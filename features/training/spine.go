@@ -108,7 +108,8 @@ func openParquet(f *os.File) (file *parquet.File, err error) {
 	var end [8]byte
 	if _, err := f.ReadAt(end[:], max(info.Size()-8, 0)); err != nil ||
 		int64(binary.LittleEndian.Uint32(end[:])) > info.Size()-12 {
-		return nil, errors.New("not a readable Parquet file: it does not end with a footer; other formats, such as CSV, have to be converted")
+		return nil, errors.New("not a readable Parquet file: it does not end with a footer; other formats, such as CSV, " +
+			"have to be converted")
 	}
 	file, err = parquet.OpenFile(f, info.Size(), parquet.SkipPageIndex(true), parquet.SkipBloomFilters(true))
 	if err != nil {
@@ -369,7 +370,8 @@ func (r *leafReader) entity(row int64) (string, error) {
 		return "", err
 	}
 	if v.IsNull() {
-		return "", spineError("row %d: column %s is null, want an entity: leave out such rows (the first row is 0)", row, r.leaf.name)
+		return "", spineError("row %d: column %s is null, want an entity: leave out such rows (the first row is 0)",
+			row, r.leaf.name)
 	}
 	return r.leaf.text(v), nil
 }

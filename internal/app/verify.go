@@ -256,7 +256,7 @@ func (p *App) subjects(ctx context.Context, withHistory bool) []verify.Subject {
 	for _, s := range p.modules.Services {
 		subjects = append(subjects, verify.Subject{Aggregate: s.Aggregate.Name, Comparisons: p.comparisons(s, withHistory)})
 	}
-	for _, s := range p.modules.Sources { // there is no store to compare with
+	for _, s := range p.modules.Sources { // no store has their events
 		all := p.sourceComparisons(ctx, s.Aggregate)
 		if withHistory {
 			all = append(all, p.historyComparisons(s.Aggregate.Topic, nil)...)
