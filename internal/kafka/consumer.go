@@ -56,7 +56,7 @@ type Message struct {
 // Consumer is a member of a consumer group that reads committed records. The group only distributes
 // partitions over its members. The offsets to read from are the caller's; see ConsumerConfig.
 //
-// Poll, Seek and Close must be called by one goroutine. The other methods are safe for concurrent
+// Poll, Seek, Pause, Resume and Close must be called by one goroutine. The other methods are safe for concurrent
 // use, but not after Close.
 type Consumer struct {
 	cfg    ConsumerConfig
@@ -75,7 +75,8 @@ type Consumer struct {
 		partition TopicPartition
 		at        *int64
 	}
-	accepted bool // the group has accepted this member
+	paused   map[TopicPartition]bool // partitions that the client pauses, whether or not they are owned
+	accepted bool                    // the group has accepted this member
 	refused  refusalTracker
 }
 
@@ -84,7 +85,7 @@ type Consumer struct {
 func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 	c := &Consumer{
 		cfg: cfg, log: cfg.logger().With("group", cfg.Group), logs: newLogs(cfg.logger()),
-		owned: map[TopicPartition]*int64{},
+		owned: map[TopicPartition]*int64{}, paused: map[TopicPartition]bool{},
 	}
 	conf, err := cfg.configMap(c.logs,
 		kafka.ConfigMap{
@@ -144,6 +145,11 @@ func (c *Consumer) rebalance(client *kafka.Consumer, e kafka.Event) error {
 		}
 		if err := client.IncrementalAssign(e.Partitions); err != nil {
 			c.log.Error("kafka: assign partitions", "error", err)
+		}
+		// The client remembers a pause across assignments.
+		assigned = slices.DeleteFunc(assigned, func(p TopicPartition) bool { return !c.paused[p] })
+		if err := c.Resume(assigned); err != nil {
+			c.log.Error("kafka: resume assigned partitions", "error", err)
 		}
 	case kafka.RevokedPartitions:
 		c.revoke(fromClient(e.Partitions), client.AssignmentLost())
@@ -281,15 +287,24 @@ func (c *Consumer) Seek(offsets map[TopicPartition]int64) error {
 	return nil
 }
 
-// Pause stops fetching assigned partitions. Poll can continue without returning messages, so that
-// the member remains in the group.
+// Pause stops fetching assigned partitions until Resume is called or they are assigned again. Poll
+// can continue without returning messages, so that the member remains in the group.
 func (c *Consumer) Pause(partitions []TopicPartition) error {
+	for _, p := range partitions {
+		c.paused[p] = true
+	}
 	return c.client.Pause(toClient(partitions))
 }
 
 // Resume reverses Pause.
 func (c *Consumer) Resume(partitions []TopicPartition) error {
-	return c.client.Resume(toClient(partitions))
+	err := c.client.Resume(toClient(partitions))
+	if err == nil {
+		for _, p := range partitions {
+			delete(c.paused, p)
+		}
+	}
+	return err
 }
 
 // toClient converts partitions to the client's.

@@ -262,6 +262,39 @@ func TestConsumersNeverOwnAPartitionTwice(t *testing.T) {
 	})
 }
 
+// A partition that was paused when the member lost it is read when the member gets it back.
+func TestAssignmentEndsPause(t *testing.T) {
+	t.Parallel()
+	each(t, 2, func(t *testing.T, b broker) {
+		m := b.join(t, nil)
+		defer m.leave(t)
+		m.poll(t, 2) // the ends of the empty partitions
+		if err := m.Pause(slices.Collect(maps.Keys(m.owned))); err != nil {
+			t.Fatal(err)
+		}
+		other := b.join(t, nil)
+		owns := func(m *member, n int) bool {
+			if _, err := m.Poll(20 * time.Millisecond); err != nil {
+				t.Fatal(err)
+			}
+			return len(m.owned) == n
+		}
+		polltest.Until(t, "each member has a partition", func() bool { return owns(m, 1) && owns(other, 1) })
+		other.leave(t)
+		kept := maps.Clone(m.owned)
+		polltest.Until(t, "the first member has both again", func() bool { return owns(m, 2) })
+		for p := range m.owned {
+			if !kept[p] {
+				commit(t, b.transactional(t, "tx"), b.record(p.Partition, "k", "a"))
+			}
+		}
+		var got []string
+		for len(got) == 0 || got[len(got)-1] != "a" {
+			got = append(got, m.poll(t, 1)...)
+		}
+	})
+}
+
 // victim is the environment variable that makes the test binary a member of a topic's group, to be
 // killed.
 const victim = "MILLRACE_TEST_MEMBER"
