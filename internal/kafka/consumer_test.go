@@ -262,6 +262,28 @@ func TestConsumersNeverOwnAPartitionTwice(t *testing.T) {
 	})
 }
 
+// A member that is gone before it gets its partitions does not keep them.
+func TestMemberThatLeavesWhileItJoins(t *testing.T) {
+	t.Parallel()
+	each(t, 2, func(t *testing.T, b broker) {
+		m := b.join(t, nil)
+		defer m.leave(t)
+		owns := func(n int) func() bool {
+			return func() bool {
+				if _, err := m.Poll(20 * time.Millisecond); err != nil {
+					t.Fatal(err)
+				}
+				return len(m.owned) == n
+			}
+		}
+		polltest.Until(t, "the member has both partitions", owns(2))
+		other := b.join(t, nil)
+		polltest.Until(t, "the member gives one to the other", owns(1))
+		other.leave(t)
+		polltest.Until(t, "the member has both again", owns(2))
+	})
+}
+
 // A partition that was paused when the member lost it is read when the member gets it back.
 func TestAssignmentEndsPause(t *testing.T) {
 	t.Parallel()

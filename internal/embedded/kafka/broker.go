@@ -250,7 +250,7 @@ func (l *pausedListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &frames{Conn: conn, log: l.log, changed: l.topics.update}, nil
+		return newFrames(conn, l.log, l.topics.update), nil
 	case <-l.closed:
 		return nil, net.ErrClosed
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"sync"
 	"sync/atomic"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -34,11 +35,26 @@ type frames struct {
 	left int64  // bytes of the current request that are still to be read
 	body []byte // rest of a large request that has arrived
 
-	// key is the kind of the current request; the first keyed bytes are known.
-	key     [2]byte
-	keyed   int
+	// start is the beginning of the current request: its kind, version and correlation id. The first
+	// started bytes are known.
+	start   [8]byte
+	started int
 	changes atomic.Bool // a request may have changed the list of topics
 	changed func()      // called then, before a response is sent
+
+	joining atomic.Pointer[join] // nil if every JoinGroup is answered
+	closing sync.Once
+	closed  chan struct{}
+}
+
+// join is a JoinGroup request that waits for other members.
+type join struct {
+	correlation [4]byte
+	answered    chan struct{}
+}
+
+func newFrames(conn net.Conn, log *slog.Logger, changed func()) *frames {
+	return &frames{Conn: conn, log: log, changed: changed, closed: make(chan struct{})}
 }
 
 // Write saves a change of the list of topics before the client gets the response.
@@ -47,27 +63,53 @@ func (f *frames) Write(p []byte) (int, error) {
 	if f.changes.Load() {
 		f.changed()
 	}
+	// kfake writes a response as a whole: its length, its correlation id, and the rest.
+	if j := f.joining.Load(); j != nil && len(p) >= 8 && bytes.Equal(p[4:8], j.correlation[:]) {
+		f.joining.Store(nil)
+		close(j.answered)
+	}
 	return f.Conn.Write(p)
+}
+
+// Close implements net.Conn.
+func (f *frames) Close() error {
+	f.closing.Do(func() { close(f.closed) })
+	return f.Conn.Close()
 }
 
 // kind records the kind of a request from its first bytes, and whether it can change topics.
 func (f *frames) kind(p []byte) {
-	if f.keyed == len(f.key) {
+	if f.started == len(f.start) {
 		return
 	}
-	f.keyed += copy(f.key[f.keyed:], p)
-	if f.keyed < len(f.key) {
+	f.started += copy(f.start[f.started:], p)
+	if f.started < len(f.start) {
 		return
 	}
-	switch kmsg.Key(binary.BigEndian.Uint16(f.key[:])) {
+	switch kmsg.Key(binary.BigEndian.Uint16(f.start[:])) {
 	case kmsg.CreateTopics, kmsg.DeleteTopics, kmsg.CreatePartitions, kmsg.AlterConfigs, kmsg.IncrementalAlterConfigs:
 		f.changes.Store(true)
+	case kmsg.JoinGroup:
+		f.joining.Store(&join{correlation: [4]byte(f.start[4:]), answered: make(chan struct{})})
 	}
 }
 
-// Read returns the bytes of requests unchanged. It has three states: in a buffered large request,
-// in a request, and in the length before one.
+// Read returns the bytes of requests unchanged. If the client is gone while it joins a group, kfake
+// learns that after it has answered. Otherwise it would never start the member's session timeout,
+// and the partitions that the group assigns to the member would not be read any more.
 func (f *frames) Read(p []byte) (int, error) {
+	n, err := f.read(p)
+	if j := f.joining.Load(); err != nil && j != nil {
+		select {
+		case <-j.answered:
+		case <-f.closed:
+		}
+	}
+	return n, err
+}
+
+// read has three states: in a buffered large request, in a request, and in the length before one.
+func (f *frames) read(p []byte) (int, error) {
 	// In a large request that was read completely before.
 	if len(f.body) > 0 {
 		n := copy(p, f.body)
@@ -90,7 +132,7 @@ func (f *frames) Read(p []byte) (int, error) {
 		return n, err
 	}
 	// A new request begins.
-	f.keyed = 0
+	f.started = 0
 	f.have, f.left = 0, int64(binary.BigEndian.Uint32(f.head[:]))
 	if f.left > maxFrame {
 		f.log.Warn("embedded kafka: closing a connection whose request is too large or is not Kafka's protocol",

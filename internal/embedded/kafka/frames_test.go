@@ -23,6 +23,16 @@ type readerConn struct {
 
 func (c readerConn) Read(p []byte) (int, error) { return c.Reader.Read(p) }
 func (readerConn) RemoteAddr() net.Addr         { return &net.TCPAddr{} }
+func (readerConn) Close() error                 { return nil }
+
+// framesOf returns the frames of bytes. They are closed, so that the end is not held back.
+func framesOf(t interface{ Fatal(...any) }, r io.Reader) *frames {
+	f := newFrames(readerConn{Reader: r}, slog.New(slog.DiscardHandler), nil)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
 
 // Requests pass unchanged, however their bytes arrive and are read.
 func TestFramesPassUnchanged(t *testing.T) {
@@ -38,7 +48,7 @@ func TestFramesPassUnchanged(t *testing.T) {
 		if rapid.Bool().Draw(t, "byte by byte") {
 			from = iotest.OneByteReader(from)
 		}
-		got, err := io.ReadAll(&frames{Conn: readerConn{Reader: from}, log: slog.New(slog.DiscardHandler)})
+		got, err := io.ReadAll(framesOf(t, from))
 		if err != nil || !bytes.Equal(got, sent) {
 			t.Fatalf("%d bytes of %d, %v", len(got), len(sent), err)
 		}
@@ -57,8 +67,9 @@ func FuzzFrames(f *testing.F) {
 	f.Add(frame(bufferFrame+1, 100), 7)
 	f.Add(frame(bufferFrame+1, bufferFrame+1), 4096)
 	f.Add(append(frame(5, 5), frame(0xffffffff, 3)...), 2)
+	f.Add(append(frame(8, 8)[:4], 0, 11, 0, 5, 0, 0, 0, 1), 8) // a JoinGroup
 	f.Fuzz(func(t *testing.T, sent []byte, piece int) {
-		conn := &frames{Conn: readerConn{Reader: &pieces{sent, max(1, piece)}}, log: slog.New(slog.DiscardHandler)}
+		conn := framesOf(t, &pieces{sent, max(1, piece)})
 		for at := 0; ; {
 			head := make([]byte, 4)
 			n, err := io.ReadFull(conn, head)
