@@ -14,6 +14,7 @@ import (
 
 	"github.com/apache/iceberg-go/table"
 
+	"github.com/millrace/millrace/internal/duration"
 	"github.com/millrace/millrace/internal/timeunit"
 	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/faults"
@@ -29,13 +30,13 @@ type AsOf struct {
 	Offsets map[string]map[int32]int64 // by partition: the first offset to exclude; other partitions are unbounded
 }
 
-// ParseAsOf parses a time ("2026-11-25T10:00:00Z"), an age ("15m" or "-15m"), or offsets
+// ParseAsOf parses a time ("2026-11-25T10:00:00Z"), an age ("15m", "-15m" or "2d"), or offsets
 // ("millrace.orders/0=1200,millrace.orders/1=1100").
 func ParseAsOf(text string, now time.Time) (AsOf, error) {
-	wrong := fmt.Errorf("as of %q: want a time such as 2026-11-25T10:00:00Z, an age such as 15m, "+
+	wrong := fmt.Errorf("as of %q: want a time such as 2026-11-25T10:00:00Z, an age such as 15m or 2d, "+
 		"or offsets such as millrace.orders/0=1200,millrace.orders/1=1100", text)
 	// An age may have a sign, which is ignored: moments of the future have no state.
-	if ago, err := time.ParseDuration(text); err == nil {
+	if ago, err := duration.Parse(text); err == nil {
 		return AsOf{Time: now.Add(-ago.Abs())}, nil
 	}
 	if at, err := time.Parse(time.RFC3339Nano, text); err == nil {

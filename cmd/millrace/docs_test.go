@@ -36,16 +36,11 @@ func TestDocumentedCommands(t *testing.T) {
 			check(filepath.Base(page), m[1])
 		}
 	}
-	var examples func(*cobra.Command)
-	examples = func(c *cobra.Command) {
+	eachCommand(newRoot(), func(c *cobra.Command) {
 		for _, m := range example.FindAllStringSubmatch(c.Example, -1) {
 			check(c.CommandPath()+" --help", m[1])
 		}
-		for _, below := range c.Commands() {
-			examples(below)
-		}
-	}
-	examples(newRoot())
+	})
 	if checked < 50 {
 		t.Errorf("only %d commands were found", checked)
 	}

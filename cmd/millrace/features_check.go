@@ -66,7 +66,7 @@ The exit code is 0 if no limit is exceeded, and 1 otherwise.`,
 	}
 	output := outputFlag(cmd, "table", "json")
 	profile.add(cmd)
-	cmd.Flags().DurationVar(&limits.Freshness, "max-age", limits.Freshness, "age of the newest event of a source")
+	durationFlag(cmd.Flags(), &limits.Freshness, "max-age", limits.Freshness, "age of the newest event of a source")
 	cmd.Flags().Float64Var(&limits.NullShare, "max-nulls", limits.NullShare,
 		"increase of a feature's share of nulls over the reference, from 0 to 1")
 	cmd.Flags().Float64Var(&limits.PSI, "max-psi", limits.PSI, "PSI of a feature against the reference")

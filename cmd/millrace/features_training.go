@@ -77,7 +77,7 @@ data folder. Memory is bounded by --memory; what does not fit is in temporary fi
 		"column of the spine with the entity, or entity=column (default the entity's name)")
 	flags.StringVar(&t.at, "at", "", "column of the spine with the time")
 	flags.StringVar(&t.known, "known", training.KnownAt, "what is known: at (the row's time), latest, or a column of times")
-	flags.DurationVar(&t.lag, "lag", 0, "how long before the row's time features end")
+	durationFlag(flags, &t.lag, "lag", 0, "how long before the row's time features end")
 	flags.StringSliceVar(&t.groups, "group", nil, "feature groups (see millrace features list)")
 	flags.StringSliceVar(&t.features, "features", nil, "features to keep, with or without window (default all)")
 	flags.BoolVar(&t.fullNames, "full-names", false, "name the columns group__feature")

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,10 +22,8 @@ func TestTrainingSetFlags(t *testing.T) {
 		{"--out " + out + " --spine s.parquet --key k --at t --group customer_value --from tape", `from "tape": want clickhouse or log`},
 		{"--out " + out + " --spine s.parquet --key k --at t --group customer_value --from clickhouse --data " + out, "clickhouse.url is empty, and no system"},
 	} {
-		root := newRoot()
-		root.SetArgs(append([]string{"features", "training-set"}, strings.Fields(c.flags)...))
-		root.SetOut(new(bytes.Buffer))
-		if err := root.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) {
+		_, err := run(t, append([]string{"features", "training-set"}, strings.Fields(c.flags)...)...)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want one about %q", c.flags, err, c.want)
 		}
 	}

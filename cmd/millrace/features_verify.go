@@ -31,7 +31,7 @@ millrace.features.served. Vectors of another version of a group than this progra
 	}
 	output := outputFlag(cmd, "table", "json")
 	cmd.Flags().IntVar(&limit, "limit", 10_000, "how many vectors to recompute: the newest ones")
-	cmd.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait for the tables to have what the vectors reflect")
+	durationFlag(cmd.Flags(), &wait, "wait", time.Minute, "how long to wait for the tables to have what the vectors reflect")
 	a.dataFlag(cmd, "data folder of the lake, unless the configuration sets a warehouse and a catalog")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if limit < 1 || limit > maxVerified {

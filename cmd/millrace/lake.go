@@ -220,10 +220,10 @@ the same periodically.`,
 	cmd.Flags().IntVar(&c.SmallFiles, "small-files", 8, "number of small files in a partition that starts a rewrite")
 	cmd.Flags().Float64Var(&deletes, "delete-share", 0.1,
 		"fraction of deleted rows that starts a rewrite; 0: any delete, for readers without support for deletes")
-	cmd.Flags().DurationVar(&c.KeepAge, "keep", defaults.KeepAge,
+	durationFlag(cmd.Flags(), &c.KeepAge, "keep", defaults.KeepAge,
 		"how long a snapshot stays readable after the next one")
 	cmd.Flags().IntVar(&c.KeepSnapshots, "keep-snapshots", 10, "number of snapshots to keep at any age")
-	cmd.Flags().DurationVar(&c.OrphanAge, "orphan-age", defaults.OrphanAge,
+	durationFlag(cmd.Flags(), &c.OrphanAge, "orphan-age", defaults.OrphanAge,
 		"delete unreferenced files older than this, at least 10m")
 	cmd.Flags().Int64Var(&c.Memory, "memory", defaults.Memory, "memory of one compaction in bytes")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {

@@ -11,7 +11,8 @@
 //   - lake, migrate, rebuild, and sql with --data work on the files and servers themselves.
 //
 // Standard output has the result only, so that it can be piped. Progress (output.go), logs and
-// errors go to standard error. An error says what to do about it, and the exit code is 1.
+// errors go to standard error. An error says what to do about it, and the exit code is 1. Errors of the command
+// line itself are in usage.go.
 package main
 
 import (
@@ -31,7 +32,7 @@ func main() {
 	// The context ends with the first signal. Every command then stops cleanly.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := newRoot().ExecuteContext(ctx); err != nil {
+	if err := execute(ctx, newRoot()); err != nil {
 		if !errors.Is(err, errSilent) {
 			fmt.Fprintln(os.Stderr, "millrace:", err)
 		}
@@ -86,34 +87,14 @@ Settings come from millrace.yaml, then the environment, then flags. "millrace co
 		"HOST:PORT of health, metrics, status and verify (default from the configuration: 127.0.0.1:7401)")
 	root.AddCommand(newUp(a), newServe(a), newStatus(a), newImport(a), newSQL(a), newProfile(a), newSegments(a),
 		newFeatures(a), newLake(a), newVerify(a), newConfig(a), newMigrate(a), newRebuild(a), newEngine())
-	// Groups such as "lake" run nothing themselves.
+	// The root and groups such as "lake" run nothing themselves.
+	suggest(root)
 	for _, c := range root.Commands() {
 		if c.HasSubCommands() {
 			suggest(c)
 		}
 	}
 	return root
-}
-
-// suggest makes a group of commands reject unknown subcommands, as the root command does, and
-// suggest similar ones.
-func suggest(group *cobra.Command) {
-	group.Args = cobra.ArbitraryArgs
-	group.RunE = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return cmd.Help()
-		}
-		if cmd.SuggestionsMinimumDistance == 0 {
-			cmd.SuggestionsMinimumDistance = 2
-		}
-		meant := "" // the suggestion, if there is one
-		// Cobra suggests only below the root by itself.
-		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-			meant = fmt.Sprintf("; did you mean %q?", cmd.CommandPath()+" "+near[0])
-		}
-		return fmt.Errorf("unknown command %q for %q%s (see %s --help)", args[0], cmd.CommandPath(), meant,
-			cmd.CommandPath())
-	}
 }
 
 // dataFlag adds --data to a command. It is not persistent, because most commands call a system

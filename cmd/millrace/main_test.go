@@ -25,7 +25,7 @@ func run(t *testing.T, args ...string) (string, error) {
 	root.SetOut(&out)
 	root.SetErr(&out)
 	root.SetArgs(args)
-	err := root.ExecuteContext(t.Context())
+	err := execute(t.Context(), root)
 	return out.String(), err
 }
 
@@ -89,7 +89,7 @@ func TestRemoteSystemNeedsNoListenerSettings(t *testing.T) {
 		root.SetOut(io.Discard)
 		root.SetErr(io.Discard)
 		root.SetArgs(strings.Fields(words))
-		if err := root.ExecuteContext(ctx); err == nil || strings.Contains(err.Error(), "loopback") {
+		if err := execute(ctx, root); err == nil || strings.Contains(err.Error(), "loopback") {
 			t.Errorf("%q: %v, want the error of the call alone", words, err)
 		}
 	}

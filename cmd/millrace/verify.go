@@ -33,7 +33,7 @@ It calls the system at --admin-addr. --addr alone is refused, because it does no
 		Args: cobra.NoArgs,
 	}
 	output := outputFlag(cmd, "table", "json")
-	cmd.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait for the sinks to catch up")
+	durationFlag(cmd.Flags(), &wait, "wait", time.Minute, "how long to wait for the sinks to catch up")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		caller, err := a.caller(adminListener)
 		if err != nil {

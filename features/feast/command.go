@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/persons"
+	"github.com/millrace/millrace/internal/decode"
 )
 
 // Limits of a command.
@@ -44,7 +45,7 @@ func parseCommand(b []byte) (*command, error) {
 		return nil, bad("the command has more than %d bytes", maxCommand)
 	}
 	if err := json.NewDecoder(bytes.NewReader(b)).Decode(&c); err != nil {
-		return nil, bad("the command is not one of Feast's client: %s", err)
+		return nil, bad("the command is not one of Feast's client: %s", decode.ExplainJSON(b, err))
 	}
 	switch {
 	case c.API != historical:

@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/online"
+	"github.com/millrace/millrace/internal/decode"
 )
 
 // A client sends one request again and again, with other entities. So a body is cut in two: its
@@ -250,7 +251,7 @@ func (s *Service) plan(shape []byte) (*feastPlan, error) {
 	}
 	var r feastRequest
 	if err := json.Unmarshal(shape, &r); err != nil {
-		return nil, badFeast("the body is not a request of Feast's client: %s", err)
+		return nil, badFeast("the body is not a request of Feast's client: %s", decode.ExplainJSON(nil, err))
 	}
 	p, err := s.newPlan(&r)
 	if err != nil || len(shape) > maxShape {

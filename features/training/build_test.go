@@ -644,3 +644,31 @@ func TestManifest(t *testing.T) {
 		}
 	}
 }
+
+// TestDamagedManifests: what is wrong with a manifest is said in its own words.
+func TestDamagedManifests(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "set.parquet.manifest.json")
+	for text, want := range map[string]string{
+		"":                              "it is empty",
+		`{"format": 1, "spine": {`:      "the JSON ends too early",
+		"{\n\"format\" 1}":              "line 2, column 10: not JSON: ",
+		`{"format": "1"}`:               "format: want a whole number of at most 64 bits, got a text",
+		`{"spine": {"rows": "many"}}`:   "spine.rows: want a whole number of at most 64 bits, got a text",
+		`{"groups": {"name": "a"}}`:     "groups: want a list, got an object",
+		`{"parameters": {"atx": ""}}`:   `unknown field "atx"`,
+		`{"facts": {"positions": [1]}}`: "facts.positions: want an object, got a list",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := ReadManifest(path)
+		if !errors.Is(err, ErrManifest) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: error %v, want one about %s that names the file", text, err, want)
+		}
+	}
+	m := Manifest{Parameters: Parameters{Lag: "soon"}}
+	if err := m.Apply(&Config{}); err == nil || !strings.Contains(err.Error(), "parameters.lag: want a duration such as") {
+		t.Errorf("lag: error %v", err)
+	}
+}

@@ -9,9 +9,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"time"
 
 	"github.com/millrace/millrace/features"
+	"github.com/millrace/millrace/internal/decode"
+	"github.com/millrace/millrace/internal/duration"
 )
 
 // Manifest says how a training set was made. Repeat makes it again, byte by byte.
@@ -113,7 +114,11 @@ func ReadManifest(path string) (Manifest, error) {
 		return Manifest{}, manifestError("%w", err)
 	}
 	defer f.Close() //nolint:errcheck // only read
-	return DecodeManifest(f)
+	m, err := DecodeManifest(f)
+	if err != nil {
+		return m, fmt.Errorf("%s: %w", path, err)
+	}
+	return m, nil
 }
 
 // maxManifest bounds the size of a manifest.
@@ -121,10 +126,15 @@ const maxManifest = 16 << 20
 
 // DecodeManifest reads a manifest.
 func DecodeManifest(r io.Reader) (Manifest, error) {
+	text, err := io.ReadAll(io.LimitReader(r, maxManifest+1))
+	switch {
+	case err != nil:
+		return Manifest{}, manifestError("%w", err)
+	case len(text) > maxManifest:
+		return Manifest{}, manifestError("more than %d MiB", maxManifest>>20)
+	}
 	var m Manifest
-	d := json.NewDecoder(io.LimitReader(r, maxManifest))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&m); err != nil {
+	if err := decode.JSON(text, &m); err != nil {
 		return Manifest{}, manifestError("%w", err)
 	}
 	switch {
@@ -171,7 +181,7 @@ func (m Manifest) Apply(c *Config) error {
 	c.Keys, c.At, c.Known, c.Features, c.FullNames = p.Keys, p.At, p.Known, p.Features, p.FullNames
 	c.Lag = 0
 	if p.Lag != "" {
-		lag, err := time.ParseDuration(p.Lag)
+		lag, err := duration.Parse(p.Lag)
 		if err != nil {
 			return manifestError("parameters.lag: %w", err)
 		}

@@ -237,6 +237,24 @@ func acknowledged(k *claim) bool {
 	return true
 }
 
+// TestDamagedPlans checks that an error names the place in the plan, and not the types that it is read into.
+func TestDamagedPlans(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"# no events":                                    "it is empty",
+		"track:\n  Added:\n    required: [a":             "not YAML: ",
+		"track:\n  Added:\n    closed: perhaps":          "line 3: track.Added.closed: want true or false",
+		"track: {Added: {propreties: {}}}":               "line 1: track.Added.propreties: unknown key: want some of closed, ",
+		"track: {Added: {properties: {a: integer}}}":     "line 1: track.Added.properties.a: want keys with values",
+		"page: {properties: {n: {minimum: [1]}}}":        "line 1: page.properties.n.minimum: want a number",
+		"track: {Added: {properties: {a: {enum: red}}}}": "line 1: track.Added.properties.a.enum: want a list",
+	} {
+		if _, err := ParsePlan([]byte(text)); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: error %v, want %s", text, err, want)
+		}
+	}
+}
+
 // TestIdentifiersOfThePlan checks which traits a plan makes identifiers, and that a wrong place or kind
 // is an error that names it.
 func TestIdentifiersOfThePlan(t *testing.T) {

@@ -1,11 +1,8 @@
 package tracking
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math"
 	"regexp"
@@ -13,11 +10,10 @@ import (
 	"strconv"
 	"strings"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/millrace/millrace/event/behavior"
 	behaviorv1 "github.com/millrace/millrace/gen/millrace/behavior/v1"
 	identityv1 "github.com/millrace/millrace/gen/millrace/identity/v1"
+	"github.com/millrace/millrace/internal/decode"
 )
 
 // Plan is a tracking plan: the events that sources may send, and the types of their properties. A
@@ -58,11 +54,7 @@ type Rule struct {
 // ParsePlan reads a tracking plan from YAML.
 func ParsePlan(text []byte) (*Plan, error) {
 	p := &Plan{}
-	d := yaml.NewDecoder(bytes.NewReader(text))
-	d.KnownFields(true)
-	if err := d.Decode(p); errors.Is(err, io.EOF) {
-		return nil, errors.New("it is empty")
-	} else if err != nil {
+	if err := decode.YAML(text, p); err != nil {
 		return nil, err
 	}
 	for name, rule := range p.rules() {

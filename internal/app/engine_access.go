@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/decode"
 )
 
 // engineAccess is how commands of the same user reach the embedded engine of a running system: with a
@@ -59,7 +60,7 @@ func runningEngine(c config.Config) (clickhouse.Server, error) {
 		return clickhouse.Server{}, fmt.Errorf("read the engine's access file: %w", err)
 	}
 	var a engineAccess
-	if err := json.Unmarshal(text, &a); err != nil {
+	if err := decode.JSON(text, &a); err != nil {
 		return clickhouse.Server{}, fmt.Errorf("%s is damaged; restart the system: %w", path, err)
 	}
 	return clickhouse.Server{URL: a.URL, User: clickhouse.Reader, Password: a.Password}, nil

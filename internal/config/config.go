@@ -31,6 +31,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/millrace/millrace/internal/auth"
+	"github.com/millrace/millrace/internal/decode"
 	"github.com/millrace/millrace/internal/defaults"
 )
 
@@ -359,10 +360,7 @@ func Load(path string, lookupEnv func(string) (string, bool)) (Config, error) {
 	case err != nil:
 		return c, fmt.Errorf("configuration: %w", err)
 	default:
-		d := yaml.NewDecoder(bytes.NewReader(b))
-		// A misspelled key must not be ignored silently.
-		d.KnownFields(true)
-		if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		if err := decode.YAML(b, &c); err != nil && !errors.Is(err, decode.ErrEmpty) {
 			return c, fmt.Errorf("configuration %s: %w (`millrace config` prints every key)", path, err)
 		}
 	}
@@ -402,7 +400,7 @@ func override(v reflect.Value, prefix string, lookupEnv func(string) (string, bo
 		// YAML parses the value, so that a variable means the same as this text in the file.
 		if f.Kind() == reflect.String {
 			f.SetString(s)
-		} else if err := yaml.Unmarshal([]byte(s), f.Addr().Interface()); err != nil {
+		} else if err := decode.YAML([]byte(s), f.Addr().Interface()); err != nil && !errors.Is(err, decode.ErrEmpty) {
 			return fmt.Errorf("environment %s=%q: %w", name, s, err)
 		}
 	}

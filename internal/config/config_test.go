@@ -71,7 +71,16 @@ func TestLoad(t *testing.T) {
 		{name: "text that looks like a number stays text", env: map[string]string{"MILLRACE_KAFKA_BROKERS": "1234"}, check: func(c config.Config) bool { return c.Kafka.Brokers == "1234" }},
 		{name: "an empty file is the default", file: "\n", check: func(c config.Config) bool { return reflect.DeepEqual(c, config.Default()) }},
 		{name: "a printed secret is not a secret", file: `auth: {token: "(hidden)"}`, wantErr: "placeholder"},
-		{name: "an unknown key is named", file: "kafka: {broker: x}", wantErr: "broker"},
+		{name: "a duration may be in days", file: "features: {retention: 30d}", env: map[string]string{"MILLRACE_CUSTOMER360_LIMITS_RECHECK": "1d"}, check: func(c config.Config) bool {
+			return c.Features.Retention == 30*24*time.Hour && c.Customer360.Limits.Recheck == 24*time.Hour
+		}},
+		{name: "an empty variable is ignored", env: map[string]string{"MILLRACE_KAFKA_PARTITIONS": ""}, check: func(c config.Config) bool { return c.Kafka.Partitions == config.Default().Kafka.Partitions }},
+		{name: "an unknown key is named", file: "kafka: {broker: x}", wantErr: "line 1: kafka.broker: unknown key: want some of brokers, "},
+		{name: "a wrong number is named", file: "kafka:\n  partitions: many", wantErr: "line 2: kafka.partitions: want a whole number"},
+		{name: "a wrong duration is named", file: "features: {retention: 1 year}", wantErr: "line 1: features.retention: want a duration such as 90s, 15m, 12h or 30d"},
+		{name: "a wrong level is named", file: "log: {level: loud}", wantErr: "line 1: log.level: want debug, info, warn or error"},
+		{name: "a wrong secret is named", file: "auth: {token: [a]}", wantErr: "line 1: auth.token: want a string or {file: PATH}"},
+		{name: "a wrong duration in a variable is explained", env: map[string]string{"MILLRACE_LAKE_COMMIT_INTERVAL": "1"}, wantErr: `MILLRACE_LAKE_COMMIT_INTERVAL="1": want a duration such as`},
 		{name: "a bad variable is named", env: map[string]string{"MILLRACE_KAFKA_PARTITIONS": "many"}, wantErr: "MILLRACE_KAFKA_PARTITIONS"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -53,7 +53,7 @@ variable contains the text. The same variable with the suffix ` + "`_FILE`" + ` 
 
 Millrace never prints a secret. A password inside a connection string is rejected.
 
-**Sizes and times.** Sizes are in bytes. Times have a unit: ` + "`250ms`, `10s`, `5m`, `1h`" + `.
+**Sizes and times.** Sizes are in bytes. Times have a unit: ` + "`250ms`, `10s`, `5m`, `1h`, `30d`" + `.
 `
 
 // reference returns docs/configuration.md: every key with its default, its environment variable and

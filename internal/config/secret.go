@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -78,8 +79,8 @@ func (s Secret) MarshalJSON() ([]byte, error) { return fmt.Appendf(nil, "%q", s.
 func (s *Secret) UnmarshalYAML(n *yaml.Node) error {
 	if n.Kind == yaml.ScalarNode {
 		if n.Value == hidden {
-			return fmt.Errorf("line %d: %s is not a secret but the placeholder that millrace config prints: "+
-				"replace it with the secret, or with {file: PATH}", n.Line, hidden)
+			return fmt.Errorf("%s is not a secret but the placeholder that millrace config prints: "+
+				"replace it with the secret, or with {file: PATH}", hidden)
 		}
 		*s = SecretText(n.Value)
 		return nil
@@ -88,7 +89,7 @@ func (s *Secret) UnmarshalYAML(n *yaml.Node) error {
 		File string `yaml:"file"`
 	}
 	if err := n.Decode(&f); err != nil || f.File == "" {
-		return fmt.Errorf("line %d: want a string or {file: PATH} for a secret", n.Line)
+		return errors.New("want a string or {file: PATH} for a secret")
 	}
 	*s = SecretFile(f.File)
 	return nil
