@@ -76,17 +76,21 @@ func (c *checked) Read(p []byte) (int, error) {
 			return 0, broken
 		}
 	}
-	var typed *connect.Error
-	var tooLarge *http.MaxBytesError
 	switch {
-	case err == nil, errors.As(err, &typed), errors.As(err, &tooLarge): // Connect reports these rightly
-		return n, err
+	case err == nil:
+		return n, nil
 	case errors.Is(err, io.EOF) && !errors.Is(err, server.ErrBody):
 		if c.frames != nil {
 			if broken := c.frames.end(); broken != nil {
 				return n, broken
 			}
 		}
+		return n, err
+	}
+	var typed *connect.Error
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &typed), errors.As(err, &tooLarge): // Connect reports these rightly
 		return n, err
 	case errors.Is(err, server.ErrBodyLate):
 		return n, connect.NewError(connect.CodeDeadlineExceeded, server.ErrBodyLate)

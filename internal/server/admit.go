@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net/http"
+	"slices"
 )
 
 // maxHeld is how many bytes of a body are read before the request is admitted. The rest of a larger
@@ -50,24 +51,32 @@ const trusted = 64 << 10
 func readAhead(body io.ReadCloser, length int64) io.ReadCloser {
 	a := &ahead{rest: body}
 	if length > 0 {
-		a.held.Grow(int(min(length, trusted)) + bytes.MinRead) // what ReadFrom wants to be free at the end
+		a.held = make([]byte, 0, min(length, trusted))
 	}
-	// CopyN ends with io.EOF if the body is shorter than maxHeld.
-	_, a.err = io.CopyN(&a.held, body, maxHeld)
+	for a.err == nil && len(a.held) < maxHeld {
+		if len(a.held) == cap(a.held) {
+			a.held = slices.Grow(a.held, bytes.MinRead)
+		}
+		var n int
+		n, a.err = body.Read(a.held[len(a.held):min(cap(a.held), maxHeld)])
+		a.held = a.held[:len(a.held)+n]
+	}
 	return a
 }
 
 // ahead is a body whose start was read ahead.
 type ahead struct {
-	held bytes.Buffer
-	err  error // after held; nil if rest follows
+	held []byte // what of the start is still to be read
+	err  error  // after held; nil if rest follows
 	rest io.ReadCloser
 }
 
-func (a *ahead) Read(p []byte) (int, error) {
+func (a *ahead) Read(p []byte) (n int, err error) {
 	switch {
-	case a.held.Len() > 0:
-		return a.held.Read(p)
+	case len(a.held) > 0:
+		n = copy(p, a.held)
+		a.held = a.held[n:]
+		return n, nil
 	case a.err != nil:
 		return 0, a.err
 	}

@@ -36,7 +36,7 @@ type Bodies struct {
 // Guard reads bodies within the bounds, and disconnects clients that do not read their response.
 func (b *Bodies) Guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		out := &writer{ResponseWriter: w, control: http.NewResponseController(w)}
+		out := &writer{ResponseWriter: w, control: http.NewResponseController(w), stream: r.ProtoMajor > 1}
 		if r.Body != nil && r.Body != http.NoBody {
 			in := &body{ReadCloser: r.Body, all: b, control: out.control, stream: b.Stream != nil && b.Stream(r)}
 			// The bytes count until the handler has returned.
@@ -90,10 +90,13 @@ func (b *body) Read(p []byte) (int, error) {
 		// Otherwise the request would end while its handler works.
 		_ = b.control.SetReadDeadline(time.Time{})
 	}
+	if errors.Is(err, io.EOF) { // the frequent case, without what errors.As costs
+		return n, err
+	}
 	var timeout net.Error
 	switch tooLarge := (*http.MaxBytesError)(nil); {
-	case errors.Is(err, io.EOF), errors.As(err, &tooLarge):
-		return n, err // the end, and the limit of a handler, are not faults of the connection
+	case errors.As(err, &tooLarge):
+		return n, err // the limit of a handler is not a fault of the connection
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return n, ErrBodyLate
 	}
@@ -105,11 +108,31 @@ func (b *body) Read(p []byte) (int, error) {
 type writer struct {
 	http.ResponseWriter
 	control *http.ResponseController
+	stream  bool      // of HTTP/2
+	set     time.Time // when the deadline was set; zero if it was removed
 }
 
-// Errors are ignored: without support for deadlines, the response is sent all the same.
-func (w *writer) bound()   { _ = w.control.SetWriteDeadline(time.Now().Add(writeTimeout)) }
-func (w *writer) release() { _ = w.control.SetWriteDeadline(time.Time{}) }
+// recent is how old a deadline may be that is used for the next piece, too. To set one costs more than
+// to read the clock, and most responses are complete within a moment.
+const recent = time.Second
+
+// bound sets the deadline. Errors are ignored: without support for deadlines, the response is sent all
+// the same.
+func (w *writer) bound() {
+	if now := time.Now(); now.Sub(w.set) > recent {
+		w.set = now
+		_ = w.control.SetWriteDeadline(now.Add(writeTimeout))
+	}
+}
+
+// release removes the deadline where it would end a pause: a stream of HTTP/2 is reset when it passes. On a
+// connection of HTTP/1, it matters only to a write, and the next one sets another.
+func (w *writer) release() {
+	if w.stream {
+		w.set = time.Time{}
+		_ = w.control.SetWriteDeadline(time.Time{})
+	}
+}
 
 // Write writes one piece within the deadline.
 func (w *writer) Write(p []byte) (int, error) {

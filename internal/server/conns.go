@@ -21,7 +21,7 @@ type conns struct {
 
 	// mu protects the fields below.
 	mu      sync.Mutex
-	open    map[net.Conn]*conn
+	open    map[*conn]struct{}
 	from    map[string]int // number of open connections, by address
 	idle    *list.List     // of *conn, the longest idle first
 	refused int
@@ -40,7 +40,7 @@ type conn struct {
 
 // newConns returns a tracker without connections.
 func newConns(l Limits) *conns {
-	return &conns{limits: l, open: map[net.Conn]*conn{}, from: map[string]int{}, idle: list.New()}
+	return &conns{limits: l, open: map[*conn]struct{}{}, from: map[string]int{}, idle: list.New()}
 }
 
 // listener accepts connections within the limits.
@@ -80,7 +80,7 @@ func (s *conns) admit(c net.Conn) net.Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	admitted := &conn{Conn: c, all: s, address: address}
-	s.open[admitted] = admitted
+	s.open[admitted] = struct{}{}
 	s.from[address]++
 	// A new connection is idle until its first request has arrived.
 	admitted.idle = s.idle.PushBack(admitted)
@@ -132,9 +132,9 @@ func (s *conns) changed(nc net.Conn, state http.ConnState) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := s.open[nc]
+	c, _ := nc.(*conn)
 	// Close has unregistered it before net/http reports that it is closed.
-	if c == nil {
+	if _, ok := s.open[c]; !ok {
 		return
 	}
 	switch state {

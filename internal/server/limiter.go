@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -82,7 +83,7 @@ func (l *Limiter) Acquire(ctx context.Context, c Class) (release func(), err err
 	if err != nil {
 		return nil, err
 	}
-	release = sync.OnceFunc(l.release)
+	release = l.releaser()
 	if w == nil {
 		return release, nil
 	}
@@ -102,6 +103,16 @@ func (l *Limiter) Acquire(ctx context.Context, c Class) (release func(), err err
 		return nil, err
 	}
 	return release, nil // it was admitted at the same moment
+}
+
+// releaser returns a function that frees a place when it is first called.
+func (l *Limiter) releaser() func() {
+	var released atomic.Bool
+	return func() {
+		if !released.Swap(true) {
+			l.release()
+		}
+	}
 }
 
 // queue admits the request and returns nil, or queues it and returns how long it may wait.
