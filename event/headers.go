@@ -47,7 +47,11 @@ func (e Event) Headers() []Header { return e.HeadersOf(ContentType) }
 
 // HeadersOf is Headers for a record whose value is Data in another encoding, named by contentType.
 func (e Event) HeadersOf(contentType string) []Header {
-	h := make([]Header, 0, 13)
+	n := 13
+	if e.Aggregate == Behavior.Name {
+		n = 8 // without a version, and mostly without the optional ones
+	}
+	h := make([]Header, 0, n)
 	// One allocation has all values: this runs for every event that is written.
 	buf := make([]byte, 0, 256+len(e.Stream))
 	from := 0

@@ -56,7 +56,7 @@ func Envelope(m *behaviorv1.BehaviorEvent) (event.Event, error) {
 // message again. It appends the event's data to buf and returns the extended buffer.
 func Encode(buf []byte, m *behaviorv1.BehaviorEvent) (event.Event, []byte, error) {
 	from := len(buf)
-	buf, err := proto.MarshalOptions{}.MarshalAppend(buf, m)
+	buf, err := appendMessage(buf, m)
 	if err != nil {
 		return event.Event{}, buf, fmt.Errorf("%w: encode: %w", event.ErrNotEvent, err)
 	}
