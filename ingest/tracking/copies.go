@@ -46,10 +46,14 @@ func newCopies(maxIDs int) *copies {
 // wait for.
 type claim struct {
 	session *session
-	ours    *outcome
+	ours    outcome
 	ids     []uuid.UUID // to write
 	mine    []bool      // for each event of the request, whether it is to be written
 	others  []*outcome
+
+	// Memory of ids and mine for the most frequent request, which has one event.
+	oneID   [1]uuid.UUID
+	oneMine [1]bool
 }
 
 // claim decides which events of a request are new. The caller must write these, and then settle.
@@ -61,17 +65,21 @@ func (c *copies) claim(ids []uuid.UUID, now time.Time) (*claim, error) {
 	if c.session == nil {
 		return nil, errUnavailable
 	}
-	k := &claim{session: c.session, ours: &outcome{done: make(chan struct{})}, mine: make([]bool, len(ids))}
+	k := &claim{session: c.session, ours: outcome{done: make(chan struct{})}}
+	k.ids, k.mine = k.oneID[:0], k.oneMine[:]
+	if len(ids) != 1 {
+		k.mine = make([]bool, len(ids))
+	}
 	for i, id := range ids {
 		if c.recent.Has(id, now) {
 			continue
 		}
 		switch other := c.pending[id]; other {
 		case nil:
-			c.pending[id] = k.ours
+			c.pending[id] = &k.ours
 			k.ids = append(k.ids, id)
 			k.mine[i] = true
-		case k.ours: // twice in one request
+		case &k.ours: // twice in one request
 		default:
 			k.others = append(k.others, other)
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/event/behavior"
 	behaviorv1 "github.com/millrace/millrace/gen/millrace/behavior/v1"
+	"github.com/millrace/millrace/internal/kafka"
 )
 
 // Limits of Segment's API, which its clients observe.
@@ -44,8 +45,8 @@ type payload struct {
 	userID, anonymousID, groupID, previousID string
 	writeKey                                 string
 	timestamp, sentAt                        time.Time
-	// JSON objects without whitespace. They are nil if absent.
-	properties, traits, context []byte
+	// JSON objects without whitespace. They are empty if absent.
+	properties, traits, context string
 }
 
 // batch is a body as a client sent it.
@@ -53,16 +54,18 @@ type batch struct {
 	events   []payload
 	sentAt   time.Time
 	writeKey string
-	context  []byte // of all events that have none
+	context  string // of all events that have none
 	bad      *FieldError
 }
 
 // memory is what the intake needs for one request. It is used again for later requests.
 type memory struct {
-	body   []byte
-	values []byte // the objects in the events of the body
-	events []payload
-	data   []byte // of the records
+	body    []byte
+	events  []payload
+	message behaviorv1.BehaviorEvent
+	data    []byte // of the records
+	ids     []uuid.UUID
+	records []kafka.Record
 }
 
 // memories has the memory of requests that are answered.
@@ -87,8 +90,8 @@ var fieldNames = func() map[string]string {
 // readBody reads the body in m. kind is the type of the only event, or empty for a batch. The error
 // is a *syntaxError; other mistakes are in the batch and its events. The batch refers to m.
 func readBody(m *memory, kind string) (batch, error) {
-	r := &reader{scanner: scanner{b: m.body}, memory: m}
-	m.values, m.events = slices.Grow(m.values[:0], len(m.body)), m.events[:0]
+	r := &reader{scanner: newScanner(m.body), memory: m}
+	m.events = m.events[:0]
 	var b batch
 	var err error
 	if kind != "" {
@@ -113,12 +116,12 @@ func (r *reader) batch() (b batch, err error) {
 		switch key {
 		case "batch":
 			if seen = true; r.peek() != '[' {
-				return &FieldError{key, "want an array of events"}, r.skip()
+				return &FieldError{key, "want an array of events"}, r.value()
 			}
 			err = r.array(func() error {
 				if len(r.events) == maxEvents {
 					bad = &FieldError{key, fmt.Sprintf("has more than %d events", maxEvents)}
-					return r.skip()
+					return r.value()
 				}
 				p, err := r.event()
 				r.events = append(r.events, p)
@@ -131,7 +134,7 @@ func (r *reader) batch() (b batch, err error) {
 		case "context":
 			b.context, bad, err = r.json(key)
 		default:
-			err = r.skip()
+			err = r.value()
 		}
 		return bad, err
 	})
@@ -150,7 +153,7 @@ func (r *reader) event() (p payload, err error) {
 		if r.at < len(r.b) {
 			p.bad = &FieldError{"event", "want an object"}
 		}
-		err = r.skip()
+		err = r.value()
 		r.repeated = "" // nothing of it is read
 		return p, err
 	}
@@ -188,7 +191,7 @@ func (r *reader) event() (p payload, err error) {
 		case "context":
 			p.context, bad, err = r.json(key)
 		default:
-			err = r.skip()
+			err = r.value()
 		}
 		return bad, err
 	})
@@ -217,18 +220,12 @@ func (r *reader) fields(first **FieldError, field func(key string) (*FieldError,
 	})
 }
 
-// skip reads a value that is not used.
-func (r *reader) skip() error {
-	_, err := r.value(r.values[len(r.values):])
-	return err
-}
-
 // null reads null. It returns false if something else follows.
 func (r *reader) null() (bool, error) {
 	if r.peek() != 'n' {
 		return false, nil
 	}
-	return true, r.skip()
+	return true, r.value()
 }
 
 // text reads a string of at most limit bytes. Null is the same as no value.
@@ -237,7 +234,7 @@ func (r *reader) text(field string, limit int) (string, *FieldError, error) {
 		return "", nil, err
 	}
 	if r.peek() != '"' {
-		return "", &FieldError{field, "want a string"}, r.skip()
+		return "", &FieldError{field, "want a string"}, r.value()
 	}
 	raw, err := r.token()
 	if err != nil {
@@ -246,7 +243,10 @@ func (r *reader) text(field string, limit int) (string, *FieldError, error) {
 	if len(raw)-2 > 6*limit { // an escape has up to six bytes for one
 		return "", tooLong(field, limit), nil
 	}
-	text := unquote(raw)
+	text := r.whole[r.at-len(raw)+1 : r.at-1]
+	if r.escaped {
+		text = unquote(raw)
+	}
 	if len(text) > limit {
 		return "", tooLong(field, limit), nil
 	}
@@ -278,21 +278,19 @@ func (r *reader) id(field string) (string, *FieldError, error) {
 }
 
 // json reads an object, without whitespace. Null is the same as no value.
-func (r *reader) json(field string) ([]byte, *FieldError, error) {
+func (r *reader) json(field string) (string, *FieldError, error) {
 	if null, err := r.null(); null {
-		return nil, nil, err
+		return "", nil, err
 	}
 	if r.peek() != '{' {
-		return nil, &FieldError{field, "want an object"}, r.skip()
+		return "", &FieldError{field, "want an object"}, r.value()
 	}
-	start := len(r.values)
 	r.overflow = false
-	values, err := r.value(r.values)
-	r.values = values
+	object, err := r.compact()
 	if r.overflow {
-		return nil, &FieldError{field, "has a number beyond the range of 64-bit floating point"}, err
+		return "", &FieldError{field, "has a number beyond the range of 64-bit floating point"}, err
 	}
-	return values[start:len(values):len(values)], nil, err
+	return object, nil, err
 }
 
 // Layouts of times: ISO 8601 with a zone, and without one, which is then UTC. Apple's and Java's formatters
@@ -335,7 +333,7 @@ func (p *payload) fill(m *behaviorv1.BehaviorEvent, b *batch, kind string, sourc
 	if bad := p.complete(kind, source); bad != nil {
 		return bad
 	}
-	if p.context == nil {
+	if p.context == "" {
 		p.context = b.context
 	}
 	sent := p.sentAt
@@ -345,14 +343,18 @@ func (p *payload) fill(m *behaviorv1.BehaviorEvent, b *batch, kind string, sourc
 	m.Reset()
 	m.MessageId, m.Type, m.Source = p.messageID, p.kind, source.Name
 	m.UserId, m.AnonymousId = userID(p.userID), p.anonymousID
-	m.Properties, m.Traits, m.Context = string(p.properties), string(p.traits), string(p.context)
-	m.ReceivedAt = timestamppb.New(received)
-	m.Timestamp = timestamppb.New(corrected(p.timestamp, sent, received))
+	m.Properties, m.Traits, m.Context = p.properties, p.traits, p.context
+	times := make([]timestamppb.Timestamp, 0, 4) // one piece of memory
+	stamp := func(at time.Time) *timestamppb.Timestamp {
+		times = append(times, timestamppb.Timestamp{Seconds: at.Unix(), Nanos: int32(at.Nanosecond())})
+		return &times[len(times)-1]
+	}
+	m.ReceivedAt, m.Timestamp = stamp(received), stamp(corrected(p.timestamp, sent, received))
 	if !p.timestamp.IsZero() {
-		m.OriginalTimestamp = timestamppb.New(p.timestamp)
+		m.OriginalTimestamp = stamp(p.timestamp)
 	}
 	if !sent.IsZero() {
-		m.SentAt = timestamppb.New(sent)
+		m.SentAt = stamp(sent)
 	}
 	switch p.kind {
 	case behavior.Track:
@@ -365,7 +367,7 @@ func (p *payload) fill(m *behaviorv1.BehaviorEvent, b *batch, kind string, sourc
 		m.PreviousId = userID(p.previousID)
 	}
 	if mayHaveConsent(m.GetContext()) {
-		consent, bad := preferences(p.context)
+		consent, bad := preferences([]byte(p.context))
 		if bad != nil {
 			return bad
 		}

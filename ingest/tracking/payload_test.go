@@ -224,7 +224,7 @@ func TestCopiesAreWrittenOnce(t *testing.T) {
 
 // acknowledged reports whether a request has the answer that its events are on the log.
 func acknowledged(k *claim) bool {
-	for _, o := range append(k.others[:len(k.others):len(k.others)], k.ours) {
+	for _, o := range append(k.others[:len(k.others):len(k.others)], &k.ours) {
 		select {
 		case <-o.done:
 			if o.err != nil {

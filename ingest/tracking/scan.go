@@ -2,9 +2,11 @@ package tracking
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,18 +35,31 @@ func (e *syntaxError) Error() string {
 
 func (e *syntaxError) Unwrap() error { return e.err }
 
-// scanner reads a JSON text in one pass: it checks the text, and copies values without the
-// whitespace between tokens, in a form that every reader of JSON can read (appendText,
-// appendNumber). encoding/json would need a pass each to split a batch into events, to split an
-// event into fields, to check their values and to compact them, and the intake does hardly anything
-// else. Every method leaves the scanner after what it has read, or returns a *syntaxError.
+// scanner reads a JSON text in one pass: it checks the text, and makes values compact, without the
+// whitespace between tokens, in a form that every reader of JSON can read (appendText, appendNumber).
+// encoding/json would need a pass each to split a batch into events, to split an event into fields, to
+// check their values and to compact them, and the intake does hardly anything else. Every method leaves
+// the scanner after what it has read, or returns a *syntaxError.
+//
+// Strings and values are parts of one copy of the text, unless they are written in another form than they
+// mean. So an event has no memory of its own for each of them.
 type scanner struct {
 	b        []byte
+	whole    string // the same
 	at       int
 	depth    int
+	escaped  bool   // the last string had escapes
 	overflow bool   // a value had a number that no reader can keep
 	repeated string // a key that an object had twice, in quotation marks; empty if none had
+
+	// compact reads a value. What precedes copied is in changed, in another form.
+	compacting bool
+	changed    []byte
+	copied     int
 }
+
+// newScanner returns a scanner of a text.
+func newScanner(b []byte) scanner { return scanner{b: b, whole: string(b)} }
 
 // fail returns the error of the byte at the present position.
 func (s *scanner) fail(format string, args ...any) error {
@@ -53,15 +68,48 @@ func (s *scanner) fail(format string, args ...any) error {
 
 // peek skips whitespace and returns the next byte, or 0 at the end.
 func (s *scanner) peek() byte {
-	for s.at < len(s.b) {
-		switch c := s.b[s.at]; c {
-		case ' ', '\t', '\n', '\r':
-			s.at++
-		default:
-			return c
+	if s.at < len(s.b) && s.b[s.at] > ' ' { // nearly always
+		return s.b[s.at]
+	}
+	return s.space()
+}
+
+// space is peek where whitespace may follow.
+func (s *scanner) space() (next byte) {
+	from := s.at
+	for ; s.at < len(s.b); s.at++ {
+		if c := s.b[s.at]; c != ' ' && c != '\t' && c != '\n' && c != '\r' {
+			next = c
+			break
 		}
 	}
-	return 0
+	if s.at > from {
+		s.omit(from)
+	}
+	return next
+}
+
+// compact reads a value, and returns it without whitespace between tokens. It sets overflow if a number in it
+// is out of range, and repeated if an object in it has a key twice.
+func (s *scanner) compact() (string, error) {
+	s.peek()
+	from := s.at
+	s.compacting, s.copied, s.changed = true, from, s.changed[:0]
+	err := s.value()
+	s.compacting = false
+	if s.copied == from {
+		return s.whole[from:s.at], err
+	}
+	s.changed = append(s.changed, s.b[s.copied:s.at]...)
+	return string(s.changed), err
+}
+
+// omit leaves what was read since a position out of the value that compact reads.
+func (s *scanner) omit(from int) {
+	if s.compacting {
+		s.changed = append(s.changed, s.b[s.copied:from]...)
+		s.copied = s.at
+	}
 }
 
 // unexpected returns the error of an unexpected byte, or of a text that ends too early.
@@ -149,11 +197,12 @@ func (s *scanner) rawKey(keys *keySet) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	escaped := s.escaped
 	if s.peek() != ':' {
 		return nil, s.unexpected("a colon")
 	}
 	s.at++
-	if s.repeated == "" && !keys.add(raw) {
+	if s.repeated == "" && !keys.add(raw, escaped) {
 		s.repeated = strconv.Quote(short(unquote(raw)))
 	}
 	return raw, nil
@@ -167,10 +216,11 @@ type keySet struct {
 	many  map[string]bool // all of them, if there are more
 }
 
-// add adds a key as it is written. It returns false if the key is there, perhaps with other escapes.
-func (k *keySet) add(raw []byte) bool {
+// add adds a key as it is written, perhaps with escapes. It returns false if the key is there, perhaps with
+// other ones.
+func (k *keySet) add(raw []byte, escaped bool) bool {
 	key := raw[1 : len(raw)-1]
-	if bytes.IndexByte(key, '\\') >= 0 {
+	if escaped {
 		key = []byte(unquote(raw))
 	}
 	if k.many != nil {
@@ -212,80 +262,65 @@ func (s *scanner) array(element func() error) error {
 	return err
 }
 
-// value reads any value, and appends it to dst without whitespace between tokens. It sets overflow if a
-// number in it is out of range, and repeated if an object in it has a key twice.
-func (s *scanner) value(dst []byte) ([]byte, error) {
+// value reads any value.
+func (s *scanner) value() error {
 	switch c := s.peek(); c {
 	case '{':
-		return s.members(dst)
+		return s.members()
 	case '[':
-		return s.elements(dst)
+		return s.elements()
 	case '"':
-		raw, err := s.token()
-		return appendText(dst, raw), err
+		_, err := s.token()
+		return err
 	case 't':
-		return s.word(dst, "true")
+		return s.word("true")
 	case 'f':
-		return s.word(dst, "false")
+		return s.word("false")
 	case 'n':
-		return s.word(dst, "null")
+		return s.word("null")
 	default:
 		if c == '-' || c >= '0' && c <= '9' {
-			raw, err := s.number()
-			if err != nil {
-				return dst, err
-			}
-			dst, ok := appendNumber(dst, raw)
-			s.overflow = s.overflow || !ok
-			return dst, nil
+			return s.numeral()
 		}
-		return dst, s.unexpected("a value")
+		return s.unexpected("a value")
 	}
 }
 
-// members appends an object.
-func (s *scanner) members(dst []byte) ([]byte, error) {
+// members reads an object.
+func (s *scanner) members() error {
 	empty, err := s.enter('{', '}', "an object")
-	dst = append(dst, '{')
 	var keys keySet
 	for more := !empty; err == nil && more; {
-		var raw []byte
-		if raw, err = s.rawKey(&keys); err != nil {
+		if _, err = s.rawKey(&keys); err != nil {
 			break
 		}
-		dst = append(appendText(dst, raw), ':')
-		if dst, err = s.value(dst); err != nil {
+		if err = s.value(); err != nil {
 			break
 		}
-		if more, err = s.more('}'); more {
-			dst = append(dst, ',')
-		}
+		more, err = s.more('}')
 	}
-	return append(dst, '}'), err
+	return err
 }
 
-// elements appends an array.
-func (s *scanner) elements(dst []byte) ([]byte, error) {
+// elements reads an array.
+func (s *scanner) elements() error {
 	empty, err := s.enter('[', ']', "an array")
-	dst = append(dst, '[')
 	for more := !empty; err == nil && more; {
-		if dst, err = s.value(dst); err != nil {
+		if err = s.value(); err != nil {
 			break
 		}
-		if more, err = s.more(']'); more {
-			dst = append(dst, ',')
-		}
+		more, err = s.more(']')
 	}
-	return append(dst, ']'), err
+	return err
 }
 
 // word reads true, false or null.
-func (s *scanner) word(dst []byte, word string) ([]byte, error) {
-	if !bytes.HasPrefix(s.b[s.at:], []byte(word)) {
-		return dst, s.unexpected("a value")
+func (s *scanner) word(word string) error {
+	if !strings.HasPrefix(s.whole[s.at:], word) {
+		return s.unexpected("a value")
 	}
 	s.at += len(word)
-	return append(dst, word...), nil
+	return nil
 }
 
 // token reads a string, and returns it as it is written, with the quotation marks.
@@ -294,23 +329,32 @@ func (s *scanner) token() ([]byte, error) {
 		return nil, s.unexpected("a string")
 	}
 	start := s.at
-	for i := s.at + 1; i < len(s.b); {
+	s.escaped = false
+	for i := s.at + 1; ; {
+		i += plain(s.b[i:])
+		if i == len(s.b) {
+			break
+		}
 		switch c := s.b[i]; {
 		case c == '"':
 			s.at = i + 1
-			return s.b[start:s.at], nil
+			raw := s.b[start:s.at]
+			if s.escaped && s.compacting {
+				s.omit(start)
+				s.changed = appendText(s.changed, raw)
+			}
+			return raw, nil
 		case c == '\\':
 			n := escape(s.b[i:])
 			if n == 0 {
 				s.at = i
 				return nil, s.fail("an unknown escape")
 			}
+			s.escaped = true
 			i += n
 		case c < ' ':
 			s.at = i
 			return nil, s.fail("a control character in a string")
-		case c < utf8.RuneSelf:
-			i++
 		default:
 			r, n := utf8.DecodeRune(s.b[i:])
 			if r == utf8.RuneError && n == 1 {
@@ -321,6 +365,27 @@ func (s *scanner) token() ([]byte, error) {
 	}
 	s.at = len(s.b)
 	return nil, s.unexpected("the end of the string")
+}
+
+// plain returns how many characters at the start of b stand for themselves in a string, and are ASCII. It
+// looks at eight bytes at a time.
+func plain(b []byte) (n int) {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	for ; n+8 <= len(b); n += 8 {
+		w := binary.LittleEndian.Uint64(b[n:])
+		// In each of these, the lowest byte with its high bit set is the first control character, quotation mark,
+		// backslash, and byte of another character. Bits above may be set by its carry.
+		quote, slash := w^ones*'"', w^ones*'\\'
+		if special := ((w-ones*' ')&^w | (quote-ones)&^quote | (slash-ones)&^slash | w) & highs; special != 0 {
+			return n + bits.TrailingZeros64(special)/8
+		}
+	}
+	for ; n < len(b); n++ {
+		if c := b[n]; c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf {
+			break
+		}
+	}
+	return n
 }
 
 // escape returns the length of the escape sequence that b begins with, or 0 if it is not valid.
@@ -379,6 +444,23 @@ func (s *scanner) number() ([]byte, error) {
 	return s.b[start:s.at], nil
 }
 
+// safeDigits is the most characters of an integer that surely has 64 bits.
+const safeDigits = 18
+
+// numeral reads a number of a value.
+func (s *scanner) numeral() error {
+	start := s.at
+	raw, err := s.number()
+	if err != nil || !s.compacting || len(raw) <= safeDigits && !bytes.ContainsAny(raw, "eE") {
+		return err
+	}
+	s.omit(start)
+	var ok bool
+	s.changed, ok = appendNumber(s.changed, raw)
+	s.overflow = s.overflow || !ok
+	return nil
+}
+
 // unquote returns the text of a string token. Half of a surrogate pair becomes U+FFFD.
 func unquote(raw []byte) string {
 	inner := raw[1 : len(raw)-1]
@@ -420,16 +502,10 @@ func utf16Unit(b []byte) rune {
 	return rune(n)
 }
 
-// safeDigits is the most characters of an integer that surely has 64 bits.
-const safeDigits = 18
-
 // appendNumber appends a number. An integer of more than 64 bits gets an exponent, with all of its digits:
 // ClickHouse cannot read anything of a JSON text with one. It returns false if the number is so large that
 // it has no floating-point value, which is an error for all readers.
 func appendNumber(dst, raw []byte) ([]byte, bool) {
-	if len(raw) <= safeDigits && !bytes.ContainsAny(raw, "eE") {
-		return append(dst, raw...), true
-	}
 	text := string(raw)
 	if _, err := strconv.ParseFloat(text, 64); err != nil {
 		return append(dst, raw...), false

@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"pgregory.net/rapid"
 )
 
 // TestScannerRefuses checks texts that are refused, although encoding/json accepts some of them.
@@ -22,8 +25,8 @@ func TestScannerRefuses(t *testing.T) {
 		"a string without an end": `"a`, "bytes": "\"\xff\"", "half a rune": "\"\xe2\x82\"",
 		"too deep": string(append(deep, bytes.Repeat([]byte("]"), maxNesting+1)...)),
 	} {
-		s := scanner{b: []byte(text)}
-		_, err := s.value(nil)
+		s := newScanner([]byte(text))
+		_, err := s.compact()
 		if err == nil {
 			err = s.end()
 		}
@@ -46,15 +49,15 @@ func TestReadableByAll(t *testing.T) {
 		`[18446744073709551616,-9223372036854775809]`: `[1.8446744073709551616e19,-9.223372036854775809e18]`,
 		`{"id":123456789012345678901234567890}`:       `{"id":1.23456789012345678901234567890e29}`,
 	} {
-		s := scanner{b: []byte(text)}
-		got, err := s.value(nil)
-		if err != nil || string(got) != want || s.overflow {
+		s := newScanner([]byte(text))
+		got, err := s.compact()
+		if err != nil || got != want || s.overflow {
 			t.Errorf("%s became %s (%v, out of range %t), want %s", text, got, err, s.overflow, want)
 		}
 	}
 	for _, text := range []string{`1e309`, `{"a":[-1e999]}`, strings.Repeat("9", 400)} {
-		s := scanner{b: []byte(text)}
-		if _, err := s.value(nil); err != nil || !s.overflow {
+		s := newScanner([]byte(text))
+		if _, err := s.compact(); err != nil || !s.overflow {
 			t.Errorf("%s is in range (%v)", text, err)
 		}
 	}
@@ -71,8 +74,8 @@ func FuzzScanner(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		s := scanner{b: text}
-		got, err := s.value(nil)
+		s := newScanner(text)
+		got, err := s.compact()
 		if err == nil {
 			err = s.end()
 		}
@@ -81,7 +84,7 @@ func FuzzScanner(f *testing.F) {
 		switch {
 		case err == nil && !valid:
 			t.Fatalf("%q is accepted", text)
-		case err == nil && !s.overflow && !bytes.Equal(got, want.Bytes()) && !equalJSON(got, want.Bytes()):
+		case err == nil && !s.overflow && got != want.String() && !equalJSON([]byte(got), want.Bytes()):
 			t.Fatalf("%q became %q, want %q", text, got, want.Bytes())
 		case err != nil && valid && !errors.Is(err, errNesting):
 			t.Fatalf("%q is refused: %v", text, err)
@@ -89,7 +92,7 @@ func FuzzScanner(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if repeated := repeatsKey(json.NewDecoder(bytes.NewReader(got))); repeated != (s.repeated != "") {
+		if repeated := repeatsKey(json.NewDecoder(strings.NewReader(got))); repeated != (s.repeated != "") {
 			t.Fatalf("%q repeats a key: %t, but found %q", text, repeated, s.repeated)
 		}
 		if text = bytes.TrimSpace(text); len(text) > 0 && text[0] == '"' {
@@ -129,12 +132,28 @@ func TestRepeatedKeys(t *testing.T) {
 			fmt.Fprintf(&text, `"k%d":{"k0":0},`, i)
 		}
 		for last, want := range map[string]string{"other": "", "k0": `"k0"`, fmt.Sprintf(`\u006b%d`, n-1): fmt.Sprintf(`"k%d"`, n-1)} {
-			s := scanner{b: []byte("[{" + text.String() + `"` + last + `":1}]`)}
-			if _, err := s.value(nil); err != nil || s.repeated != want {
+			s := newScanner([]byte("[{" + text.String() + `"` + last + `":1}]`))
+			if _, err := s.compact(); err != nil || s.repeated != want {
 				t.Errorf("%d keys and %s: %s twice (%v), want %q", n, last, s.repeated, err, want)
 			}
 		}
 	}
+}
+
+// TestPlain compares what is looked at eight bytes at a time with one byte at a time.
+func TestPlain(t *testing.T) {
+	t.Parallel()
+	bytesOf := rapid.SliceOf(rapid.OneOf(rapid.Byte(), rapid.ByteRange(' ', '~'), rapid.SampledFrom([]byte("\"\\\x00\x1f\x20\x7f\x80\xff"))))
+	rapid.Check(t, func(t *rapid.T) {
+		b := bytesOf.Draw(t, "bytes")
+		want := slices.IndexFunc(b, func(c byte) bool { return c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf })
+		if want < 0 {
+			want = len(b)
+		}
+		if got := plain(b); got != want {
+			t.Fatalf("%q begins with %d plain characters, want %d", b, got, want)
+		}
+	})
 }
 
 // equalJSON reports whether two texts mean the same to readers whose numbers are floating-point ones.

@@ -26,6 +26,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -34,7 +35,6 @@ import (
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/event/behavior"
-	behaviorv1 "github.com/millrace/millrace/gen/millrace/behavior/v1"
 	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
@@ -81,17 +81,18 @@ type Stats struct {
 
 // Intake is the tracking API.
 type Intake struct {
-	config  Config
-	log     *slog.Logger
-	copies  *copies
-	tail    *tail
-	limiter *server.Limiter
-	stats   struct{ accepted, duplicates, rejected, deadLetters, dropped, overloaded, unavailable atomic.Int64 }
+	config    Config
+	log       *slog.Logger
+	copies    *copies
+	tail      *tail
+	limiter   *server.Limiter
+	deadlines deadlines
+	stats     struct{ accepted, duplicates, rejected, deadLetters, dropped, overloaded, unavailable atomic.Int64 }
 }
 
 const (
 	deliveryTimeout = 8 * time.Second  // of a write; Segment's clients wait for 10 s
-	writeTimeout    = 10 * time.Second // after which a write without a report counts as failed
+	writeTimeout    = 10 * time.Second // after which a write without a report counts as failed (deadlines.go)
 	linger          = "2"              // ms, in which the records of several requests become one batch
 )
 
@@ -193,9 +194,8 @@ type sorted struct {
 
 // sort decides what becomes of each event of a request. It has no effects. The records refer to mem.
 func (t *Intake) sort(b *batch, mem *memory, kind string, source *Source, received time.Time) (s sorted) {
-	s.ids = make([]uuid.UUID, 0, len(b.events))
-	s.records = make([]kafka.Record, 0, len(b.events))
-	m := &behaviorv1.BehaviorEvent{}
+	s.ids, s.records = slices.Grow(mem.ids[:0], len(b.events)), slices.Grow(mem.records[:0], len(b.events))
+	m := &mem.message
 	mem.data = mem.data[:0]
 	for i := range b.events {
 		p := &b.events[i]
@@ -228,14 +228,13 @@ func (t *Intake) sort(b *batch, mem *memory, kind string, source *Source, receiv
 		s.records = append(s.records, kafka.Record{Topic: event.Behavior.Topic, Partition: kafka.AnyPartition,
 			Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()})
 	}
+	mem.ids, mem.records = s.ids, s.records
 	return s
 }
 
 // take makes the events of a request durable.
-func (t *Intake) take(ctx context.Context, s sorted, source *Source, b *batch) error {
-	// A client that goes away will send the events again, so the write continues.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
-	defer cancel()
+func (t *Intake) take(s sorted, source *Source, b *batch) error {
+	ctx := t.deadlines.context(time.Now())
 	letters := s.letters
 	for _, r := range s.rejected {
 		letters = append(letters, t.unreadable(b, r, source))
