@@ -41,21 +41,11 @@ replaced: the running system is asked which one that is.`,
 			return err
 		}
 		live, unknown := a.liveVersions(cmd.Context(), groups)
-		all := make([]features.Description, len(groups))
+		all := make([]describedGroup, len(groups))
 		rows := make([][]any, len(groups))
 		for i, g := range groups {
-			all[i] = g.Describe()
-			state := "filling"
-			switch {
-			case groupNamed(groups, g.Name, live) == g:
-				state = "live"
-			case g.Version < live[g.Name]:
-				state = "replaced"
-			}
-			if unknown != nil && severalVersions(groups, g.Name) {
-				state = "unknown"
-			}
-			rows[i] = []any{g.Name, g.Version, state, g.Entity, len(g.Outputs()), g.Owner}
+			all[i] = describedGroup{Description: g.Describe(), State: stateOf(groups, g, live, unknown)}
+			rows[i] = []any{g.Name, g.Version, all[i].State, g.Entity, len(g.Outputs()), g.Owner}
 		}
 		if *output == "json" {
 			return printJSON(cmd.OutOrStdout(), all)
@@ -66,12 +56,65 @@ replaced: the running system is asked which one that is.`,
 	return cmd
 }
 
+// describedGroup is a version of a group in words. The names of its fields are an interface for scripts.
+type describedGroup struct {
+	features.Description
+	State string         `json:"state"`
+	Other []otherVersion `json:"other_versions,omitempty"`
+}
+
+// otherVersion is another version of the same group.
+type otherVersion struct {
+	Version int    `json:"version"`
+	State   string `json:"state"`
+}
+
+// stateOf returns the state of a version of a group: live, filling or replaced. It is unknown if the
+// running system has not said which of several versions is live.
+func stateOf(groups []*features.Group, g *features.Group, live map[string]int, unknown error) string {
+	switch {
+	case unknown != nil && severalVersions(groups, g.Name):
+		return "unknown"
+	case groupNamed(groups, g.Name, live) == g:
+		return "live"
+	case g.Version < live[g.Name]:
+		return "replaced"
+	}
+	return "filling"
+}
+
+// describeGroup describes a version by its ID, or the live version by the name of the group.
+func describeGroup(
+	groups []*features.Group, name string, live map[string]int, unknown error,
+) (describedGroup, error) {
+	g := groupNamed(groups, name, live)
+	switch {
+	case g == nil:
+		return describedGroup{}, unknownGroup(name)
+	case unknown != nil && g.ID() != name && severalVersions(groups, name):
+		var ids []string
+		for _, version := range versionsOf(groups, name) {
+			ids = append(ids, version.ID())
+		}
+		return describedGroup{}, fmt.Errorf("%w: name a version: %s", unknown, strings.Join(ids, " or "))
+	}
+	d := describedGroup{Description: g.Describe(), State: stateOf(groups, g, live, unknown)}
+	for _, other := range versionsOf(groups, g.Name) {
+		if other != g {
+			d.Other = append(d.Other, otherVersion{other.Version, stateOf(groups, other, live, unknown)})
+		}
+	}
+	return d, nil
+}
+
 // newFeaturesDescribe returns the command features describe.
 func newFeaturesDescribe(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "describe GROUP",
-		Short:   "Describe a feature group: its features, their definitions and windows, and its sources",
-		Example: "  millrace features describe customer_value\n  millrace features describe customer_value/v2",
+		Use:   "describe GROUP",
+		Short: "Describe a feature group: its features, their definitions and windows, and its sources",
+		Long: `Describe a feature group: its features, their definitions and windows, and its sources. Of a group with several
+versions, it describes the live one, and names the others and their states. GROUP/vN is one version.`,
+		Example: "  millrace features describe customer_value\n  millrace features describe customer_value/v1",
 		Args:    cobra.ExactArgs(1),
 	}
 	output := outputFlag(cmd, "table", "json")
@@ -80,22 +123,31 @@ func newFeaturesDescribe(a *cli) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		g := groupNamed(groups, args[0], nil)
-		if g == nil {
-			return unknownGroup(args[0])
+		live, unknown := a.liveVersions(cmd.Context(), groups)
+		d, err := describeGroup(groups, args[0], live, unknown)
+		if err != nil {
+			return err
 		}
 		if *output == "json" {
-			return printJSON(cmd.OutOrStdout(), g.Describe())
+			return printJSON(cmd.OutOrStdout(), d)
 		}
-		printGroup(cmd.OutOrStdout(), g.Describe())
+		printGroup(cmd.OutOrStdout(), d)
 		return nil
 	}
 	return cmd
 }
 
 // printGroup prints a group for people.
-func printGroup(w io.Writer, d features.Description) {
-	fmt.Fprintf(w, "%s/v%d: features of each %s (%s)\n%s\n", d.Group, d.Version, d.Entity, d.Owner, d.Description)
+func printGroup(w io.Writer, d describedGroup) {
+	fmt.Fprintf(w, "%s/v%d (%s): features of each %s (%s)\n%s\n", d.Group, d.Version, d.State, d.Entity, d.Owner,
+		d.Description.Description)
+	if len(d.Other) > 0 {
+		var others []string
+		for _, o := range d.Other {
+			others = append(others, fmt.Sprintf("%s/v%d (%s)", d.Group, o.Version, o.State))
+		}
+		fmt.Fprintf(w, "Other versions: %s\n", strings.Join(others, ", "))
+	}
 	rows := make([][]any, 0, len(d.Features))
 	for _, f := range d.Features {
 		kind := f.Type

@@ -59,12 +59,21 @@ compare them. A source is stale if its newest event is too old. A feature has dr
 stability index (PSI) of its values is too high, or if its share of nulls has risen too much. Groups with
 too few entities are not compared. Without a GROUP, all groups are checked.
 
+What is beyond a limit is in tables, and the rest of each group is one line. --all shows all of it.
+
+Freshness, nulls and drift are measured in memory, as far as it has the facts. Memory has all facts of groups
+with the window lifetime, and those of the longest window and of features.online.retention of the others
+("millrace features describe" shows the windows). Reference days before that are read from ClickHouse, which takes
+much longer: fewer --days, a later --reference-end and fewer --entities make it faster.
+
 The exit code is 0 if no limit is exceeded, and 1 otherwise.`,
 		Example: `  millrace features check
   millrace features check customer_value --reference-end 2026-01-31T00:00:00Z --days 7
+  millrace features check product_popularity --all
   millrace features check --output json`,
 	}
 	output := outputFlag(cmd, "table", "json")
+	all := cmd.Flags().Bool("all", false, "show every source and feature, also those within the limits")
 	profile.add(cmd)
 	durationFlag(cmd.Flags(), &limits.Freshness, "max-age", limits.Freshness, "age of the newest event of a source")
 	cmd.Flags().Float64Var(&limits.NullShare, "max-nulls", limits.NullShare,
@@ -100,7 +109,7 @@ The exit code is 0 if no limit is exceeded, and 1 otherwise.`,
 		if err != nil {
 			return err
 		}
-		return printChecks(cmd.OutOrStdout(), *output, checks)
+		return printChecks(cmd.OutOrStdout(), *output, checks, *all)
 	}
 	return cmd
 }
@@ -152,6 +161,7 @@ type groupCheck struct {
 	Features []featureCheck    `json:"features"`
 	Missing  []missingDay      `json:"missing_days"`
 	Findings []quality.Finding `json:"findings"`
+	least    int64             // entities that must have facts to be compared
 }
 
 type sourceCheck struct {
@@ -161,6 +171,7 @@ type sourceCheck struct {
 	AgeSeconds float64    `json:"age_seconds"`
 	Lag        uint64     `json:"lag_events"`
 	Verdict    string     `json:"verdict"`
+	found      bool       // a limit is exceeded
 }
 
 type featureCheck struct {
@@ -170,6 +181,7 @@ type featureCheck struct {
 	PSI           float64 `json:"psi"`
 	Verdict       string  `json:"verdict"`
 	typical       [2]string
+	found         bool // a limit is exceeded
 }
 
 type missingDay struct {
@@ -177,15 +189,20 @@ type missingDay struct {
 	Reason string    `json:"reason"`
 }
 
+// Verdicts on sources that exceed no limit.
+const (
+	fresh    = "fresh"
+	noEvents = "no events"
+)
+
 // checkOf compares a report with limits.
 func checkOf(r *quality.Report, limits quality.Limits) groupCheck {
 	g := groupCheck{Group: r.Group, At: r.At, Entities: r.Entities, Sampled: r.Sampled, Compared: r.Comparable(limits),
-		Sources: []sourceCheck{}, Missing: []missingDay{}, Findings: quality.Check(r, limits)}
+		Sources: []sourceCheck{}, Missing: []missingDay{}, Findings: quality.Check(r, limits), least: limits.Found}
 	if g.Findings == nil {
 		g.Findings = []quality.Finding{}
 	}
-	verdict := func(of string, otherwise string) string {
-		text := ""
+	verdict := func(of string, otherwise string) (text string, found bool) {
 		for _, f := range g.Findings {
 			if f.Of != of {
 				continue
@@ -196,14 +213,15 @@ func checkOf(r *quality.Report, limits quality.Limits) groupCheck {
 			text += string(f.Kind)
 		}
 		if text == "" {
-			return otherwise
+			return otherwise, false
 		}
-		return text
+		return text, true
 	}
 	for _, s := range r.Sources {
-		to := sourceCheck{Source: s.Source, Topic: s.Topic, Lag: s.Lag, Verdict: "no events"}
+		to := sourceCheck{Source: s.Source, Topic: s.Topic, Lag: s.Lag, Verdict: noEvents}
 		if !s.Newest.IsZero() {
-			to.Newest, to.AgeSeconds, to.Verdict = &s.Newest, r.At.Sub(s.Newest).Seconds(), verdict(s.Source, "fresh")
+			to.Newest, to.AgeSeconds = &s.Newest, r.At.Sub(s.Newest).Seconds()
+			to.Verdict, to.found = verdict(s.Source, fresh)
 		}
 		g.Sources = append(g.Sources, to)
 	}
@@ -217,8 +235,10 @@ func checkOf(r *quality.Report, limits quality.Limits) groupCheck {
 		otherwise = "too few"
 	}
 	for _, m := range r.Features {
-		g.Features = append(g.Features, featureCheck{m.Current.Output, m.Current.NullShare(), m.Reference.NullShare(),
-			m.PSI, verdict(m.Current.Output, otherwise), [2]string{typical(&m.Current), typical(&m.Reference)}})
+		f := featureCheck{Feature: m.Current.Output, NullShare: m.Current.NullShare(),
+			ReferenceNull: m.Reference.NullShare(), PSI: m.PSI, typical: [2]string{typical(&m.Current), typical(&m.Reference)}}
+		f.Verdict, f.found = verdict(f.Feature, otherwise)
+		g.Features = append(g.Features, f)
 	}
 	return g
 }
@@ -235,7 +255,7 @@ func typical(d *quality.Distribution) string {
 }
 
 // printChecks prints the results. The last line is the verdict.
-func printChecks(w io.Writer, output string, checks []groupCheck) error {
+func printChecks(w io.Writer, output string, checks []groupCheck, all bool) error {
 	broken := 0
 	for _, g := range checks {
 		broken += len(g.Findings)
@@ -252,7 +272,7 @@ func printChecks(w io.Writer, output string, checks []groupCheck) error {
 		}
 	} else {
 		for _, g := range checks {
-			printCheck(w, g)
+			printCheck(w, g, all)
 		}
 		for _, g := range checks {
 			for _, f := range g.Findings {
@@ -263,17 +283,29 @@ func printChecks(w io.Writer, output string, checks []groupCheck) error {
 	switch {
 	case broken > 0:
 		return errSilent
-	case output != "json":
+	case output == "json":
+	case all:
 		fmt.Fprintln(w, "no limit is exceeded")
+	default:
+		fmt.Fprintln(w, "no limit is exceeded; --all shows every source and feature")
 	}
 	return nil
 }
 
-// printCheck prints the result for a group.
-func printCheck(w io.Writer, g groupCheck) {
-	fmt.Fprintf(w, "%s at %s: %d of %d entities\n", g.Group, g.At.Format(time.RFC3339), g.Sampled, g.Entities)
+// printCheck prints the result for a group: all of it, or what is beyond a limit and one line for the rest.
+func printCheck(w io.Writer, g groupCheck, all bool) {
+	fmt.Fprintf(w, "%s at %s: %d of %d entities", g.Group, g.At.Format(time.RFC3339), g.Sampled, g.Entities)
+	if !all {
+		for _, part := range g.unremarkable() {
+			fmt.Fprint(w, "; ", part)
+		}
+	}
+	fmt.Fprintln(w)
 	var rows [][]any
 	for _, s := range g.Sources {
+		if !all && !s.found {
+			continue
+		}
 		age := "–"
 		if s.Newest != nil {
 			age = ago(g.At, *s.Newest)
@@ -289,11 +321,55 @@ func printCheck(w io.Writer, g groupCheck) {
 	}
 	rows = rows[:0]
 	for _, f := range g.Features {
+		if !all && !f.found {
+			continue
+		}
 		rows = append(rows, []any{f.Feature, percent(f.NullShare), percent(f.ReferenceNull), f.typical[0], f.typical[1],
 			strconv.FormatFloat(f.PSI, 'f', 3, 64), f.Verdict})
 	}
-	printTable(w, []string{"feature", "nulls", "reference", "median or most frequent", "reference", "PSI", "verdict"},
-		rows)
+	if len(rows) > 0 {
+		printTable(w, []string{"feature", "nulls", "reference", "median or most frequent", "reference", "PSI", "verdict"},
+			rows)
+	}
+}
+
+// unremarkable says how many sources and features exceed no limit, and why.
+func (g groupCheck) unremarkable() (parts []string) {
+	verdicts := map[string]int{}
+	for _, s := range g.Sources {
+		if !s.found {
+			verdicts[s.Verdict]++
+		}
+	}
+	if n := verdicts[fresh]; n > 0 {
+		parts = append(parts, counted(n, "source is fresh", "sources are fresh"))
+	}
+	if n := verdicts[noEvents]; n > 0 {
+		parts = append(parts, counted(n, "source has no events", "sources have no events"))
+	}
+	n := 0
+	for _, f := range g.Features {
+		if !f.found {
+			n++
+		}
+	}
+	switch {
+	case n == 0:
+	case g.Compared:
+		parts = append(parts, counted(n, "feature is within the limits", "features are within the limits"))
+	default:
+		parts = append(parts, counted(n, "feature is", "features are")+
+			fmt.Sprintf(" not compared: fewer than %d entities have facts, now or on the reference days", g.least))
+	}
+	return parts
+}
+
+// counted returns a number with the words for one or for several.
+func counted(n int, one, several string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, several)
 }
 
 // percent formats a share.

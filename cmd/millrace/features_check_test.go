@@ -87,9 +87,10 @@ func serveProfiles(t *testing.T, p *profiler) []string {
 func TestFeaturesCheck(t *testing.T) {
 	healthy := &profiler{}
 	out, err := run(t, append([]string{"features", "check"}, serveProfiles(t, healthy)...)...)
-	if err != nil || !strings.HasSuffix(out, "no limit is exceeded\n") || !strings.Contains(out, "two/v1 at 2026-03-01T12:00:00Z: 1000 of 5000") ||
-		!strings.Contains(out, "no events") || !strings.Contains(out, "1 days have no vectors; that of 2026-02-27: dropped") {
-		t.Errorf("%v:\n%s", err, out)
+	const quiet = " at 2026-03-01T12:00:00Z: 1000 of 5000 entities; 2 sources are fresh; 1 source has no events; 3 features are within the limits\n" +
+		"1 days have no vectors; that of 2026-02-27: dropped\n"
+	if want := "one/v1" + quiet + "two/v1" + quiet + "no limit is exceeded; --all shows every source and feature\n"; err != nil || !strings.HasSuffix(out, want) {
+		t.Errorf("%v:\n%s\nwant\n%s", err, out, want)
 	}
 	if len(healthy.asked) != 2 || healthy.asked[0].GetDays() != 28 || healthy.asked[0].GetEntities() != 1000 || healthy.asked[0].GetAt() != nil {
 		t.Errorf("asked for %v", healthy.asked)
@@ -102,6 +103,14 @@ func TestFeaturesCheck(t *testing.T) {
 		if !errors.Is(err, errSilent) || !strings.Contains(out, want) {
 			t.Errorf("%v, no %q in:\n%s", err, want, out)
 		}
+	}
+	// What is within the limits is in one line.
+	if !strings.Contains(out, "; 1 source is fresh; 1 source has no events; 1 feature is within the limits\n") || strings.Contains(out, "spent_7d") {
+		t.Errorf("what is within the limits:\n%s", out)
+	}
+	if out, err = run(t, append([]string{"features", "check", "one", "--all"}, system...)...); !errors.Is(err, errSilent) ||
+		!strings.Contains(out, "│ spent_7d ") || !strings.Contains(out, "│ orders  │") || strings.Contains(out, "within the limits") {
+		t.Errorf("all of it: %v:\n%s", err, out)
 	}
 	out, err = run(t, append([]string{"features", "check", "one", "-o", "json"}, system...)...)
 	var got struct {
@@ -124,8 +133,13 @@ func TestFeaturesCheck(t *testing.T) {
 	// Wider limits allow all of it. With more entities than there are, nothing is compared.
 	for _, limits := range []string{"--max-age 31h --max-nulls 1 --max-psi 4", "--max-age 31h --min-entities 1001"} {
 		out, err = run(t, slices.Concat([]string{"features", "check", "one"}, strings.Fields(limits), system)...)
-		if err != nil || strings.Contains(limits, "min") != strings.Contains(out, "too few") {
+		if err != nil || strings.Contains(limits, "min") != strings.Contains(out,
+			"; 3 features are not compared: fewer than 1001 entities have facts, now or on the reference days\n") {
 			t.Errorf("%s: %v:\n%s", limits, err, out)
+		}
+		out, err = run(t, slices.Concat([]string{"features", "check", "one", "--all"}, strings.Fields(limits), system)...)
+		if err != nil || strings.Contains(limits, "min") != strings.Contains(out, "too few") || !strings.HasSuffix(out, "no limit is exceeded\n") {
+			t.Errorf("all of it, %s: %v:\n%s", limits, err, out)
 		}
 	}
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -35,7 +37,7 @@ func TestFeaturesList(t *testing.T) {
 
 func TestFeaturesDescribe(t *testing.T) {
 	out, err := run(t, "features", "describe", "customer_value")
-	for _, want := range []string{"customer_value/v1", "monetary_sum", "1d 7d 30d 90d lifetime", "where currency = GBP",
+	for _, want := range []string{"customer_value/v1 (live): features of each customer_id", "monetary_sum", "1d 7d 30d 90d lifetime", "where currency = GBP",
 		"number or null", "millrace.orders"} {
 		if err != nil || !strings.Contains(out, want) {
 			t.Errorf("%v, no %q in:\n%s", err, want, out)
@@ -51,6 +53,39 @@ func TestFeaturesDescribe(t *testing.T) {
 	}
 	if _, err := run(t, "features", "describe", "rfm"); err == nil || !strings.Contains(err.Error(), "millrace features list") {
 		t.Errorf("an unknown group: %v", err)
+	}
+}
+
+// TestDescribedVersion: a name is the live version, and the others are named with their states. Without
+// an answer of the running system, a version must be named.
+func TestDescribedVersion(t *testing.T) {
+	groups := []*features.Group{{Name: "a", Version: 3}, {Name: "a", Version: 1}, {Name: "a", Version: 2}, {Name: "b", Version: 4}}
+	gone := errors.New("no system answers")
+	for _, c := range []struct {
+		name    string
+		live    map[string]int
+		unknown error
+		want    string
+	}{
+		{"a", map[string]int{"a": 2}, nil, "a/v2 (live)\nOther versions: a/v3 (filling), a/v1 (replaced)"},
+		{"a", map[string]int{"a": 3}, nil, "a/v3 (live)\nOther versions: a/v1 (replaced), a/v2 (replaced)"},
+		{"a", nil, nil, "a/v1 (live)\nOther versions: a/v3 (filling), a/v2 (filling)"}, // none has become live yet
+		{"a/v3", map[string]int{"a": 2}, nil, "a/v3 (filling)\nOther versions: a/v1 (replaced), a/v2 (live)"},
+		{"a/v1", nil, gone, "a/v1 (unknown)\nOther versions: a/v3 (unknown), a/v2 (unknown)"},
+		{"b", nil, gone, "b/v4 (live)"},
+		{"a", nil, gone, "no system answers: name a version: a/v3 or a/v1 or a/v2"},
+		{"c", nil, nil, "millrace features list"},
+	} {
+		d, err := describeGroup(groups, c.name, c.live, c.unknown)
+		got := fmt.Sprint(err)
+		if err == nil {
+			var b strings.Builder
+			printGroup(&b, d)
+			got = strings.ReplaceAll(b.String(), ": features of each  ()\n", "")
+		}
+		if !strings.Contains(got, c.want) || err == nil && strings.Contains(got, "Other") != strings.Contains(c.want, "Other") {
+			t.Errorf("%s with %v live: %s, want %s", c.name, c.live, got, c.want)
+		}
 	}
 }
 

@@ -60,7 +60,7 @@ func TestJSON(t *testing.T) {
 		`{"parts": [1]}`:                      "parts: want an object, got a list",
 		`{"below": {"below": {"number":[]}}}`: "below.below.number: want a whole number of at most 64 bits, got a list",
 		`[]`:                                  "the JSON value: want an object, got a list",
-		`{"nmae": "a"}`:                       `unknown field "nmae"`,
+		`{"title": "a"}`:                      `unknown field "title"`,
 		`{} {}`:                               "line 1, column 4: something follows the JSON value",
 	} {
 		err := decode.JSON([]byte(text), new(thing))
