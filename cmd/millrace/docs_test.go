@@ -1,16 +1,23 @@
 package main
 
 import (
+	"bytes"
 	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/millrace/millrace/ingest/demo"
 )
 
 // TestDocumentedCommands checks that every command in the documentation, and every example of
@@ -101,3 +108,47 @@ func words(line string) []string {
 	end()
 	return all
 }
+
+// TestExamplesAreOfTheDemo: the customers, identifiers and products in examples of --help exist in the
+// shop of "make run".
+func TestExamplesAreOfTheDemo(t *testing.T) {
+	var sent bytes.Buffer // the demo's commands, in Protobuf, which has texts as they are
+	var mu sync.Mutex
+	shop := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		command, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		sent.Write(command)
+		w.Header().Set("Content-Type", r.Header.Get("Content-Type")) // an empty message is an answer
+	}))
+	shop.Config.Protocols = new(http.Protocols)
+	shop.Config.Protocols.SetUnencryptedHTTP2(true)
+	shop.Start()
+	defer shop.Close()
+	if _, err := demo.Run(t.Context(), demo.Config{BaseURL: shop.URL}); err != nil {
+		t.Fatal(err)
+	}
+	checked := 0
+	eachCommand(newRoot(), func(c *cobra.Command) {
+		for _, m := range example.FindAllStringSubmatch(c.Example, -1) {
+			ids := shopID.FindAllString(m[1], -1)
+			if args := words(m[1]); c.CommandPath() == "millrace features get" {
+				ids = append(ids, args[3])
+			}
+			for _, id := range ids {
+				if checked++; !bytes.Contains(sent.Bytes(), []byte(id)) {
+					t.Errorf("%s --help: %s: the demo has no %s", c.CommandPath(), m[1], id)
+				}
+			}
+		}
+	})
+	if checked < 6 {
+		t.Errorf("only %d ids were found", checked)
+	}
+}
+
+// shopID matches UUIDs, hashes of e-mail addresses, and SKUs of the demo.
+var shopID = regexp.MustCompile(`[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{64}|\b[A-Z]{3}-[0-9]{4}\b`)

@@ -23,9 +23,9 @@ func newFeaturesGet(a *cli) *cobra.Command {
 		Short: "Show the feature vectors of entities, now or at another time",
 		Long: `Show the feature vectors of entities, from the memory of a running process with the role features. An
 entity is a customer's id or a product's sku, as millrace features list says. A value in parentheses
-is that of an empty window; null means that the feature has none then.`,
-		Example: `  millrace features get product_popularity MUG
-  millrace features get customer_value 0198c8f2-0000-7000-8000-000000000001 --at 2026-01-31T00:00:00Z`,
+is that of an empty window; null means that the feature has none then. The examples are of the demo shop.`,
+		Example: `  millrace features get product_popularity TOY-0504
+  millrace features get customer_value 019b8d73-dfa0-77b3-b48c-0c15d9771524 --features frequency_90d,monetary_sum_90d`,
 		Args: cobra.MinimumNArgs(2),
 	}
 	output := outputFlag(cmd, "table", "json")

@@ -63,11 +63,13 @@ in it, in one commit; the manifest is a property of the table and of its snapsho
 
 --from log reads the events from the topics; --from clickhouse (the default if clickhouse.url is set) reads the
 tables of the role features, which is faster: those of the configured server, or of the system that runs in the
-data folder. Memory is bounded by --memory; what does not fit is in temporary files.`,
-		Example: `  millrace features training-set --spine labels.parquet --at event_time --group customer_activity --out set.parquet
+data folder. Memory is bounded by --memory; what does not fit is in temporary files.
+
+The first example and the last one run on the demo shop; the others read files of yours.`,
+		Example: `  millrace features training-set --spine "SELECT customer_id, ordered_at, total FROM orders_current WHERE customer_id IS NOT NULL" --at ordered_at --group customer_value --out set.parquet
+  millrace features training-set --spine labels.parquet --at event_time --group customer_activity --out set.parquet
   millrace features training-set --spine labels.parquet --key buyer --at event_time --known latest --lag 1us --group customer_activity,customer_value --features orders,monetary_sum_30d --out set.parquet
   millrace features training-set --spine lines.parquet --key customer_id=buyer,sku=product --at event_time --group customer_value,product_popularity --out set.parquet
-  millrace features training-set --spine "SELECT customer_id, ordered_at, total FROM orders_current WHERE customer_id IS NOT NULL" --at ordered_at --group customer_value --out set.parquet
   millrace features training-set --manifest set.parquet.manifest.json --out again.parquet`,
 		Args: cobra.NoArgs,
 	}
@@ -106,6 +108,9 @@ func (t trainingSet) run(cmd *cobra.Command, a *cli) (err error) {
 	}
 	groups, err := a.groups()
 	if err != nil {
+		return err
+	}
+	if err := t.checkOut(); err != nil {
 		return err
 	}
 	set := training.Config{
@@ -226,6 +231,20 @@ func (t trainingSet) run(cmd *cobra.Command, a *cli) (err error) {
 		}
 	}
 	return nil
+}
+
+// otherFormats are extensions of files with rows that are not Parquet.
+var otherFormats = []string{".arrow", ".avro", ".csv", ".db", ".feather", ".gz", ".ipc", ".json", ".jsonl", ".ndjson", ".orc",
+	".sqlite", ".tsv", ".txt", ".xls", ".xlsx", ".zip", ".zst"}
+
+// checkOut refuses a name that promises another format than the file would have.
+func (t trainingSet) checkOut() error {
+	ext := filepath.Ext(t.out)
+	if strings.HasPrefix(t.out, tablePrefix) || !slices.Contains(otherFormats, strings.ToLower(ext)) {
+		return nil
+	}
+	return fmt.Errorf("--out %s: the file would be Parquet, and not %s: want a name that ends in .parquet, or "+
+		"%sNAMESPACE.TABLE for a table of the lake", t.out, ext, tablePrefix)
 }
 
 // tablePrefix begins the name of a table where a file may be named, too.

@@ -18,6 +18,9 @@ func TestTrainingSetFlags(t *testing.T) {
 		{"--out " + out + " --spine s.parquet --key sku= --at t --group product_popularity", `--key "sku=": want a column`},
 		{"--out " + out + " --spine s.parquet --key sku=a,sku=b --at t --group product_popularity", "sku has two columns, a and b"},
 		{"--out " + out + " --manifest m.json --known latest", "none of the others can be"},
+		{"--out set.csv --spine s.parquet --at t --group customer_value", "--out set.csv: the file would be Parquet, and not .csv: want a name that ends in .parquet, or iceberg:NAMESPACE.TABLE"},
+		{"--out set.JSON --manifest m.json", "--out set.JSON: the file would be Parquet"},
+		{"--out set.2026-01 --manifest nowhere.json", "nowhere.json"}, // no other format
 		{"--out " + out + " --manifest nowhere.json", "nowhere.json"},
 		{"--out " + out + " --spine s.parquet --key k --at t --group customer_value --from tape", `from "tape": want clickhouse or log`},
 		{"--out " + out + " --spine s.parquet --key k --at t --group customer_value --from clickhouse --data " + out, "clickhouse.url is empty, and no system"},

@@ -32,10 +32,11 @@ func newProfile(a *cli) *cobra.Command {
 merged into one. ID is the id of any of these customers, or an identifier as KIND:VALUE. The kinds are
 ` + strings.Join(identity.Kinds(), ", ") + `.
 
-The answer contains personal data. With auth.tokens, the caller needs the right queries.customer360.`,
-		Example: `  millrace profile 019b8d5e-2e80-7c0d-b1d8-9c0fda0e9d55
-  millrace profile anonymous_id:1f3870be-274f-4c49-b7a3-d3c9a0ee6a31
-  millrace profile --output json email_hash:973dfe463ec85785f5f95af5ba3906eedb2d931c24e69824a89ea65dba4e813b`,
+The answer contains personal data. With auth.tokens, the caller needs the right queries.customer360. The examples
+are of the demo shop.`,
+		Example: `  millrace profile 019b8d73-dfa0-77b3-b48c-0c15d9771524
+  millrace profile anonymous_id:019b8d62-7a80-748f-8ecf-4a02507a5886
+  millrace profile --output json email_hash:07036a4bf49a804dabbd8eda59da8a7b8158645bce68f100a0708ce63dd4ca16`,
 		Args: cobra.ExactArgs(1),
 	}
 	output := outputFlag(cmd, "table", "json")

@@ -19,7 +19,8 @@ func newSegments(a *cli) *cobra.Command {
 		Use:   "segments [NAME]",
 		Short: "Show the segments of customers, or the members of one",
 		Long: `Show the segments of the setting customer360.segments with the number of their members, or the members of one
-segment. Only customers who consent to the purpose of a segment are members.
+segment. Only customers who consent to the purpose of a segment are members. The demo shop has no segments: lapsed
+stands for a name of the setting.
 
 With auth.tokens, the caller needs the right queries.customer360.`,
 		Example: `  millrace segments
