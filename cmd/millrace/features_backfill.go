@@ -10,10 +10,12 @@ import (
 	"strings"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	"github.com/millrace/millrace/features"
 	"github.com/millrace/millrace/features/history"
+	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 	"github.com/millrace/millrace/internal/backoff"
 )
 
@@ -25,7 +27,11 @@ func newFeaturesBackfill(a *cli) *cobra.Command {
 		Short: "Show how far the tables of feature groups are filled, until they are",
 		Long: `Show how far the tables of feature groups are filled, until they have all facts of the start of the command. Of
 a group with several versions, the last one must also have become live: it is compared with its facts first. The role
-features fills the tables, also without this command. It needs the right to SQL over the tables of features.`,
+features fills the tables, also without this command.
+
+If a table is stopped, the command names it and the reason, and fails. It asks the process at --admin-addr, which
+needs the roles admin and features to know. The caller needs the rights operations, and SQL over the tables of
+features.`,
 		Example: "  millrace features backfill\n  millrace features backfill customer_value",
 		Args:    cobra.MaximumNArgs(1),
 	}
@@ -41,8 +47,13 @@ features fills the tables, also without this command. It needs the right to SQL 
 			}
 		}
 		begun := time.Now()
+		// Faults are asked from the other listener, so both addresses are needed.
+		admin, err := a.caller(adminListener)
+		if err != nil {
+			return err
+		}
 		b := newBar("backfill")
-		done, filled, err := a.watchBackfill(cmd.Context(), groups, b)
+		done, filled, err := a.watchBackfill(cmd.Context(), admin, groups, b)
 		b.end(err)
 		if err != nil {
 			return err
@@ -52,9 +63,9 @@ features fills the tables, also without this command. It needs the right to SQL 
 		}
 		rows := make([][]any, len(done))
 		for i, t := range done {
-			rows[i] = []any{t.Table, t.Facts, t.Tiles}
+			rows[i] = []any{t.Table, t.Facts, t.Tiles, t.Behind}
 		}
-		printTable(cmd.OutOrStdout(), []string{"table", "facts", "rows of tiles"}, rows)
+		printTable(cmd.OutOrStdout(), []string{"table", "facts", "rows of tiles", "events behind"}, rows)
 		took := time.Since(begun)
 		if filled == 0 {
 			fmt.Fprintln(cmd.OutOrStdout(), "the tables have all facts")
@@ -94,14 +105,27 @@ type filling struct {
 	Tiles int64  `json:"tiles"` // rows
 	Facts int64  `json:"facts"` // that it has
 	All   int64  `json:"-"`     // facts that there are
+	// Behind is how many events of the topic are not in the table of facts yet. They grow if no process
+	// fills it.
+	Behind uint64 `json:"events_behind"`
 }
 
 // watchBackfill waits until the tables of groups have all facts that there are now. It also returns
 // how many facts were filled meanwhile.
-func (a *cli) watchBackfill(ctx context.Context, groups []*features.Group, b *bar) ([]filling, int64, error) {
+func (a *cli) watchBackfill(ctx context.Context, admin caller, groups []*features.Group, b *bar) (
+	[]filling, int64, error,
+) {
 	target := map[string]int64{}
 	before := int64(-1)
 	for {
+		status, err := admin.admin().Status(ctx, connect.NewRequest(&adminv1.StatusRequest{}))
+		if err != nil {
+			return nil, 0, fmt.Errorf("whether tables are stopped: %w", explain(err))
+		}
+		waiting, err := backfillFaults(groups, status.Msg.GetTables())
+		if err != nil {
+			return nil, 0, err
+		}
 		tables, err := a.fillings(ctx, groups)
 		if err != nil {
 			return nil, 0, err
@@ -128,11 +152,60 @@ func (a *cli) watchBackfill(ctx context.Context, groups []*features.Group, b *ba
 				}
 			}
 		}
-		if b.set(have, all, doing); have >= all && swapped {
+		if waiting != "" {
+			doing = "waiting: " + waiting
+		}
+		if b.set(have, all, doing); waiting == "" && have >= all && swapped {
+			addBehind(tables, groups, status.Msg.GetSinks())
 			return tables, have - before, nil
 		}
 		if !backoff.Sleep(ctx, time.Second) {
 			return nil, 0, ctx.Err()
+		}
+	}
+}
+
+// backfillFaults returns an error with the tables of groups that are stopped, or a table that waits for
+// something, if there is one.
+func backfillFaults(groups []*features.Group, faults []*adminv1.TableFault) (waiting string, err error) {
+	mine := map[string]bool{}
+	for _, g := range groups {
+		mine["features.versions of "+g.Name] = true
+		for i := range g.Sources {
+			mine["features.facts_"+g.Sources[i].Name] = true
+			mine["features."+history.TilesTable(g, g.Sources[i].Name)] = true
+		}
+	}
+	var stopped []string
+	for _, f := range faults {
+		switch {
+		case !mine[f.GetTable()]:
+		case f.GetTransient():
+			waiting = f.GetTable() + ": " + f.GetReason()
+		default:
+			// Most reasons begin with the name of the table.
+			reason := strings.TrimPrefix(f.GetReason(), strings.TrimPrefix(f.GetTable(), "features.")+": ")
+			stopped = append(stopped, fmt.Sprintf("%s is stopped: %s; %s", f.GetTable(), reason, f.GetRemedy()))
+		}
+	}
+	if len(stopped) > 0 {
+		return "", errors.New(strings.Join(stopped, "\n"))
+	}
+	return waiting, nil
+}
+
+// addBehind sets how far the facts of tables are behind their topics.
+func addBehind(tables []filling, groups []*features.Group, sinks []*adminv1.SinkStatus) {
+	lag := map[string]uint64{}
+	for _, s := range sinks {
+		lag[s.GetSink()] = s.GetLagEvents()
+	}
+	for _, g := range groups {
+		for i := range g.Sources {
+			name := history.TilesTable(g, g.Sources[i].Name)
+			if at := slices.IndexFunc(tables, func(t filling) bool { return t.Table == name }); at >= 0 {
+				tables[at].Behind = lag["features facts_"+g.Sources[i].Name]
+			}
 		}
 	}
 }

@@ -99,7 +99,7 @@ func (p *App) historyFaults() []*adminv1.TableFault {
 	for _, f := range p.history.Faults() {
 		fault := &adminv1.TableFault{Table: "features." + f.Table, Reason: f.Reason.Error(), Remedy: remedyHistory}
 		if !f.Stopped {
-			fault.Remedy = "none, if it passes: it is tried again"
+			fault.Transient, fault.Remedy = true, "none, if it passes: it is tried again"
 		}
 		all = append(all, fault)
 	}

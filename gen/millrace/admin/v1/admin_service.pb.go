@@ -253,7 +253,10 @@ type TableFault struct {
 	Table  string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
 	Reason string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// What to do.
-	Remedy        string `protobuf:"bytes,3,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	Remedy string `protobuf:"bytes,3,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	// Something that the table needs does not answer. It is tried again, and nobody has to act. Otherwise,
+	// the table is stopped until somebody does.
+	Transient     bool `protobuf:"varint,4,opt,name=transient,proto3" json:"transient,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -307,6 +310,13 @@ func (x *TableFault) GetRemedy() string {
 		return x.Remedy
 	}
 	return ""
+}
+
+func (x *TableFault) GetTransient() bool {
+	if x != nil {
+		return x.Transient
+	}
+	return false
 }
 
 // ViewFault is a damaged part of a view. The rest of the view is served meanwhile.
@@ -890,12 +900,13 @@ const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	"\x04want\x18\x04 \x01(\tR\x04want\x12\x16\n" +
 	"\x06effect\x18\x05 \x01(\tR\x06effect\x12\x16\n" +
 	"\x06remedy\x18\x06 \x01(\tR\x06remedy\x12\x14\n" +
-	"\x05fatal\x18\a \x01(\bR\x05fatal\"R\n" +
+	"\x05fatal\x18\a \x01(\bR\x05fatal\"p\n" +
 	"\n" +
 	"TableFault\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
-	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"}\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy\x12\x1c\n" +
+	"\ttransient\x18\x04 \x01(\bR\ttransient\"}\n" +
 	"\tViewFault\x12\x12\n" +
 	"\x04view\x18\x01 \x01(\tR\x04view\x12\x12\n" +
 	"\x04part\x18\x02 \x01(\tR\x04part\x12\x16\n" +
