@@ -61,8 +61,8 @@ func Fold[D Document](
 		next, bad := project(doc, r.Event)
 		switch {
 		case bad != nil:
-			unreadable.Records = append(unreadable.Records, r)
-			unreadable.Reasons = append(unreadable.Reasons, bad)
+			unreadable.Add(r, bad)
+		case r.Event.Version > have+1 && unreadable.Behind(r):
 		case r.Event.Version > have+1:
 			return nil, &streams.GapError{Record: r, Have: have}
 		case r.Event.Version > have || failpoint.On("view.noguard"):

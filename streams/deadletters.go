@@ -24,6 +24,12 @@ const (
 	HeaderDeadLetterReason = "millrace-park-reason" // why the sink could not read the record
 	HeaderDeadLetterKey    = "millrace-park-key"    // the record's own key
 
+	// HeaderDeadLetterAttempts is on the dead letters of events, which are parked: how often the sink
+	// has tried to apply it. 0 means that it waits behind an earlier event of its stream.
+	HeaderDeadLetterAttempts = "millrace-park-attempts"
+	HeaderDeadLetterTopicID  = "millrace-park-topic-id" // of the event's topic
+	HeaderDeadLetterStack    = "millrace-park-stack"    // where the sink's code panicked
+
 	// These describe the value of a record that was shortened. The complete record is at the offset
 	// that the dead letter's key names, as long as that topic retains it.
 	HeaderDeadLetterSize   = "millrace-park-value-size"   // bytes
@@ -36,6 +42,7 @@ const (
 	keptKey     = 4 << 10
 	keptHeaders = 64 << 10
 	maxReason   = 4 << 10 // applies to every dead letter: a reason may quote the record
+	maxStack    = 8 << 10
 )
 
 // deadLetterWriter writes to DeadLetterTopic. It creates the topic and the producer for the first
@@ -145,13 +152,35 @@ func newDeadLetter(sink string, rec Record, key string, headers []event.Header, 
 	return &kafka.Record{
 		Topic:     DeadLetterTopic,
 		Partition: kafka.AnyPartition,
-		Key:       fmt.Appendf(nil, "%s|%s|%d|%d", sink, rec.Topic, rec.Partition, rec.Offset),
+		Key:       letterKey(sink, rec),
 		Value:     value,
 		// The capacity is limited so that append copies: headers belong to the caller.
 		Headers: append(headers[:len(headers):len(headers)],
 			event.Header{Key: HeaderDeadLetterReason, Value: []byte(text[:min(len(text), maxReason)])},
 			event.Header{Key: HeaderDeadLetterKey, Value: []byte(key)}),
 	}
+}
+
+// parkedLetter returns the dead letter of an event, which is applied again later.
+func parkedLetter(letter kafka.Record, topicID string, attempts int, reason error) kafka.Record {
+	letter.Headers = append(letter.Headers[:len(letter.Headers):len(letter.Headers)],
+		event.Header{Key: HeaderDeadLetterAttempts, Value: strconv.AppendInt(nil, int64(attempts), 10)},
+		event.Header{Key: HeaderDeadLetterTopicID, Value: []byte(topicID)})
+	if panicked := (*panicError)(nil); errors.As(reason, &panicked) {
+		letter.Headers = append(letter.Headers, event.Header{
+			Key: HeaderDeadLetterStack, Value: panicked.stack[:min(len(panicked.stack), maxStack)]})
+	}
+	return letter
+}
+
+// deletion returns the record that deletes a dead letter.
+func deletion(sink string, rec Record) kafka.Record {
+	return kafka.Record{Topic: DeadLetterTopic, Partition: kafka.AnyPartition, Key: letterKey(sink, rec)}
+}
+
+// letterKey returns the key of the dead letter of a record.
+func letterKey(sink string, rec Record) []byte {
+	return fmt.Appendf(nil, "%s|%s|%d|%d", sink, rec.Topic, rec.Partition, rec.Offset)
 }
 
 // deadLetterOf returns the dead letter of a record whose envelope is readable.

@@ -128,7 +128,7 @@ func (s *memory) Apply(ctx context.Context, records []streams.Record) error {
 	var bad streams.UnreadableError
 	for _, r := range records {
 		s.deliveries++
-		if s.unreadable != nil {
+		if s.unreadable != nil { // set under mu
 			if err := s.unreadable(r); err != nil {
 				bad.Records, bad.Reasons = append(bad.Records, r), append(bad.Reasons, err)
 				continue

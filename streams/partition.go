@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/kafka"
 )
 
 // partition tracks one assigned partition, from the offset where this assignment began. Workers
@@ -21,6 +22,8 @@ type partition struct {
 	// broken are the streams of which it does.
 	provenTo int64
 	broken   map[string]bool
+
+	parking *parking // set before the first record is read
 
 	// mu protects the fields below. The poll loop adds records, and workers finish them.
 	mu    sync.Mutex
@@ -49,7 +52,7 @@ type slot struct {
 func newPartition(topic string, id int32, from start, watermarks *Watermarks) *partition {
 	p := &partition{
 		topic: topic, id: id, watermarks: watermarks,
-		applied: from.at, saved: from.saved, read: from.at.Next, broken: map[string]bool{},
+		applied: from.at, saved: from.saved, read: from.at.Next, broken: map[string]bool{}, parking: parkingOf(nil),
 	}
 	p.quiet = sync.NewCond(&p.mu)
 	watermarks.set(topic, id, from.at)
@@ -97,10 +100,7 @@ func (p *partition) enter() bool {
 func (p *partition) leave(number uint64, applied, isEvent bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.inFlight--
-	if p.inFlight == 0 {
-		p.quiet.Broadcast()
-	}
+	p.left()
 	if applied {
 		s := &p.slots[number-p.base]
 		// The offset is passed, but the watermark must not move to an event that the sink does not
@@ -109,6 +109,21 @@ func (p *partition) leave(number uint64, applied, isEvent bool) {
 			s.pos = event.Position{}
 		}
 		p.advance()
+	}
+}
+
+// leaveRetried is leave for a dead letter that was applied again. It does not move the position.
+func (p *partition) leaveRetried() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.left()
+}
+
+// left counts a record that is not inside the sink any more.
+func (p *partition) left() {
+	p.inFlight--
+	if p.inFlight == 0 {
+		p.quiet.Broadcast()
 	}
 }
 
@@ -176,6 +191,11 @@ func (p *partition) readTo() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.read
+}
+
+// topicPartition returns the topic and the number of the partition.
+func (p *partition) topicPartition() kafka.TopicPartition {
+	return kafka.TopicPartition{Topic: p.topic, Partition: p.id}
 }
 
 // topicID returns the id of the topic that the partition belongs to, "" if unknown.

@@ -113,7 +113,7 @@ func (r *Runtime) restart(tp kafka.TopicPartition, from start) (old, p *partitio
 	p = newPartition(tp.Topic, tp.Partition, from, r.cfg.Watermarks)
 	// In a recreated topic, streams may be complete again.
 	if !differentTopic(old.topicID(), from.at.Topic) {
-		p.broken = old.broken
+		p.broken, p.parking = old.broken, old.parking
 	}
 	r.mu.Lock()
 	r.partitions[tp] = p

@@ -57,6 +57,7 @@ type Runtime struct {
 	seed          maphash.Seed    // of the hash that assigns keys to lanes
 	lanes         []chan *item    // one per worker
 	repairs       chan repair     // repairs that the poll loop has to do
+	redrives      chan struct{}   // has an element if parked events have to be applied again
 	attempts      context.Context // ends stopGrace after Run's context, so that Apply can finish
 	deadLetters   deadLetterWriter
 	deadLetterLog deadLetterLog
@@ -88,7 +89,8 @@ func New(cfg Config) *Runtime {
 	setDefault(&cfg.InspectEvery, inspectEvery)
 	setDefault(&cfg.Logger, slog.Default())
 	r := &Runtime{
-		cfg: cfg, seed: maphash.MakeSeed(), repairs: make(chan repair), running: make(chan struct{}),
+		cfg: cfg, seed: maphash.MakeSeed(), repairs: make(chan repair), redrives: make(chan struct{}, 1),
+		running:    make(chan struct{}),
 		partitions: map[kafka.TopicPartition]*partition{}, deadLetters: deadLetterWriter{cfg: cfg.Kafka},
 		deadLetterLog: deadLetterLog{sink: cfg.Name, logger: cfg.Logger},
 	}
@@ -141,6 +143,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 	}
 	running.Go(func() { r.trackPositions(ctx) })
 	running.Go(func() { r.inspect(ctx) })
+	running.Go(func() { r.redrive(ctx) })
 	err = r.poll(ctx)
 
 	// Stop in this order: give up the partitions, which waits for the workers' records and saves
@@ -276,13 +279,22 @@ func (r *Runtime) enqueueBlocking(ctx context.Context, it *item) error {
 func (r *Runtime) onAssigned(ctx context.Context, ps []kafka.TopicPartition) map[kafka.TopicPartition]int64 {
 	for waits := backoff.Server.Start(); ; {
 		starts, err := r.startPositions(ctx, ps)
+		var parked map[kafka.TopicPartition]*parking
+		if err == nil {
+			parked, err = r.loadParked(ctx, starts)
+		}
 		if err == nil {
 			offsets := map[kafka.TopicPartition]int64{}
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			for _, tp := range ps {
 				offsets[tp] = starts[tp].at.Next
-				r.partitions[tp] = newPartition(tp.Topic, tp.Partition, starts[tp], r.cfg.Watermarks)
+				p := newPartition(tp.Topic, tp.Partition, starts[tp], r.cfg.Watermarks)
+				p.parking = parked[tp]
+				r.partitions[tp] = p
+				if p.parking.events > 0 {
+					r.Redrive()
+				}
 			}
 			return offsets
 		}

@@ -12,10 +12,16 @@
 //   - An event may be delivered again, and Sink.Apply must treat it as a no-op.
 //   - When a partition is revoked, none of its records is inside the sink any more.
 //   - A record that cannot be read does not stop the others. It becomes a dead letter.
+//   - An event that the sink cannot apply parks its stream: later events of the stream become dead
+//     letters, too, and wait behind it in order. All other streams continue. When the partition is
+//     assigned again, or Redrive is called, the parked events are applied in order, their dead
+//     letters are deleted, and the stream continues. Parked streams survive a crash, because a
+//     position moves over an event only after its dead letter is on the topic.
 //
 // This file is the contract of a sink. runtime.go assigns partitions and polls, partition.go tracks
-// the progress of one partition, worker.go delivers records, positions.go saves positions and
-// measures lag, repair.go handles lost data, and watermarks.go answers queries.
+// the progress of one partition, worker.go delivers records in attempts (attempt.go), parking.go is
+// the index of parked events and redrive.go applies them, positions.go saves positions and measures
+// lag, repair.go handles lost data, and watermarks.go answers queries.
 package streams
 
 import (
@@ -23,6 +29,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -149,6 +156,23 @@ func (e *GapError) Is(target error) bool { return target == ErrLost }
 type UnreadableError struct {
 	Records []Record
 	Reasons []error // parallel to Records
+}
+
+// Add adds an event that the sink could not read.
+func (e *UnreadableError) Add(r Record, reason error) {
+	e.Records, e.Reasons = append(e.Records, r), append(e.Reasons, reason)
+}
+
+// Behind reports whether e has an earlier event of a record's stream. If so, it adds the record: it
+// waits until the earlier one is applied.
+func (e *UnreadableError) Behind(r Record) bool {
+	behind := slices.ContainsFunc(e.Records, func(earlier Record) bool {
+		return earlier.Event.Stream == r.Event.Stream && earlier.Topic == r.Topic && earlier.Partition == r.Partition
+	})
+	if behind {
+		e.Add(r, ErrBehind)
+	}
+	return behind
 }
 
 func (e *UnreadableError) Error() string {

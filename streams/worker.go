@@ -24,12 +24,25 @@ type item struct {
 	// it may have to wait for a schema, and the poll loop must not block.
 	unread *kafka.Message
 
+	sealed  bool // the relay of its topic published it
 	refused bool // the sink could not read it; see UnreadableError
+
+	// retried is not nil if the item is a dead letter that is applied again. It has no number.
+	retried *retry
 }
 
 // isEvent reports whether the sink has taken the item as an event. A dead letter moves no
 // watermark, because the sink does not have its event.
 func (it *item) isEvent() bool { return it.deadLetter == nil && !it.refused }
+
+// stream identifies the stream of an item's event in all partitions.
+func (it *item) stream() streamOf { return streamOf{it.partition, it.record.Event.Stream} }
+
+// streamOf is a stream of a partition.
+type streamOf struct {
+	partition *partition
+	name      string
+}
 
 // newItem reads the envelope of a message. A message that is not an event becomes a dead letter.
 func (r *Runtime) newItem(p *partition, m *kafka.Message) *item {
@@ -46,9 +59,10 @@ func (r *Runtime) newItem(p *partition, m *kafka.Message) *item {
 }
 
 // work delivers the items of one lane in batches until ctx ends. It does not wait for a batch to
-// fill up.
+// fill up. A dead letter that is applied again is a batch of its own.
 func (r *Runtime) work(ctx context.Context, lane <-chan *item) {
 	batch := make([]*item, 0, r.cfg.Batch)
+	var again *item
 	for {
 		select {
 		case <-ctx.Done():
@@ -57,15 +71,27 @@ func (r *Runtime) work(ctx context.Context, lane <-chan *item) {
 			batch = append(batch[:0], it)
 		}
 		// Take what is waiting now, without waiting for more.
-		for more := true; more && len(batch) < r.cfg.Batch; {
+		for more := batch[0].retried == nil; more && len(batch) < r.cfg.Batch; {
 			select {
 			case it := <-lane:
-				batch = append(batch, it)
+				if it.retried != nil {
+					again, more = it, false
+				} else {
+					batch = append(batch, it)
+				}
 			default:
 				more = false
 			}
 		}
+		if batch[0].retried != nil {
+			again, batch = batch[0], batch[:0]
+		}
 		r.deliver(ctx, batch)
+		if again != nil {
+			r.deliver(ctx, []*item{again})
+			close(again.retried.done)
+			again = nil
+		}
 	}
 }
 
@@ -79,9 +105,20 @@ func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 		}
 		err := r.attempt(batch)
 		for _, it := range batch {
-			it.partition.leave(it.number, err == nil, it.isEvent())
+			if it.retried != nil {
+				it.partition.leaveRetried()
+			} else {
+				it.partition.leave(it.number, err == nil, it.isEvent())
+			}
 		}
 		if err == nil || ctx.Err() != nil {
+			return
+		}
+		// One record is at fault. Find out which: deliver them one by one.
+		if panicked := (*panicError)(nil); errors.As(err, &panicked) && len(batch) > 1 {
+			for _, it := range slices.Clone(batch) {
+				r.deliver(ctx, []*item{it})
+			}
 			return
 		}
 		wait := waits.Next()
@@ -122,10 +159,11 @@ func findItem(batch []*item, rec Record) *item {
 }
 
 // apply calls the sink's Apply between two failpoints.
-func (r *Runtime) apply(ctx context.Context, records []Record) error {
+func (r *Runtime) apply(ctx context.Context, records []Record) (err error) {
 	if err := failpoint.Hit("view." + r.cfg.Name + ".apply.before"); err != nil {
 		return err
 	}
+	defer recovered(&err)
 	if err := r.cfg.Sink.Apply(ctx, records); err != nil {
 		return err
 	}
@@ -139,7 +177,7 @@ func (r *Runtime) read(ctx context.Context, it *item) error {
 		return nil
 	}
 	m := it.unread
-	e, _, err := r.cfg.Decoder.Complete(ctx, registry.Record{
+	e, sealed, err := r.cfg.Decoder.Complete(ctx, registry.Record{
 		Topic: m.Topic, Partition: m.Partition, Offset: m.Offset, Key: m.Key, Value: m.Value, Headers: m.Headers,
 	}, it.record.Event)
 	switch {
@@ -148,50 +186,8 @@ func (r *Runtime) read(ctx context.Context, it *item) error {
 	case err != nil: // becomes a dead letter with the original value
 		it.deadLetter = newDeadLetter(r.cfg.Name, it.record, string(m.Key), m.Headers, err)
 	default:
-		it.record.Event = e
+		it.record.Event, it.sealed = e, sealed
 	}
 	it.unread = nil
-	return nil
-}
-
-// attempt passes a batch to the sink once, and writes its dead letters.
-func (r *Runtime) attempt(batch []*item) error {
-	ctx, cancel := context.WithTimeout(r.attempts, attemptTimeout)
-	defer cancel()
-	// Complete the items first: one of them may turn out to be unreadable.
-	var records []Record
-	var letters []kafka.Record
-	for _, it := range batch {
-		if err := r.read(ctx, it); err != nil {
-			return err
-		}
-		if it.deadLetter != nil {
-			letters = append(letters, *it.deadLetter)
-		} else {
-			records = append(records, it.record)
-		}
-	}
-	if len(records) > 0 {
-		err := r.apply(ctx, records)
-		var unreadable *UnreadableError
-		if errors.As(err, &unreadable) {
-			for i, rec := range unreadable.Records {
-				letters = append(letters, *deadLetterOf(r.cfg.Name, rec, unreadable.Reasons[i]))
-				if it := findItem(batch, rec); it != nil {
-					it.refused = true
-				}
-			}
-		} else if err != nil {
-			return err
-		}
-	}
-	// The positions move over dead letters only after they are on their topic.
-	if len(letters) == 0 {
-		return nil
-	}
-	if err := r.deadLetters.put(ctx, letters); err != nil {
-		return err
-	}
-	r.deadLetterLog.add(letters)
 	return nil
 }
