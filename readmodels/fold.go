@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -58,6 +59,9 @@ func Fold[D Document](
 		}
 		// Project first: a record that was unreadable before must be reported as unreadable again,
 		// and not as a gap.
+		if failpoint.On("view.poison") && strings.HasSuffix(stream, "0") {
+			panic("view.poison")
+		}
 		next, bad := project(doc, r.Event)
 		switch {
 		case bad != nil:

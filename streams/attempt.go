@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 
+	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
 )
 
@@ -163,7 +164,7 @@ func (a *attempt) write(ctx context.Context) error {
 	if len(a.letters) == 0 {
 		return nil
 	}
-	if err := a.r.deadLetters.put(ctx, a.letters); err != nil {
+	if err := a.put(ctx); err != nil {
 		return err
 	}
 	for _, it := range a.parks {
@@ -181,6 +182,20 @@ func (a *attempt) write(ctx context.Context) error {
 		a.r.deadLetterLog.add(a.letters[:dead])
 	}
 	return nil
+}
+
+// put writes the letters, between two failpoints if events are released.
+func (a *attempt) put(ctx context.Context) error {
+	point := "view." + a.r.cfg.Name + ".release."
+	if len(a.releases) > 0 {
+		if err := failpoint.Hit(point + "before"); err != nil {
+			return err
+		}
+	}
+	if err := a.r.deadLetters.put(ctx, a.letters); err != nil || len(a.releases) == 0 {
+		return err
+	}
+	return failpoint.Hit(point + "after")
 }
 
 // panicError is a panic of a sink.

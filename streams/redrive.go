@@ -1,14 +1,12 @@
 package streams
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
-	"strconv"
-	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -23,6 +21,9 @@ const (
 	redriveBytes  = 16 << 20 // of all events together
 )
 
+// redriveEvery is how often a Runtime looks for requests to apply its parked events.
+const redriveEvery = time.Second
+
 // retry is what an item has that is a dead letter.
 type retry struct {
 	attempts int
@@ -31,20 +32,9 @@ type retry struct {
 	done     chan struct{} // closed when the worker is done with it
 }
 
-// letter is a dead letter as it is on the topic.
-type letter struct {
-	from     kafka.TopicPartition
-	offset   int64
-	message  kafka.Message // the event's record; its headers are the original ones
-	attempts int
-	topicID  string // of the topic when the event was parked
-	reason   string // set if the event is not complete
-}
-
-// letters calls fn with the dead letters of events of this sink that are on their topic, in the
-// order in which they were written. Deleted ones have no value. The same one may come several
-// times, and the last time counts.
-func (r *Runtime) letters(ctx context.Context, fn func(letter)) error {
+// letters calls fn with the dead letters of this sink's events that are on their topic; see
+// ReadDeadLetters.
+func (r *Runtime) letters(ctx context.Context, fn func(StoredDeadLetter)) error {
 	ends, err := r.ends(ctx, DeadLetterTopic)
 	if errors.Is(err, kafka.ErrUnknownTopic) {
 		return nil // there never was one
@@ -52,58 +42,11 @@ func (r *Runtime) letters(ctx context.Context, fn func(letter)) error {
 	if err != nil {
 		return fmt.Errorf("find the dead letters: %w", err)
 	}
-	err = kafka.ReadAll(ctx, r.cfg.Kafka, DeadLetterTopic, nil, ends, func(m kafka.Message) error {
-		if l, ok := r.letter(m); ok {
+	return readDeadLetters(ctx, r.cfg.Kafka, nil, ends, func(l StoredDeadLetter) {
+		if l.Sink == r.cfg.Name && (l.Parked || l.Deleted) {
 			fn(l)
 		}
-		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("read the dead letters: %w", err)
-	}
-	return nil
-}
-
-// letter reads a record of DeadLetterTopic. ok is false if it is of another sink, or of a record
-// that is not an event, or not written by a sink.
-func (r *Runtime) letter(m kafka.Message) (l letter, ok bool) {
-	of, ok := bytes.CutPrefix(m.Key, []byte(r.cfg.Name+"|"))
-	words := strings.Split(string(of), "|")
-	if !ok || len(words) != 3 {
-		return letter{}, false
-	}
-	partition, err1 := strconv.ParseInt(words[1], 10, 32)
-	offset, err2 := strconv.ParseInt(words[2], 10, 64)
-	if err1 != nil || err2 != nil || partition < 0 || offset < 0 {
-		return letter{}, false
-	}
-	l = letter{from: kafka.TopicPartition{Topic: words[0], Partition: int32(partition)}, offset: offset}
-	if m.Value == nil {
-		return l, true
-	}
-	l.message = kafka.Message{TopicPartition: l.from, Offset: offset, Value: m.Value}
-	var event bool
-	for _, h := range m.Headers {
-		switch h.Key {
-		case HeaderDeadLetterAttempts:
-			n, err := strconv.ParseUint(string(h.Value), 10, 31)
-			if err != nil {
-				return letter{}, false
-			}
-			l.attempts, event = int(n), true
-		case HeaderDeadLetterKey:
-			l.message.Key = h.Value
-		case HeaderDeadLetterTopicID:
-			l.topicID = string(h.Value)
-		case HeaderDeadLetterSize:
-			l.reason = fmt.Sprintf("the dead letter has the first %d of %s bytes of the event only: "+
-				"rebuild the view to read the whole event from its topic", len(m.Value), h.Value)
-		case HeaderDeadLetterReason, HeaderDeadLetterStack, HeaderDeadLetterSHA256:
-		default:
-			l.message.Headers = append(l.message.Headers, h)
-		}
-	}
-	return l, event && len(l.message.Key) > 0
 }
 
 // loadParked returns the index of the parked events of partitions, which start at starts. Offsets of
@@ -117,14 +60,14 @@ func (r *Runtime) loadParked(ctx context.Context, starts map[kafka.TopicPartitio
 	for tp := range starts {
 		found[tp] = map[int64]string{}
 	}
-	err := r.letters(ctx, func(l letter) {
-		of := found[l.from]
+	err := r.letters(ctx, func(l StoredDeadLetter) {
+		of := found[l.from()]
 		switch {
-		case of == nil || differentTopic(l.topicID, starts[l.from].at.Topic):
-		case l.message.Value == nil:
-			delete(of, l.offset)
+		case of == nil || !l.Deleted && differentTopic(l.topicID, starts[l.from()].at.Topic):
+		case l.Deleted:
+			delete(of, l.Offset)
 		case len(of) < maxParked:
-			of[l.offset] = string(l.message.Key)
+			of[l.Offset] = string(l.Key)
 		}
 	})
 	if err != nil {
@@ -150,11 +93,18 @@ func (r *Runtime) Redrive() {
 	}
 }
 
-// redrive does what Redrive asks for, until ctx ends.
+// redrive does what Redrive and DeadLetters.Redrive ask for, until ctx ends.
 func (r *Runtime) redrive(ctx context.Context) {
+	look := time.NewTicker(redriveEvery)
+	defer look.Stop()
+	requests := redriveRequests{r: r}
 	for {
 		select {
 		case <-r.redrives:
+		case <-look.C:
+			if !requests.any(ctx) {
+				continue
+			}
 		case <-ctx.Done():
 			return
 		}
@@ -174,6 +124,43 @@ func (r *Runtime) redrive(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// redriveRequests looks for requests on DeadLetterTopic.
+type redriveRequests struct {
+	r    *Runtime
+	seen map[int32]int64 // ends of the topic at the last look; nil at first
+}
+
+// any reports whether there is a request since the last call. At the first call there is none: the
+// assignment of partitions has started a redrive.
+func (q *redriveRequests) any(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	ends, err := q.r.ends(ctx, DeadLetterTopic)
+	if errors.Is(err, kafka.ErrUnknownTopic) {
+		ends, err = map[int32]int64{}, nil
+	}
+	if err != nil { // positions are tracked at the same time, and log it
+		return false
+	}
+	first := q.seen == nil
+	if first || maps.Equal(ends, q.seen) {
+		q.seen = ends
+		return false
+	}
+	found := false
+	err = kafka.ReadAll(ctx, q.r.cfg.Kafka, DeadLetterTopic, q.seen, ends, func(m kafka.Message) error {
+		found = found || string(m.Key) == redriveKey+q.r.cfg.Name
+		return nil
+	})
+	if err != nil {
+		q.r.cfg.Logger.Warn("streams: looking for requests to apply parked events failed; retrying",
+			"sink", q.r.cfg.Name, "error", err)
+		return false
+	}
+	q.seen = ends
+	return found
 }
 
 // redriveAll passes over the dead letters until each parked stream is released, or has failed. It
@@ -214,31 +201,31 @@ func (r *Runtime) nextParked(failed map[streamOf]bool) map[streamOf][]int64 {
 
 // parkedLetters returns the dead letters at wanted offsets. It leaves out what exceeds redriveBytes.
 func (r *Runtime) parkedLetters(ctx context.Context, wanted map[streamOf][]int64) (
-	map[kafka.TopicPartition]map[int64]letter, error,
+	map[kafka.TopicPartition]map[int64]StoredDeadLetter, error,
 ) {
-	found := map[kafka.TopicPartition]map[int64]letter{}
+	found := map[kafka.TopicPartition]map[int64]StoredDeadLetter{}
 	for of, offsets := range wanted {
 		tp := of.partition.topicPartition()
 		if found[tp] == nil {
-			found[tp] = map[int64]letter{}
+			found[tp] = map[int64]StoredDeadLetter{}
 		}
 		for _, offset := range offsets {
-			found[tp][offset] = letter{}
+			found[tp][offset] = StoredDeadLetter{Deleted: true}
 		}
 	}
 	size := 0
-	err := r.letters(ctx, func(l letter) {
-		before, ok := found[l.from][l.offset]
+	err := r.letters(ctx, func(l StoredDeadLetter) {
+		before, ok := found[l.from()][l.Offset]
 		if !ok {
 			return
 		}
-		size += len(l.message.Value) - len(before.message.Value)
-		if size > redriveBytes && size > len(l.message.Value) {
-			size -= len(l.message.Value)
-			delete(found[l.from], l.offset) // later, in another pass
+		size += len(l.Value) - len(before.Value)
+		if size > redriveBytes && size > len(l.Value) {
+			size -= len(l.Value)
+			delete(found[l.from()], l.Offset) // later, in another pass
 			return
 		}
-		found[l.from][l.offset] = l
+		found[l.from()][l.Offset] = l
 	})
 	return found, err
 }
@@ -246,7 +233,7 @@ func (r *Runtime) parkedLetters(ctx context.Context, wanted map[streamOf][]int64
 // redriveSome puts dead letters on the lanes of their streams, and waits until they are applied or
 // have failed. It returns the number of released events, and adds the streams that failed.
 func (r *Runtime) redriveSome(ctx context.Context, wanted map[streamOf][]int64,
-	found map[kafka.TopicPartition]map[int64]letter, failed map[streamOf]bool,
+	found map[kafka.TopicPartition]map[int64]StoredDeadLetter, failed map[streamOf]bool,
 ) (released int) {
 	var mu sync.Mutex // protects released and failed
 	var all errgroup.Group
@@ -268,14 +255,14 @@ func (r *Runtime) redriveSome(ctx context.Context, wanted map[streamOf][]int64,
 }
 
 // redriveStream applies the dead letters of one stream in order. ok is false if one of them failed.
-func (r *Runtime) redriveStream(ctx context.Context, of streamOf, offsets []int64, found map[int64]letter,
+func (r *Runtime) redriveStream(ctx context.Context, of streamOf, offsets []int64, found map[int64]StoredDeadLetter,
 ) (released int, ok bool) {
 	for _, offset := range offsets {
 		l, there := found[offset]
 		if !there { // it exceeded the limit of this pass
 			return released, true
 		}
-		if l.message.Value == nil { // somebody has deleted the dead letter: the event is skipped
+		if l.Deleted { // somebody has deleted the dead letter: the event is skipped
 			of.partition.parking.release(of.name, offset)
 			released++
 			continue
@@ -305,18 +292,20 @@ func (r *Runtime) redriveStream(ctx context.Context, of streamOf, offsets []int6
 }
 
 // retriedItem returns the item of a dead letter.
-func (r *Runtime) retriedItem(p *partition, l letter) (*item, error) {
-	if l.reason != "" {
-		return nil, errors.New(l.reason)
+func (r *Runtime) retriedItem(p *partition, l StoredDeadLetter) (*item, error) {
+	if l.Shortened() {
+		return nil, fmt.Errorf("the dead letter has only the first %d of %d bytes of the event: "+
+			"rebuild the view to read the whole event from its topic", len(l.Value), l.Size)
 	}
-	e, err := event.FromRecord(l.message.Key, l.message.Value, l.message.Headers)
+	e, err := event.FromRecord(l.Key, l.Value, l.Headers)
 	if err != nil {
 		return nil, err
 	}
 	return &item{
-		record:    Record{Event: e, Topic: l.from.Topic, Partition: l.from.Partition, Offset: l.offset},
-		partition: p, unread: &l.message,
-		retried: &retry{attempts: l.attempts, done: make(chan struct{})},
+		record:    Record{Event: e, Topic: l.Topic, Partition: l.Partition, Offset: l.Offset},
+		partition: p,
+		unread:    &kafka.Message{TopicPartition: l.from(), Offset: l.Offset, Key: l.Key, Value: l.Value, Headers: l.Headers},
+		retried:   &retry{attempts: l.Attempts, done: make(chan struct{})},
 	}, nil
 }
 

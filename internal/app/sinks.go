@@ -16,6 +16,7 @@ import (
 	"github.com/millrace/millrace/readmodels/catalog/bleve"
 	"github.com/millrace/millrace/readmodels/catalog/elasticsearch"
 	"github.com/millrace/millrace/readmodels/customer360"
+	"github.com/millrace/millrace/streams"
 )
 
 // Sinks are the servers that store the views' documents. Each is connected, or started in this
@@ -274,9 +275,26 @@ func (p *App) openViews(ctx context.Context) error {
 
 // startRunners starts feeding the views. Processes with the role views share the partitions.
 func (p *App) startRunners(context.Context) error {
+	runtimes := map[string]*streams.Runtime{}
 	for _, v := range p.views {
-		p.run(v, v.Runtime(p.kafka, p.decoder, p.log))
+		runtimes[v.Name] = v.Runtime(p.kafka, p.decoder, p.log)
+		p.run(v, runtimes[v.Name])
 		p.work(v, true)
+	}
+	for _, m := range []struct {
+		name, help string
+		of         func(streams, events int) int
+	}{
+		{"streams", "Streams of this process's partitions that wait because a sink could not apply an event.",
+			func(streams, _ int) int { return streams }},
+		{"events", "Events of these streams that are not applied.", func(_, events int) int { return events }},
+	} {
+		p.metrics.Values("millrace_parked_"+m.name, m.help, []string{"sink"},
+			func(set func(value float64, labels ...string)) {
+				for name, r := range runtimes {
+					set(float64(m.of(r.Parked())), name)
+				}
+			})
 	}
 	return nil
 }

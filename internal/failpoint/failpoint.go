@@ -15,6 +15,7 @@ package failpoint
 //	view.NAME.apply.before     view.NAME.apply.after       documents: to be read, folded and written
 //	view.NAME.save.before                                  the same, folded and to be written
 //	view.NAME.positions.before view.NAME.positions.after   positions
+//	view.NAME.release.before   view.NAME.release.after     parked events that were applied: their dead letters are deleted
 //	embedded.redis.write.before embedded.redis.write.after one write of the embedded Redis
 //	lake.TABLE.…                                           the steps of lake
 //	clickhouse.TABLE.insert.before clickhouse.TABLE.insert.after   one insert into a table of features
@@ -28,4 +29,5 @@ package failpoint
 //
 // Or they make a rare case frequent:
 //
+//	view.poison     the projections of views panic at a sixteenth of the streams
 //	lake.unnamed    errors of records do not name the record, so landers search for it by bisection

@@ -22,7 +22,7 @@ var ErrInjected = errors.New("failpoint: injected error")
 
 // action is what an armed point does, once.
 type action struct {
-	Do    string `json:"do"`    // kill, stop, error, or on
+	Do    string `json:"do"`    // kill, stop, error, on or off
 	At    int    `json:"at"`    // on which hit after arming, from 1
 	Hits  int    `json:"hits"`  // since arming
 	Fired bool   `json:"fired"` // whether the action has happened
@@ -56,12 +56,12 @@ func arm(word string) error {
 		do = before
 	}
 	switch do {
-	case "kill", "stop", "error", "on":
+	case "kill", "stop", "error", "on", "off":
 	default:
 		ok = false
 	}
 	if !ok {
-		return fmt.Errorf("failpoint %q: want POINT=kill|stop|error|on, with @N to act on hit N only", word)
+		return fmt.Errorf("failpoint %q: want POINT=kill|stop|error|on|off, with @N to act on hit N only", word)
 	}
 	mu.Lock()
 	defer mu.Unlock()
@@ -74,7 +74,7 @@ func arm(word string) error {
 func Hit(point string) error {
 	mu.Lock()
 	a := armed[point]
-	if a == nil || a.Fired || a.Do == "on" {
+	if a == nil || a.Fired || a.Do == "on" || a.Do == "off" {
 		mu.Unlock()
 		return nil
 	}

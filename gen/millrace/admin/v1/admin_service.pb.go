@@ -7,6 +7,7 @@
 package adminv1
 
 import (
+	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -23,6 +24,586 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// DeadLetterState says what becomes of a dead letter.
+type DeadLetterState int32
+
+const (
+	DeadLetterState_DEAD_LETTER_STATE_UNSPECIFIED DeadLetterState = 0
+	// The sink could not use the record, and continued without it.
+	DeadLetterState_DEAD_LETTER_STATE_REJECTED DeadLetterState = 1
+	// The sink could not apply the event. It is applied again at a retry.
+	DeadLetterState_DEAD_LETTER_STATE_PARKED DeadLetterState = 2
+	// The event waits until an earlier one of its stream is applied.
+	DeadLetterState_DEAD_LETTER_STATE_WAITING DeadLetterState = 3
+)
+
+// Enum value maps for DeadLetterState.
+var (
+	DeadLetterState_name = map[int32]string{
+		0: "DEAD_LETTER_STATE_UNSPECIFIED",
+		1: "DEAD_LETTER_STATE_REJECTED",
+		2: "DEAD_LETTER_STATE_PARKED",
+		3: "DEAD_LETTER_STATE_WAITING",
+	}
+	DeadLetterState_value = map[string]int32{
+		"DEAD_LETTER_STATE_UNSPECIFIED": 0,
+		"DEAD_LETTER_STATE_REJECTED":    1,
+		"DEAD_LETTER_STATE_PARKED":      2,
+		"DEAD_LETTER_STATE_WAITING":     3,
+	}
+)
+
+func (x DeadLetterState) Enum() *DeadLetterState {
+	p := new(DeadLetterState)
+	*p = x
+	return p
+}
+
+func (x DeadLetterState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DeadLetterState) Descriptor() protoreflect.EnumDescriptor {
+	return file_millrace_admin_v1_admin_service_proto_enumTypes[0].Descriptor()
+}
+
+func (DeadLetterState) Type() protoreflect.EnumType {
+	return &file_millrace_admin_v1_admin_service_proto_enumTypes[0]
+}
+
+func (x DeadLetterState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DeadLetterState.Descriptor instead.
+func (DeadLetterState) EnumDescriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{0}
+}
+
+// DeadLetter is a record that a sink could not use, or that waits behind one.
+type DeadLetter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "SINK|TOPIC|PARTITION|OFFSET"
+	Id        string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Sink      string `protobuf:"bytes,2,opt,name=sink,proto3" json:"sink,omitempty"`
+	Topic     string `protobuf:"bytes,3,opt,name=topic,proto3" json:"topic,omitempty"`
+	Partition int32  `protobuf:"varint,4,opt,name=partition,proto3" json:"partition,omitempty"`
+	Offset    int64  `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`
+	// The key of the record, which is the stream of an event.
+	Key   string          `protobuf:"bytes,6,opt,name=key,proto3" json:"key,omitempty"`
+	State DeadLetterState `protobuf:"varint,7,opt,name=state,proto3,enum=millrace.admin.v1.DeadLetterState" json:"state,omitempty"`
+	// Why the sink could not use it.
+	Reason string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	// How often the sink has tried to apply it. 0 if the state is not PARKED.
+	Attempts int32 `protobuf:"varint,9,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	// Headers of the record. Bytes that are not UTF-8 are replaced.
+	Headers map[string]string `protobuf:"bytes,10,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The value of the record, or its first bytes if it was too large for the topic.
+	Value []byte `protobuf:"bytes,11,opt,name=value,proto3" json:"value,omitempty"`
+	// Size of the whole value in bytes.
+	ValueSize int64 `protobuf:"varint,12,opt,name=value_size,json=valueSize,proto3" json:"value_size,omitempty"`
+	// Where the sink panicked.
+	Stack         string `protobuf:"bytes,13,opt,name=stack,proto3" json:"stack,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeadLetter) Reset() {
+	*x = DeadLetter{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeadLetter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeadLetter) ProtoMessage() {}
+
+func (x *DeadLetter) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeadLetter.ProtoReflect.Descriptor instead.
+func (*DeadLetter) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *DeadLetter) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetSink() string {
+	if x != nil {
+		return x.Sink
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *DeadLetter) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *DeadLetter) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetState() DeadLetterState {
+	if x != nil {
+		return x.State
+	}
+	return DeadLetterState_DEAD_LETTER_STATE_UNSPECIFIED
+}
+
+func (x *DeadLetter) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetAttempts() int32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *DeadLetter) GetHeaders() map[string]string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *DeadLetter) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *DeadLetter) GetValueSize() int64 {
+	if x != nil {
+		return x.ValueSize
+	}
+	return 0
+}
+
+func (x *DeadLetter) GetStack() string {
+	if x != nil {
+		return x.Stack
+	}
+	return ""
+}
+
+// DeadLetterCount counts the dead letters of one sink.
+type DeadLetterCount struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Sink     string                 `protobuf:"bytes,1,opt,name=sink,proto3" json:"sink,omitempty"`
+	Rejected int64                  `protobuf:"varint,2,opt,name=rejected,proto3" json:"rejected,omitempty"`
+	Parked   int64                  `protobuf:"varint,3,opt,name=parked,proto3" json:"parked,omitempty"`
+	Waiting  int64                  `protobuf:"varint,4,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	// Streams that have a parked event.
+	Streams       int64 `protobuf:"varint,5,opt,name=streams,proto3" json:"streams,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeadLetterCount) Reset() {
+	*x = DeadLetterCount{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeadLetterCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeadLetterCount) ProtoMessage() {}
+
+func (x *DeadLetterCount) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeadLetterCount.ProtoReflect.Descriptor instead.
+func (*DeadLetterCount) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *DeadLetterCount) GetSink() string {
+	if x != nil {
+		return x.Sink
+	}
+	return ""
+}
+
+func (x *DeadLetterCount) GetRejected() int64 {
+	if x != nil {
+		return x.Rejected
+	}
+	return 0
+}
+
+func (x *DeadLetterCount) GetParked() int64 {
+	if x != nil {
+		return x.Parked
+	}
+	return 0
+}
+
+func (x *DeadLetterCount) GetWaiting() int64 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *DeadLetterCount) GetStreams() int64 {
+	if x != nil {
+		return x.Streams
+	}
+	return 0
+}
+
+// ListDeadLettersRequest selects dead letters. Empty fields select all.
+type ListDeadLettersRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One dead letter, with its content.
+	Id    string          `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Sink  string          `protobuf:"bytes,2,opt,name=sink,proto3" json:"sink,omitempty"`
+	Key   string          `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	State DeadLetterState `protobuf:"varint,4,opt,name=state,proto3,enum=millrace.admin.v1.DeadLetterState" json:"state,omitempty"`
+	// Maximum number of dead letters in the answer. 0 means 100.
+	Limit         int32 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeadLettersRequest) Reset() {
+	*x = ListDeadLettersRequest{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeadLettersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeadLettersRequest) ProtoMessage() {}
+
+func (x *ListDeadLettersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeadLettersRequest.ProtoReflect.Descriptor instead.
+func (*ListDeadLettersRequest) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ListDeadLettersRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ListDeadLettersRequest) GetSink() string {
+	if x != nil {
+		return x.Sink
+	}
+	return ""
+}
+
+func (x *ListDeadLettersRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ListDeadLettersRequest) GetState() DeadLetterState {
+	if x != nil {
+		return x.State
+	}
+	return DeadLetterState_DEAD_LETTER_STATE_UNSPECIFIED
+}
+
+func (x *ListDeadLettersRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// ListDeadLettersResponse has the counts of all selected dead letters, and the first of them, by
+// sink, partition and offset.
+type ListDeadLettersResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Counts        []*DeadLetterCount     `protobuf:"bytes,1,rep,name=counts,proto3" json:"counts,omitempty"`
+	DeadLetters   []*DeadLetter          `protobuf:"bytes,2,rep,name=dead_letters,json=deadLetters,proto3" json:"dead_letters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeadLettersResponse) Reset() {
+	*x = ListDeadLettersResponse{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeadLettersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeadLettersResponse) ProtoMessage() {}
+
+func (x *ListDeadLettersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeadLettersResponse.ProtoReflect.Descriptor instead.
+func (*ListDeadLettersResponse) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ListDeadLettersResponse) GetCounts() []*DeadLetterCount {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *ListDeadLettersResponse) GetDeadLetters() []*DeadLetter {
+	if x != nil {
+		return x.DeadLetters
+	}
+	return nil
+}
+
+// RetryDeadLettersRequest names a sink.
+type RetryDeadLettersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sink          string                 `protobuf:"bytes,1,opt,name=sink,proto3" json:"sink,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryDeadLettersRequest) Reset() {
+	*x = RetryDeadLettersRequest{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryDeadLettersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryDeadLettersRequest) ProtoMessage() {}
+
+func (x *RetryDeadLettersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryDeadLettersRequest.ProtoReflect.Descriptor instead.
+func (*RetryDeadLettersRequest) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RetryDeadLettersRequest) GetSink() string {
+	if x != nil {
+		return x.Sink
+	}
+	return ""
+}
+
+// RetryDeadLettersResponse is empty.
+type RetryDeadLettersResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryDeadLettersResponse) Reset() {
+	*x = RetryDeadLettersResponse{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryDeadLettersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryDeadLettersResponse) ProtoMessage() {}
+
+func (x *RetryDeadLettersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryDeadLettersResponse.ProtoReflect.Descriptor instead.
+func (*RetryDeadLettersResponse) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{5}
+}
+
+// DeleteDeadLetterRequest names a dead letter.
+type DeleteDeadLetterRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteDeadLetterRequest) Reset() {
+	*x = DeleteDeadLetterRequest{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteDeadLetterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteDeadLetterRequest) ProtoMessage() {}
+
+func (x *DeleteDeadLetterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteDeadLetterRequest.ProtoReflect.Descriptor instead.
+func (*DeleteDeadLetterRequest) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *DeleteDeadLetterRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// DeleteDeadLetterResponse is empty.
+type DeleteDeadLetterResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteDeadLetterResponse) Reset() {
+	*x = DeleteDeadLetterResponse{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteDeadLetterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteDeadLetterResponse) ProtoMessage() {}
+
+func (x *DeleteDeadLetterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteDeadLetterResponse.ProtoReflect.Descriptor instead.
+func (*DeleteDeadLetterResponse) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{7}
+}
+
 // StatusRequest asks for everything.
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -32,7 +613,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[0]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -44,7 +625,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[0]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -57,7 +638,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{0}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{8}
 }
 
 // StatusResponse has a row for every sink, and where the servers listen.
@@ -80,7 +661,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[1]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -92,7 +673,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[1]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -105,7 +686,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{1}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StatusResponse) GetSinks() []*SinkStatus {
@@ -170,7 +751,7 @@ type SettingFault struct {
 
 func (x *SettingFault) Reset() {
 	*x = SettingFault{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[2]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -182,7 +763,7 @@ func (x *SettingFault) String() string {
 func (*SettingFault) ProtoMessage() {}
 
 func (x *SettingFault) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[2]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -195,7 +776,7 @@ func (x *SettingFault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettingFault.ProtoReflect.Descriptor instead.
 func (*SettingFault) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{2}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SettingFault) GetResource() string {
@@ -263,7 +844,7 @@ type TableFault struct {
 
 func (x *TableFault) Reset() {
 	*x = TableFault{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -275,7 +856,7 @@ func (x *TableFault) String() string {
 func (*TableFault) ProtoMessage() {}
 
 func (x *TableFault) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -288,7 +869,7 @@ func (x *TableFault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableFault.ProtoReflect.Descriptor instead.
 func (*TableFault) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{3}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TableFault) GetTable() string {
@@ -335,7 +916,7 @@ type ViewFault struct {
 
 func (x *ViewFault) Reset() {
 	*x = ViewFault{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -347,7 +928,7 @@ func (x *ViewFault) String() string {
 func (*ViewFault) ProtoMessage() {}
 
 func (x *ViewFault) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -360,7 +941,7 @@ func (x *ViewFault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ViewFault.ProtoReflect.Descriptor instead.
 func (*ViewFault) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{4}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ViewFault) GetView() string {
@@ -409,7 +990,7 @@ type SinkStatus struct {
 
 func (x *SinkStatus) Reset() {
 	*x = SinkStatus{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -421,7 +1002,7 @@ func (x *SinkStatus) String() string {
 func (*SinkStatus) ProtoMessage() {}
 
 func (x *SinkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -434,7 +1015,7 @@ func (x *SinkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkStatus.ProtoReflect.Descriptor instead.
 func (*SinkStatus) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{5}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SinkStatus) GetSink() string {
@@ -483,7 +1064,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -495,7 +1076,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -508,7 +1089,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{6}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *VerifyRequest) GetWait() *durationpb.Duration {
@@ -532,7 +1113,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -544,7 +1125,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -557,7 +1138,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{7}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *VerifyResponse) GetStep() isVerifyResponse_Step {
@@ -613,7 +1194,7 @@ type VerifyProgress struct {
 
 func (x *VerifyProgress) Reset() {
 	*x = VerifyProgress{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +1206,7 @@ func (x *VerifyProgress) String() string {
 func (*VerifyProgress) ProtoMessage() {}
 
 func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +1219,7 @@ func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyProgress.ProtoReflect.Descriptor instead.
 func (*VerifyProgress) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{8}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *VerifyProgress) GetDoing() string {
@@ -673,7 +1254,7 @@ type VerifyResult struct {
 
 func (x *VerifyResult) Reset() {
 	*x = VerifyResult{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +1266,7 @@ func (x *VerifyResult) String() string {
 func (*VerifyResult) ProtoMessage() {}
 
 func (x *VerifyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +1279,7 @@ func (x *VerifyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResult.ProtoReflect.Descriptor instead.
 func (*VerifyResult) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{9}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *VerifyResult) GetEqual() bool {
@@ -729,7 +1310,7 @@ type AggregateResult struct {
 
 func (x *AggregateResult) Reset() {
 	*x = AggregateResult{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[10]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +1322,7 @@ func (x *AggregateResult) String() string {
 func (*AggregateResult) ProtoMessage() {}
 
 func (x *AggregateResult) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[10]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +1335,7 @@ func (x *AggregateResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AggregateResult.ProtoReflect.Descriptor instead.
 func (*AggregateResult) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{10}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AggregateResult) GetAggregate() string {
@@ -805,7 +1386,7 @@ type SideDigest struct {
 
 func (x *SideDigest) Reset() {
 	*x = SideDigest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[11]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +1398,7 @@ func (x *SideDigest) String() string {
 func (*SideDigest) ProtoMessage() {}
 
 func (x *SideDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[11]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +1411,7 @@ func (x *SideDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SideDigest.ProtoReflect.Descriptor instead.
 func (*SideDigest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{11}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SideDigest) GetSide() string {
@@ -879,7 +1460,51 @@ var File_millrace_admin_v1_admin_service_proto protoreflect.FileDescriptor
 
 const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	"\n" +
-	"%millrace/admin/v1/admin_service.proto\x12\x11millrace.admin.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n" +
+	"%millrace/admin/v1/admin_service.proto\x12\x11millrace.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc9\x03\n" +
+	"\n" +
+	"DeadLetter\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04sink\x18\x02 \x01(\tR\x04sink\x12\x14\n" +
+	"\x05topic\x18\x03 \x01(\tR\x05topic\x12\x1c\n" +
+	"\tpartition\x18\x04 \x01(\x05R\tpartition\x12\x16\n" +
+	"\x06offset\x18\x05 \x01(\x03R\x06offset\x12\x10\n" +
+	"\x03key\x18\x06 \x01(\tR\x03key\x128\n" +
+	"\x05state\x18\a \x01(\x0e2\".millrace.admin.v1.DeadLetterStateR\x05state\x12\x16\n" +
+	"\x06reason\x18\b \x01(\tR\x06reason\x12\x1a\n" +
+	"\battempts\x18\t \x01(\x05R\battempts\x12D\n" +
+	"\aheaders\x18\n" +
+	" \x03(\v2*.millrace.admin.v1.DeadLetter.HeadersEntryR\aheaders\x12\x14\n" +
+	"\x05value\x18\v \x01(\fR\x05value\x12\x1d\n" +
+	"\n" +
+	"value_size\x18\f \x01(\x03R\tvalueSize\x12\x14\n" +
+	"\x05stack\x18\r \x01(\tR\x05stack\x1a:\n" +
+	"\fHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x01\n" +
+	"\x0fDeadLetterCount\x12\x12\n" +
+	"\x04sink\x18\x01 \x01(\tR\x04sink\x12\x1a\n" +
+	"\brejected\x18\x02 \x01(\x03R\brejected\x12\x16\n" +
+	"\x06parked\x18\x03 \x01(\x03R\x06parked\x12\x18\n" +
+	"\awaiting\x18\x04 \x01(\x03R\awaiting\x12\x18\n" +
+	"\astreams\x18\x05 \x01(\x03R\astreams\"\xd2\x01\n" +
+	"\x16ListDeadLettersRequest\x12\x18\n" +
+	"\x02id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x02id\x12\x1c\n" +
+	"\x04sink\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x04sink\x12\x1a\n" +
+	"\x03key\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x03key\x12B\n" +
+	"\x05state\x18\x04 \x01(\x0e2\".millrace.admin.v1.DeadLetterStateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\x12 \n" +
+	"\x05limit\x18\x05 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\x90N(\x00R\x05limit\"\x97\x01\n" +
+	"\x17ListDeadLettersResponse\x12:\n" +
+	"\x06counts\x18\x01 \x03(\v2\".millrace.admin.v1.DeadLetterCountR\x06counts\x12@\n" +
+	"\fdead_letters\x18\x02 \x03(\v2\x1d.millrace.admin.v1.DeadLetterR\vdeadLetters\"9\n" +
+	"\x17RetryDeadLettersRequest\x12\x1e\n" +
+	"\x04sink\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x04sink\"\x1a\n" +
+	"\x18RetryDeadLettersResponse\"5\n" +
+	"\x17DeleteDeadLetterRequest\x12\x1a\n" +
+	"\x02id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\bR\x02id\"\x1a\n" +
+	"\x18DeleteDeadLetterResponse\"\x0f\n" +
 	"\rStatusRequest\"\x9a\x03\n" +
 	"\x0eStatusResponse\x123\n" +
 	"\x05sinks\x18\x01 \x03(\v2\x1d.millrace.admin.v1.SinkStatusR\x05sinks\x12N\n" +
@@ -950,10 +1575,18 @@ const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	"\x04hash\x18\x04 \x01(\tR\x04hash\x12\x1d\n" +
 	"\n" +
 	"not_events\x18\x05 \x01(\x04R\tnotEvents\x12&\n" +
-	"\x0ffirst_not_event\x18\x06 \x01(\tR\rfirstNotEvent2\xb3\x01\n" +
+	"\x0ffirst_not_event\x18\x06 \x01(\tR\rfirstNotEvent*\x91\x01\n" +
+	"\x0fDeadLetterState\x12!\n" +
+	"\x1dDEAD_LETTER_STATE_UNSPECIFIED\x10\x00\x12\x1e\n" +
+	"\x1aDEAD_LETTER_STATE_REJECTED\x10\x01\x12\x1c\n" +
+	"\x18DEAD_LETTER_STATE_PARKED\x10\x02\x12\x1d\n" +
+	"\x19DEAD_LETTER_STATE_WAITING\x10\x032\xfc\x03\n" +
 	"\fAdminService\x12R\n" +
 	"\x06Status\x12 .millrace.admin.v1.StatusRequest\x1a!.millrace.admin.v1.StatusResponse\"\x03\x90\x02\x01\x12O\n" +
-	"\x06Verify\x12 .millrace.admin.v1.VerifyRequest\x1a!.millrace.admin.v1.VerifyResponse0\x01B\xcc\x01\n" +
+	"\x06Verify\x12 .millrace.admin.v1.VerifyRequest\x1a!.millrace.admin.v1.VerifyResponse0\x01\x12m\n" +
+	"\x0fListDeadLetters\x12).millrace.admin.v1.ListDeadLettersRequest\x1a*.millrace.admin.v1.ListDeadLettersResponse\"\x03\x90\x02\x01\x12k\n" +
+	"\x10RetryDeadLetters\x12*.millrace.admin.v1.RetryDeadLettersRequest\x1a+.millrace.admin.v1.RetryDeadLettersResponse\x12k\n" +
+	"\x10DeleteDeadLetter\x12*.millrace.admin.v1.DeleteDeadLetterRequest\x1a+.millrace.admin.v1.DeleteDeadLetterResponseB\xcc\x01\n" +
 	"\x15com.millrace.admin.v1B\x11AdminServiceProtoP\x01Z:github.com/millrace/millrace/gen/millrace/admin/v1;adminv1\xa2\x02\x03MAX\xaa\x02\x11Millrace.Admin.V1\xca\x02\x11Millrace\\Admin\\V1\xe2\x02\x1dMillrace\\Admin\\V1\\GPBMetadata\xea\x02\x13Millrace::Admin::V1b\x06proto3"
 
 var (
@@ -968,46 +1601,68 @@ func file_millrace_admin_v1_admin_service_proto_rawDescGZIP() []byte {
 	return file_millrace_admin_v1_admin_service_proto_rawDescData
 }
 
-var file_millrace_admin_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_millrace_admin_v1_admin_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_millrace_admin_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_millrace_admin_v1_admin_service_proto_goTypes = []any{
-	(*StatusRequest)(nil),         // 0: millrace.admin.v1.StatusRequest
-	(*StatusResponse)(nil),        // 1: millrace.admin.v1.StatusResponse
-	(*SettingFault)(nil),          // 2: millrace.admin.v1.SettingFault
-	(*TableFault)(nil),            // 3: millrace.admin.v1.TableFault
-	(*ViewFault)(nil),             // 4: millrace.admin.v1.ViewFault
-	(*SinkStatus)(nil),            // 5: millrace.admin.v1.SinkStatus
-	(*VerifyRequest)(nil),         // 6: millrace.admin.v1.VerifyRequest
-	(*VerifyResponse)(nil),        // 7: millrace.admin.v1.VerifyResponse
-	(*VerifyProgress)(nil),        // 8: millrace.admin.v1.VerifyProgress
-	(*VerifyResult)(nil),          // 9: millrace.admin.v1.VerifyResult
-	(*AggregateResult)(nil),       // 10: millrace.admin.v1.AggregateResult
-	(*SideDigest)(nil),            // 11: millrace.admin.v1.SideDigest
-	nil,                           // 12: millrace.admin.v1.StatusResponse.AddressesEntry
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(DeadLetterState)(0),             // 0: millrace.admin.v1.DeadLetterState
+	(*DeadLetter)(nil),               // 1: millrace.admin.v1.DeadLetter
+	(*DeadLetterCount)(nil),          // 2: millrace.admin.v1.DeadLetterCount
+	(*ListDeadLettersRequest)(nil),   // 3: millrace.admin.v1.ListDeadLettersRequest
+	(*ListDeadLettersResponse)(nil),  // 4: millrace.admin.v1.ListDeadLettersResponse
+	(*RetryDeadLettersRequest)(nil),  // 5: millrace.admin.v1.RetryDeadLettersRequest
+	(*RetryDeadLettersResponse)(nil), // 6: millrace.admin.v1.RetryDeadLettersResponse
+	(*DeleteDeadLetterRequest)(nil),  // 7: millrace.admin.v1.DeleteDeadLetterRequest
+	(*DeleteDeadLetterResponse)(nil), // 8: millrace.admin.v1.DeleteDeadLetterResponse
+	(*StatusRequest)(nil),            // 9: millrace.admin.v1.StatusRequest
+	(*StatusResponse)(nil),           // 10: millrace.admin.v1.StatusResponse
+	(*SettingFault)(nil),             // 11: millrace.admin.v1.SettingFault
+	(*TableFault)(nil),               // 12: millrace.admin.v1.TableFault
+	(*ViewFault)(nil),                // 13: millrace.admin.v1.ViewFault
+	(*SinkStatus)(nil),               // 14: millrace.admin.v1.SinkStatus
+	(*VerifyRequest)(nil),            // 15: millrace.admin.v1.VerifyRequest
+	(*VerifyResponse)(nil),           // 16: millrace.admin.v1.VerifyResponse
+	(*VerifyProgress)(nil),           // 17: millrace.admin.v1.VerifyProgress
+	(*VerifyResult)(nil),             // 18: millrace.admin.v1.VerifyResult
+	(*AggregateResult)(nil),          // 19: millrace.admin.v1.AggregateResult
+	(*SideDigest)(nil),               // 20: millrace.admin.v1.SideDigest
+	nil,                              // 21: millrace.admin.v1.DeadLetter.HeadersEntry
+	nil,                              // 22: millrace.admin.v1.StatusResponse.AddressesEntry
+	(*timestamppb.Timestamp)(nil),    // 23: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 24: google.protobuf.Duration
 }
 var file_millrace_admin_v1_admin_service_proto_depIdxs = []int32{
-	5,  // 0: millrace.admin.v1.StatusResponse.sinks:type_name -> millrace.admin.v1.SinkStatus
-	12, // 1: millrace.admin.v1.StatusResponse.addresses:type_name -> millrace.admin.v1.StatusResponse.AddressesEntry
-	2,  // 2: millrace.admin.v1.StatusResponse.settings:type_name -> millrace.admin.v1.SettingFault
-	3,  // 3: millrace.admin.v1.StatusResponse.tables:type_name -> millrace.admin.v1.TableFault
-	4,  // 4: millrace.admin.v1.StatusResponse.views:type_name -> millrace.admin.v1.ViewFault
-	13, // 5: millrace.admin.v1.ViewFault.since:type_name -> google.protobuf.Timestamp
-	13, // 6: millrace.admin.v1.SinkStatus.as_of:type_name -> google.protobuf.Timestamp
-	14, // 7: millrace.admin.v1.VerifyRequest.wait:type_name -> google.protobuf.Duration
-	8,  // 8: millrace.admin.v1.VerifyResponse.progress:type_name -> millrace.admin.v1.VerifyProgress
-	9,  // 9: millrace.admin.v1.VerifyResponse.result:type_name -> millrace.admin.v1.VerifyResult
-	10, // 10: millrace.admin.v1.VerifyResult.aggregates:type_name -> millrace.admin.v1.AggregateResult
-	11, // 11: millrace.admin.v1.AggregateResult.sides:type_name -> millrace.admin.v1.SideDigest
-	0,  // 12: millrace.admin.v1.AdminService.Status:input_type -> millrace.admin.v1.StatusRequest
-	6,  // 13: millrace.admin.v1.AdminService.Verify:input_type -> millrace.admin.v1.VerifyRequest
-	1,  // 14: millrace.admin.v1.AdminService.Status:output_type -> millrace.admin.v1.StatusResponse
-	7,  // 15: millrace.admin.v1.AdminService.Verify:output_type -> millrace.admin.v1.VerifyResponse
-	14, // [14:16] is the sub-list for method output_type
-	12, // [12:14] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	0,  // 0: millrace.admin.v1.DeadLetter.state:type_name -> millrace.admin.v1.DeadLetterState
+	21, // 1: millrace.admin.v1.DeadLetter.headers:type_name -> millrace.admin.v1.DeadLetter.HeadersEntry
+	0,  // 2: millrace.admin.v1.ListDeadLettersRequest.state:type_name -> millrace.admin.v1.DeadLetterState
+	2,  // 3: millrace.admin.v1.ListDeadLettersResponse.counts:type_name -> millrace.admin.v1.DeadLetterCount
+	1,  // 4: millrace.admin.v1.ListDeadLettersResponse.dead_letters:type_name -> millrace.admin.v1.DeadLetter
+	14, // 5: millrace.admin.v1.StatusResponse.sinks:type_name -> millrace.admin.v1.SinkStatus
+	22, // 6: millrace.admin.v1.StatusResponse.addresses:type_name -> millrace.admin.v1.StatusResponse.AddressesEntry
+	11, // 7: millrace.admin.v1.StatusResponse.settings:type_name -> millrace.admin.v1.SettingFault
+	12, // 8: millrace.admin.v1.StatusResponse.tables:type_name -> millrace.admin.v1.TableFault
+	13, // 9: millrace.admin.v1.StatusResponse.views:type_name -> millrace.admin.v1.ViewFault
+	23, // 10: millrace.admin.v1.ViewFault.since:type_name -> google.protobuf.Timestamp
+	23, // 11: millrace.admin.v1.SinkStatus.as_of:type_name -> google.protobuf.Timestamp
+	24, // 12: millrace.admin.v1.VerifyRequest.wait:type_name -> google.protobuf.Duration
+	17, // 13: millrace.admin.v1.VerifyResponse.progress:type_name -> millrace.admin.v1.VerifyProgress
+	18, // 14: millrace.admin.v1.VerifyResponse.result:type_name -> millrace.admin.v1.VerifyResult
+	19, // 15: millrace.admin.v1.VerifyResult.aggregates:type_name -> millrace.admin.v1.AggregateResult
+	20, // 16: millrace.admin.v1.AggregateResult.sides:type_name -> millrace.admin.v1.SideDigest
+	9,  // 17: millrace.admin.v1.AdminService.Status:input_type -> millrace.admin.v1.StatusRequest
+	15, // 18: millrace.admin.v1.AdminService.Verify:input_type -> millrace.admin.v1.VerifyRequest
+	3,  // 19: millrace.admin.v1.AdminService.ListDeadLetters:input_type -> millrace.admin.v1.ListDeadLettersRequest
+	5,  // 20: millrace.admin.v1.AdminService.RetryDeadLetters:input_type -> millrace.admin.v1.RetryDeadLettersRequest
+	7,  // 21: millrace.admin.v1.AdminService.DeleteDeadLetter:input_type -> millrace.admin.v1.DeleteDeadLetterRequest
+	10, // 22: millrace.admin.v1.AdminService.Status:output_type -> millrace.admin.v1.StatusResponse
+	16, // 23: millrace.admin.v1.AdminService.Verify:output_type -> millrace.admin.v1.VerifyResponse
+	4,  // 24: millrace.admin.v1.AdminService.ListDeadLetters:output_type -> millrace.admin.v1.ListDeadLettersResponse
+	6,  // 25: millrace.admin.v1.AdminService.RetryDeadLetters:output_type -> millrace.admin.v1.RetryDeadLettersResponse
+	8,  // 26: millrace.admin.v1.AdminService.DeleteDeadLetter:output_type -> millrace.admin.v1.DeleteDeadLetterResponse
+	22, // [22:27] is the sub-list for method output_type
+	17, // [17:22] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_millrace_admin_v1_admin_service_proto_init() }
@@ -1015,7 +1670,7 @@ func file_millrace_admin_v1_admin_service_proto_init() {
 	if File_millrace_admin_v1_admin_service_proto != nil {
 		return
 	}
-	file_millrace_admin_v1_admin_service_proto_msgTypes[7].OneofWrappers = []any{
+	file_millrace_admin_v1_admin_service_proto_msgTypes[15].OneofWrappers = []any{
 		(*VerifyResponse_Progress)(nil),
 		(*VerifyResponse_Result)(nil),
 	}
@@ -1024,13 +1679,14 @@ func file_millrace_admin_v1_admin_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_admin_v1_admin_service_proto_rawDesc), len(file_millrace_admin_v1_admin_service_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   13,
+			NumEnums:      1,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_millrace_admin_v1_admin_service_proto_goTypes,
 		DependencyIndexes: file_millrace_admin_v1_admin_service_proto_depIdxs,
+		EnumInfos:         file_millrace_admin_v1_admin_service_proto_enumTypes,
 		MessageInfos:      file_millrace_admin_v1_admin_service_proto_msgTypes,
 	}.Build()
 	File_millrace_admin_v1_admin_service_proto = out.File

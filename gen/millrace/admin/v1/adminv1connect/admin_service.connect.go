@@ -37,6 +37,15 @@ const (
 	AdminServiceStatusProcedure = "/millrace.admin.v1.AdminService/Status"
 	// AdminServiceVerifyProcedure is the fully-qualified name of the AdminService's Verify RPC.
 	AdminServiceVerifyProcedure = "/millrace.admin.v1.AdminService/Verify"
+	// AdminServiceListDeadLettersProcedure is the fully-qualified name of the AdminService's
+	// ListDeadLetters RPC.
+	AdminServiceListDeadLettersProcedure = "/millrace.admin.v1.AdminService/ListDeadLetters"
+	// AdminServiceRetryDeadLettersProcedure is the fully-qualified name of the AdminService's
+	// RetryDeadLetters RPC.
+	AdminServiceRetryDeadLettersProcedure = "/millrace.admin.v1.AdminService/RetryDeadLetters"
+	// AdminServiceDeleteDeadLetterProcedure is the fully-qualified name of the AdminService's
+	// DeleteDeadLetter RPC.
+	AdminServiceDeleteDeadLetterProcedure = "/millrace.admin.v1.AdminService/DeleteDeadLetter"
 )
 
 // AdminServiceClient is a client for the millrace.admin.v1.AdminService service.
@@ -45,6 +54,14 @@ type AdminServiceClient interface {
 	Status(context.Context, *connect.Request[v1.StatusRequest]) (*connect.Response[v1.StatusResponse], error)
 	// Verify waits for the sinks to reach the store, then compares the content of every side.
 	Verify(context.Context, *connect.Request[v1.VerifyRequest]) (*connect.ServerStreamForClient[v1.VerifyResponse], error)
+	// ListDeadLetters returns the dead letters, and counts them by sink.
+	ListDeadLetters(context.Context, *connect.Request[v1.ListDeadLettersRequest]) (*connect.Response[v1.ListDeadLettersResponse], error)
+	// RetryDeadLetters asks a sink to apply its parked events again, in order. It returns before that
+	// has happened.
+	RetryDeadLetters(context.Context, *connect.Request[v1.RetryDeadLettersRequest]) (*connect.Response[v1.RetryDeadLettersResponse], error)
+	// DeleteDeadLetter deletes a dead letter. If its event is parked, the event is skipped at the next
+	// retry.
+	DeleteDeadLetter(context.Context, *connect.Request[v1.DeleteDeadLetterRequest]) (*connect.Response[v1.DeleteDeadLetterResponse], error)
 }
 
 // NewAdminServiceClient constructs a client for the millrace.admin.v1.AdminService service. By
@@ -71,13 +88,35 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("Verify")),
 			connect.WithClientOptions(opts...),
 		),
+		listDeadLetters: connect.NewClient[v1.ListDeadLettersRequest, v1.ListDeadLettersResponse](
+			httpClient,
+			baseURL+AdminServiceListDeadLettersProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ListDeadLetters")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		retryDeadLetters: connect.NewClient[v1.RetryDeadLettersRequest, v1.RetryDeadLettersResponse](
+			httpClient,
+			baseURL+AdminServiceRetryDeadLettersProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("RetryDeadLetters")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteDeadLetter: connect.NewClient[v1.DeleteDeadLetterRequest, v1.DeleteDeadLetterResponse](
+			httpClient,
+			baseURL+AdminServiceDeleteDeadLetterProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("DeleteDeadLetter")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // adminServiceClient implements AdminServiceClient.
 type adminServiceClient struct {
-	status *connect.Client[v1.StatusRequest, v1.StatusResponse]
-	verify *connect.Client[v1.VerifyRequest, v1.VerifyResponse]
+	status           *connect.Client[v1.StatusRequest, v1.StatusResponse]
+	verify           *connect.Client[v1.VerifyRequest, v1.VerifyResponse]
+	listDeadLetters  *connect.Client[v1.ListDeadLettersRequest, v1.ListDeadLettersResponse]
+	retryDeadLetters *connect.Client[v1.RetryDeadLettersRequest, v1.RetryDeadLettersResponse]
+	deleteDeadLetter *connect.Client[v1.DeleteDeadLetterRequest, v1.DeleteDeadLetterResponse]
 }
 
 // Status calls millrace.admin.v1.AdminService.Status.
@@ -90,12 +129,35 @@ func (c *adminServiceClient) Verify(ctx context.Context, req *connect.Request[v1
 	return c.verify.CallServerStream(ctx, req)
 }
 
+// ListDeadLetters calls millrace.admin.v1.AdminService.ListDeadLetters.
+func (c *adminServiceClient) ListDeadLetters(ctx context.Context, req *connect.Request[v1.ListDeadLettersRequest]) (*connect.Response[v1.ListDeadLettersResponse], error) {
+	return c.listDeadLetters.CallUnary(ctx, req)
+}
+
+// RetryDeadLetters calls millrace.admin.v1.AdminService.RetryDeadLetters.
+func (c *adminServiceClient) RetryDeadLetters(ctx context.Context, req *connect.Request[v1.RetryDeadLettersRequest]) (*connect.Response[v1.RetryDeadLettersResponse], error) {
+	return c.retryDeadLetters.CallUnary(ctx, req)
+}
+
+// DeleteDeadLetter calls millrace.admin.v1.AdminService.DeleteDeadLetter.
+func (c *adminServiceClient) DeleteDeadLetter(ctx context.Context, req *connect.Request[v1.DeleteDeadLetterRequest]) (*connect.Response[v1.DeleteDeadLetterResponse], error) {
+	return c.deleteDeadLetter.CallUnary(ctx, req)
+}
+
 // AdminServiceHandler is an implementation of the millrace.admin.v1.AdminService service.
 type AdminServiceHandler interface {
 	// Status says what stands where, and how far each sink is behind.
 	Status(context.Context, *connect.Request[v1.StatusRequest]) (*connect.Response[v1.StatusResponse], error)
 	// Verify waits for the sinks to reach the store, then compares the content of every side.
 	Verify(context.Context, *connect.Request[v1.VerifyRequest], *connect.ServerStream[v1.VerifyResponse]) error
+	// ListDeadLetters returns the dead letters, and counts them by sink.
+	ListDeadLetters(context.Context, *connect.Request[v1.ListDeadLettersRequest]) (*connect.Response[v1.ListDeadLettersResponse], error)
+	// RetryDeadLetters asks a sink to apply its parked events again, in order. It returns before that
+	// has happened.
+	RetryDeadLetters(context.Context, *connect.Request[v1.RetryDeadLettersRequest]) (*connect.Response[v1.RetryDeadLettersResponse], error)
+	// DeleteDeadLetter deletes a dead letter. If its event is parked, the event is skipped at the next
+	// retry.
+	DeleteDeadLetter(context.Context, *connect.Request[v1.DeleteDeadLetterRequest]) (*connect.Response[v1.DeleteDeadLetterResponse], error)
 }
 
 // NewAdminServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -118,12 +180,37 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("Verify")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceListDeadLettersHandler := connect.NewUnaryHandler(
+		AdminServiceListDeadLettersProcedure,
+		svc.ListDeadLetters,
+		connect.WithSchema(adminServiceMethods.ByName("ListDeadLetters")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceRetryDeadLettersHandler := connect.NewUnaryHandler(
+		AdminServiceRetryDeadLettersProcedure,
+		svc.RetryDeadLetters,
+		connect.WithSchema(adminServiceMethods.ByName("RetryDeadLetters")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceDeleteDeadLetterHandler := connect.NewUnaryHandler(
+		AdminServiceDeleteDeadLetterProcedure,
+		svc.DeleteDeadLetter,
+		connect.WithSchema(adminServiceMethods.ByName("DeleteDeadLetter")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/millrace.admin.v1.AdminService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AdminServiceStatusProcedure:
 			adminServiceStatusHandler.ServeHTTP(w, r)
 		case AdminServiceVerifyProcedure:
 			adminServiceVerifyHandler.ServeHTTP(w, r)
+		case AdminServiceListDeadLettersProcedure:
+			adminServiceListDeadLettersHandler.ServeHTTP(w, r)
+		case AdminServiceRetryDeadLettersProcedure:
+			adminServiceRetryDeadLettersHandler.ServeHTTP(w, r)
+		case AdminServiceDeleteDeadLetterProcedure:
+			adminServiceDeleteDeadLetterHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -139,4 +226,16 @@ func (UnimplementedAdminServiceHandler) Status(context.Context, *connect.Request
 
 func (UnimplementedAdminServiceHandler) Verify(context.Context, *connect.Request[v1.VerifyRequest], *connect.ServerStream[v1.VerifyResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("millrace.admin.v1.AdminService.Verify is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ListDeadLetters(context.Context, *connect.Request[v1.ListDeadLettersRequest]) (*connect.Response[v1.ListDeadLettersResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.admin.v1.AdminService.ListDeadLetters is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) RetryDeadLetters(context.Context, *connect.Request[v1.RetryDeadLettersRequest]) (*connect.Response[v1.RetryDeadLettersResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.admin.v1.AdminService.RetryDeadLetters is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) DeleteDeadLetter(context.Context, *connect.Request[v1.DeleteDeadLetterRequest]) (*connect.Response[v1.DeleteDeadLetterResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.admin.v1.AdminService.DeleteDeadLetter is not implemented"))
 }
