@@ -110,7 +110,7 @@ func printDeadLetters(w io.Writer, r *adminv1.ListDeadLettersResponse) {
 	printTable(w, []string{"sink", "parked streams", "parked", "waiting", "rejected"}, counts)
 	var rows [][]any
 	for _, d := range r.DeadLetters {
-		rows = append(rows, []any{d.Id, d.Key, stateOf(d), d.Attempts, cut(d.Reason, 80)})
+		rows = append(rows, []any{d.Id, d.Key, deadLetterState(d), d.Attempts, cut(d.Reason, 80)})
 	}
 	printTable(w, []string{"dead letter", "key", "state", "attempts", "reason"}, rows)
 	if n := total - int64(len(r.DeadLetters)); n > 0 {
@@ -118,8 +118,8 @@ func printDeadLetters(w io.Writer, r *adminv1.ListDeadLettersResponse) {
 	}
 }
 
-// stateOf returns a dead letter's state as people write it.
-func stateOf(d *adminv1.DeadLetter) string {
+// deadLetterState returns a dead letter's state as people write it.
+func deadLetterState(d *adminv1.DeadLetter) string {
 	return strings.ToLower(strings.TrimPrefix(d.State.String(), "DEAD_LETTER_STATE_"))
 }
 
@@ -153,7 +153,7 @@ func newDLQShow(a *cli) *cobra.Command {
 			return printMessage(w, d)
 		}
 		fmt.Fprintf(w, "%s\nkey       %s\nstate     %s\nattempts  %d\nreason    %s\n", plain(d.Id), plain(d.Key),
-			stateOf(d), d.Attempts, plain(d.Reason))
+			deadLetterState(d), d.Attempts, plain(d.Reason))
 		for _, name := range slices.Sorted(maps.Keys(d.Headers)) {
 			fmt.Fprintf(w, "header    %s: %s\n", plain(name), plain(d.Headers[name]))
 		}
