@@ -212,3 +212,5 @@ require (
 	modernc.org/mathutil v1.7.1 // indirect
 	modernc.org/memory v1.12.1 // indirect
 )
+
+require github.com/open-feature/go-sdk v1.20.0 // indirect

@@ -24,3 +24,22 @@ func (r *Reader) OffsetsAfter(ctx context.Context, at time.Time) (map[int32]int6
 	}
 	return offsets, nil
 }
+
+// StableEnd returns the last stable offset of a partition: readers get up to it while the transactions
+// that are open now remain open.
+func (r *Reader) StableEnd(ctx context.Context, partition int32) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.stall)
+	defer cancel()
+	ends, err := r.admin.ListCommittedOffsets(ctx, r.topic)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return 0, fmt.Errorf("last stable offset of %s: %w", r.topic, err)
+	}
+	end, ok := ends.Lookup(r.topic, partition)
+	if !ok {
+		return 0, fmt.Errorf("last stable offset of %s/%d: missing in the brokers' response", r.topic, partition)
+	}
+	return end.Offset, nil
+}
