@@ -31,6 +31,7 @@ var mayImport = map[string][]string{
 	"lake":                {"streams", "event", "gen", "lake"},
 	"verify":              {"event", "gen/millrace/event"},
 	"features":            {"streams", "event", "gen", "features"},
+	"flags":               {"event", "gen", "flags"},
 	"processes":           {"streams", "event", "gen"}, // and internal/client, to send commands
 	// Reserved folders, which need not exist yet.
 	"gateway": {"event", "gen"},

@@ -263,13 +263,13 @@ const stateCompactInterval = time.Minute
 const fileCheckInterval = 10 * time.Minute
 
 // Keep maintains one of the lake's own tables until ctx is done. It pauses while maintains reports
-// false: then another process maintains the table.
+// false: then another process maintains the table, or nobody is to do it now.
 func (l *Lake) Keep(ctx context.Context, t declare.Table, c maintenance.Config, maintains func() bool) error {
 	log := l.log.With("table", t.Name)
 	if t.Keyed() && c.CompactEvery == 0 {
 		c.CompactEvery = stateCompactInterval
 	}
-	// Checked at each load, so that maintenance stops soon after a rebalance.
+	// Checked at each load, so that maintenance stops soon after a rebalance, or when it is switched off.
 	load := func(ctx context.Context) (*table.Table, error) {
 		if !maintains() {
 			return nil, errNotMaintainer
@@ -299,6 +299,6 @@ func (l *Lake) Keep(ctx context.Context, t declare.Table, c maintenance.Config, 
 	})
 }
 
-// errNotMaintainer is returned while another process has the first partition of the table's topic.
-// That process maintains the table.
-var errNotMaintainer = errors.New("another process maintains the table")
+// errNotMaintainer is returned while another process has the first partition of the table's topic,
+// which maintains the table, and while maintenance of the table is switched off.
+var errNotMaintainer = errors.New("another process maintains the table, or its maintenance is switched off")

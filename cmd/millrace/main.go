@@ -6,7 +6,7 @@
 // contain flags, help and output only; internal/app does the work. They are of three kinds:
 //
 //   - up and serve start an app.App in this process and run until a signal.
-//   - status, verify, sql, profile, segments and import call a running system through a caller (caller.go). Flags,
+//   - status, verify, sql, profile, segments, flags and import call a running system through a caller (caller.go). Flags,
 //     environment and configuration file give its addresses, its certificate and a token.
 //   - lake, migrate, rebuild, and sql with --data work on the files and servers themselves.
 //
@@ -71,6 +71,7 @@ processes, on real servers. Then try, in another terminal:
   millrace sql "SELECT count() FROM order_lines"      SQL over the tables
   millrace profile ID                                 everything that is known of a customer
   millrace lake tables                                the tables: rows, files, history
+  millrace flags ls                                   flags that apply at run time, without a restart
   millrace verify                                     store = topic = tables = views, or the first difference
   millrace import online-retail FILE.parquet          a real shop's year, as commands
 
@@ -86,7 +87,7 @@ Settings come from millrace.yaml, then the environment, then flags. "millrace co
 	root.PersistentFlags().StringVar(&a.adminAddr, "admin-addr", "",
 		"HOST:PORT of health, metrics, status and verify (default from the configuration: 127.0.0.1:7401)")
 	root.AddCommand(newUp(a), newServe(a), newStatus(a), newImport(a), newSQL(a), newProfile(a), newSegments(a), newDLQ(a),
-		newFeatures(a), newLake(a), newVerify(a), newConfig(a), newMigrate(a), newRebuild(a), newEngine())
+		newFeatures(a), newFlags(a), newLake(a), newVerify(a), newConfig(a), newMigrate(a), newRebuild(a), newEngine())
 	// The root and groups such as "lake" run nothing themselves.
 	suggest(root)
 	for _, c := range root.Commands() {

@@ -82,14 +82,19 @@ func (p *Provider) Init(e sdk.EvaluationContext) error {
 
 // InitWithContext implements sdk.ContextAwareStateHandler: it blocks until the flags are read.
 func (p *Provider) InitWithContext(ctx context.Context, _ sdk.EvaluationContext) error {
+	err := p.reader.CatchUp(ctx)
 	p.start.Do(func() {
+		told := flags.Current // by the SDK, if this returns nil
+		if err != nil {
+			told = flags.Starting
+		}
 		unwatch := p.reader.Watch(p.note)
 		p.tell.Go(func() {
 			defer unwatch()
-			p.forward()
+			p.forward(told)
 		})
 	})
-	return p.reader.CatchUp(ctx)
+	return err
 }
 
 // Shutdown implements sdk.StateHandler.
@@ -124,9 +129,8 @@ func (p *Provider) note(u flags.Update) {
 	}
 }
 
-// forward sends events until the shutdown.
-func (p *Provider) forward() {
-	told := flags.Starting
+// forward sends events until the shutdown. told is the state that the SDK knows.
+func (p *Provider) forward(told flags.State) {
 	for {
 		select {
 		case <-p.wake:
@@ -147,8 +151,8 @@ func (p *Provider) forward() {
 		case state == told:
 		case state == flags.Stale:
 			p.send(sdk.ProviderStale, "the brokers do not answer; the last known flags apply", nil)
-		case told == flags.Stale:
-			p.send(sdk.ProviderReady, "the brokers answer again", nil)
+		case state == flags.Current:
+			p.send(sdk.ProviderReady, "the flags are those of the brokers", nil)
 		}
 		told = state
 	}

@@ -66,6 +66,7 @@ type App struct {
 
 	// Clients of the log. All components of the process share them.
 	kafka    kafka.Config
+	flags    *switches         // nil if no role of the process reads flags
 	registry *registry.Client  // nil if none is configured
 	decoder  *registry.Decoder // if nil, only plain values are known
 	admin    *kafka.Admin
@@ -148,6 +149,7 @@ func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log 
 		{serving, "addresses", p.startListeners},
 		{stores, "event stores", p.startStores},
 		{eventLog, "kafka", p.startKafka},
+		{runtimeFlags, "flags", p.startFlags},
 		{viewSinks, "views", p.openViews},
 		{tables, "lake", p.startLake},
 		{vectors, "features", p.openVectors},

@@ -14,6 +14,7 @@ import (
 	"connectrpc.com/grpcreflect"
 
 	"github.com/millrace/millrace/gen/millrace/admin/v1/adminv1connect"
+	"github.com/millrace/millrace/gen/millrace/flags/v1/flagsv1connect"
 	"github.com/millrace/millrace/internal/auth"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/failpoint"
@@ -234,13 +235,15 @@ func (p *App) operations() http.Handler {
 	}
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w,
-			"millrace: GET /healthz, /readyz, /metrics, /debug/pprof/; status and verify by the command line")
+			"millrace: GET /healthz, /readyz, /metrics, /debug/pprof/; status, verify and flags by the command line")
 	})
 	if p.has(Admin) {
 		path, h := adminv1connect.NewAdminServiceHandler(p, rpc.OperationOptions(p.log)...)
 		mux.Handle(path, onlyWith(auth.Operations, limited(h)))
-		// grpcurl can call status and verify.
-		reflect(mux, adminv1connect.AdminServiceName)
+		path, h = p.flagService()
+		mux.Handle(path, auth.Need(flagRight(path), limited(h)))
+		// grpcurl can call status, verify and flags.
+		reflect(mux, adminv1connect.AdminServiceName, flagsv1connect.FlagServiceName)
 	}
 	p.metrics.Sinks(p.sinks, requestTimeout, p.log)
 	return mux

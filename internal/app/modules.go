@@ -19,6 +19,7 @@ import (
 	"github.com/millrace/millrace/commands/order"
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/features"
+	"github.com/millrace/millrace/flags"
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/digest"
@@ -158,9 +159,9 @@ func (m Modules) topics() []string {
 	return all
 }
 
-// logs returns the topics of the log, with the relays' own, as they are created.
+// logs returns the topics of the log, with the relays' own and those of flags, as they are created.
 func (m Modules) logs(partitions int) []kafka.Topic {
-	return append(relay.Topics(m.aggregates(), int32(partitions)), m.sourceTopics(partitions)...)
+	return slices.Concat(relay.Topics(m.aggregates(), int32(partitions)), m.sourceTopics(partitions), flags.Topics())
 }
 
 // sourceTopics returns the topics of the sources, as they are created.

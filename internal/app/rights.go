@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/descriptorpb"
 
+	flagsv1 "github.com/millrace/millrace/gen/millrace/flags/v1"
 	"github.com/millrace/millrace/internal/auth"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/declare"
@@ -39,17 +40,36 @@ func rightTo(path string) func(*http.Request) auth.Right {
 }
 
 // methodRight returns the right to a method: queries of its service if the method has no side
-// effects, else commands. An unknown method needs the right to commands, which is the safer
-// assumption.
+// effects, else commands.
 func methodRight(service protoreflect.ServiceDescriptor, method string) auth.Right {
 	part := strings.Split(string(service.FullName()), ".")[1] // of millrace.order.v1
-	if m := service.Methods().ByName(protoreflect.Name(method)); m != nil {
-		if o, ok := m.Options().(*descriptorpb.MethodOptions); ok &&
-			o.GetIdempotencyLevel() == descriptorpb.MethodOptions_NO_SIDE_EFFECTS {
-			return auth.On(auth.Queries, part)
-		}
+	if reads(service, method) {
+		return auth.On(auth.Queries, part)
 	}
 	return auth.On(auth.Commands, part)
+}
+
+// reads reports whether a method has no side effects. An unknown method may have some, which is the
+// safer assumption.
+func reads(service protoreflect.ServiceDescriptor, method string) bool {
+	m := service.Methods().ByName(protoreflect.Name(method))
+	if m == nil {
+		return false
+	}
+	o, ok := m.Options().(*descriptorpb.MethodOptions)
+	return ok && o.GetIdempotencyLevel() == descriptorpb.MethodOptions_NO_SIDE_EFFECTS
+}
+
+// flagRight returns a function that returns the right for a request to the service of flags. Flags are a
+// surface of their own: who may send commands to the shop may not change how the system runs.
+func flagRight(path string) func(*http.Request) auth.Right {
+	service := flagsv1.File_millrace_flags_v1_flags_proto.Services().ByName("FlagService")
+	return func(r *http.Request) auth.Right {
+		if reads(service, strings.TrimPrefix(r.URL.Path, path)) {
+			return auth.On(auth.Flags, "read")
+		}
+		return auth.On(auth.Flags, "write")
+	}
 }
 
 // sqlOf returns the SQL that a caller may use: over every table or over some. It fails if there is

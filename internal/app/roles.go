@@ -41,6 +41,7 @@ const (
 	folder        component = iota // the data folder, for embedded servers
 	stores                         // event stores
 	eventLog                       // Kafka
+	runtimeFlags                   // flags that operators change at run time
 	viewSinks                      // the servers that store the views' documents
 	tables                         // the lake
 	landing                        // landers
@@ -57,15 +58,16 @@ const (
 
 // needs maps each role to the components that it needs. docs/real-servers.md has the same table for
 // operators. The role commands does not need Kafka: a command is accepted once its store has it,
-// and the relay publishes it later.
+// and the relay publishes it later. The role tracking reads no flags, because anyone can send to its
+// listener, so it has few rights on Kafka.
 var needs = map[Role][]component{
 	Commands: {stores},
-	Relay:    {stores, eventLog, relays},
-	Views:    {eventLog, viewSinks, runners},
-	Lake:     {eventLog, tables, landing},
-	Query:    {eventLog, viewSinks, followers, tables, engine},
-	Features: {eventLog, featureTables, featureFeeds, vectors},
-	Admin:    {stores, eventLog, viewSinks, followers, tables, featureTables},
+	Relay:    {stores, eventLog, runtimeFlags, relays},
+	Views:    {eventLog, runtimeFlags, viewSinks, runners},
+	Lake:     {eventLog, runtimeFlags, tables, landing},
+	Query:    {eventLog, runtimeFlags, viewSinks, followers, tables, engine},
+	Features: {eventLog, runtimeFlags, featureTables, featureFeeds, vectors},
+	Admin:    {stores, eventLog, runtimeFlags, viewSinks, followers, tables, featureTables},
 	Iceberg:  {tables},
 	Tracking: {eventLog, intake},
 }

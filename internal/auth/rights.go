@@ -26,6 +26,7 @@ const (
 	// follow: read.web.clicks.
 	Catalog    = "catalog"
 	Operations = "operations" // status, verify, failpoints; it has no parts
+	Flags      = "flags"      // parts: read, write
 	Profiles   = "profiles"   // of the process; they show its memory
 )
 
@@ -42,6 +43,7 @@ var parts = map[string][]string{
 	SQL:        nil, // any
 	Catalog:    {"read", "write", "admin"},
 	Operations: {},
+	Flags:      {"read", "write"},
 	Profiles:   {},
 }
 
@@ -74,7 +76,7 @@ func ParseRights(list []string) (Rights, error) {
 		case text == everything:
 		case !is:
 			return Rights{},
-				fmt.Errorf("unknown right %q: want one of all, commands, queries, sql, catalog, operations, profiles", text)
+				fmt.Errorf("unknown right %q: want one of all, commands, queries, sql, catalog, operations, flags, profiles", text)
 		case !named:
 		case known == nil && part != "":
 		case surface == Catalog && slices.Contains(known, kindOf(part)) && !strings.HasSuffix(part, "."):

@@ -91,15 +91,15 @@ func topicFaults(t Topic, config map[string]string, replicas int) []settings.Fau
 	switch {
 	case config["cleanup.policy"] == "":
 	case t.Compacted && (has("delete") || !has("compact")):
-		add(true, "cleanup.policy", "compact", "compact", "old checkpoints are deleted, and events are published again")
+		add(true, "cleanup.policy", "compact", "compact", "records that apply are deleted: checkpoints, so events are published again, or flags")
 	case !t.Compacted && has("compact"):
 		add(true, "cleanup.policy", "delete", "delete",
-			"only the last event of each stream is kept, so a rebuilt view or table lacks the others")
+			"only the last record of each key is kept, so a rebuilt view or table lacks events, or a flag its history")
 	}
 	if !t.Compacted {
 		for _, setting := range []string{"retention.ms", "retention.bytes"} {
 			if n, known := number(setting); known && n >= 0 {
-				add(true, setting, "-1", "-1", "old events are deleted, so a rebuilt view or table lacks them")
+				add(true, setting, "-1", "-1", "old records are deleted, so a rebuilt view or table lacks events, or a flag its history")
 			}
 		}
 	}

@@ -35,6 +35,9 @@ type Config struct {
 
 	// Maintenance maintains the tables meanwhile. nil leaves that to other processes.
 	Maintenance *maintenance.Config
+	// Maintains reports whether a table is to be maintained now. It is called often, and may change
+	// its answer at any time. nil: always.
+	Maintains func(table string) bool
 	// Instance is a stable name of this process, unique among the landing processes, or empty. With
 	// it, a restarted process resumes immediately after a crash. Without it, the group first has to
 	// notice the failure, which takes six seconds.
@@ -97,7 +100,11 @@ func Run(ctx context.Context, l *lake.Lake, c Config) error {
 		first := new(atomic.Int32) // landers of this process that have the first partition
 		g.Go(func() error { return landTable(ctx, l, t, c, first) })
 		if c.Maintenance != nil {
-			g.Go(func() error { return l.Keep(ctx, t, *c.Maintenance, func() bool { return first.Load() > 0 }) })
+			g.Go(func() error {
+				return l.Keep(ctx, t, *c.Maintenance, func() bool {
+					return first.Load() > 0 && (c.Maintains == nil || c.Maintains(t.DisplayName()))
+				})
+			})
 		}
 	}
 	return g.Wait()
