@@ -29,6 +29,7 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"slices"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -180,28 +181,27 @@ func (t Type) check(value json.RawMessage) error {
 	if len(value) > maxValue {
 		return invalid("has %d bytes; at most %d are allowed", len(value), maxValue)
 	}
-	if !json.Valid(value) || !utf8.Valid(value) {
-		return invalid("%.40q is not JSON", value)
-	}
-	ok := false
-	switch t {
-	case Bool:
-		ok = string(value) == "true" || string(value) == "false"
-	case String:
-		ok = value[0] == '"'
-	case Int:
-		_, err := strconv.ParseInt(string(value), 10, 64)
-		ok = err == nil
-	case Float:
-		f, err := strconv.ParseFloat(string(value), 64)
-		ok = err == nil && !math.IsInf(f, 0)
-	case Object:
-		ok = value[0] == '{'
-	default:
+	if !slices.Contains(Types(), t) {
 		return invalid("unknown type %q: want one of %v", string(t), Types())
 	}
+	ok := false
+	switch valid := json.Valid(value) && utf8.Valid(value); {
+	case !valid:
+	case t == Bool:
+		ok = string(value) == "true" || string(value) == "false"
+	case t == String:
+		ok = value[0] == '"'
+	case t == Int:
+		_, err := strconv.ParseInt(string(value), 10, 64)
+		ok = err == nil
+	case t == Float:
+		f, err := strconv.ParseFloat(string(value), 64)
+		ok = err == nil && !math.IsInf(f, 0)
+	case t == Object:
+		ok = value[0] == '{'
+	}
 	if !ok {
-		return invalid("%.40q is not of type %s", value, t)
+		return invalid("%.40q is not JSON of type %s", value, t)
 	}
 	return nil
 }

@@ -148,9 +148,10 @@ func (r *Reader) Run(ctx context.Context) error {
 	retry, failed := backoff.Server.Start(), ""
 	for again := true; again; again = retry.Wait(ctx) {
 		err := r.follow(ctx, func() { failed = ""; retry.Reset() })
+		if ctx.Err() != nil {
+			break
+		}
 		switch {
-		case ctx.Err() != nil:
-			return nil
 		case errors.Is(err, fetch.ErrNoTopic) && r.State() == Starting:
 			r.publish() // nobody has set a flag
 		case r.State() == Current:

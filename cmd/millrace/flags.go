@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,8 +13,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 
 	flagsv1 "github.com/millrace/millrace/gen/millrace/flags/v1"
 	"github.com/millrace/millrace/gen/millrace/flags/v1/flagsv1connect"
@@ -309,8 +308,8 @@ func newFlagsHistory(a *cli) *cobra.Command {
 			if c.GetAfter() != nil {
 				value = flagValue(c.GetAfter())
 			}
-			rows = append(rows, []any{c.GetChange().GetAt().AsTime().Local().Format(time.DateTime), c.GetChange().GetBy(),
-				flagRevision(c.GetRevisionBefore()), value, c.GetChange().GetReason()})
+			rows = append(rows, []any{c.GetChange().GetAt().AsTime().Local().Format(time.DateTime),
+				cmp.Or(c.GetChange().GetBy(), "–"), flagRevision(c.GetRevisionBefore()), value, c.GetChange().GetReason()})
 		}
 		printTable(cmd.OutOrStdout(), []string{"when", "who", "changed revision", "value", "reason"}, rows)
 		return nil
@@ -318,22 +317,12 @@ func newFlagsHistory(a *cli) *cobra.Command {
 	return cmd
 }
 
-// printMessage prints a message of the API as JSON.
-func printMessage(w io.Writer, m proto.Message) error {
-	b, err := protojson.MarshalOptions{EmitUnpopulated: true, UseProtoNames: true, Indent: "  "}.Marshal(m)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(w, string(b))
-	return err
-}
-
 // printFlag prints one flag as a table.
 func printFlag(w io.Writer, f *flagsv1.Flag) {
-	rows := [][]any{{"flag", f.GetName()}, {"type", f.GetType()}, {"value", flagValue(f)},
+	rows := [][]any{{"type", f.GetType()}, {"value", flagValue(f)},
 		{"revision", flagRevision(f.GetRevision())}, {"changed", flagChanged(f.GetLastChange())},
 		{"reason", f.GetLastChange().GetReason()}, {"description", f.GetDescription()}}
-	printTable(w, []string{"", ""}, rows)
+	printTable(w, []string{"flag", f.GetName()}, rows)
 }
 
 // flagValue returns the value of a flag, or a line for each variant.

@@ -147,11 +147,9 @@ func (p *Provider) forward(told flags.State) {
 			}
 			p.send(sdk.ProviderConfigChange, "flags were changed", changed)
 		}
-		switch {
-		case state == told:
-		case state == flags.Stale:
+		if state != told && state == flags.Stale {
 			p.send(sdk.ProviderStale, "the brokers do not answer; the last known flags apply", nil)
-		case state == flags.Current:
+		} else if state != told {
 			p.send(sdk.ProviderReady, "the flags are those of the brokers", nil)
 		}
 		told = state

@@ -5,6 +5,7 @@
 package serving
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -153,8 +154,12 @@ func failure(err error) error {
 // message returns a flag as the API has it.
 func (s *Service) message(f flags.Flag) *flagsv1.Flag {
 	m := &flagsv1.Flag{Name: f.Name, Type: string(f.Type), Description: f.Description, Value: string(f.Value),
-		Revision: f.Revision, LastChange: changeMessage(f.Change),
-		Declared: slices.ContainsFunc(s.declared, func(d flags.Declaration) bool { return d.Name == f.Name })}
+		Revision: f.Revision, LastChange: changeMessage(f.Change)}
+	for _, d := range s.declared {
+		if d.Name == f.Name {
+			m.Declared, m.Description = true, cmp.Or(f.Description, d.Description)
+		}
+	}
 	for _, v := range f.Rollout {
 		m.Variants = append(m.Variants, &flagsv1.Variant{Name: v.Name, Value: string(v.Value), Share: uint32(v.Share())})
 	}

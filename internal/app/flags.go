@@ -23,7 +23,7 @@ const maintenanceFlag = "lake.maintenance"
 func declaredFlags() []flags.Declaration {
 	return []flags.Declaration{{
 		Name: maintenanceFlag, Type: flags.Bool, Default: json.RawMessage("true"),
-		Description: "Whether the role lake maintains a table: compaction, expiry, orphan files. The key of a rollout is the table's name.",
+		Description: "Maintenance of tables by the role lake. Key of a rollout: the table",
 	}}
 }
 
