@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"strings"
 	"sync"
 	"time"
 
@@ -132,10 +133,21 @@ func newLogs(to *slog.Logger) *logs {
 	l := &logs{events: make(chan kafka.LogEvent, 64)}
 	l.done.Go(func() {
 		for e := range l.events {
-			to.Log(context.Background(), logLevel(e.Level), "kafka: "+e.Message, "client", e.Name, "tag", e.Tag)
+			thread, text := splitThread(e.Message)
+			to.Log(context.Background(), logLevel(e), "kafka: "+text, "client", e.Name, "thread", thread, "tag", e.Tag)
 		}
 	})
 	return l
+}
+
+// splitThread returns the name of librdkafka's thread, with which its messages begin, and the rest.
+func splitThread(message string) (thread, text string) {
+	if rest, ok := strings.CutPrefix(message, "[thrd:"); ok {
+		if thread, text, ok = strings.Cut(rest, "]: "); ok {
+			return thread, text
+		}
+	}
+	return "", message
 }
 
 // close returns when all messages are forwarded.
@@ -144,15 +156,22 @@ func (l *logs) close() {
 	l.done.Wait()
 }
 
+// replacedHandle is the text of an error that no caller has to know. At start, a client asks one of the
+// configured addresses first, and drops that handle when it has learned the brokers' ids. It sends the
+// requests that this cuts off again.
+const replacedHandle = "Broker handle destroyed without termination: retrying"
+
 // logLevel maps a syslog level. To librdkafka, a failed connection is an error, but it retries. If
 // that affects a call, the call returns an error. So here it is a warning.
-func logLevel(syslog int) slog.Level {
+func logLevel(e kafka.LogEvent) slog.Level {
 	switch { // lower is more severe
-	case syslog <= 2:
+	case strings.HasSuffix(e.Message, replacedHandle):
+		return slog.LevelDebug
+	case e.Level <= 2:
 		return slog.LevelError
-	case syslog <= 4:
+	case e.Level <= 4:
 		return slog.LevelWarn
-	case syslog <= 5:
+	case e.Level <= 5:
 		return slog.LevelInfo
 	default:
 		return slog.LevelDebug
