@@ -184,7 +184,7 @@ has failed again, and exits with 1 if one has failed.`,
   millrace dlq retry orderstatus/v2 --dry-run`,
 		Args: cobra.ExactArgs(1),
 	}
-	cmd.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait for the result")
+	durationFlag(cmd.Flags(), &wait, "wait", time.Minute, "how long to wait for the result")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "list what would be applied, and change nothing")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		before, err := a.parkedEvents(cmd.Context(), args[0])
