@@ -167,14 +167,16 @@ func Quotient(n, d Int) float64 {
 	return f
 }
 
-// Pow10 returns 10^e for 0 <= e <= 18.
-func Pow10(e int) Int {
-	p := int64(1)
-	for range e {
-		p *= 10
+// powers are those of ten that have 64 bits.
+var powers = func() (all [19]Int) {
+	for e, p := 0, int64(1); e < len(all); e, p = e+1, p*10 {
+		all[e] = FromInt64(p)
 	}
-	return FromInt64(p)
-}
+	return all
+}()
+
+// Pow10 returns 10^e for 0 <= e <= 18.
+func Pow10(e int) Int { return powers[e] }
 
 // root returns the square root of n / d, rounded once from 320 bits, for n >= 0 and d > 0.
 func root(n, d *big.Int) float64 {

@@ -240,13 +240,13 @@ type Finish struct {
 	Q     float64 // Quantile: between 0 and 1
 }
 
-// Result returns the value of the aggregate. It is the only place that rounds.
+// Result returns the value of the aggregate. It rounds once, as Decimal and Average do.
 func (s State) Result(f Finish) Result {
 	switch s.Aggregate {
 	case Count:
 		return Result{Kind: IntResult, Int: s.Count}
 	case Sum:
-		return number(s.Sum, f.Scale)
+		return Decimal(s.Sum, f.Scale)
 	case Distinct:
 		return Result{Kind: IntResult, Int: estimate(s.Registers)}
 	case Top:
@@ -255,34 +255,39 @@ func (s State) Result(f Finish) Result {
 	if s.Count == 0 {
 		return Result{}
 	}
-	n := FromInt64(s.Count)
 	switch s.Aggregate {
 	case Mean:
-		return Result{Kind: FloatResult, Float: Quotient(s.Sum, n.Mul(Pow10(f.Scale)))}
+		return Average(s.Sum, s.Count, f.Scale)
 	case StdDev:
 		// The variance is (n·Σv² − (Σv)²) / n². Its numerator may have more than 256 bits.
-		count, sum := n.Big(), s.Sum.Big()
+		count, sum := big.NewInt(s.Count), s.Sum.Big()
 		variance := new(big.Int).Mul(count, s.Squares.Big())
 		variance.Sub(variance, sum.Mul(sum, sum))
 		unit := new(big.Int).Mul(count, Pow10(f.Scale).Big())
 		return Result{Kind: FloatResult, Float: root(variance, unit.Mul(unit, unit))}
 	case Min:
-		return number(s.Min, f.Scale)
+		return Decimal(s.Min, f.Scale)
 	case Max:
-		return number(s.Max, f.Scale)
+		return Decimal(s.Max, f.Scale)
 	case First, Last:
 		if s.Pick.Value.Kind == Text {
 			return Result{Kind: TextResult, Text: s.Pick.Value.Text}
 		}
-		return number(s.Pick.Value.Int, f.Scale)
+		return Decimal(s.Pick.Value.Int, f.Scale)
 	case Quantile:
 		return Result{Kind: FloatResult, Float: quantile(s.Buckets, s.Count, f.Q) / Float10(f.Scale)}
 	}
 	return Result{}
 }
 
-// number returns n / 10^scale: an integer if scale is 0 and it fits, otherwise the nearest float64.
-func number(n Int, scale int) Result {
+// Average is Result for Mean, for a caller without a State: the mean of count values, at least one, with a sum.
+func Average(sum Int, count int64, scale int) Result {
+	return Result{Kind: FloatResult, Float: Quotient(sum, FromInt64(count).Mul(Pow10(scale)))}
+}
+
+// Decimal is Result for Sum, Min, Max and picked numbers, for a caller without a State: n / 10^scale. It is an
+// integer if scale is 0 and it fits, otherwise the nearest float64.
+func Decimal(n Int, scale int) Result {
 	if scale == 0 {
 		v, ok := n.Int64()
 		if !ok { // saturates: the type of a feature must not depend on its value

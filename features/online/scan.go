@@ -227,8 +227,14 @@ func (w *workspace) scanSum(c *cell) {
 			w.terms[c.outs[o].output] = term{sum, c.finish.Scale, count}
 			continue
 		}
-		state := exact.State{Aggregate: c.aggregate, Count: count, Sum: sum}
-		w.set(c, o, state.Result(c.finish), count)
+		switch {
+		case c.aggregate == exact.Sum:
+			w.set(c, o, exact.Decimal(sum, c.finish.Scale), count)
+		case count == 0:
+			w.set(c, o, exact.Result{}, 0)
+		default:
+			w.set(c, o, exact.Average(sum, count, c.finish.Scale), count)
+		}
 	}
 }
 
@@ -289,9 +295,11 @@ func (w *workspace) scanExtreme(c *cell) {
 			w.same(c, o)
 			continue
 		}
-		state := exact.State{Aggregate: c.aggregate, Count: count, Min: exact.FromInt64(best),
-			Max: exact.FromInt64(best)}
-		w.set(c, o, state.Result(c.finish), count)
+		if count == 0 {
+			w.set(c, o, exact.Result{}, 0)
+			continue
+		}
+		w.set(c, o, exact.Decimal(exact.FromInt64(best), c.finish.Scale), count)
 	}
 }
 
