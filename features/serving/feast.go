@@ -144,9 +144,9 @@ func (s *Service) serveFeast(w http.ResponseWriter, r *http.Request) {
 
 // memory is that of one request, which is reused.
 type memory struct {
-	body                 bytes.Buffer
-	shape, times, answer []byte
-	found                [][]online.Vector // by view
+	body                       bytes.Buffer
+	shape, times, rest, answer []byte
+	found                      [][]online.Vector // by view
 }
 
 // maxReused is the size of an answer from which its memory is not kept.

@@ -37,14 +37,21 @@ func (m *memory) appendAnswer(b []byte, entities feastEntities, p *feastPlan) []
 		found := m.found[o.view]
 		// All features of a view have the same times, and mostly follow each other.
 		if o.view != view {
-			view, m.times = o.view, m.times[:0]
-			for j := range found {
-				m.times = appendMicros(comma(m.times, j), found[j].Newest)
-			}
+			view = o.view
+			m.setView(found)
 		}
 		b = append(b, `,{"values":[`...)
+		all := true
 		for j := range found {
-			b = appendValue(comma(b, j), &found[j], o.output)
+			if b = comma(b, j); !isPresent(&found[j], o.output) {
+				all, b = false, append(b, "null"...)
+				continue
+			}
+			b = appendResult(b, &found[j].Values[o.output])
+		}
+		if all {
+			b = append(b, m.rest...)
+			continue
 		}
 		b = append(b, `],"statuses":[`...)
 		for j := range found {
@@ -59,20 +66,27 @@ func (m *memory) appendAnswer(b []byte, entities feastEntities, p *feastPlan) []
 	return append(b, p.tail...)
 }
 
-// appendValue appends the i-th value of a vector.
-func appendValue(b []byte, v *online.Vector, i int) []byte {
-	if !v.Found {
-		return append(b, "null"...)
+// setView sets what the features of a view have in common: their times, and what follows the values of a
+// feature that all entities have, as they mostly do.
+func (m *memory) setView(found []online.Vector) {
+	m.times = m.times[:0]
+	m.rest = append(m.rest[:0], `],"statuses":[`...)
+	for j := range found {
+		m.times = appendMicros(comma(m.times, j), found[j].Newest)
+		m.rest = append(comma(m.rest, j), `"PRESENT"`...)
 	}
-	return appendResult(b, &v.Values[i])
+	m.rest = append(append(append(m.rest, `],"event_timestamps":[`...), m.times...), `]}`...)
 }
+
+// isPresent reports whether a vector has an i-th value.
+func isPresent(v *online.Vector, i int) bool { return v.Found && v.Values[i].Kind != exact.NullResult }
 
 // appendStatus appends the status of the i-th value of a vector.
 func appendStatus(b []byte, v *online.Vector, i int) []byte {
 	switch {
 	case !v.Found:
 		return append(b, `"NOT_FOUND"`...)
-	case v.Values[i].Kind == exact.NullResult:
+	case !isPresent(v, i):
 		return append(b, `"NULL_VALUE"`...)
 	}
 	return append(b, `"PRESENT"`...)
@@ -117,10 +131,34 @@ func appendFloat(b []byte, f float64) []byte {
 	if size != 0 && (size < smallFloat || size >= largeFloat) {
 		return strconv.AppendFloat(b, f, 'e', -1, 64)
 	}
+	// So are amounts of money, and times in microseconds.
+	if smallFloat <= size && size < 1e9 {
+		if n := int64(math.RoundToEven(size * 100)); float64(n)/100 == size {
+			return appendDecimal(b, f < 0, n, 100)
+		}
+		if n := int64(math.RoundToEven(size * 1e6)); float64(n)/1e6 == size {
+			return appendDecimal(b, f < 0, n, 1e6)
+		}
+	}
 	start := len(b)
 	b = strconv.AppendFloat(b, f, 'f', -1, 64)
 	if bytes.IndexByte(b[start:], '.') < 0 {
 		b = append(b, ".0"...)
+	}
+	return b
+}
+
+// appendDecimal appends n / unit, which is not whole, without zeros at its end. unit is a power of ten. There are
+// at most 15 digits, and no other number of as few is nearest to the same float: so these are the shortest
+// digits, as strconv finds them.
+func appendDecimal(b []byte, negative bool, n, unit int64) []byte {
+	if negative {
+		b = append(b, '-')
+	}
+	b = append(strconv.AppendInt(b, n/unit, 10), '.')
+	for n %= unit; n > 0; n %= unit {
+		unit /= 10
+		b = append(b, byte('0'+n/unit))
 	}
 	return b
 }
