@@ -89,14 +89,20 @@ func writer(t testing.TB, cfg kafka.Config, declared ...Declaration) *Writer {
 	return w
 }
 
+// told is an update, and when a watcher was told of it.
+type told struct {
+	Update
+	at time.Time
+}
+
 // updates returns the updates of a reader after the present one.
-func updates(t testing.TB, r *Reader) <-chan Update {
+func updates(t testing.TB, r *Reader) <-chan told {
 	t.Helper()
-	got := make(chan Update, 1000)
+	got := make(chan told, 1000)
 	first := true
 	t.Cleanup(r.Watch(func(u Update) {
 		if !first {
-			got <- u
+			got <- told{u, time.Now()}
 		}
 		first = false
 	}))
@@ -121,22 +127,29 @@ func TestFlags(t *testing.T) {
 	each(t, func(t *testing.T, cfg kafka.Config) {
 		w, other := writer(t, cfg), follow(t, cfg)
 		told := updates(t, other)
+		var produced time.Time // the first record of the last change
+		w.step = func(_ context.Context, s step) error {
+			if s == stepValue {
+				produced = time.Now()
+			}
+			return nil
+		}
 		// expect waits for the other process to be told of a change.
 		expect := func(name string) {
 			t.Helper()
-			if u := <-told; u.State != Current || !slices.Equal(u.Changed, []string{name}) {
+			u := <-told
+			if u.State != Current || !slices.Equal(u.Changed, []string{name}) {
 				t.Fatalf("the other process was told %+v, want a change of %s", u, name)
 			}
+			t.Logf("the other process was told %v after the records were produced", u.at.Sub(produced).Round(time.Microsecond))
 		}
 		const name = "cart.limit"
 		if _, ok := other.Get(name); ok {
 			t.Fatal("the flag exists before it was set")
 		}
-		begun := time.Now()
 		first := set(t, w, Edit{Name: name, Type: Int, Description: value("Lines of a cart"), Value: json.RawMessage(" 10 "),
 			Revision: value(int64(Absent)), By: "anna", Reason: "start"})
 		expect(name)
-		t.Logf("the other process was told %v after the begin of the change", time.Since(begun).Round(time.Millisecond))
 		got, ok := other.Get(name)
 		if !ok || string(got.Value) != "10" || got.Revision != first.Revision || got.Change.By != "anna" || got.Description != "Lines of a cart" {
 			t.Fatalf("the other process has %+v, want %+v", got, first)

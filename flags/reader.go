@@ -44,6 +44,7 @@ type Reader struct {
 
 	// Used by Run only. They are ahead of the fields above until the topic is read to its end.
 	topicID string
+	seen    bool            // the topic has existed
 	fold    map[string]Flag // flags up to next
 	bytes   map[string]int  // sizes of their records
 	size    int             // their sum
@@ -152,10 +153,10 @@ func (r *Reader) Run(ctx context.Context) error {
 			break
 		}
 		switch {
-		case errors.Is(err, fetch.ErrNoTopic) && r.State() == Starting:
+		case errors.Is(err, fetch.ErrNoTopic) && !r.seen:
 			r.publish() // nobody has set a flag
 		case r.State() == Current:
-			// The flags remain if the topic is unknown, too: a broker that has just started may not know it yet.
+			// The flags remain if the topic is unknown now: a broker that has just started may not know it yet.
 			r.announce(Stale, nil)
 		}
 		if err.Error() != failed { // log an error once, not at every attempt
@@ -194,7 +195,7 @@ func (r *Reader) follow(ctx context.Context, progress func()) error {
 					return errRecreated
 				}
 			}
-			r.topicID = topic.ID
+			r.topicID, r.seen = topic.ID, true
 			if first {
 				// An open transaction hides what is behind it, so the end is where readers get to now.
 				if end, err = client.StableEnd(ctx, 0); err != nil {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -21,6 +22,9 @@ import (
 	"github.com/millrace/millrace/gen/millrace/flags/v1/flagsv1connect"
 	"github.com/millrace/millrace/internal/auth"
 )
+
+// timeout bounds a call that needs the brokers.
+const timeout = 30 * time.Second
 
 // Service implements FlagService.
 type Service struct {
@@ -97,6 +101,8 @@ func (s *Service) SetFlag(
 		e.Rollout = append(e.Rollout, flags.Share{Variant: v.GetName(), Value: json.RawMessage(v.GetValue()),
 			Share: int(v.GetShare())})
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errSlow)
+	defer cancel()
 	f, err := s.writer.Set(ctx, e)
 	if err != nil {
 		return nil, failure(err)
@@ -108,6 +114,8 @@ func (s *Service) SetFlag(
 func (s *Service) DeleteFlag(
 	ctx context.Context, req *connect.Request[flagsv1.DeleteFlagRequest],
 ) (*connect.Response[flagsv1.DeleteFlagResponse], error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errSlow)
+	defer cancel()
 	err := s.writer.Delete(ctx, req.Msg.GetName(), req.Msg.Revision, auth.CallerOf(ctx), req.Msg.GetReason())
 	if err != nil {
 		return nil, failure(err)
@@ -119,6 +127,8 @@ func (s *Service) DeleteFlag(
 func (s *Service) ListFlagHistory(
 	ctx context.Context, req *connect.Request[flagsv1.ListFlagHistoryRequest],
 ) (*connect.Response[flagsv1.ListFlagHistoryResponse], error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errSlow)
+	defer cancel()
 	entries, err := s.writer.History(ctx, req.Msg.GetName(), int(req.Msg.GetLimit()))
 	if err != nil {
 		return nil, failure(err)
@@ -133,6 +143,8 @@ func (s *Service) ListFlagHistory(
 	}
 	return connect.NewResponse(res), nil
 }
+
+var errSlow = fmt.Errorf("the brokers did not answer within %v; `millrace flags history` shows whether the flag was changed", timeout)
 
 // failure gives an error of package flags its code. Others mean that Kafka did not answer.
 func failure(err error) error {

@@ -1,7 +1,10 @@
 package app
 
 import (
+	"context"
 	"net/http"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -69,6 +72,43 @@ func TestMaintenanceIsSwitched(t *testing.T) {
 	}
 	history, err := admin.ListFlagHistory(t.Context(), connect.NewRequest(&flagsv1.ListFlagHistoryRequest{Name: maintenanceFlag}))
 	if err != nil || len(history.Msg.GetChanges()) != 3 || history.Msg.GetChanges()[0].GetChange().GetReason() != "the disk is busy" {
+		t.Errorf("the history is %v, %v", history, err)
+	}
+}
+
+// TestFlagsOfCallers changes flags with tokens: the history has who did it, and who may only read flags
+// changes none.
+func TestFlagsOfCallers(t *testing.T) {
+	t.Parallel()
+	c := embeddedConfig(t)
+	c.Auth.Tokens = filepath.Join(t.TempDir(), "tokens")
+	if err := os.WriteFile(c.Auth.Tokens, []byte("anna:0123456789abcdef-anna\nben:0123456789abcdef-ben\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.Auth.Rights = map[string][]string{"anna": {"flags"}, "ben": {"flags.read", "operations", "commands"}}
+	p := startEmbedded(t, c, Shop(), Relay, Views, Lake, Admin)
+	as := func(token string) flagsv1connect.FlagServiceClient {
+		return flagsv1connect.NewFlagServiceClient(http.DefaultClient, "http://"+p.AdminAddr(), connect.WithInterceptors(
+			connect.UnaryInterceptorFunc(func(next connect.UnaryFunc) connect.UnaryFunc {
+				return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
+					r.Header().Set("Authorization", "Bearer "+token)
+					return next(ctx, r)
+				}
+			})))
+	}
+	anna, ben := as("0123456789abcdef-anna"), as("0123456789abcdef-ben")
+	set := &flagsv1.SetFlagRequest{Name: maintenanceFlag, Value: new("false"), Reason: "busy"}
+	if _, err := ben.SetFlag(t.Context(), connect.NewRequest(set)); connect.CodeOf(err) != connect.CodePermissionDenied {
+		t.Errorf("ben changes a flag: %v", err)
+	}
+	if _, err := as("unknown").ListFlags(t.Context(), connect.NewRequest(&flagsv1.ListFlagsRequest{})); connect.CodeOf(err) != connect.CodeUnauthenticated {
+		t.Errorf("a stranger lists flags: %v", err)
+	}
+	if _, err := anna.SetFlag(t.Context(), connect.NewRequest(set)); err != nil {
+		t.Fatal(err)
+	}
+	history, err := ben.ListFlagHistory(t.Context(), connect.NewRequest(&flagsv1.ListFlagHistoryRequest{Name: maintenanceFlag}))
+	if err != nil || len(history.Msg.GetChanges()) != 1 || history.Msg.GetChanges()[0].GetChange().GetBy() != "anna" {
 		t.Errorf("the history is %v, %v", history, err)
 	}
 }

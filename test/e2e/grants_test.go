@@ -11,10 +11,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/flags"
 	"github.com/millrace/millrace/ingest/tracking"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/kafka/security"
@@ -100,6 +102,8 @@ func TestKafkaGrants(t *testing.T) {
 		t.Errorf("an event and a dead letter: %v", err)
 	}
 
+	changeFlags(t, access)
+
 	for _, c := range []struct {
 		user, topic string
 		write       bool
@@ -115,6 +119,10 @@ func TestKafkaGrants(t *testing.T) {
 		{"features", event.Order.Topic, true, false},
 		{"features", event.Behavior.Topic, true, false},
 		{"query", event.Order.Topic, true, false},
+		{"query", flags.Topic, true, false},
+		{"features", flags.Topic, true, false},
+		{"tracking", flags.Topic, false, false},
+		{"admin", event.Order.Topic, true, false},
 		{"relay", event.Order.Topic, true, true},
 	} {
 		if err := use(t, access(c.user), c.topic, c.write); (err == nil) != c.allowed {
@@ -124,6 +132,33 @@ func TestKafkaGrants(t *testing.T) {
 			// that may write nothing drops its records.
 			t.Errorf("%s uses %s, write %v: %v, want a refusal", c.user, c.topic, c.write, err)
 		}
+	}
+}
+
+// changeFlags sets a flag as the user admin, and fails to as another one that reads flags.
+func changeFlags(t *testing.T, access func(user string) kafka.Config) {
+	t.Helper()
+	for user, allowed := range map[string]bool{"admin": true, "query": false} {
+		reader := flags.NewReader(access(user), slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+		var running sync.WaitGroup
+		running.Go(func() {
+			if err := reader.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		writer, err := flags.NewWriter(flags.WriterConfig{Kafka: access(user), TransactionalID: "millrace-flags", Reader: reader,
+			Now: time.Now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = writer.Set(ctx, flags.Edit{Name: "allowed", Type: flags.Bool, Value: []byte("true")})
+		if ended := ctx.Err(); (err == nil) != allowed || ended != nil {
+			t.Errorf("%s sets a flag: %v, want allowed %v", user, errors.Join(err, ended), allowed)
+		}
+		writer.Close()
+		cancel()
+		running.Wait()
 	}
 }
 
