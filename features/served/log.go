@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,7 +18,7 @@ import (
 
 // LogConfig configures a Log.
 type LogConfig struct {
-	// Sample is the share of vectors that are logged, from 0 to 1.
+	// Sample is the share of vectors that are logged, from 0 to 1. SetSample changes it.
 	Sample float64
 	Kafka  kafka.Config
 	// Partitions is how many Topic gets if it does not exist.
@@ -37,6 +39,9 @@ const (
 // Log writes a sample of the vectors that are served. It is safe for concurrent use.
 type Log struct {
 	cfg     LogConfig
+	sample  atomic.Uint64 // the bits of the present Sample
+	wanted  chan struct{} // closed once it was above 0
+	first   sync.Once     // closes wanted
 	queue   chan *featuresv1.ServedVector
 	written atomic.Int64
 	dropped atomic.Int64
@@ -44,15 +49,31 @@ type Log struct {
 
 // NewLog returns a Log. Run must run for anything to be written.
 func NewLog(c LogConfig) *Log {
-	return &Log{cfg: c, queue: make(chan *featuresv1.ServedVector, queueSize)}
+	l := &Log{cfg: c, wanted: make(chan struct{}), queue: make(chan *featuresv1.ServedVector, queueSize)}
+	l.SetSample(c.Sample)
+	return l
+}
+
+// SetSample changes the share of vectors that are logged. A number outside of 0 to 1 counts as the
+// nearer of them.
+func (l *Log) SetSample(share float64) {
+	share = min(max(share, 0), 1)
+	l.sample.Store(math.Float64bits(share))
+	if share > 0 {
+		l.first.Do(func() { close(l.wanted) })
+	}
 }
 
 // Add offers vectors of a query, which were computed for a time. It keeps those of the sample and
 // does not block: vectors that do not fit into the queue are dropped.
 func (l *Log) Add(q *online.Query, vectors []online.Vector, at time.Time) {
+	share := math.Float64frombits(l.sample.Load())
+	if share == 0 {
+		return
+	}
 	var now time.Time
 	for i := range vectors {
-		if rand.Float64() >= l.cfg.Sample {
+		if rand.Float64() >= share {
 			continue
 		}
 		if vectors[i].Entity == "" { // it was withheld
@@ -80,8 +101,14 @@ func (l *Log) Written() int64 { return l.written.Load() }
 // because the brokers did not accept them.
 func (l *Log) Dropped() int64 { return l.dropped.Load() }
 
-// Run writes vectors until ctx ends, and then those that are in the queue.
+// Run writes vectors until ctx ends, and then those that are in the queue. It connects, and creates the
+// topic, once the sample is above 0.
 func (l *Log) Run(ctx context.Context) error {
+	select {
+	case <-l.wanted:
+	case <-ctx.Done():
+		return nil
+	}
 	defer func() { l.dropped.Add(int64(len(l.queue))) }() // what is left could not be written
 	w := &writer{Log: l}
 	for ctx.Err() == nil {

@@ -142,6 +142,27 @@ func TestSample(t *testing.T) {
 	}
 }
 
+// TestSampleChanges: a log that keeps nothing creates no topic, and it starts when its sample is raised.
+func TestSampleChanges(t *testing.T) {
+	q, vectors := answers(t, 5)
+	cfg := streamstest.NewBroker(t)
+	l := NewLog(LogConfig{Kafka: cfg, Partitions: 1, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
+	stop := run(t, l)
+	l.Add(q, vectors, start)
+	if n := len(l.queue); n != 0 {
+		t.Errorf("%d vectors are kept, want none", n)
+	}
+	l.SetSample(7)
+	l.Add(q, vectors, start)
+	polltest.Until(t, "the vectors are written", func() bool { return l.Written() == 5 })
+	l.SetSample(-1)
+	l.Add(q, vectors, start)
+	stop()
+	if l.Written() != 5 || l.Dropped() != 0 {
+		t.Errorf("%d written, %d dropped; want 5 and 0", l.Written(), l.Dropped())
+	}
+}
+
 // TestAddCopies: the vectors of a lookup are reused, and those of the log are not.
 func TestAddCopies(t *testing.T) {
 	q, vectors := answers(t, 1)

@@ -13,13 +13,10 @@ import (
 	"github.com/millrace/millrace/lake"
 )
 
-// startServedLog starts logging a sample of the vectors that are served, if the settings ask for it.
+// startServedLog starts logging a sample of the vectors that are served. The settings or a flag say how
+// many.
 func (p *App) startServedLog() {
-	sample := p.cfg.Features.Online.LogSample
-	if sample == 0 {
-		return
-	}
-	p.served = served.NewLog(served.LogConfig{Sample: sample, Kafka: p.kafka, Partitions: int32(p.cfg.Kafka.Partitions),
+	p.served = served.NewLog(served.LogConfig{Sample: p.cfg.Features.Online.LogSample, Kafka: p.kafka, Partitions: int32(p.cfg.Kafka.Partitions),
 		Now: time.Now, Logger: p.log.With("part", "features")})
 	p.metrics.Gauge("millrace_features_served_logged", "Served vectors that were logged.",
 		func() float64 { return float64(p.served.Written()) })
@@ -27,6 +24,7 @@ func (p *App) startServedLog() {
 		"Served vectors of the sample that were not logged, because the log was too slow or did not accept them.",
 		func() float64 { return float64(p.served.Dropped()) })
 	p.background("log of served features", p.served.Run)
+	p.flags.follow(func() { p.served.SetSample(p.logSample()) })
 }
 
 // ServedCheck is the result of VerifyServed.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"strconv"
+	"sync"
 	"time"
 
 	sdk "github.com/open-feature/go-sdk/openfeature"
@@ -16,20 +18,30 @@ import (
 	"github.com/millrace/millrace/internal/rpc"
 )
 
-// maintenanceFlag switches the maintenance of tables. The targeting key is the table's name.
-const maintenanceFlag = "lake.maintenance"
+// The flags that this program reads.
+const (
+	// maintenanceFlag switches the maintenance of tables. The targeting key is the table's name.
+	maintenanceFlag = "lake.maintenance"
+	// logSampleFlag is the share of served vectors that are logged. It has no targeting key.
+	logSampleFlag = "features.log_sample"
+)
 
-// declaredFlags are the flags that this program reads.
-func declaredFlags() []flags.Declaration {
+// declaredFlags describes the flags that this program reads.
+func (p *App) declaredFlags() []flags.Declaration {
 	return []flags.Declaration{{
 		Name: maintenanceFlag, Type: flags.Bool, Default: json.RawMessage("true"),
 		Description: "Maintenance of tables by the role lake. Key of a rollout: the table",
+	}, {
+		Name: logSampleFlag, Type: flags.Float,
+		Default:     json.RawMessage(strconv.FormatFloat(p.cfg.Features.Online.LogSample, 'f', -1, 64)),
+		Description: "Share of served vectors that are logged, from 0 to 1",
 	}}
 }
 
 // switches are the flags of this process.
 type switches struct {
 	reader *flags.Reader
+	api    *sdk.EvaluationAPI
 	client *sdk.Client
 	writer *flags.Writer // nil without the role admin
 }
@@ -54,7 +66,7 @@ func (p *App) startFlags(ctx context.Context) error {
 		}
 		log.Warn("the flags cannot be read yet; their defaults apply", "error", err)
 	}
-	p.flags = &switches{reader: reader, client: api.NewClient()}
+	p.flags = &switches{reader: reader, api: api, client: api.NewClient()}
 	p.metrics.Gauge("millrace_flags_stale", "1 while the flags are not those of the brokers.", func() float64 {
 		if reader.State() == flags.Current {
 			return 0
@@ -67,7 +79,7 @@ func (p *App) startFlags(ctx context.Context) error {
 		return nil
 	}
 	writer, err := flags.NewWriter(flags.WriterConfig{Kafka: p.kafka, TransactionalID: "millrace-flags" + p.boot,
-		Reader: reader, Declared: declaredFlags(), Now: time.Now})
+		Reader: reader, Declared: p.declaredFlags(), Now: time.Now})
 	if err != nil {
 		return err
 	}
@@ -79,6 +91,26 @@ func (p *App) startFlags(ctx context.Context) error {
 	return nil
 }
 
+// follow calls fn now and after each change of flags. It is for values that are read too often to
+// evaluate a flag each time.
+func (s *switches) follow(fn func()) {
+	// One call at a time, so that an earlier one does not overwrite what a later one has read.
+	var mu sync.Mutex
+	update := func(sdk.EventDetails) {
+		mu.Lock()
+		defer mu.Unlock()
+		fn()
+	}
+	s.api.AddHandler(sdk.ProviderConfigChange, &update)
+	update(sdk.EventDetails{})
+}
+
+// logSample returns the share of served vectors that are to be logged.
+func (p *App) logSample() float64 {
+	return p.flags.client.Float(context.Background(), logSampleFlag, p.cfg.Features.Online.LogSample,
+		sdk.NewTargetlessEvaluationContext(nil))
+}
+
 // maintains reports whether a table is to be maintained now.
 func (p *App) maintains(table string) bool {
 	return p.flags.client.Boolean(context.Background(), maintenanceFlag, true, sdk.NewEvaluationContext(table, nil))
@@ -86,6 +118,6 @@ func (p *App) maintains(table string) bool {
 
 // flagService returns the service of flags, and where to mount it.
 func (p *App) flagService() (string, http.Handler) {
-	return flagsv1connect.NewFlagServiceHandler(flagserving.New(p.flags.reader, p.flags.writer, declaredFlags()),
+	return flagsv1connect.NewFlagServiceHandler(flagserving.New(p.flags.reader, p.flags.writer, p.declaredFlags()),
 		rpc.OperationOptions(p.log)...)
 }

@@ -8,11 +8,16 @@ import (
 	"testing"
 
 	"connectrpc.com/connect"
+	"github.com/google/uuid"
 
+	"github.com/millrace/millrace/features/shop"
 	"github.com/millrace/millrace/flags"
+	featuresv1 "github.com/millrace/millrace/gen/millrace/features/v1"
+	"github.com/millrace/millrace/gen/millrace/features/v1/featuresv1connect"
 	flagsv1 "github.com/millrace/millrace/gen/millrace/flags/v1"
 	"github.com/millrace/millrace/gen/millrace/flags/v1/flagsv1connect"
 	"github.com/millrace/millrace/internal/auth"
+	"github.com/millrace/millrace/internal/polltest"
 )
 
 // TestMaintenanceIsSwitched sets the flag of maintenance by the API, for all tables and then for some.
@@ -24,8 +29,8 @@ func TestMaintenanceIsSwitched(t *testing.T) {
 		t.Error("maintenance is off by default")
 	}
 	listed, err := admin.ListFlags(t.Context(), connect.NewRequest(&flagsv1.ListFlagsRequest{}))
-	if err != nil || len(listed.Msg.GetFlags()) != 1 || listed.Msg.GetFlags()[0].GetRevision() != flags.Absent ||
-		listed.Msg.GetFlags()[0].GetValue() != "true" {
+	if err != nil || len(listed.Msg.GetFlags()) != 2 || listed.Msg.GetFlags()[0].GetName() != logSampleFlag ||
+		listed.Msg.GetFlags()[1].GetRevision() != flags.Absent || listed.Msg.GetFlags()[1].GetValue() != "true" {
 		t.Errorf("before anything is set, the flags are %v, %v", listed, err)
 	}
 	set := func(req *flagsv1.SetFlagRequest) (*flagsv1.Flag, error) {
@@ -74,6 +79,32 @@ func TestMaintenanceIsSwitched(t *testing.T) {
 	if err != nil || len(history.Msg.GetChanges()) != 3 || history.Msg.GetChanges()[0].GetChange().GetReason() != "the disk is busy" {
 		t.Errorf("the history is %v, %v", history, err)
 	}
+}
+
+// TestSampleOfServedVectorsIsRaised starts a process that logs no vectors, and lets it log all.
+func TestSampleOfServedVectorsIsRaised(t *testing.T) {
+	t.Parallel()
+	m := Shop()
+	m.Views = nil
+	p := startEmbedded(t, embeddedConfig(t), m, Relay, Lake, Features, Admin)
+	polltest.Until(t, "the process is ready", func() bool { return p.unready(t.Context()) == nil })
+	vectors := featuresv1connect.NewFeatureServiceClient(http.DefaultClient, "http://"+p.Addr())
+	ask := func() {
+		t.Helper()
+		if _, err := vectors.GetVectors(t.Context(), connect.NewRequest(&featuresv1.GetVectorsRequest{
+			Group: shop.Groups(shop.Options{})[0].Name, Entities: []string{uuid.NewString()}})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask()
+	admin := flagsv1connect.NewFlagServiceClient(http.DefaultClient, "http://"+p.AdminAddr())
+	if _, err := admin.SetFlag(t.Context(), connect.NewRequest(&flagsv1.SetFlagRequest{Name: logSampleFlag, Value: new("1")})); err != nil {
+		t.Fatal(err)
+	}
+	polltest.Until(t, "a vector is logged", func() bool {
+		ask()
+		return p.served.Written() > 0
+	})
 }
 
 // TestFlagsOfCallers changes flags with tokens: the history has who did it, and who may only read flags
