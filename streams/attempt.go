@@ -91,9 +91,9 @@ func (a *attempt) apply(ctx context.Context) error {
 	case errors.As(err, &unreadable):
 		for i, rec := range unreadable.Records {
 			it := findItem(a.items, rec)
-			if it == nil { // the sink named a record that it did not get
-				a.letters = append(a.letters, *deadLetterOf(a.r.cfg.Name, rec, unreadable.Reasons[i]))
-				continue
+			if it == nil {
+				return fmt.Errorf("the sink refused a record that it did not get: offset %d of partition %d of %s: %w",
+					rec.Offset, rec.Partition, rec.Topic, unreadable.Reasons[i])
 			}
 			a.refuse(it, unreadable.Reasons[i])
 		}
@@ -114,7 +114,7 @@ func (a *attempt) refuse(it *item, reason error) {
 		a.wait(it, reason)
 		return
 	}
-	a.park(it, deadLetterOf(a.r.cfg.Name, it.record, reason), reason)
+	a.park(it, a.r.deadLetterOf(it, reason), reason)
 }
 
 // park writes an item's dead letter, and parks its stream. A record that the relay did not publish
@@ -139,7 +139,7 @@ func (a *attempt) park(it *item, letter *kafka.Record, reason error) {
 // wait writes the dead letter of an event that waits behind a parked one.
 func (a *attempt) wait(it *item, reason error) {
 	it.refused = true
-	letter := deadLetterOf(a.r.cfg.Name, it.record, reason)
+	letter := a.r.deadLetterOf(it, reason)
 	if !it.sealed {
 		a.letters = append(a.letters, *letter)
 		return

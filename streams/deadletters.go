@@ -183,9 +183,12 @@ func letterKey(sink string, rec Record) []byte {
 	return fmt.Appendf(nil, "%s|%s|%d|%d", sink, rec.Topic, rec.Partition, rec.Offset)
 }
 
-// deadLetterOf returns the dead letter of a record whose envelope is readable.
-func deadLetterOf(sink string, rec Record, reason error) *kafka.Record {
-	return newDeadLetter(sink, rec, rec.Event.Stream, rec.Event.Headers(), reason)
+// deadLetterOf returns the dead letter of an item. It has the record as it is on the log, with its
+// seal, so that it can be applied again.
+func (r *Runtime) deadLetterOf(it *item, reason error) *kafka.Record {
+	rec, m := it.record, it.message
+	rec.Event.Data = m.Value
+	return newDeadLetter(r.cfg.Name, rec, string(m.Key), m.Headers, reason)
 }
 
 // DeadLetters writes to DeadLetterTopic for sinks that read the log without a Runtime. It is safe

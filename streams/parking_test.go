@@ -15,11 +15,30 @@ import (
 	"github.com/millrace/millrace/streams/streamstest"
 )
 
-// sealed takes every event for one that the relay published.
+// sealed takes a record for one of the relay if it has its header.
 type sealed struct{}
 
-func (sealed) CheckSeal(context.Context, registry.Record, event.Event) (bool, error) {
-	return true, nil
+// seal is the header.
+var seal = event.Header{Key: "test-seal", Value: []byte("relay")}
+
+func (sealed) CheckSeal(_ context.Context, r registry.Record, _ event.Event) (bool, error) {
+	for _, h := range r.Headers {
+		if h.Key == seal.Key {
+			return string(r.Value) != "forged", nil
+		}
+	}
+	return false, nil
+}
+
+// writeSealed publishes events as the relay does.
+func (l log) writeSealed(t *testing.T, events ...event.Event) {
+	t.Helper()
+	records := make([]kafka.Record, len(events))
+	for i, e := range events {
+		records[i] = l.Record(e)
+		records[i].Headers = append(records[i].Headers, seal)
+	}
+	l.WriteRecords(t, records...)
 }
 
 // parkingConfig is the configuration of a sink whose events are sealed.
@@ -63,7 +82,7 @@ func TestPoisonParksItsStream(t *testing.T) {
 				l, sink := newLog(t, on), newMemory()
 				poison(sink)
 				const n = 1000
-				l.Write(t, l.events("s", n, 3*n)...)
+				l.writeSealed(t, l.events("s", n, 3*n)...)
 				cfg := parkingConfig(t, l, sink)
 				r := start(t, cfg)
 				r.catchUp(t)
@@ -79,7 +98,7 @@ func TestPoisonParksItsStream(t *testing.T) {
 				// After a restart, the streams are still parked, and further events wait.
 				r.stop()
 				r = start(t, cfg)
-				l.Write(t, l.events("s", n, n)...)
+				l.writeSealed(t, l.events("s", n, n)...)
 				r.catchUp(t)
 				for stream := range healthy {
 					if !strings.HasSuffix(stream, "00") {
@@ -113,7 +132,7 @@ func TestPoisonParksItsStream(t *testing.T) {
 					applied, _ := sink.counts()
 					return streams == 0 && applied == 4*n
 				})
-				l.Write(t, l.events("s", n, n)...)
+				l.writeSealed(t, l.events("s", n, n)...)
 				r.catchUp(t)
 				sink.mustHave(t, l.Versions)
 				letters, _ = readDeadLetters(t, on, cfg.Name)
@@ -133,8 +152,8 @@ func parkOne(t *testing.T, on kafka.Config) (log, *memory, streams.Config, *runn
 	t.Helper()
 	l, sink := newLog(t, on), newMemory()
 	sink.unreadable = poisoned
-	l.Write(t, l.next("s-100"), l.next("s-100"), l.next("s-100"))
-	l.Write(t, l.events("t", 10, 50)...)
+	l.writeSealed(t, l.next("s-100"), l.next("s-100"), l.next("s-100"))
+	l.writeSealed(t, l.events("t", 10, 50)...)
 	cfg := parkingConfig(t, l, sink)
 	r := start(t, cfg)
 	r.catchUp(t)
@@ -172,7 +191,7 @@ func TestRedriveWhileEventsArrive(t *testing.T) {
 		}
 		sink.setUnreadable(nil)
 		for range 20 {
-			l.Write(t, l.next("s-100"))
+			l.writeSealed(t, l.next("s-100"))
 			r.Redrive()
 		}
 		r.catchUp(t)
@@ -232,23 +251,15 @@ func TestDeletedAndForgedDeadLetters(t *testing.T) {
 			}
 			return nil
 		}
-		cfg.Decoder.CheckSeals(forged{})
 		r = start(t, cfg)
 		streamstest.Eventually(t, "the deleted event is skipped", func() bool {
 			_, events := r.Parked()
 			return events == 1
 		})
-		l.Write(t, l.next("s-100"))
+		l.writeSealed(t, l.next("s-100"))
 		r.catchUp(t)
 		if streams, events := r.Parked(); streams != 1 || events != 2 {
 			t.Errorf("%d streams and %d events are parked, want 1 and 2", streams, events)
 		}
 	})
-}
-
-// forged takes every event for one that the relay published, except for those that a test forges.
-type forged struct{}
-
-func (forged) CheckSeal(_ context.Context, r registry.Record, _ event.Event) (bool, error) {
-	return string(r.Value) != "forged", nil
 }

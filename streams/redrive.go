@@ -304,7 +304,8 @@ func (r *Runtime) retriedItem(p *partition, l StoredDeadLetter) (*item, error) {
 	return &item{
 		record:    Record{Event: e, Topic: l.Topic, Partition: l.Partition, Offset: l.Offset},
 		partition: p,
-		unread:    &kafka.Message{TopicPartition: l.from(), Offset: l.Offset, Key: l.Key, Value: l.Value, Headers: l.Headers},
+		message:   &kafka.Message{TopicPartition: l.from(), Offset: l.Offset, Key: l.Key, Value: l.Value, Headers: l.Headers},
+		unread:    true,
 		retried:   &retry{attempts: l.Attempts, done: make(chan struct{})},
 	}, nil
 }

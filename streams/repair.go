@@ -63,7 +63,7 @@ func (r *Runtime) repair(ctx context.Context, req repair) error {
 		if p.broken[stream] || req.gap.record.Offset < p.provenTo {
 			p.broken[stream] = true
 			reason := fmt.Errorf("the log lacks an earlier event of this stream: %w", req.cause)
-			req.gap.deadLetter = deadLetterOf(r.cfg.Name, req.gap.record, reason)
+			req.gap.deadLetter = r.deadLetterOf(req.gap, reason)
 			return nil
 		}
 		restart[gapAt] = start{saved: p.savedAt(), at: Applied{Topic: p.topicID()}}

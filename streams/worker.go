@@ -20,9 +20,11 @@ type item struct {
 	// If not nil, it is written to DeadLetterTopic and the sink does not get the record.
 	deadLetter *kafka.Record
 
-	// unread is the message if only its envelope has been read. The worker reads the rest, because
-	// it may have to wait for a schema, and the poll loop must not block.
-	unread *kafka.Message
+	// message is the record as it is on the log. If unread is set, only its envelope has been read.
+	// The worker reads the rest, because it may have to wait for a schema, and the poll loop must
+	// not block.
+	message *kafka.Message
+	unread  bool
 
 	sealed  bool // the relay of its topic published it
 	refused bool // the sink could not read it; see UnreadableError
@@ -47,12 +49,13 @@ type streamOf struct {
 // newItem reads the envelope of a message. A message that is not an event becomes a dead letter.
 func (r *Runtime) newItem(p *partition, m *kafka.Message) *item {
 	e, err := event.FromRecord(m.Key, m.Value, m.Headers)
-	it := &item{record: Record{Event: e, Topic: m.Topic, Partition: m.Partition, Offset: m.Offset}, partition: p}
+	it := &item{
+		record:    Record{Event: e, Topic: m.Topic, Partition: m.Partition, Offset: m.Offset},
+		partition: p, message: m, unread: err == nil,
+	}
 	if err != nil {
 		it.record.Event.Data = m.Value
-		it.deadLetter = newDeadLetter(r.cfg.Name, it.record, string(m.Key), m.Headers, err)
-	} else {
-		it.unread = m
+		it.deadLetter = r.deadLetterOf(it, err)
 	}
 	it.number = p.add(m.Offset, e, kafka.PartitionsOf(m.Headers))
 	return it
@@ -173,10 +176,10 @@ func (r *Runtime) apply(ctx context.Context, records []Record) (err error) {
 // read completes an item of which only the envelope has been read. It returns an error only if the
 // caller should retry; other errors make the item a dead letter.
 func (r *Runtime) read(ctx context.Context, it *item) error {
-	if it.unread == nil {
+	if !it.unread {
 		return nil
 	}
-	m := it.unread
+	m := it.message
 	e, sealed, err := r.cfg.Decoder.Complete(ctx, registry.Record{
 		Topic: m.Topic, Partition: m.Partition, Offset: m.Offset, Key: m.Key, Value: m.Value, Headers: m.Headers,
 	}, it.record.Event)
@@ -184,10 +187,10 @@ func (r *Runtime) read(ctx context.Context, it *item) error {
 	case errors.Is(err, registry.ErrUnavailable):
 		return err
 	case err != nil: // becomes a dead letter with the original value
-		it.deadLetter = newDeadLetter(r.cfg.Name, it.record, string(m.Key), m.Headers, err)
+		it.deadLetter = r.deadLetterOf(it, err)
 	default:
 		it.record.Event, it.sealed = e, sealed
 	}
-	it.unread = nil
+	it.unread = false
 	return nil
 }
