@@ -1,7 +1,8 @@
-// Package duration reads and writes durations as people write them: in Go's syntax, and in days. A
-// day has 24 hours, as in the windows of features.
+// Package duration reads and writes durations as people write them: in Go's syntax, and in days and
+// weeks. A day has 24 hours, as in the windows of features.
 //
-// It is the only place that knows the unit d. Flags, settings and --as-of use it.
+// It is the only place that knows the units d and w. Flags, settings, --as-of and the periods of segments
+// use it.
 package duration
 
 import (
@@ -11,34 +12,46 @@ import (
 	"time"
 )
 
-// Parse returns the duration that a text such as "90s", "1h30m", "30d" or "1d12h" means. An error
+// Parse returns the duration that a text such as "90s", "1h30m", "30d" or "1w1d12h" means. An error
 // does not repeat the text: callers name where it was.
 func Parse(text string) (time.Duration, error) {
-	unsigned := strings.TrimLeft(text, "+-")
-	days, rest, found := strings.Cut(unsigned, "d")
-	if !found {
-		return parsed(text)
-	}
-	d, err := parsed(days + "h")
-	if err == nil && d > math.MaxInt64/24 {
-		err = errWanted
-	}
-	if err != nil || len(text)-len(unsigned) > 1 || strings.ContainsAny(days, "hmnuµμs+-") {
+	rest := strings.TrimLeft(text, "+-")
+	if len(text)-len(rest) > 1 {
 		return 0, errWanted
 	}
-	d *= 24
-	if rest != "" {
-		more, err := parsed(rest)
-		if err != nil || strings.ContainsAny(rest, "+-") || d > math.MaxInt64-more {
+	sum, long := time.Duration(0), false
+	for _, unit := range longUnits {
+		number, after, found := strings.Cut(rest, unit.name)
+		if !found {
+			continue
+		}
+		d, err := parsed(number + "h")
+		if err != nil || strings.ContainsAny(number, "hmnuµμs+-") || d > (math.MaxInt64-sum)/unit.hours {
 			return 0, errWanted
 		}
-		d += more
+		sum, rest, long = sum+d*unit.hours, after, true
+	}
+	if !long {
+		return parsed(text)
+	}
+	if rest != "" {
+		d, err := parsed(rest)
+		if err != nil || strings.ContainsAny(rest, "+-") || d > math.MaxInt64-sum {
+			return 0, errWanted
+		}
+		sum += d
 	}
 	if strings.HasPrefix(text, "-") {
-		d = -d
+		sum = -sum
 	}
-	return d, nil
+	return sum, nil
 }
+
+// longUnits are the units that Go's syntax does not have, from the longest one.
+var longUnits = []struct {
+	name  string
+	hours time.Duration
+}{{"w", 7 * 24}, {"d", 24}}
 
 // errWanted is the only error: time.ParseDuration's are in terms of its own syntax.
 var errWanted = fmt.Errorf("want a duration such as 90s, 15m, 12h or 30d, of at most %d days", math.MaxInt64/day)

@@ -22,6 +22,7 @@ import (
 	customerv1 "github.com/millrace/millrace/gen/millrace/customer/v1"
 	customer360v1 "github.com/millrace/millrace/gen/millrace/customer360/v1"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+	"github.com/millrace/millrace/internal/duration"
 )
 
 // Segment is a saved condition over profiles.
@@ -187,20 +188,15 @@ func newEnv(features []Feature) (*cel.Env, error) {
 	)...)
 }
 
-// periods are the units of a period.
-var periods = map[byte]time.Duration{'m': time.Minute, 'h': time.Hour, 'd': 24 * time.Hour, 'w': 7 * 24 * time.Hour}
-
-// parsePeriod parses a period such as "30d".
+// parsePeriod parses a period such as "30d": a whole number of one unit.
 func parsePeriod(s string) (time.Duration, error) {
-	if s == "" {
-		return 0, errors.New(`an empty period: want a number and m, h, d or w, such as "30d"`)
-	}
-	unit, ok := periods[s[len(s)-1]]
-	n, err := strconv.ParseUint(s[:len(s)-1], 10, 16)
-	if !ok || err != nil || n == 0 {
+	number := strings.TrimRight(s, "mhdw")
+	n, err := strconv.ParseUint(number, 10, 32)
+	d, tooLong := duration.Parse(s)
+	if err != nil || n == 0 || len(s)-len(number) != 1 || tooLong != nil {
 		return 0, fmt.Errorf(`period %q: want a number and m, h, d or w, such as "30d"`, s)
 	}
-	return time.Duration(n) * unit, nil
+	return d, nil
 }
 
 // moment is the time at which an expression is evaluated, with what functions of time need. It
