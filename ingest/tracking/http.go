@@ -148,7 +148,8 @@ func (t *Intake) serve(w http.ResponseWriter, r *http.Request, kind string) {
 
 // accept handles a request whose body is in m.
 func (t *Intake) accept(w http.ResponseWriter, r *http.Request, kind string, m *memory) {
-	received := event.Time(time.Now())
+	begun := time.Now()
+	received := event.Time(begun)
 	b, err := readBody(m, kind)
 	if err != nil {
 		t.refuse(w, r, &problem{http.StatusBadRequest, codeBody, "", err.Error()})
@@ -168,7 +169,7 @@ func (t *Intake) accept(w http.ResponseWriter, r *http.Request, kind string, m *
 		t.refuse(w, r, &problem{http.StatusBadRequest, codeField, b.bad.Field, b.bad.Error()})
 		return
 	}
-	if !source.allowed.take(len(b.events), time.Now()) {
+	if !source.allowed.take(len(b.events), begun) {
 		t.refuse(w, r, &problem{http.StatusTooManyRequests, codeRate, "", fmt.Sprintf(
 			"the write key of %s may send %d events per second to this process: send these again later", source.Name, source.Rate)})
 		return
@@ -235,13 +236,20 @@ func (t *Intake) refuse(w http.ResponseWriter, r *http.Request, p *problem) {
 	respond(w, p.status, answer{Code: p.code, Field: p.field, Message: p.message})
 }
 
+// What nearly all answers have. Their memory is shared, and nothing changes it.
+var (
+	typeJSON = []string{"application/json"}
+	noSniff  = []string{"nosniff"}
+	success  = []byte(`{"success":true}` + "\n")
+)
+
 // respond writes an answer.
 func respond(w http.ResponseWriter, status int, a answer) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
+	h := w.Header()
+	h["Content-Type"], h["X-Content-Type-Options"] = typeJSON, noSniff
 	w.WriteHeader(status)
 	if status == http.StatusOK && len(a.Rejected) == 0 {
-		_, _ = io.WriteString(w, `{"success":true}`+"\n")
+		_, _ = w.Write(success)
 		return
 	}
 	_ = json.NewEncoder(w).Encode(a) // a client that is gone needs no answer
@@ -252,7 +260,10 @@ var unzippers = sync.Pool{New: func() any { return new(gzip.Reader) }}
 
 // read reads the body of a request into m, up to maxBody bytes of decompressed text.
 func read(w http.ResponseWriter, r *http.Request, m *memory) (bad *problem) {
-	var body io.Reader = http.MaxBytesReader(w, r.Body, maxBody)
+	var body io.Reader = r.Body
+	if r.ContentLength < 0 || r.ContentLength > maxBody { // otherwise it cannot be longer
+		body = http.MaxBytesReader(w, r.Body, maxBody)
+	}
 	switch encoding := strings.ToLower(r.Header.Get("Content-Encoding")); encoding {
 	case "", "identity":
 	case "gzip":
