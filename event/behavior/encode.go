@@ -74,7 +74,8 @@ func (e *encoder) time(number protowire.Number, t *timestamppb.Timestamp) {
 	if t == nil {
 		return
 	}
-	seconds, nanos, size := uint64(t.GetSeconds()), uint64(t.GetNanos()), 0
+	unknown := t.ProtoReflect().GetUnknown()
+	seconds, nanos, size := uint64(t.GetSeconds()), uint64(t.GetNanos()), len(unknown)
 	if seconds != 0 {
 		size += 1 + protowire.SizeVarint(seconds)
 	}
@@ -88,7 +89,7 @@ func (e *encoder) time(number protowire.Number, t *timestamppb.Timestamp) {
 	if nanos != 0 {
 		e.b = protowire.AppendVarint(protowire.AppendTag(e.b, 2, protowire.VarintType), nanos)
 	}
-	e.b = append(e.b, t.ProtoReflect().GetUnknown()...)
+	e.b = append(e.b, unknown...)
 }
 
 // consent appends an entry of the map.

@@ -37,17 +37,17 @@ func TestEncoding(t *testing.T) {
 					to.Mutable(f).List().Append(protoreflect.ValueOfString(v))
 				}
 			case f.Message() != nil:
-				to.Set(f, protoreflect.ValueOfMessage((&timestamppb.Timestamp{
+				at := (&timestamppb.Timestamp{
 					Seconds: rapid.OneOf(rapid.Just(int64(0)), rapid.Int64()).Draw(t, "seconds"),
 					Nanos:   rapid.OneOf(rapid.Just(int32(0)), rapid.Int32()).Draw(t, "nanos"),
-				}).ProtoReflect()))
+				}).ProtoReflect()
+				addUnknown(t, at)
+				to.Set(f, protoreflect.ValueOfMessage(at))
 			default:
 				to.Set(f, protoreflect.ValueOfString(text.Draw(t, f.TextName())))
 			}
 		}
-		if rapid.Bool().Draw(t, "a field of a later version") {
-			to.SetUnknown([]byte("\xa2\x06\x01x")) // number 100
-		}
+		addUnknown(t, to)
 		want, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 		if err != nil {
 			t.Fatal(err)
@@ -58,6 +58,13 @@ func TestEncoding(t *testing.T) {
 			t.Fatalf("%v became %x (%v), want %x", m, e.Data, err, want)
 		}
 	})
+}
+
+// addUnknown adds a field to a message, or none, as a later version of the contract may have it.
+func addUnknown(t *rapid.T, m protoreflect.Message) {
+	if rapid.Bool().Draw(t, "a field of a later version") {
+		m.SetUnknown([]byte("\xa2\x06\x01x")) // number 100
+	}
 }
 
 // TestEncodingRefusesBytes checks that a text that is not UTF-8 is an error, as in the library, in every field.

@@ -77,16 +77,6 @@ type reader struct {
 	*memory
 }
 
-// fieldNames has the names of the fields that are read, so that reading a name allocates nothing.
-var fieldNames = func() map[string]string {
-	names := map[string]string{}
-	for _, name := range []string{"anonymousId", "batch", "category", "context", "event", "groupId", "messageId", "name",
-		"previousId", "properties", "sentAt", "timestamp", "traits", "type", "userId", "writeKey"} {
-		names[name] = name
-	}
-	return names
-}()
-
 // readBody reads the body in m. kind is the type of the only event, or empty for a batch. The error
 // is a *syntaxError; other mistakes are in the batch and its events. The batch refers to m.
 func readBody(m *memory, kind string) (batch, error) {
@@ -243,10 +233,7 @@ func (r *reader) text(field string, limit int) (string, *FieldError, error) {
 	if len(raw)-2 > 6*limit { // an escape has up to six bytes for one
 		return "", tooLong(field, limit), nil
 	}
-	text := r.whole[r.at-len(raw)+1 : r.at-1]
-	if r.escaped {
-		text = unquote(raw)
-	}
+	text := r.meaning(raw)
 	if len(text) > limit {
 		return "", tooLong(field, limit), nil
 	}

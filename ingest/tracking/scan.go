@@ -48,7 +48,8 @@ type scanner struct {
 	whole    string // the same
 	at       int
 	depth    int
-	escaped  bool   // the last string had escapes
+	start    int    // of the last string
+	escaped  bool   // it had escapes
 	overflow bool   // a value had a number that no reader can keep
 	repeated string // a key that an object had twice, in quotation marks; empty if none had
 
@@ -184,10 +185,7 @@ func (s *scanner) key(keys *keySet) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if name, ok := fieldNames[string(raw[1:len(raw)-1])]; ok { // without an allocation
-		return name, nil
-	}
-	return unquote(raw), nil
+	return s.meaning(raw), nil
 }
 
 // rawKey reads the key of a member and the colon, and returns the key as it is written. keys has those
@@ -197,12 +195,11 @@ func (s *scanner) rawKey(keys *keySet) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	escaped := s.escaped
 	if s.peek() != ':' {
 		return nil, s.unexpected("a colon")
 	}
 	s.at++
-	if s.repeated == "" && !keys.add(raw, escaped) {
+	if s.repeated == "" && !keys.add(raw, s.escaped) {
 		s.repeated = strconv.Quote(short(unquote(raw)))
 	}
 	return raw, nil
@@ -329,7 +326,7 @@ func (s *scanner) token() ([]byte, error) {
 		return nil, s.unexpected("a string")
 	}
 	start := s.at
-	s.escaped = false
+	s.start, s.escaped = start, false
 	for i := s.at + 1; ; {
 		i += plain(s.b[i:])
 		if i == len(s.b) {
@@ -386,6 +383,14 @@ func plain(b []byte) (n int) {
 		}
 	}
 	return n
+}
+
+// meaning returns the text of the last string, which is written as raw.
+func (s *scanner) meaning(raw []byte) string {
+	if s.escaped {
+		return unquote(raw)
+	}
+	return s.whole[s.start+1 : s.start+len(raw)-1]
 }
 
 // escape returns the length of the escape sequence that b begins with, or 0 if it is not valid.
