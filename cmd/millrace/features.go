@@ -15,8 +15,8 @@ import (
 func newFeatures(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "features",
-		Short: "Describe the feature groups",
-		Long: `Describe the feature groups: what models can know about customers, products and visitors. The setting
+		Short: "Describe, read and check the features of customers, products and visitors",
+		Long: `Describe, read and check feature groups: what models can know about customers, products and visitors. The setting
 features.groups selects the groups that are computed and served.`,
 	}
 	cmd.AddCommand(newFeaturesList(a), newFeaturesDescribe(a), newFeaturesGet(a), newFeaturesRegistry(a),

@@ -97,13 +97,18 @@ func (p *App) historyFaults() []*adminv1.TableFault {
 	}
 	var all []*adminv1.TableFault
 	for _, f := range p.history.Faults() {
-		fault := &adminv1.TableFault{Table: "features." + f.Table, Reason: f.Reason.Error(), Remedy: remedyHistory}
-		if !f.Stopped {
-			fault.Transient, fault.Remedy = true, "none, if it passes: it is tried again"
-		}
-		all = append(all, fault)
+		all = append(all, historyFault(f))
 	}
 	return all
+}
+
+// historyFault returns why a table is not filled, with the remedy.
+func historyFault(f history.Fault) *adminv1.TableFault {
+	fault := &adminv1.TableFault{Table: "features." + f.Table, Reason: f.Reason.Error(), Remedy: remedyHistory}
+	if !f.Stopped {
+		fault.Transient, fault.Remedy = true, "none, if it passes: it is tried again"
+	}
+	return fault
 }
 
 // historySinks returns the rows and the lag of each table. If ClickHouse does not answer, there are
