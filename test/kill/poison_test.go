@@ -3,6 +3,7 @@ package kill
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -93,17 +94,29 @@ func (s *system) parked(ctx context.Context, sink string) (int, error) {
 // awaitNothingParked waits until every stream is released. The assignment of partitions to a new
 // process, or the retry of a running one, does that by itself.
 func awaitNothingParked(ctx context.Context, s *system) error {
-	return await(ctx, "every stream released", settleTimeout, func() (bool, error) {
-		for _, view := range []string{"orderstatus/v2", "catalog/v2", "customer360/v2"} {
-			n, err := s.parked(ctx, view)
-			if err != nil { // the process is not ready yet
-				return false, nil
-			}
-			if n > 0 {
-				_, _ = s.run(ctx, "dlq", "retry", view, "--wait", "5s")
-				return false, nil
-			}
-		}
-		return true, nil
+	var last error // while the process is not ready, it does not answer
+	err := await(ctx, "every stream released", settleTimeout, func() (bool, error) {
+		var n int
+		n, last = s.retryParked(ctx)
+		return n == 0 && last == nil, nil
 	})
+	if err != nil {
+		return errors.Join(err, last)
+	}
+	return nil
+}
+
+// retryParked retries the first view that has parked streams, and returns their number.
+func (s *system) retryParked(ctx context.Context) (int, error) {
+	for _, view := range []string{"orderstatus/v2", "catalog/v2", "customer360/v2"} {
+		n, err := s.parked(ctx, view)
+		if err != nil {
+			return 0, err
+		}
+		if n > 0 {
+			_, _ = s.run(ctx, "dlq", "retry", view, "--wait", "5s")
+			return n, nil
+		}
+	}
+	return 0, nil
 }
