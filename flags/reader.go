@@ -67,7 +67,7 @@ type Update struct {
 	Changed []string // names of flags that were set or deleted, in order
 }
 
-// NewReader returns a reader. It connects when it runs.
+// NewReader returns a reader. It connects when it runs. The logger is required.
 func NewReader(cfg kafka.Config, logger *slog.Logger) *Reader {
 	r := &Reader{kafka: cfg, log: logger, moved: make(chan struct{}), watchers: map[int]func(Update){}}
 	r.flags.Store(&map[string]Flag{})
@@ -149,22 +149,26 @@ func (r *Reader) Run(ctx context.Context) error {
 	retry, failed := backoff.Server.Start(), ""
 	for again := true; again; again = retry.Wait(ctx) {
 		err := r.follow(ctx, func() { failed = ""; retry.Reset() })
-		if ctx.Err() != nil {
-			break
-		}
-		switch {
-		case errors.Is(err, fetch.ErrNoTopic) && !r.seen:
-			r.publish() // nobody has set a flag
-		case r.State() == Current:
-			// The flags remain if the topic is unknown now: a broker that has just started may not know it yet.
-			r.announce(Stale, nil)
-		}
-		if err.Error() != failed { // log an error once, not at every attempt
-			failed = err.Error()
-			r.log.Warn("flags: reading failed; retrying with the last known flags", "topic", Topic, "error", err)
+		if ctx.Err() == nil {
+			r.interrupt(err)
+			if err.Error() != failed { // log an error once, not at every attempt
+				failed = err.Error()
+				r.log.Warn("flags: reading failed; retrying with the last known flags", "topic", Topic, "error", err)
+			}
 		}
 	}
 	return nil
+}
+
+// interrupt sets the state after an error.
+func (r *Reader) interrupt(err error) {
+	switch {
+	case errors.Is(err, fetch.ErrNoTopic) && !r.seen:
+		r.publish() // nobody has set a flag
+	case r.State() == Current:
+		// The flags remain if the topic is unknown now: a broker that has just started may not know it yet.
+		r.announce(Stale, nil)
+	}
 }
 
 // errRecreated ends a follow, so that the next one reads the new topic.

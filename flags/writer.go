@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/millrace/millrace/internal/backoff"
+	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
 )
 
@@ -25,7 +27,7 @@ type Writer struct {
 // WriterConfig configures a Writer.
 type WriterConfig struct {
 	Kafka kafka.Config
-	// TransactionalID is the same for all writers of a cluster.
+	// TransactionalID is the same for all writers of a cluster: it is what orders their changes.
 	TransactionalID string
 	// Reader must run.
 	Reader *Reader
@@ -34,7 +36,7 @@ type WriterConfig struct {
 	Now      func() time.Time
 }
 
-// step is a point of a change at which tests interrupt it.
+// step is a point of a change at which tests interrupt it. Its name is also that of a failpoint.
 type step string
 
 const (
@@ -45,6 +47,9 @@ const (
 
 // NewWriter returns a writer. Close releases its client.
 func NewWriter(cfg WriterConfig) (*Writer, error) {
+	if cfg.Kafka.Logger == nil {
+		cfg.Kafka.Logger = slog.Default()
+	}
 	admin, err := kafka.NewAdmin(cfg.Kafka)
 	if err != nil {
 		return nil, err
@@ -238,7 +243,7 @@ func (a *attempt) try(ctx context.Context) (Flag, error) {
 	if after == nil {
 		return Flag{}, nil
 	}
-	after.Revision = end
+	after.Revision = end // its record was the next one
 	return *after, nil
 }
 
@@ -354,8 +359,11 @@ func (a *attempt) produce(ctx context.Context, producer *kafka.TransactionalProd
 	return nil
 }
 
-// at calls the step of a test.
+// at marks a step, for the kill matrix and for the package's own tests.
 func (w *Writer) at(ctx context.Context, s step) error {
+	if err := failpoint.Hit("flags." + string(s)); err != nil {
+		return err
+	}
 	if w.step == nil {
 		return nil
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -199,13 +200,16 @@ func setRollout(req *flagsv1.SetFlagRequest, present *flagsv1.Flag, variants, ro
 			req.Type = typeOf(value)
 		}
 		values[name] = flagJSON(req.Type, value)
+		if !slices.ContainsFunc(rollout, func(share string) bool { return strings.HasPrefix(share, name+"=") }) {
+			return fmt.Errorf("--variant %q: add %s=PERCENT to --rollout", text, name)
+		}
 	}
 	for _, text := range rollout {
 		name, percent, ok := strings.Cut(text, "=")
 		p, err := strconv.ParseFloat(strings.TrimSuffix(percent, "%"), 64)
 		// A hundredth of a percent is the smallest share, and finer ones are not rounded silently.
 		share := math.Round(p * 100)
-		if !ok || err != nil || math.Abs(p*100-share) > 1e-6 || share < 0 || share > 10_000 {
+		if valid := ok && err == nil && math.Abs(p*100-share) <= 1e-6 && share >= 0 && share <= 10_000; !valid {
 			return fmt.Errorf("--rollout %q: want NAME=PERCENT, from 0 to 100 with at most two decimals", text)
 		}
 		value, ok := values[name]

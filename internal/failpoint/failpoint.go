@@ -20,6 +20,7 @@ package failpoint
 //	lake.TABLE.…                                           the steps of lake
 //	clickhouse.TABLE.insert.before clickhouse.TABLE.insert.after   one insert into a table of features
 //	features.shared.apply.before features.shared.apply.after   one batch of facts in Redis
+//	flags.read flags.value flags.committed                 a change of a flag: read, its value produced, committed
 //	restcatalog.purge.file                                 each file of a table that is purged
 //	maintenance.…                                          the steps of lake/maintenance, of the first table to reach them
 //
