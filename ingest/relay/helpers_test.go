@@ -2,6 +2,7 @@ package relay_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -156,13 +157,28 @@ type running struct {
 }
 
 // run starts a relay and stops it when the test ends.
-func run(t testing.TB, r *relay.Relay) *running {
+func run(t testing.TB, r *relay.Relay) *running { return start(t, r, r.Run) }
+
+// supervise is run for a relay that is started again when it is fenced, as the supervisor of a process
+// does: a broker that is slow may abort a transaction.
+func supervise(t testing.TB, r *relay.Relay) *running {
+	return start(t, r, func(ctx context.Context) error {
+		for {
+			if err := r.Run(ctx); !errors.Is(err, relay.ErrFenced) {
+				return err
+			}
+		}
+	})
+}
+
+// start calls a relay's run until the test ends.
+func start(t testing.TB, r *relay.Relay, run func(context.Context) error) *running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	x := &running{relay: r, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(x.done)
-		x.err = r.Run(ctx)
+		x.err = run(ctx)
 	}()
 	t.Cleanup(func() { _ = x.stop() })
 	return x

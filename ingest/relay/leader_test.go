@@ -100,7 +100,8 @@ func (r *reader) since() (int, time.Duration) {
 }
 
 // Of three nodes, the leader, or the coordinator of the transactions, is killed under load. No
-// event is lost, duplicated or out of order, and the relay and a consumer recover by themselves.
+// event is lost, duplicated or out of order, and the relay and a consumer recover. A relay whose transaction
+// the broker aborts is started again, as by its supervisor.
 func TestKillLeaderUnderLoad(t *testing.T) {
 	t.Parallel()
 	killCount(t)
@@ -113,7 +114,7 @@ func TestKillLeaderUnderLoad(t *testing.T) {
 	b := newBroker(t, c.Brokers(t))
 	s := b.newStore(t)
 	stop := load(t, newWriter(s))
-	x := run(t, b.newRelay(t, s))
+	x := supervise(t, b.newRelay(t, s))
 	r := b.follow(t)
 	flows := func(what string) {
 		t.Helper()
@@ -145,8 +146,14 @@ func TestKillLeaderUnderLoad(t *testing.T) {
 			return err == nil && now != node
 		}, "another node is %s", victim.what)
 		published := x.relay.Progress().Published
-		eventually(t, func() bool { return x.relay.Progress().Published > published+1000 },
-			"the relay publishes without %s", victim.what)
+		eventually(t, func() bool {
+			select {
+			case <-x.done:
+				t.Fatalf("the relay stopped: %v", x.err)
+			default:
+			}
+			return x.relay.Progress().Published > published+1000
+		}, "the relay publishes without %s", victim.what)
 		_, before := r.since()
 		flows("without " + victim.what)
 		_, after := r.since()
