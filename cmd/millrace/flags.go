@@ -24,7 +24,7 @@ func newFlags(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "flags",
 		Short: "Show and change the flags of the running system",
-		Long: `Show and change flags: typed values that apply in every process within a second, without a restart. A flag has
+		Long: `Show and change flags: typed values that apply in every process that reads them, without a restart. A flag has
 one value, or variants that are rolled out to a percentage of keys. Every change is recorded with the caller, the time
 and the reason.
 
