@@ -59,10 +59,7 @@ func Fold[D Document](
 		}
 		// Project first: a record that was unreadable before must be reported as unreadable again,
 		// and not as a gap.
-		if failpoint.On("view.poison") && strings.HasSuffix(stream, "0") {
-			panic("view.poison")
-		}
-		next, bad := project(doc, r.Event)
+		next, bad := try(project, doc, r.Event)
 		switch {
 		case bad != nil:
 			unreadable.Add(r, bad)
@@ -77,6 +74,16 @@ func Fold[D Document](
 		return changed, &unreadable
 	}
 	return changed, nil
+}
+
+// try calls project. A panic is an error of the event: verification must not end the process, and the
+// other events of a batch can be applied.
+func try[D Document](project Project[D], doc D, e event.Event) (next D, err error) {
+	defer streams.Recovered(&err)
+	if failpoint.On("view.poison") && strings.HasSuffix(e.Stream, "0") {
+		panic("view.poison")
+	}
+	return project(doc, e)
 }
 
 // Streams returns the streams of the records, each once, in order of appearance.

@@ -70,6 +70,39 @@ func TestFold(t *testing.T) {
 	}
 }
 
+// An event at which the projection panics is unreadable, for a view and for its verification. Later
+// events of its stream wait behind it, and the others are folded.
+func TestPanicOfAProjection(t *testing.T) {
+	t.Parallel()
+	broken := func(doc *eventv1.PositionToken, e event.Event) (*eventv1.PositionToken, error) {
+		if string(e.Data) == "panic" {
+			panic("a mistake")
+		}
+		return project(doc, e)
+	}
+	records := []streams.Record{record("a", 1, "1"), record("a", 2, "panic"), record("a", 3, "3"), record("b", 1, "1")}
+	docs := map[string]*eventv1.PositionToken{}
+	_, err := readmodels.Fold(docs, records, broken)
+	var unreadable *streams.UnreadableError
+	if !errors.As(err, &unreadable) || len(unreadable.Records) != 2 || unreadable.Reasons[0].Error() != "panic: a mistake" ||
+		!errors.Is(unreadable.Reasons[1], streams.ErrBehind) {
+		t.Fatalf("error %v, want a panic and the event behind it", err)
+	}
+	if docs["a"].GetVersion() != 1 || docs["b"].GetVersion() != 1 {
+		t.Errorf("folded %v", docs)
+	}
+	expected, err := readmodels.Expected(func(yield func(event.Event, error) bool) {
+		for _, r := range records {
+			if !yield(r.Event, nil) {
+				return
+			}
+		}
+	}, broken)
+	if err != nil || expected.Total().Count != 2 {
+		t.Errorf("%v documents are expected, want 2: %v", expected, err)
+	}
+}
+
 func TestFoldFindsGaps(t *testing.T) {
 	t.Parallel()
 	for _, have := range []uint64{0, 1, 5} {

@@ -206,9 +206,9 @@ type panicError struct {
 
 func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
 
-// recovered sets err if the caller's function panics. A panic is a mistake of the code that one
+// Recovered sets err if the function that defers it panics. A panic is a mistake of the code that one
 // event brings up. It must not end the process, which would panic again after each restart.
-func recovered(err *error) {
+func Recovered(err *error) {
 	if value := recover(); value != nil {
 		*err = &panicError{value, debug.Stack()}
 	}

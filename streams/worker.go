@@ -166,7 +166,7 @@ func (r *Runtime) apply(ctx context.Context, records []Record) (err error) {
 	if err := failpoint.Hit("view." + r.cfg.Name + ".apply.before"); err != nil {
 		return err
 	}
-	defer recovered(&err)
+	defer Recovered(&err)
 	if err := r.cfg.Sink.Apply(ctx, records); err != nil {
 		return err
 	}
