@@ -245,7 +245,9 @@ func (s *Seals) refresh(ctx context.Context, topic string, since time.Time) (err
 	if err != nil {
 		return err
 	}
-	end, err := s.admin.EndOffsets(ctx, PositionsTopic)
+	// An announcement is visible a moment after its transaction is committed. The first records that it
+	// concerns may be visible before, so wait for transactions that are open now.
+	end, err := s.admin.HighWatermarks(ctx, PositionsTopic)
 	if err != nil {
 		return err
 	}
