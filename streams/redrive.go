@@ -262,7 +262,9 @@ func (r *Runtime) redriveStream(ctx context.Context, of streamOf, offsets []int6
 		if !there { // it exceeded the limit of this pass
 			return released, true
 		}
-		if l.Deleted { // somebody has deleted the dead letter: the event is skipped
+		if l.Deleted {
+			r.cfg.Logger.Warn("streams: a parked event is skipped, because its dead letter was deleted",
+				"sink", r.cfg.Name, "topic", of.partition.topic, "partition", of.partition.id, "offset", offset)
 			of.partition.parking.release(of.name, offset)
 			released++
 			continue
@@ -280,7 +282,12 @@ func (r *Runtime) redriveStream(ctx context.Context, of streamOf, offsets []int6
 				return released, true
 			}
 		}
-		if err != nil || it.retried.failed {
+		if err != nil {
+			r.cfg.Logger.Warn("streams: a parked event cannot be applied from its dead letter",
+				"sink", r.cfg.Name, "dead_letter", l.ID(), "error", err)
+			return released, false
+		}
+		if it.retried.failed {
 			return released, false
 		}
 		if !it.retried.applied { // the partition is revoked
