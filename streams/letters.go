@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/kafka"
 )
 
@@ -59,6 +60,38 @@ func ReadDeadLetters(ctx context.Context, cfg kafka.Config, fn func(StoredDeadLe
 		return fmt.Errorf("find the dead letters: %w", err)
 	}
 	return readDeadLetters(ctx, cfg, nil, ends, fn)
+}
+
+// AwaitReleased returns nil when dead letters of a sink are deleted: parked events were applied, or
+// skipped, since the call. It is for what follows from a sink's data.
+func AwaitReleased(ctx context.Context, cfg kafka.Config, sink string) error {
+	admin, err := kafka.NewAdmin(cfg)
+	if err != nil {
+		return fmt.Errorf("await released events: %w", err)
+	}
+	defer admin.Close()
+	var seen map[int32]int64
+	for {
+		ends, err := admin.EndOffsets(ctx, DeadLetterTopic)
+		if errors.Is(err, kafka.ErrUnknownTopic) {
+			ends, err = map[int32]int64{}, nil
+		}
+		released := false
+		if err == nil && seen != nil {
+			err = readDeadLetters(ctx, cfg, seen, ends, func(l StoredDeadLetter) {
+				released = released || l.Sink == sink && l.Deleted
+			})
+		}
+		if err == nil { // after an error, the same range is read again
+			seen = ends
+		}
+		if released {
+			return nil
+		}
+		if !backoff.Sleep(ctx, redriveEvery) {
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // readDeadLetters reads a range of DeadLetterTopic. It skips records that are no dead letters.

@@ -111,6 +111,10 @@ func (v *View) Work(ctx context.Context, cfg WorkConfig) error {
 // errLeaseLost means that another process evaluates segments now.
 var errLeaseLost = errors.New("another process has taken over")
 
+// errReleased means that everybody is to be evaluated again: the view has applied events that the feed
+// has read long before.
+var errReleased = errors.New("the view has applied parked events: everybody is evaluated again")
+
 // lead evaluates segments until ctx ends or something fails.
 func (v *View) lead(ctx context.Context, cfg WorkConfig, owner string) error {
 	producer, err := kafka.NewTransactionalProducer(cfg.Kafka, cfg.TransactionalID)
@@ -183,6 +187,11 @@ func (e *evaluator) run(ctx context.Context, owner string) error {
 	parts.Go(func() {
 		if err := feed.Run(ctx); err != nil {
 			stop(err)
+		}
+	})
+	parts.Go(func() {
+		if streams.AwaitReleased(ctx, e.cfg.Kafka, Name) == nil {
+			stop(errReleased)
 		}
 	})
 	parts.Go(func() {
