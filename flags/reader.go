@@ -56,7 +56,7 @@ type State int
 
 // The states of a Reader.
 const (
-	Starting State = iota // the topic was not read to its end yet; there are no flags
+	Starting State = iota // the topic was not read to its end yet, so the reader has no flags
 	Current
 	Stale // the brokers do not answer; the flags are the last known ones
 )

@@ -80,7 +80,7 @@ const Absent = -1
 
 // Errors of a change, besides ErrInvalid.
 var (
-	// ErrNotFound means that there is no flag with the name.
+	// ErrNotFound means that a flag does not exist.
 	ErrNotFound = errors.New("unknown flag")
 	// ErrConflict means that the flag does not have the revision that it must have.
 	ErrConflict = errors.New("the flag was changed meanwhile")

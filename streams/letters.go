@@ -20,7 +20,7 @@ const redriveKey = "redrive|"
 // StoredDeadLetter is a dead letter as it is on DeadLetterTopic.
 type StoredDeadLetter struct {
 	DeadLetter
-	Deleted bool // there is no dead letter any more; only its identity is set
+	Deleted bool // the dead letter was deleted; only its identity is set
 	// Parked reports whether the sink applies the record again later. Attempts is how often it has
 	// tried, and 0 if the event waits behind an earlier one of its stream.
 	Parked   bool
@@ -94,7 +94,7 @@ func AwaitReleased(ctx context.Context, cfg kafka.Config, sink string) error {
 	}
 }
 
-// readDeadLetters reads a range of DeadLetterTopic. It skips records that are no dead letters.
+// readDeadLetters reads a range of DeadLetterTopic. It skips other records.
 func readDeadLetters(ctx context.Context, cfg kafka.Config, from, to map[int32]int64, fn func(StoredDeadLetter)) error {
 	err := kafka.ReadAll(ctx, cfg, DeadLetterTopic, from, to, func(m kafka.Message) error {
 		if l, ok := parseDeadLetter(m); ok {
@@ -108,7 +108,7 @@ func readDeadLetters(ctx context.Context, cfg kafka.Config, from, to map[int32]i
 	return nil
 }
 
-// parseDeadLetter reads a record of DeadLetterTopic. ok is false if it is no dead letter.
+// parseDeadLetter reads a record of DeadLetterTopic. ok reports whether it is a dead letter.
 func parseDeadLetter(m kafka.Message) (l StoredDeadLetter, ok bool) {
 	if l.DeadLetter, ok = parseLetterKey(string(m.Key)); !ok {
 		return StoredDeadLetter{}, false

@@ -12,8 +12,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 )
@@ -146,7 +144,7 @@ func newDLQShow(a *cli) *cobra.Command {
 			return err
 		}
 		if len(r.DeadLetters) != 1 {
-			return fmt.Errorf("there is no dead letter %q: `millrace dlq ls` lists them", args[0])
+			return fmt.Errorf("unknown dead letter %q: `millrace dlq ls` lists them", args[0])
 		}
 		d, w := r.DeadLetters[0], cmd.OutOrStdout()
 		if *output == "json" {
@@ -305,14 +303,4 @@ because the one before it is missing.`,
 		return nil
 	}
 	return cmd
-}
-
-// printMessage prints an answer of the API with the field names of its contract.
-func printMessage(w io.Writer, m proto.Message) error {
-	b, err := protojson.MarshalOptions{EmitUnpopulated: true, UseProtoNames: true, Indent: "  "}.Marshal(m)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(w, string(b))
-	return err
 }

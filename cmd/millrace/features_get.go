@@ -10,7 +10,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/millrace/millrace/event/identity"
@@ -58,12 +57,7 @@ found, or refused if the caller may read profiles (queries.customer360). The exa
 			return explain(err)
 		}
 		if *output == "json" {
-			b, err := protojson.MarshalOptions{EmitUnpopulated: true, UseProtoNames: true, Indent: "  "}.Marshal(res.Msg)
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), string(b))
-			return err
+			return printMessage(cmd.OutOrStdout(), res.Msg)
 		}
 		header := []string{"feature"}
 		for _, v := range res.Msg.GetVectors() {

@@ -12,7 +12,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/millrace/millrace/event"
@@ -56,12 +55,7 @@ are of the demo shop.`,
 			return explain(err)
 		}
 		if *output == "json" {
-			b, err := protojson.MarshalOptions{EmitUnpopulated: true, UseProtoNames: true, Indent: "  "}.Marshal(r)
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), string(b))
-			return err
+			return printMessage(cmd.OutOrStdout(), r)
 		}
 		printProfile(cmd.OutOrStdout(), r)
 		return nil

@@ -6,7 +6,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	customer360v1 "github.com/millrace/millrace/gen/millrace/customer360/v1"
@@ -66,12 +65,7 @@ With auth.tokens, the caller needs the right queries.customer360.`,
 			}
 		}
 		if *output == "json" {
-			b, err := protojson.MarshalOptions{EmitUnpopulated: true, UseProtoNames: true, Indent: "  "}.Marshal(answer)
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), string(b))
-			return err
+			return printMessage(cmd.OutOrStdout(), answer)
 		}
 		if len(args) == 0 && len(rows) == 0 {
 			fmt.Fprintln(cmd.OutOrStdout(), "no segments: the setting customer360.segments has none")

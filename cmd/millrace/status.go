@@ -9,7 +9,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 )
@@ -36,12 +35,7 @@ func newStatus(a *cli) *cobra.Command {
 		// The message of the API is the format for scripts: field names of the contract, zero
 		// values included.
 		if *output == "json" {
-			b, err := protojson.MarshalOptions{EmitUnpopulated: true, UseProtoNames: true, Indent: "  "}.Marshal(r.Msg)
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), string(b))
-			return err
+			return printMessage(cmd.OutOrStdout(), r.Msg)
 		}
 		printSinks(cmd.OutOrStdout(), r.Msg)
 		printAddresses(cmd.OutOrStdout(), r.Msg)

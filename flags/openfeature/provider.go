@@ -166,27 +166,38 @@ func (p *Provider) send(kind sdk.EventType, message string, changed []string) {
 }
 
 // BooleanEvaluation implements sdk.FeatureProvider.
-func (p *Provider) BooleanEvaluation(_ context.Context, flag string, or bool, c sdk.FlattenedContext) sdk.BoolResolutionDetail {
-	return evaluate(p, flag, flags.Bool, or, c, func(v json.RawMessage) (bool, error) { return strconv.ParseBool(string(v)) })
+func (p *Provider) BooleanEvaluation(_ context.Context, flag string, or bool, c sdk.FlattenedContext,
+) sdk.BoolResolutionDetail {
+	return evaluate(p, flag, flags.Bool, or, c, func(v json.RawMessage) (bool, error) {
+		return strconv.ParseBool(string(v))
+	})
 }
 
 // StringEvaluation implements sdk.FeatureProvider.
-func (p *Provider) StringEvaluation(_ context.Context, flag, or string, c sdk.FlattenedContext) sdk.StringResolutionDetail {
+func (p *Provider) StringEvaluation(_ context.Context, flag, or string, c sdk.FlattenedContext,
+) sdk.StringResolutionDetail {
 	return evaluate(p, flag, flags.String, or, c, unmarshal[string])
 }
 
 // FloatEvaluation implements sdk.FeatureProvider.
-func (p *Provider) FloatEvaluation(_ context.Context, flag string, or float64, c sdk.FlattenedContext) sdk.FloatResolutionDetail {
-	return evaluate(p, flag, flags.Float, or, c, func(v json.RawMessage) (float64, error) { return strconv.ParseFloat(string(v), 64) })
+func (p *Provider) FloatEvaluation(_ context.Context, flag string, or float64, c sdk.FlattenedContext,
+) sdk.FloatResolutionDetail {
+	return evaluate(p, flag, flags.Float, or, c, func(v json.RawMessage) (float64, error) {
+		return strconv.ParseFloat(string(v), 64)
+	})
 }
 
 // IntEvaluation implements sdk.FeatureProvider.
-func (p *Provider) IntEvaluation(_ context.Context, flag string, or int64, c sdk.FlattenedContext) sdk.IntResolutionDetail {
-	return evaluate(p, flag, flags.Int, or, c, func(v json.RawMessage) (int64, error) { return strconv.ParseInt(string(v), 10, 64) })
+func (p *Provider) IntEvaluation(_ context.Context, flag string, or int64, c sdk.FlattenedContext,
+) sdk.IntResolutionDetail {
+	return evaluate(p, flag, flags.Int, or, c, func(v json.RawMessage) (int64, error) {
+		return strconv.ParseInt(string(v), 10, 64)
+	})
 }
 
 // ObjectEvaluation implements sdk.FeatureProvider. The value is a map[string]any of the caller's own.
-func (p *Provider) ObjectEvaluation(_ context.Context, flag string, or any, c sdk.FlattenedContext) sdk.InterfaceResolutionDetail {
+func (p *Provider) ObjectEvaluation(_ context.Context, flag string, or any, c sdk.FlattenedContext,
+) sdk.InterfaceResolutionDetail {
 	return evaluate(p, flag, flags.Object, or, c, unmarshal[any])
 }
 
@@ -204,7 +215,7 @@ func evaluate[T any](p *Provider, name string, of flags.Type, or T, c sdk.Flatte
 	case !ok && p.reader.State() == flags.Starting:
 		return fail(sdk.NewProviderNotReadyResolutionError("the flags are being read"))
 	case !ok:
-		return fail(sdk.NewFlagNotFoundResolutionError(fmt.Sprintf("there is no flag %q", name)))
+		return fail(sdk.NewFlagNotFoundResolutionError(fmt.Sprintf("unknown flag %q", name)))
 	case f.Type != of:
 		return fail(sdk.NewTypeMismatchResolutionError(fmt.Sprintf("flag %s is of type %s, not %s", name, f.Type, of)))
 	}

@@ -172,7 +172,7 @@ func (p *App) DeleteDeadLetter(ctx context.Context, req *connect.Request[adminv1
 	}
 	if len(all) == 0 {
 		return nil, connect.NewError(connect.CodeNotFound,
-			fmt.Errorf("there is no dead letter %q: `millrace dlq ls` lists them", req.Msg.Id))
+			fmt.Errorf("unknown dead letter %q: `millrace dlq ls` lists them", req.Msg.Id))
 	}
 	letters := streams.NewDeadLetters(p.kafka)
 	defer letters.Close()
@@ -182,7 +182,7 @@ func (p *App) DeleteDeadLetter(ctx context.Context, req *connect.Request[adminv1
 		}
 		return nil, err
 	}
-	// Whoever reads the log later sees why an event is missing in a sink.
+	// The log says later why a sink lacks an event.
 	p.log.Warn("dead letter deleted; its event is skipped", "id", req.Msg.Id, "state", all[0].State.String(),
 		"reason", all[0].Reason)
 	return connect.NewResponse(&adminv1.DeleteDeadLetterResponse{}), nil

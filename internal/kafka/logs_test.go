@@ -10,7 +10,7 @@ import (
 )
 
 // TestLogs: the client's messages are logged without the form that librdkafka gives them, and what it
-// does at every start is no warning.
+// does at every start is not a warning.
 func TestLogs(t *testing.T) {
 	for _, c := range []struct {
 		event kafka.LogEvent
