@@ -171,15 +171,18 @@ func (d *Distribution) Quantile(q float64) (value float64, ok bool) {
 const (
 	// gamma is the ratio of two neighbouring bounds of buckets, as in exact.Quantile.
 	gamma = 1.01 / 0.99
-	// offset makes the buckets of positive numbers positive. That of the smallest float64 is 1.
+	// offset makes the buckets of positive numbers positive, also that of the smallest float64.
 	offset = 37221
+	// smallestNormal is the smallest float64 with all its digits.
+	smallestNormal = 0x1p-1022
 )
 
 // Bucket returns the bucket of a number: 0 for 0, and the negative of b for the negative of the
-// numbers of bucket b. Unlike that of exact.Quantile, it is of floating-point numbers.
+// numbers of bucket b. Unlike that of exact.Quantile, it is of floating-point numbers. Subnormal
+// numbers count as 0: math.Log is wrong for them on amd64.
 func Bucket(f float64) int32 {
 	switch {
-	case f == 0 || math.IsNaN(f):
+	case math.Abs(f) < smallestNormal || math.IsNaN(f):
 		return 0
 	case f < 0:
 		return -Bucket(-f)

@@ -115,7 +115,7 @@ func TestProfilesMerge(t *testing.T) {
 func TestBuckets(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		x := rapid.Float64().Filter(func(x float64) bool { return x == 0 || math.Abs(x) > 1e-300 }).Draw(t, "x")
+		x := rapid.OneOf(rapid.Float64(), rapid.Float64Range(-1e-300, 1e-300)).Draw(t, "x")
 		if b := Bucket(x); !math.IsInf(Middle(b), 0) && Bucket(Middle(b)) != b {
 			t.Errorf("%v is in bucket %d, and %v in %d", x, b, Middle(b), Bucket(Middle(b)))
 		}

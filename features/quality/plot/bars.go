@@ -34,10 +34,12 @@ func bars(m *quality.Measured) []bar {
 
 // merged returns the sum of the current values and those of the reference.
 func merged(m *quality.Measured) *quality.Distribution {
-	both := &quality.Distribution{Kind: m.Current.Kind, Nulls: m.Current.Nulls + m.Reference.Nulls}
+	both := &quality.Distribution{
+		Kind: m.Current.Kind, Nulls: m.Current.Nulls + m.Reference.Nulls, Buckets: map[int32]int64{},
+	}
 	for _, d := range []*quality.Distribution{&m.Current, &m.Reference} {
 		for b, n := range d.Buckets {
-			both.AddNumber(quality.Middle(b), n)
+			both.Buckets[b] += n
 		}
 		for s, n := range d.Texts {
 			both.AddText(s, n)
@@ -120,12 +122,8 @@ func scaleOf(d *quality.Distribution) scale {
 	on := d
 	if lowest, ok := d.Quantile(0); ok && lowest >= 0 && d.Buckets[0] > 0 && len(d.Buckets) > 1 {
 		s.zeros = true
-		on = &quality.Distribution{}
-		for b, n := range d.Buckets {
-			if b != 0 {
-				on.AddNumber(quality.Middle(b), n)
-			}
-		}
+		on = &quality.Distribution{Values: d.Values - d.Buckets[0], Buckets: maps.Clone(d.Buckets)}
+		delete(on.Buckets, 0)
 	}
 	s.lo, _ = on.Quantile(0.01)
 	s.hi, _ = on.Quantile(0.99)
@@ -140,15 +138,15 @@ func scaleOf(d *quality.Distribution) scale {
 func (s scale) place(x float64) float64 {
 	x = min(max(x, s.lo), s.hi)
 	if s.log {
-		return math.Log(x/s.lo) / math.Log(s.hi/s.lo)
+		return (math.Log(x) - math.Log(s.lo)) / (math.Log(s.hi) - math.Log(s.lo))
 	}
-	return (x - s.lo) / (s.hi - s.lo)
+	return (x/2 - s.lo/2) / (s.hi/2 - s.lo/2) // the halves, because the difference may overflow
 }
 
 // value returns the number at a place.
 func (s scale) value(place float64) float64 {
 	if s.log {
-		return s.lo * math.Pow(s.hi/s.lo, place)
+		return math.Exp((1-place)*math.Log(s.lo) + place*math.Log(s.hi))
 	}
-	return s.lo + place*(s.hi-s.lo)
+	return (1-place)*s.lo + place*s.hi
 }

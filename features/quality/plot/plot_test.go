@@ -157,7 +157,9 @@ func TestPNG(t *testing.T) {
 func TestBarsAreShares(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		values := rapid.SliceOfN(rapid.OneOf(rapid.Float64(), rapid.Just(0.), rapid.Float64Range(-5, 100)), 1, 60).Draw(t, "values")
+		numbers := rapid.OneOf(rapid.Float64(), rapid.Float64Range(-5, 100),
+			rapid.SampledFrom([]float64{0, math.SmallestNonzeroFloat64, 1.1e-308, math.MaxFloat64, -math.MaxFloat64}))
+		values := rapid.SliceOfN(numbers, 1, 60).Draw(t, "values")
 		m := &quality.Measured{}
 		for i, x := range values {
 			d := &m.Current
