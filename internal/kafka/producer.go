@@ -135,9 +135,10 @@ func (p *TransactionalProducer) Commit(ctx context.Context) error {
 	const action = "commit the transaction"
 	// Flushing may take long, so it ends with ctx.
 	err := retry(ctx, p.refused, func(short context.Context) error {
-		deadline, _ := short.Deadline()
-		if p.client.Flush(max(int(time.Until(deadline).Milliseconds()), 0)) > 0 {
-			return kafka.NewError(kafka.ErrTimedOut, "records are in flight", false)
+		for p.client.Flush(flushStep) > 0 {
+			if short.Err() != nil {
+				return kafka.NewError(kafka.ErrTimedOut, "records are in flight", false)
+			}
 		}
 		return nil
 	})
@@ -150,6 +151,11 @@ func (p *TransactionalProducer) Commit(ctx context.Context) error {
 	defer cancel()
 	return classify(p.client, action, p.client.CommitTransaction(end))
 }
+
+// flushStep is the duration of one call of Flush, in milliseconds. Without delivery reports, Flush
+// does not notice the last delivery: it returns at the end of its time, at most 100 ms. With less
+// than 2 it does not wait at all.
+const flushStep = 2
 
 // endTimeout bounds the wait for the coordinator to end a transaction whose records are all
 // delivered.
