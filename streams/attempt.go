@@ -1,6 +1,7 @@
 package streams
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,8 @@ type attempt struct {
 	// events of a stream that records has.
 	parked map[streamOf]bool
 	ahead  map[streamOf]int
+
+	reasons map[string]int // of the dead letters, by class; nil if there are none
 }
 
 // attempt passes a batch to the sink once, and writes its dead letters.
@@ -120,6 +123,7 @@ func (a *attempt) refuse(it *item, reason error) {
 // park writes an item's dead letter, and parks its stream. A record that the relay did not publish
 // parks nothing: it may be forged, and the event of the store may follow.
 func (a *attempt) park(it *item, letter *kafka.Record, reason error) {
+	a.count(it, reason)
 	if !it.sealed && it.retried == nil {
 		it.refused = true
 		a.letters = append(a.letters, *letter)
@@ -136,8 +140,25 @@ func (a *attempt) park(it *item, letter *kafka.Record, reason error) {
 	a.parked[it.stream()] = true
 }
 
+// count counts a dead letter by its reason. A dead letter that is written again after a further attempt
+// is not a new one.
+func (a *attempt) count(it *item, reason error) {
+	if it.retried != nil {
+		return
+	}
+	class := cmp.Or(it.reason, ReasonNotAnEvent)
+	if reason != nil {
+		class = reasonClass(reason)
+	}
+	if a.reasons == nil {
+		a.reasons = map[string]int{}
+	}
+	a.reasons[class]++
+}
+
 // wait writes the dead letter of an event that waits behind a parked one.
 func (a *attempt) wait(it *item, reason error) {
+	a.count(it, reason)
 	it.refused = true
 	letter := a.r.deadLetterOf(it, reason)
 	if !it.sealed {
@@ -180,6 +201,9 @@ func (a *attempt) write(ctx context.Context) error {
 	}
 	if dead > 0 {
 		a.r.deadLetterLog.add(a.letters[:dead])
+		for class, n := range a.reasons {
+			a.r.meter.DeadLetters(class, n)
+		}
 	}
 	return nil
 }

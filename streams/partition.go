@@ -25,6 +25,8 @@ type partition struct {
 
 	parking *parking // set before the first record is read
 
+	measuredFrom int64 // the ages of events before this offset are not measured
+
 	// mu protects the fields below. The poll loop adds records, and workers finish them.
 	mu    sync.Mutex
 	slots []slot // records that were read and are not part of the position yet, in offset order
@@ -53,6 +55,7 @@ func newPartition(topic string, id int32, from start, watermarks *Watermarks) *p
 	p := &partition{
 		topic: topic, id: id, watermarks: watermarks,
 		applied: from.at, saved: from.saved, read: from.at.Next, broken: map[string]bool{}, parking: parkingOf(nil),
+		measuredFrom: from.measuredFrom(),
 	}
 	p.quiet = sync.NewCond(&p.mu)
 	watermarks.set(topic, id, from.at)

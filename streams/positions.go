@@ -104,6 +104,7 @@ type start struct {
 	saved Applied // position that the sink has stored
 	at    Applied // position to read from: the same, unless it is void
 	fresh bool    // the sink had no position
+	end   int64   // end of the log
 }
 
 // startPositions reads the sink's positions in partitions. If there is none, it saves a first one,
@@ -135,7 +136,7 @@ func (r *Runtime) startPositions(
 				continue
 			}
 			at, there := positions[tp.Partition]
-			s := start{saved: at, at: at, fresh: !there}
+			s := start{saved: at, at: at, fresh: !there, end: ends[tp.Partition]}
 			switch {
 			case !there:
 				s.at.Topic = info.ID

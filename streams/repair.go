@@ -63,10 +63,10 @@ func (r *Runtime) repair(ctx context.Context, req repair) error {
 		if p.broken[stream] || req.gap.record.Offset < p.provenTo {
 			p.broken[stream] = true
 			reason := fmt.Errorf("the log lacks an earlier event of this stream: %w", req.cause)
-			req.gap.deadLetter = r.deadLetterOf(req.gap, reason)
+			req.gap.deadLetter, req.gap.reason = r.deadLetterOf(req.gap, reason), ReasonGap
 			return nil
 		}
-		restart[gapAt] = start{saved: p.savedAt(), at: Applied{Topic: p.topicID()}}
+		restart[gapAt] = start{saved: p.savedAt(), at: Applied{Topic: p.topicID()}, end: p.readTo()}
 		gap = true
 	}
 	if len(restart) > 0 {

@@ -61,6 +61,7 @@ type Runtime struct {
 	attempts      context.Context // ends stopGrace after Run's context, so that Apply can finish
 	deadLetters   deadLetterWriter
 	deadLetterLog deadLetterLog
+	meter         Meter         // set before Run
 	running       chan struct{} // closed when consumer is set
 
 	// closing protects consumer against calls of CatchUp while Run closes it. All goroutines of Run
@@ -92,7 +93,7 @@ func New(cfg Config) *Runtime {
 		cfg: cfg, seed: maphash.MakeSeed(), repairs: make(chan repair), redrives: make(chan struct{}, 1),
 		running:    make(chan struct{}),
 		partitions: map[kafka.TopicPartition]*partition{}, deadLetters: deadLetterWriter{cfg: cfg.Kafka},
-		deadLetterLog: deadLetterLog{sink: cfg.Name, logger: cfg.Logger},
+		deadLetterLog: deadLetterLog{sink: cfg.Name, logger: cfg.Logger}, meter: noMeter{},
 	}
 	for range cfg.Workers {
 		r.lanes = append(r.lanes, make(chan *item, max(1, cfg.Queue/cfg.Workers)))
@@ -285,6 +286,7 @@ func (r *Runtime) onAssigned(ctx context.Context, ps []kafka.TopicPartition) map
 		}
 		if err == nil {
 			offsets := map[kafka.TopicPartition]int64{}
+			r.meter.Rebalanced()
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			for _, tp := range ps {
@@ -311,6 +313,7 @@ func (r *Runtime) onAssigned(ctx context.Context, ps []kafka.TopicPartition) map
 // their positions are saved. lost reports that the group has already given them to another member.
 func (r *Runtime) onRevoked(ps []kafka.TopicPartition, lost bool) {
 	gone := map[kafka.TopicPartition]*partition{}
+	r.meter.Rebalanced()
 	r.mu.Lock()
 	for _, tp := range ps {
 		if p := r.partitions[tp]; p != nil {

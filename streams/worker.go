@@ -19,6 +19,7 @@ type item struct {
 	number    uint64 // number in its partition; see partition.add
 	// If not nil, it is written to DeadLetterTopic and the sink does not get the record.
 	deadLetter *kafka.Record
+	reason     string // class of the reason of deadLetter; "" means ReasonNotAnEvent
 
 	// message is the record as it is on the log. If unread is set, only its envelope has been read.
 	// The worker reads the rest, because it may have to wait for a schema, and the poll loop must
@@ -114,9 +115,14 @@ func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 				it.partition.leave(it.number, err == nil, it.isEvent())
 			}
 		}
-		if err == nil || ctx.Err() != nil {
+		if err == nil {
+			r.measureApplied(batch)
 			return
 		}
+		if ctx.Err() != nil {
+			return
+		}
+		r.meter.Failed(classOf(err))
 		// One record is at fault. Find out which: deliver them one by one.
 		if panicked := (*panicError)(nil); errors.As(err, &panicked) && len(batch) > 1 {
 			for _, it := range slices.Clone(batch) {

@@ -66,6 +66,10 @@ type Config struct {
 	// once. If DeadLetter is nil, such records remain on the log only.
 	DeadLetter func(ctx context.Context, m kafka.Message, reason error) error
 
+	// Published is called with the events of each transaction that was committed, in store order, for
+	// metrics. It must not block. It may be nil.
+	Published func([]event.Event)
+
 	// TransactionalID is held by at most one relay of the store, in any process and on any machine.
 	// Kafka fences the previous holder.
 	TransactionalID string
@@ -464,6 +468,9 @@ func (r *Relay) commit(
 	r.report(func(p *Progress) {
 		p.Position, p.RecordedAt, p.Published = last.Position, last.RecordedAt, p.Published+uint64(len(records))
 	})
+	if r.cfg.Published != nil {
+		r.cfg.Published(batch)
+	}
 	return nil
 }
 

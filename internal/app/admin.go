@@ -6,6 +6,7 @@ package app
 import (
 	"context"
 	"errors"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -110,6 +111,7 @@ func (p *App) sinks(ctx context.Context) ([]telemetry.Sink, error) {
 	if p.tracking != nil {
 		add(p.trackingSinks(), nil)
 	}
+	p.lags.Observe(time.Now(), all)
 	return all, errors.Join(errs...)
 }
 
@@ -142,7 +144,7 @@ func (p *App) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err error
 		}
 		sinks = append(sinks, telemetry.Sink{
 			Name: "topic " + a.Topic, Unit: "events", Count: stored[a.Topic] - min(ahead.Events, stored[a.Topic]),
-			Lag: ahead.Events, AsOf: at.RecordedAt,
+			Lag: ahead.Events, AsOf: at.RecordedAt, Reads: countedReading(a.Topic, stored[a.Topic], ahead.Events),
 		})
 	}
 	return sinks, nil
@@ -173,6 +175,7 @@ func viewSink(ctx context.Context, v *view) ([]telemetry.Sink, error) {
 	}
 	return []telemetry.Sink{{
 		Name: "view " + v.Name, Unit: "documents", Count: s.Documents, Lag: s.Lag, AsOf: s.AsOf,
+		Reads: readings(v.runner.Progress()),
 	}}, nil
 }
 
@@ -189,13 +192,9 @@ func (p *App) tableSinks(ctx context.Context) ([]telemetry.Sink, error) {
 	}
 	var sinks []telemetry.Sink
 	for _, t := range tables {
-		// A partition that the table has not begun counts from offset 0.
-		var lag uint64
-		for partition, end := range ends[t.Topic] {
-			lag += uint64(max(0, end-t.Offsets[partition]))
-		}
-		sinks = append(sinks, telemetry.Sink{Name: "table " + t.Name, Unit: "rows", Count: uint64(t.Rows), Lag: lag,
-			AsOf: t.AsOf})
+		read := telemetry.Reading{Topic: t.Topic, Next: t.Offsets, Ends: ends[t.Topic]}
+		sinks = append(sinks, telemetry.Sink{Name: "table " + t.Name, Unit: "rows", Count: uint64(t.Rows),
+			Lag: read.Events(), AsOf: t.AsOf, Reads: []telemetry.Reading{read}})
 	}
 	return sinks, nil
 }

@@ -63,6 +63,10 @@ type App struct {
 	limiter   *server.Limiter         // admits commands, queries and SQL under load
 	slots     *server.Slots           // bounds each caller's share of SQL
 	metrics   *telemetry.Metrics
+	lags      telemetry.Lags // of the sinks, in seconds
+	// Written by the start only: the queues of views and processes, and the listeners.
+	queues      map[string]func() int     // by sink
+	connections map[string]*server.Server // by listener
 
 	// Clients of the log. All components of the process share them.
 	kafka    kafka.Config
@@ -124,6 +128,7 @@ func newApp(m Modules, cfg config.Config, roles []Role, log *slog.Logger) *App {
 		listeners: map[string]net.Listener{}, metrics: telemetry.New(),
 		stores: map[string]eventstore.Store{}, relays: map[string]*relay.Relay{},
 		settings: map[string][]settings.Fault{}, addresses: map[string]string{},
+		queues: map[string]func() int{}, connections: map[string]*server.Server{},
 		failed: make(chan struct{}),
 	}
 	// Sinks registers its servers with the App, so each refers to the other.

@@ -48,7 +48,7 @@ func (p *App) openHistory(context.Context) error {
 	p.history, err = history.Open(history.Config{
 		Store: store, Groups: groups, Logger: p.log, Retention: p.cfg.Features.Retention,
 		Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
-		WriteDeadLetters: deadLetters.Write, CommitInterval: p.cfg.Features.CommitInterval, Archive: featureArchive{p},
+		WriteDeadLetters: p.countedLetters("features history", deadLetters.Write), CommitInterval: p.cfg.Features.CommitInterval, Archive: featureArchive{p},
 	})
 	return err
 }
@@ -127,15 +127,13 @@ func (p *App) historySinks(ctx context.Context) ([]telemetry.Sink, error) {
 	}
 	var sinks []telemetry.Sink
 	for _, t := range tables {
-		var lag uint64
-		for partition, end := range ends[t.Topic] {
-			lag += uint64(max(0, end-t.Next[partition]))
-		}
+		read := telemetry.Reading{Topic: t.Topic, Next: t.Next, Ends: ends[t.Topic]}
 		name := "features " + t.Table
 		if t.Filling {
 			name += " (filling)"
 		}
-		sinks = append(sinks, telemetry.Sink{Name: name, Unit: "rows", Count: t.Rows, Lag: lag, AsOf: t.AsOf})
+		sinks = append(sinks, telemetry.Sink{Name: name, Unit: "rows", Count: t.Rows, Lag: read.Events(), AsOf: t.AsOf,
+			Reads: []telemetry.Reading{read}})
 	}
 	return sinks, nil
 }

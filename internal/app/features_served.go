@@ -18,11 +18,12 @@ import (
 func (p *App) startServedLog() {
 	p.served = served.NewLog(served.LogConfig{Sample: p.cfg.Features.Online.LogSample, Kafka: p.kafka, Partitions: int32(p.cfg.Kafka.Partitions),
 		Now: time.Now, Logger: p.log.With("part", "features")})
-	p.metrics.Gauge("millrace_features_served_logged", "Served vectors that were logged.",
-		func() float64 { return float64(p.served.Written()) })
-	p.metrics.Gauge("millrace_features_served_dropped",
-		"Served vectors of the sample that were not logged, because the log was too slow or did not accept them.",
-		func() float64 { return float64(p.served.Dropped()) })
+	p.metrics.Counts("millrace_features_served_vectors_total",
+		"Served vectors of the sample: logged, or dropped because the log was too slow or did not accept them.",
+		[]string{"outcome"}, func(set func(float64, ...string)) {
+			set(float64(p.served.Written()), "logged")
+			set(float64(p.served.Dropped()), "dropped")
+		})
 	p.background("log of served features", p.served.Run)
 	p.flags.follow(func() { p.served.SetSample(p.logSample()) })
 }

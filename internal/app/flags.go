@@ -73,7 +73,7 @@ func (p *App) startFlags(ctx context.Context) error {
 		}
 		return 1
 	})
-	p.metrics.Gauge("millrace_flags_invalid", "Records of the topic of flags that were skipped, since the start.",
+	p.metrics.Count("millrace_flags_invalid_records_total", "Records of the topic of flags that were skipped.",
 		func() float64 { return float64(reader.Invalid()) })
 	if !p.has(Admin) {
 		return nil

@@ -35,17 +35,7 @@ const (
 func (p *App) startServers(ctx context.Context) error {
 	p.limiter = server.NewLimiter(p.cfg.Limits.Calls)
 	p.slots = server.NewSlots(p.cfg.Limits.SQL, maxQueuedQueries, p.cfg.Limits.SQLWait)
-	// One gauge per class. SQL can be refused by the limiter, and by the slots of its caller.
-	for _, c := range []server.Class{server.SQL, server.Query, server.Command} {
-		p.metrics.Gauge("millrace_shed_"+c.String(),
-			"Requests of this class that were refused because of load, since the start.", func() float64 {
-				shed := p.limiter.Shed(c)
-				if c == server.SQL {
-					shed += p.slots.Refused()
-				}
-				return float64(shed)
-			})
-	}
+	p.measureServers()
 	if p.listeners["api"] != nil {
 		// The order of the layers: authentication, then the checks of the request's form, then each
 		// handler's own right and admission.

@@ -100,8 +100,8 @@ func (p *App) startLanding(context.Context) error {
 	run := lakelanding.Config{
 		Instance: instance,
 		Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
-		WriteDeadLetters: deadLetterWriter(deadLetters),
-		CommitInterval:   p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes,
+		WriteDeadLetters: p.countedRows(deadLetterWriter(deadLetters)), Meter: landingMeter{p.metrics.Flow()},
+		CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes,
 		Maintenance: p.maintenanceConfig(), Maintains: p.maintains,
 	}
 	// The landers report stopped tables to the lake. The metric exports them.

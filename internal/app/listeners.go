@@ -41,7 +41,7 @@ func (p *App) serveBodies(name string, h http.Handler, guard func(http.Handler) 
 		}
 	}
 	s := server.New(c, guard(bodies.Guard(h)))
-	p.countConnections(name, s)
+	p.connections[name] = s
 	stop := s.Start(p.listeners[name], drainTimeout)
 	p.onStop(func() error {
 		cut, err := stop()
@@ -185,17 +185,5 @@ func reflections() func(path string, h http.Handler) (string, http.Handler) {
 				_ = errs.Write(w, r, rpc.Overloaded(server.ErrOverloaded))
 			}
 		})
-	}
-}
-
-// countConnections exports how many connections a listener has open, refused and evicted.
-func (p *App) countConnections(listener string, s *server.Server) {
-	for state, read := range map[string]func() int{
-		"open":    func() int { open, _, _ := s.Connections(); return open },
-		"refused": func() int { _, refused, _ := s.Connections(); return refused },
-		"evicted": func() int { _, _, evicted := s.Connections(); return evicted },
-	} {
-		p.metrics.Gauge("millrace_"+listener+"_connections_"+state,
-			"Connections to the listener "+listener+": "+state+".", func() float64 { return float64(read()) })
 	}
 }

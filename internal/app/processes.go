@@ -38,6 +38,7 @@ type OpenProcess interface {
 type process struct {
 	Process
 	OpenProcess
+	runtime *streams.Runtime
 }
 
 // startProcesses starts the processes.
@@ -50,9 +51,12 @@ func (p *App) startProcesses(ctx context.Context) error {
 		if opened == nil {
 			continue
 		}
-		p.processes = append(p.processes, process{m, opened})
-		p.background("process "+m.Name, opened.Runtime(p.kafka, p.decoder).Run)
+		runtime := opened.Runtime(p.kafka, p.decoder)
+		p.measureRuntime("process "+m.Name, runtime)
+		p.processes = append(p.processes, process{m, opened, runtime})
+		p.background("process "+m.Name, runtime.Run)
 	}
+	p.measureQueues()
 	return nil
 }
 
@@ -61,7 +65,8 @@ func (p *App) processSinks() []telemetry.Sink {
 	var all []telemetry.Sink
 	for _, running := range p.processes {
 		accepted, lag := running.Progress()
-		all = append(all, telemetry.Sink{Name: "process " + running.Name, Unit: "commands", Count: accepted, Lag: lag})
+		all = append(all, telemetry.Sink{Name: "process " + running.Name, Unit: "commands", Count: accepted, Lag: lag,
+			Reads: readings(running.runtime.Progress())})
 	}
 	return all
 }
@@ -141,22 +146,17 @@ func openIdentification(ctx context.Context, p *App) (OpenProcess, error) {
 	}
 	links := identification.New(identification.Config{Redis: positions, Commands: sender, Traits: plan.Identifiers(),
 		Logger: p.log})
-	for _, m := range []struct {
-		name, help string
-		read       func(identification.Stats) int64
-	}{
-		{"linked", "Links from identify events that were accepted, since the start.",
-			func(s identification.Stats) int64 { return s.Linked }},
-		{"refused", "Links from identify events that the service identity refused, since the start.",
-			func(s identification.Stats) int64 { return s.Refused }},
-		{"not_customers", "Identify events whose user id is not the id of a customer, since the start.",
-			func(s identification.Stats) int64 { return s.NotCustomer }},
-		{"unusable_traits", "Traits of identify events that are not an identifier of their kind, since the start.",
-			func(s identification.Stats) int64 { return s.Unusable }},
-	} {
-		p.metrics.Gauge("millrace_identification_"+m.name, m.help,
-			func() float64 { return float64(m.read(links.Stats())) })
-	}
+	p.metrics.Counts("millrace_identification_outcomes_total",
+		"Outcomes of identify events: links that were accepted (linked) and that the service identity refused "+
+			"(refused), events of other users than customers (not_customer), and traits that are not an identifier "+
+			"of their kind (unusable_trait).",
+		[]string{"outcome"}, func(set func(float64, ...string)) {
+			s := links.Stats()
+			set(float64(s.Linked), "linked")
+			set(float64(s.Refused), "refused")
+			set(float64(s.NotCustomer), "not_customer")
+			set(float64(s.Unusable), "unusable_trait")
+		})
 	return links, nil
 }
 

@@ -72,7 +72,7 @@ func TestIdentifyEventsLink(t *testing.T) {
 		// A browser joins nobody; an address may.
 		identify(p, "2", other, "browser")
 		polltest.Until(t, "the link of the browser is refused", func() bool {
-			return strings.Contains(metrics(t, p), "\nmillrace_identification_refused 1\n")
+			return strings.Contains(metrics(t, p), "\nmillrace_identification_outcomes_total{outcome=\"refused\"} 1\n")
 		})
 		polltest.Until(t, "the address is linked", func() bool { return links(other) == 1 })
 		graph := identityv1connect.NewIdentityServiceClient(http.DefaultClient, "http://"+p.Addr())

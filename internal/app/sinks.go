@@ -250,6 +250,7 @@ type view struct {
 type runner interface {
 	Run(context.Context) error
 	CatchUp(context.Context) error
+	Progress() []streams.TopicProgress
 }
 
 // openViews opens every view in its sink.
@@ -278,24 +279,25 @@ func (p *App) startRunners(context.Context) error {
 	runtimes := map[string]*streams.Runtime{}
 	for _, v := range p.views {
 		runtimes[v.Name] = v.Runtime(p.kafka, p.decoder, p.log)
+		p.measureRuntime("view "+v.Name, runtimes[v.Name])
 		p.run(v, runtimes[v.Name])
 		p.work(v, true)
 	}
-	for _, m := range []struct {
-		name, help string
-		of         func(streams, events int) int
-	}{
-		{"streams", "Streams of this process's partitions that wait because a sink could not apply an event.",
-			func(streams, _ int) int { return streams }},
-		{"events", "Events of these streams that are not applied.", func(_, events int) int { return events }},
-	} {
-		p.metrics.Values("millrace_parked_"+m.name, m.help, []string{"sink"},
-			func(set func(value float64, labels ...string)) {
-				for name, r := range runtimes {
-					set(float64(m.of(r.Parked())), name)
-				}
-			})
-	}
+	p.metrics.Values("millrace_parked_streams",
+		"Streams of this process's partitions that wait because a sink could not apply an event.", []string{"sink"},
+		func(set func(value float64, labels ...string)) {
+			for name, r := range runtimes {
+				parked, _ := r.Parked()
+				set(float64(parked), "view "+name)
+			}
+		})
+	p.metrics.Values("millrace_parked_events", "Events of parked streams that are not applied.", []string{"sink"},
+		func(set func(value float64, labels ...string)) {
+			for name, r := range runtimes {
+				_, parked := r.Parked()
+				set(float64(parked), "view "+name)
+			}
+		})
 	return nil
 }
 

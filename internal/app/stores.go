@@ -95,13 +95,7 @@ func (p *App) startRelays(context.Context) error {
 		deadLetters.Close()
 		return nil
 	})
-	p.metrics.Gauge("millrace_relay_strays", "Records on the topics of events that no relay wrote, since the start.",
-		func() (n float64) {
-			for _, r := range p.relays {
-				n += float64(r.Progress().InvalidRecords)
-			}
-			return n
-		})
+	p.measureRelays()
 	for _, a := range p.modules.aggregates() {
 		// nil: the topic has plain Protobuf values.
 		encoder, err := p.encoder(a)
@@ -111,11 +105,13 @@ func (p *App) startRelays(context.Context) error {
 		r, err := relay.New(relay.Config{
 			Store: p.stores[a.Name], Aggregate: a, Kafka: p.kafka, Encoder: encoder, Logger: p.log,
 			DeadLetter: func(ctx context.Context, m kafka.Message, reason error) error {
+				p.metrics.Flow().DeadLetters("topic "+a.Topic, streams.ReasonNotAnEvent, 1)
 				return deadLetters.Write(ctx, streams.DeadLetter{
 					Sink: "relay/" + a.Service, Topic: m.Topic, Partition: m.Partition, Offset: m.Offset,
 					Key: m.Key, Value: m.Value, Headers: m.Headers, Reason: reason,
 				})
 			},
+			Published:       p.measurePublished(a.Topic),
 			TransactionalID: "millrace-relay-" + a.Service + p.boot,
 		})
 		if err != nil {

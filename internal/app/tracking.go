@@ -49,25 +49,26 @@ func (p *App) startTracking(context.Context) error {
 		return fmt.Errorf("tracking: %w", err)
 	}
 	p.background("tracking", p.tracking.Run)
-	for _, m := range []struct {
-		name, help string
-		read       func(tracking.Stats) int64
-	}{
-		{"accepted_events", "Events that were written to the log, since the start.", func(s tracking.Stats) int64 { return s.Accepted }},
-		{"duplicate_events", "Copies of earlier events, since the start.", func(s tracking.Stats) int64 { return s.Duplicates }},
-		{"dead_letters", "Events that became dead letters, since the start.", func(s tracking.Stats) int64 { return s.DeadLetters }},
-		{"dropped_events", "Events that were dropped for lack of consent, since the start.", func(s tracking.Stats) int64 { return s.Dropped }},
-		{"rejected_requests", "Requests that were rejected (4xx), since the start.", func(s tracking.Stats) int64 { return s.Rejected }},
-		{"overloaded_requests", "Requests that were refused because of load (429), since the start.",
-			func(s tracking.Stats) int64 { return s.Overloaded }},
-		{"unavailable_requests", "Requests that were refused because the log was not available (503), since the start.",
-			func(s tracking.Stats) int64 { return s.Unavailable }},
-		{"remembered_ids", "Ids that are remembered to recognise copies.",
-			func(s tracking.Stats) int64 { return int64(s.IDs) }},
-	} {
-		p.metrics.Gauge("millrace_tracking_"+m.name, m.help,
-			func() float64 { return float64(m.read(p.tracking.Stats())) })
-	}
+	p.metrics.Counts("millrace_tracking_events_total",
+		"Events of tracking clients: written to the log (accepted), copies of earlier ones (duplicate), without consent "+
+			"(dropped), and dead letters (dead_letter).",
+		[]string{"outcome"}, func(set func(float64, ...string)) {
+			s := p.tracking.Stats()
+			set(float64(s.Accepted), "accepted")
+			set(float64(s.Duplicates), "duplicate")
+			set(float64(s.Dropped), "dropped")
+			set(float64(s.DeadLetters), "dead_letter")
+		})
+	p.metrics.Counts("millrace_tracking_refused_requests_total",
+		"Requests of tracking clients that got 4xx (rejected), 429 (overloaded) or 503 (unavailable).",
+		[]string{"reason"}, func(set func(float64, ...string)) {
+			s := p.tracking.Stats()
+			set(float64(s.Rejected), "rejected")
+			set(float64(s.Overloaded), "overloaded")
+			set(float64(s.Unavailable), "unavailable")
+		})
+	p.metrics.Gauge("millrace_tracking_remembered_ids", "Ids that are remembered to recognise copies.",
+		func() float64 { return float64(p.tracking.Stats().IDs) })
 	return nil
 }
 

@@ -24,6 +24,7 @@ type batch struct {
 	last       time.Time          // when the last record was added
 	unwritable []unwritable       // dead letters that the commit skips
 	after      time.Time          // when the previous commit finished
+	recorded   recordings         // when its events were recorded, for the meter
 }
 
 // newBatch returns an empty batch with a new commit id. after is the time of the previous commit.
@@ -33,9 +34,15 @@ func newBatch(at *positions, after time.Time) *batch {
 		progress: progress.State{Next: map[int32]int64{}, Seen: map[int32]event.Sequence{}, Commit: id}}
 }
 
-// add accounts for a record whose rows were added.
-func (b *batch) add(bytes int, asOf time.Time) {
+// add accounts for a record whose rows were added. measured is false if its age says nothing about
+// the lander, because it was on the topic before the table began.
+func (b *batch) add(bytes int, asOf time.Time, measured bool) {
 	b.bytes += int64(bytes)
+	if measured {
+		b.recorded.add(asOf)
+	} else {
+		b.recorded.add(time.Time{})
+	}
 	if asOf.After(b.progress.AsOf) {
 		b.progress.AsOf = asOf
 	}

@@ -170,7 +170,10 @@ func (l *lander) try(
 	if err := l.config.at(ctx, l.table.Name, stepCommit); err != nil {
 		return unknownBase, err
 	}
-	if _, err := tx.Commit(ctx); err != nil {
+	begun := time.Now()
+	_, err = tx.Commit(ctx)
+	l.meter().Catalog("commit", time.Since(begun))
+	if err != nil {
 		return base, fmt.Errorf("commit: %w", err)
 	}
 	return base, l.config.at(ctx, l.table.Name, stepCommitted)

@@ -95,6 +95,7 @@ func (l *lander) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // stopping is not an error
 		}
+		l.meter().Failed(l.table.Name, classOf(l.table.DisplayName(), err))
 		// Faults of rows are handled by bisection in the next session. A missing file or topic must
 		// be confirmed.
 		seems := faults.Unreadable(err) || errors.Is(err, fetch.ErrNoTopic)
@@ -111,6 +112,7 @@ func (l *lander) run(ctx context.Context) error {
 
 // load loads the table's current state.
 func (l *lander) load(ctx context.Context) (*table.Table, error) {
+	defer func(begun time.Time) { l.meter().Catalog("load", time.Since(begun)) }(time.Now())
 	return l.lake.Load(ctx, l.table.Identifier())
 }
 
@@ -122,6 +124,8 @@ type positions struct {
 	next    map[int32]int64
 	seen    map[int32]event.Sequence // nil for a table that is not made of events
 	topicID string
+	// backlog has, for partitions that the table had not begun, the end of the log at that time.
+	backlog map[int32]int64
 }
 
 // at returns the table's offset of a partition, and the topic's id.
@@ -137,6 +141,23 @@ func (p *positions) put(next map[int32]int64, topicID string) {
 	defer p.mu.Unlock()
 	maps.Copy(p.next, next)
 	p.topicID = topicID
+}
+
+// setBacklog records where the log ended when the table began a partition.
+func (p *positions) setBacklog(partition int32, end int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.backlog == nil {
+		p.backlog = map[int32]int64{}
+	}
+	p.backlog[partition] = end
+}
+
+// backlogOf returns the offset before which the records of a partition are older than the table.
+func (p *positions) backlogOf(partition int32) int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.backlog[partition]
 }
 
 // seenAt returns a partition's sequence. kept is false for tables that have no sequences.
@@ -292,9 +313,12 @@ func (s *session) land(ctx context.Context) error {
 		return err
 	}
 	b.unwritable = s.unwritable
+	begun := time.Now()
 	if err := s.lander.land(ctx, b, s.writer); err != nil {
 		return err
 	}
+	s.meter().Committed(s.table.Name, time.Since(begun))
+	s.measureLanded(b)
 	if s.to.upserts != nil {
 		s.to.upserts.Landed(b.progress.Next)
 	}
@@ -445,6 +469,9 @@ func (l *lander) position(
 		log := topic.Partitions[partition]
 		next, ok := committed.Next[partition]
 		ours[partition], seen[partition] = next, committed.Seen[partition]
+		if !ok {
+			at.setBacklog(partition, log.End)
+		}
 		if !ok && log.Start > 0 {
 			l.log.Warn("the topic's first records are gone; the table begins after them",
 				"topic", l.table.Topic, "partition", partition, "first", log.Start)
@@ -495,7 +522,7 @@ func (l *lander) add(ctx context.Context, b *batch, to sink, w *datafile.Writer,
 func (l *lander) addRecords(
 	ctx context.Context, b *batch, to sink, w *datafile.Writer, f fetch.Batch,
 ) (*heldRecord, error) {
-	seen := b.seen(f.Partition)
+	seen, backlog := b.seen(f.Partition), b.positions.backlogOf(f.Partition)
 	for record := range l.records(f) {
 		record.Before = seen
 		r := &record
@@ -524,7 +551,7 @@ func (l *lander) addRecords(
 		if appended.Sealed {
 			seen = appended.After
 		}
-		b.add(len(r.Value), appended.AsOf)
+		b.add(len(r.Value), appended.AsOf, r.Offset >= backlog)
 		if err := w.Flush(b.id, datafile.ChunkRows); err != nil {
 			b.move(f.Partition, f.Next) // any of the records may have caused the error
 			return nil, err

@@ -27,6 +27,8 @@ type Config struct {
 	// WriteDeadLetters stores dead letters: records that do not fit their table. They must be
 	// durable when it returns. After a crash it may be called again for the same records.
 	WriteDeadLetters DeadLetterWriter
+	// Meter measures the landing. It may be nil.
+	Meter Meter
 	// CommitInterval is the maximum time until a row is in its table. If a topic falls silent, its
 	// rows are committed early, but there are at most two commits per interval. 0 means one second.
 	CommitInterval time.Duration
