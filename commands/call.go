@@ -16,6 +16,7 @@ import (
 
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/internal/auth"
+	"github.com/millrace/millrace/internal/tracing"
 )
 
 // Headers that a command may carry, in every protocol.
@@ -60,8 +61,11 @@ func newCall(ctx context.Context, procedure string, header http.Header, request 
 	if !isName(c.correlation) {
 		return call{}, badName("correlation_id_malformed", HeaderCorrelationID)
 	}
-	if trace := header.Get(HeaderTraceParent); traceParent.MatchString(trace) {
-		c.trace = trace
+	// The span of the command is in the trace of the header, if it has one.
+	if c.trace = tracing.Parent(ctx); c.trace == "" {
+		if trace := header.Get(HeaderTraceParent); traceParent.MatchString(trace) {
+			c.trace = trace
+		}
 	}
 	if c.key != "" {
 		var err error

@@ -17,6 +17,7 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/failpoint"
+	"github.com/millrace/millrace/internal/tracing"
 )
 
 // maxAttempts is how often a command is tried while other processes append to its stream.
@@ -227,16 +228,41 @@ func (t Task[S, C, E]) try(
 	return response, nil
 }
 
-// append calls the store's Append between two failpoints.
-func (r *Runner[S, C, E]) append(ctx context.Context, b eventstore.Batch) (eventstore.Appended, error) {
+// append calls the store's Append between two failpoints, as a span of the command.
+func (r *Runner[S, C, E]) append(ctx context.Context, b eventstore.Batch) (appended eventstore.Appended, err error) {
+	ctx, span := tracing.Start(ctx, "store append")
+	defer func() { r.endAppend(span, b, appended, err) }()
 	if err := failpoint.Hit("commands.append.before"); err != nil {
 		return eventstore.Appended{}, err
 	}
-	appended, err := r.store.Append(ctx, b)
+	appended, err = r.store.Append(ctx, b)
 	if err == nil {
 		err = failpoint.Hit("commands.append.after")
 	}
 	return appended, err
+}
+
+// endAppend ends the span of an append. Conflicts and repeated keys are no failures of the store.
+func (r *Runner[S, C, E]) endAppend(span *tracing.Span, b eventstore.Batch, appended eventstore.Appended, err error) {
+	if span == nil {
+		return
+	}
+	span.Set("millrace.sink", "store "+r.agg.Service)
+	if n := len(b.Streams); n > 0 {
+		lead := b.Streams[n-1]                 // the stream of the receipt
+		if r.agg.Name != event.Identity.Name { // whose streams can be identifiers of a person
+			span.Set("millrace.stream", lead.Stream)
+		}
+		span.SetInt("millrace.version", int64(lead.ExpectedVersion)+int64(len(lead.Events)))
+	}
+	if isRefusal(err) {
+		span.Set("millrace.refused", "true")
+		err = nil
+	}
+	if err == nil {
+		span.Set("millrace.position", appended.Position.String())
+	}
+	span.End(err)
 }
 
 // storeError returns errors that callers handle, and internal errors, unchanged. It logs all others

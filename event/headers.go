@@ -89,6 +89,17 @@ func (e Event) HeadersOf(contentType string) []Header {
 	return h
 }
 
+// TraceParentOf returns the trace context of a record, or "". It does not check that the record is an
+// event.
+func TraceParentOf(headers []Header) string {
+	for _, h := range headers {
+		if h.Key == headerTrace {
+			return string(h.Value)
+		}
+	}
+	return ""
+}
+
 // ErrNotEvent is wrapped by every error of FromRecord: the record was not written as an event, or it
 // is damaged.
 var ErrNotEvent = errors.New("record is not an event")

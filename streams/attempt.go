@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/tracing"
 )
 
 // errNotSealed is the reason for which a dead letter is not applied.
@@ -32,10 +33,13 @@ type attempt struct {
 }
 
 // attempt passes a batch to the sink once, and writes its dead letters.
-func (r *Runtime) attempt(batch []*item) error {
+func (r *Runtime) attempt(batch []*item) (err error) {
 	ctx, cancel := context.WithTimeout(r.attempts, attemptTimeout)
 	defer cancel()
 	a := attempt{r: r, parked: map[streamOf]bool{}, ahead: map[streamOf]int{}}
+	if span := r.tracer.Batch(tracing.Hop{Name: "apply", Sink: r.cfg.Name}); span != nil {
+		defer func() { a.trace(span, batch, err) }()
+	}
 	// Complete the items first: one of them may turn out to be unreadable.
 	for _, it := range batch {
 		if err := r.read(ctx, it); err != nil {
@@ -48,6 +52,21 @@ func (r *Runtime) attempt(batch []*item) error {
 	}
 	// The positions move over dead letters only after they are on their topic.
 	return a.write(ctx)
+}
+
+// errParked marks the spans of events that the sink did not apply.
+var errParked = errors.New("the event is a dead letter")
+
+// trace records what became of a batch.
+func (a *attempt) trace(span *tracing.Batch, batch []*item, err error) {
+	for _, it := range batch {
+		entry := tracing.Of(&it.record.Event, it.record.Partition, it.record.Offset)
+		if it.refused {
+			entry.Failed = errParked
+		}
+		span.Add(entry)
+	}
+	span.End(err)
 }
 
 // add decides what becomes of an item: it is applied, waits behind a parked event, or is a dead

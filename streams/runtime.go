@@ -15,6 +15,7 @@ import (
 	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/internal/tracing"
 )
 
 // Config configures a Runtime.
@@ -63,6 +64,7 @@ type Runtime struct {
 	deadLetterLog deadLetterLog
 	meter         Meter         // set before Run
 	running       chan struct{} // closed when consumer is set
+	tracer        *tracing.Tracer
 
 	// closing protects consumer against calls of CatchUp while Run closes it. All goroutines of Run
 	// end before that.
@@ -100,6 +102,10 @@ func New(cfg Config) *Runtime {
 	}
 	return r
 }
+
+// Trace records each event that the sink applies, in the trace of its command. Call it before Run. A
+// nil Tracer records nothing.
+func (r *Runtime) Trace(t *tracing.Tracer) { r.tracer = t }
 
 // setDefault sets a field that is zero.
 func setDefault[T comparable](field *T, value T) {

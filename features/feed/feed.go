@@ -33,6 +33,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka/fetch"
 	"github.com/millrace/millrace/internal/kafka/security"
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/internal/tracing"
 	"github.com/millrace/millrace/streams"
 )
 
@@ -49,6 +50,8 @@ type Config struct {
 	WriteDeadLetters func(context.Context, ...streams.DeadLetter) error
 	ClientID         string       // shown in the brokers' logs; empty means Sink
 	Logger           *slog.Logger // required
+	// Traced fills Batch.Traced.
+	Traced bool
 }
 
 // Feed reads the facts of a topic. It is not safe for concurrent use.
@@ -240,6 +243,8 @@ type Batch struct {
 	After   Position // of the partition after the batch
 	Begins  bool     // no position of the partition was stored before this batch
 	Records int
+	// Traced are the events whose command was traced.
+	Traced []tracing.Entry
 }
 
 // Poll blocks until there are records, for at most wait, and returns their facts. It returns none
@@ -281,6 +286,9 @@ func (f *Feed) read(ctx context.Context, b fetch.Batch) (Batch, error) {
 		}
 		if e.RecordedAt.After(at.AsOf) {
 			at.AsOf = e.RecordedAt
+		}
+		if f.cfg.Traced && e.TraceParent != "" {
+			out.Traced = append(out.Traced, tracing.Of(&e, record.Partition, record.Offset))
 		}
 		origin := features.Origin{Topic: record.Topic, Partition: record.Partition, Offset: record.Offset}
 		var failed error // of any source: a record is one dead letter

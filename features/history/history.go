@@ -43,6 +43,7 @@ import (
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka/security"
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/internal/tracing"
 	"github.com/millrace/millrace/streams"
 )
 
@@ -64,6 +65,9 @@ type Config struct {
 	Archive Archive
 	// WriteDeadLetters makes dead letters durable. It may be called again for the same records.
 	WriteDeadLetters func(context.Context, ...streams.DeadLetter) error
+	// Tracer records when the facts of each event are stored, in the trace of its command. It may be
+	// nil.
+	Tracer *tracing.Tracer
 	// CommitInterval is the maximum time until a fact is in its table. 0 means 2 seconds.
 	CommitInterval time.Duration
 	// CommitFacts is the number of facts after which a batch is written. A batch has at most as many

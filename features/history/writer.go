@@ -14,6 +14,7 @@ import (
 	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/kafka/fetch"
+	"github.com/millrace/millrace/internal/tracing"
 )
 
 // keep runs sessions of a table until ctx is done. A session ends with an error only. After one that
@@ -74,6 +75,7 @@ type writer struct {
 	first   time.Time               // when the first of them was read
 	latest  time.Time               // when the last record was read
 	wrote   time.Time               // when the last batch was written
+	trace   *tracing.Batch          // of the events in pending; nil if nothing is traced
 	// Of the last full batch, to use their memory again.
 	rows    *clickhouse.Batch
 	columns factColumns
@@ -103,7 +105,7 @@ func (w *writer) session(ctx context.Context, worked func()) error {
 	f, err := feed.Open(feed.Config{
 		Brokers: w.cfg.Brokers, Security: w.cfg.Security, Decoder: w.cfg.Decoder, Topic: w.Topic,
 		Sources: []features.Source{w.Source}, Sink: "features/" + w.source.facts.Name,
-		WriteDeadLetters: w.cfg.WriteDeadLetters, Logger: w.cfg.Logger,
+		WriteDeadLetters: w.cfg.WriteDeadLetters, Logger: w.cfg.Logger, Traced: w.cfg.Tracer != nil,
 	})
 	if err != nil {
 		return err
@@ -154,7 +156,7 @@ func (w *writer) load(ctx context.Context) error {
 		return err
 	}
 	w.last, w.before, w.topicID = last, c.after, c.topicID
-	w.pending, w.facts = map[int32]*pending{}, 0
+	w.pending, w.facts, w.trace = map[int32]*pending{}, 0, nil
 	return nil
 }
 
@@ -189,6 +191,10 @@ func (w *writer) read(ctx context.Context, wait time.Duration) error {
 		}
 		p.facts, p.after = append(p.facts, b.Facts[w.Name]), b.After
 		w.facts += len(b.Facts[w.Name])
+		if w.trace == nil {
+			w.trace = w.cfg.Tracer.Batch(tracing.Hop{Name: "apply", Sink: "features/" + w.source.facts.Name})
+		}
+		w.trace.Add(b.Traced...)
 	}
 	if len(batches) == 0 {
 		return nil
@@ -226,7 +232,11 @@ func (w *writer) wait() time.Duration {
 func (w *writer) due() bool { return len(w.pending) > 0 && w.wait() <= 0 }
 
 // write claims the next batch for what was read, and writes the one that counts.
-func (w *writer) write(ctx context.Context) error {
+func (w *writer) write(ctx context.Context) (err error) {
+	w.trace.Begin()
+	trace := w.trace
+	defer func() { trace.End(err) }()
+	w.trace = nil
 	after := map[int32]feed.Position{}
 	for p, read := range w.pending {
 		after[p] = read.after

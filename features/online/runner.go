@@ -15,6 +15,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka/fetch"
 	"github.com/millrace/millrace/internal/kafka/security"
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/internal/tracing"
 	"github.com/millrace/millrace/streams"
 )
 
@@ -31,6 +32,18 @@ type Config struct {
 	// WriteDeadLetters makes records durable that cannot be read.
 	WriteDeadLetters func(context.Context, ...streams.DeadLetter) error
 	Logger           *slog.Logger // required
+	// Tracer records when the facts of each event are in memory, in the trace of its command. It may be
+	// nil.
+	Tracer *tracing.Tracer
+}
+
+// traced records that a batch was applied, or the error.
+func (c Config) traced(b feed.Batch, apply func() error) error {
+	span := c.Tracer.Batch(tracing.Hop{Name: "apply", Sink: sink})
+	span.Add(b.Traced...)
+	err := apply()
+	span.End(err)
+	return err
 }
 
 const (
@@ -195,7 +208,7 @@ func (r *Runner) open(ctx context.Context, topic string) (*feed.Feed, fetch.Topi
 	for {
 		f, err := feed.Open(feed.Config{Brokers: r.cfg.Brokers, Security: r.cfg.Security, Decoder: r.cfg.Decoder,
 			Topic: topic, Sources: r.store.sources(topic), Sink: sink, WriteDeadLetters: r.cfg.WriteDeadLetters,
-			Logger: r.cfg.Logger})
+			Logger: r.cfg.Logger, Traced: r.cfg.Tracer != nil})
 		if err != nil {
 			return nil, fetch.Topic{}, err
 		}
@@ -242,8 +255,10 @@ func (r *Runner) read(ctx context.Context, topic string, reached func()) (progre
 			return progress, err
 		}
 		for _, b := range batches {
-			if err := r.store.Apply(Batch{Topic: b.Topic, Partition: b.Partition, First: b.First, After: b.After,
-				Facts: b.Facts}); err != nil {
+			if err := r.cfg.traced(b, func() error {
+				return r.store.Apply(Batch{Topic: b.Topic, Partition: b.Partition, First: b.First, After: b.After,
+					Facts: b.Facts})
+			}); err != nil {
 				return progress, err
 			}
 			progress = true

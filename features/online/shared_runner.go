@@ -301,7 +301,7 @@ func (r *SharedRunner) read(ctx context.Context, topic string) (epoch string, pr
 	}
 	f, err := feed.Join(feed.Config{Brokers: r.cfg.Brokers, Security: r.cfg.Security, Decoder: r.cfg.Decoder,
 		Topic: topic, Sources: r.store.sources(topic), Sink: sink, WriteDeadLetters: r.cfg.WriteDeadLetters,
-		Logger: r.cfg.Logger}, feed.Group{Name: r.store.group(topic), Positions: positions})
+		Logger: r.cfg.Logger, Traced: r.cfg.Tracer != nil}, feed.Group{Name: r.store.group(topic), Positions: positions})
 	if err != nil {
 		return epoch, false, err
 	}
@@ -318,7 +318,7 @@ func (r *SharedRunner) read(ctx context.Context, topic string) (epoch string, pr
 			return epoch, progress, err
 		}
 		for _, b := range batches {
-			if err := r.apply(ctx, epoch, info.ID, b); err != nil {
+			if err := r.cfg.traced(b, func() error { return r.apply(ctx, epoch, info.ID, b) }); err != nil {
 				return epoch, progress, err
 			}
 			progress = true

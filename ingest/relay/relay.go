@@ -36,6 +36,7 @@ import (
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/internal/tracing"
 )
 
 // PositionsTopic holds each service's last checkpoint: the store position that the log has reached.
@@ -80,6 +81,9 @@ type Config struct {
 	MaxBytes  int
 
 	Logger *slog.Logger // nil means slog.Default()
+
+	// Tracer records each event that is published, in the trace of its command. It may be nil.
+	Tracer *tracing.Tracer
 }
 
 var (
@@ -427,7 +431,17 @@ func (r *Relay) checkTopic(ctx context.Context, a *kafka.Admin, s *session) erro
 // already are left out; the checkpoint covers them. last is the last event covered.
 func (r *Relay) commit(
 	ctx context.Context, p *kafka.TransactionalProducer, s *session, batch []event.Event, last event.Event,
-) error {
+) (err error) {
+	if span := r.cfg.Tracer.Batch(tracing.Hop{Name: "publish", Sink: r.cfg.Aggregate.Topic, Writes: true}); span != nil {
+		defer func() {
+			for i := range batch {
+				if !s.has(batch[i]) {
+					span.Add(tracing.Of(&batch[i], s.partition(batch[i]), -1))
+				}
+			}
+			span.End(err)
+		}()
+	}
 	if err := r.hook(beforeBegin); err != nil {
 		return err
 	}

@@ -45,6 +45,7 @@ import (
 	"github.com/millrace/millrace/internal/server"
 	"github.com/millrace/millrace/internal/settings"
 	"github.com/millrace/millrace/internal/telemetry"
+	"github.com/millrace/millrace/internal/tracing"
 	"github.com/millrace/millrace/lake"
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
@@ -67,6 +68,7 @@ type App struct {
 	// Written by the start only: the queues of views and processes, and the listeners.
 	queues      map[string]func() int     // by sink
 	connections map[string]*server.Server // by listener
+	tracer      *tracing.Tracer           // nil if nothing is traced
 
 	// Clients of the log. All components of the process share them.
 	kafka    kafka.Config
@@ -123,6 +125,7 @@ func Start(ctx context.Context, cfg config.Config, roles []Role, log *slog.Logge
 
 // newApp returns an App with nothing started.
 func newApp(m Modules, cfg config.Config, roles []Role, log *slog.Logger) *App {
+	log = slog.New(tracing.LogHandler(log.Handler()))
 	p := &App{
 		modules: m, cfg: cfg, log: log, roles: roles, wanted: wanted(roles),
 		listeners: map[string]net.Listener{}, metrics: telemetry.New(),
@@ -152,6 +155,7 @@ func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log 
 		{folder, "data folder", p.startFolder},
 		// Early, so that a taken port fails the start before the slow steps.
 		{serving, "addresses", p.startListeners},
+		{serving, "traces", p.startTraces},
 		{stores, "event stores", p.startStores},
 		{eventLog, "kafka", p.startKafka},
 		{runtimeFlags, "flags", p.startFlags},

@@ -49,6 +49,7 @@ func (p *App) openHistory(context.Context) error {
 		Store: store, Groups: groups, Logger: p.log, Retention: p.cfg.Features.Retention,
 		Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
 		WriteDeadLetters: p.countedLetters("features history", deadLetters.Write), CommitInterval: p.cfg.Features.CommitInterval, Archive: featureArchive{p},
+		Tracer: p.tracer,
 	})
 	return err
 }

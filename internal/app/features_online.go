@@ -59,7 +59,7 @@ func (p *App) startVectors(ctx context.Context) error {
 	if p.vectors, err = p.newVectors(ctx, groups, online.Config{Past: past,
 		Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
 		Dir: p.cfg.Path("features"), SaveEvery: c.SnapshotEvery, WriteDeadLetters: p.countedLetters("features online", deadLetters.Write),
-		Logger: p.log.With("part", "features"),
+		Logger: p.log.With("part", "features"), Tracer: p.tracer,
 	}); err != nil {
 		return err
 	}

@@ -88,7 +88,7 @@ func (p *App) startServers(ctx context.Context) error {
 func (p *App) api() http.Handler {
 	mux := http.NewServeMux()
 	// Counts calls and their durations by procedure and code.
-	measured := p.metrics.Interceptor()
+	measured := connect.WithInterceptors(p.measured()...)
 	var services []string
 	// Every service of the modules, on its own path.
 	if p.has(Commands) {
@@ -98,7 +98,7 @@ func (p *App) api() http.Handler {
 		}
 	}
 	if p.has(Query) {
-		opts := append([]connect.HandlerOption{connect.WithInterceptors(measured)},
+		opts := append([]connect.HandlerOption{measured},
 			rpc.HandlerOptions(p.log, time.Now)...)
 		for _, v := range p.views {
 			path, h := v.Handler(opts...)
@@ -110,7 +110,7 @@ func (p *App) api() http.Handler {
 	}
 	if p.vectors != nil {
 		for _, of := range []func(...connect.HandlerOption) (string, http.Handler){p.vectorService, p.qualityService} {
-			path, h := of(connect.WithInterceptors(measured))
+			path, h := of(measured)
 			mux.Handle(path, h)
 			services = append(services, strings.Trim(path, "/"))
 		}

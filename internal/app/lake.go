@@ -102,7 +102,7 @@ func (p *App) startLanding(context.Context) error {
 		Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
 		WriteDeadLetters: p.countedRows(deadLetterWriter(deadLetters)), Meter: landingMeter{p.metrics.Flow()},
 		CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes,
-		Maintenance: p.maintenanceConfig(), Maintains: p.maintains,
+		Maintenance: p.maintenanceConfig(), Maintains: p.maintains, Tracer: p.tracer,
 	}
 	// The landers report stopped tables to the lake. The metric exports them.
 	p.metrics.Labelled("millrace_table_stopped", "1 for each table that this process cannot land.", []string{"table"},

@@ -52,6 +52,7 @@ func (p *App) startProcesses(ctx context.Context) error {
 			continue
 		}
 		runtime := opened.Runtime(p.kafka, p.decoder)
+		runtime.Trace(p.tracer)
 		p.measureRuntime("process "+m.Name, runtime)
 		p.processes = append(p.processes, process{m, opened, runtime})
 		p.background("process "+m.Name, runtime.Run)
@@ -83,7 +84,7 @@ func (p *App) commandServices() []mounted {
 	if p.services != nil {
 		return p.services
 	}
-	opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(p.metrics.Interceptor()),
+	opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(p.measured()...),
 		commands.WithClockLeeway(p.cfg.Commands.ClockLeeway), commands.WithCurrencies(p.cfg.Commands.Currencies)}
 	for _, m := range p.modules.Services {
 		path, h := m.Handler(p.stores[m.Aggregate.Name], opts...)

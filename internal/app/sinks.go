@@ -280,6 +280,7 @@ func (p *App) startRunners(context.Context) error {
 	for _, v := range p.views {
 		runtimes[v.Name] = v.Runtime(p.kafka, p.decoder, p.log)
 		p.measureRuntime("view "+v.Name, runtimes[v.Name])
+		runtimes[v.Name].Trace(p.tracer)
 		p.run(v, runtimes[v.Name])
 		p.work(v, true)
 	}

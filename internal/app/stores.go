@@ -103,7 +103,7 @@ func (p *App) startRelays(context.Context) error {
 			return err
 		}
 		r, err := relay.New(relay.Config{
-			Store: p.stores[a.Name], Aggregate: a, Kafka: p.kafka, Encoder: encoder, Logger: p.log,
+			Store: p.stores[a.Name], Aggregate: a, Kafka: p.kafka, Encoder: encoder, Logger: p.log, Tracer: p.tracer,
 			DeadLetter: func(ctx context.Context, m kafka.Message, reason error) error {
 				p.metrics.Flow().DeadLetters("topic "+a.Topic, streams.ReasonNotAnEvent, 1)
 				return deadLetters.Write(ctx, streams.DeadLetter{

@@ -142,6 +142,7 @@ func (c Config) CheckClient() error {
 		bad("customer360.limits: segments, cost and pending must be positive, and recheck at least 1s")
 	}
 	c.Limits.check(bad)
+	c.Telemetry.Traces.check(bad)
 	if c.Drain < 0 {
 		bad("drain: %v is below 0", c.Drain)
 	}
@@ -298,5 +299,19 @@ func (l Limits) check(bad func(format string, args ...any)) {
 		if v.value < v.from {
 			bad("limits.%s: %d is below %d", v.key, v.value, v.from)
 		}
+	}
+}
+
+// check reports invalid settings of traces to bad.
+func (t Traces) check(bad func(format string, args ...any)) {
+	if u, err := url.Parse(t.Endpoint); t.Endpoint != "" &&
+		(err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
+		bad("telemetry.traces.endpoint: %q is not http(s)://host:port", t.Endpoint)
+	}
+	if !(t.Ratio >= 0 && t.Ratio <= 1) {
+		bad("telemetry.traces.ratio: %v is not from 0 to 1", t.Ratio)
+	}
+	if t.Slow <= 0 {
+		bad("telemetry.traces.slow: %v is not above 0", t.Slow)
 	}
 }

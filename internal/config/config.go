@@ -53,6 +53,7 @@ type Config struct {
 	Customer360   Customer360   `yaml:"customer360" doc:"Customer profiles and segments."`
 	Data          string        `yaml:"data" doc:"Folder for the data of the embedded servers. One running system per folder."`
 	Durability    string        `yaml:"durability" doc:"What the embedded log and the local warehouse survive. crash: the end of the process, kill -9 included. power-loss: also a power failure; each write is synced, and docs/testing.md states the cost. The event stores survive both with either value. Real servers follow their own settings."`
+	Telemetry     Telemetry     `yaml:"telemetry" doc:"What the process reports of its work."`
 	Log           Log           `yaml:"log" doc:"Structured logs on standard error."`
 	Store         Store         `yaml:"store" doc:"Event stores, one per service."`
 	Kafka         Kafka         `yaml:"kafka" doc:"The log."`
@@ -154,6 +155,18 @@ type Limits struct {
 	Calls               int           `yaml:"calls" doc:"Concurrent commands and queries. A quarter is reserved for commands. Further calls queue briefly."`
 	SQL                 int           `yaml:"sql" doc:"Concurrent SQL queries. One caller gets at most half of them."`
 	SQLWait             time.Duration `yaml:"sql_wait" doc:"Time that a SQL query queues before it is refused."`
+}
+
+// Telemetry configures what the process reports of its work.
+type Telemetry struct {
+	Traces Traces `yaml:"traces" doc:"Traces of OpenTelemetry. docs/observability.md explains them."`
+}
+
+// Traces configures which traces are sent, and where.
+type Traces struct {
+	Endpoint string        `yaml:"endpoint" doc:"URL of a receiver of OTLP over HTTP: http(s)://host:4318. Empty: nothing is traced."`
+	Ratio    float64       `yaml:"ratio" doc:"Share of the traces that begin here and are sent, from 0 to 1. The header traceparent decides for the others. Traces with an error or a slow operation are sent regardless."`
+	Slow     time.Duration `yaml:"slow" doc:"Duration from which an operation is slow."`
 }
 
 // Log configures logging.
@@ -322,6 +335,7 @@ func Default() Config {
 			Limits: SegmentLimits{Segments: 100, Cost: 1_000_000, Pending: 100_000, Recheck: 15 * time.Minute}},
 		Data:          "data",
 		Durability:    "crash",
+		Telemetry:     Telemetry{Traces: Traces{Ratio: 0.01, Slow: time.Second}},
 		Log:           Log{Level: slog.LevelWarn, Format: "text"},
 		SettingsEvery: 5 * time.Minute,
 		Limits: Limits{IdleTimeout: 2 * time.Minute, BodyTimeout: 30 * time.Second, BodyBytes: 256 << 20,

@@ -7,6 +7,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/tracing"
+	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/internal/progress"
 )
 
@@ -25,6 +27,7 @@ type batch struct {
 	unwritable []unwritable       // dead letters that the commit skips
 	after      time.Time          // when the previous commit finished
 	recorded   recordings         // when its events were recorded, for the meter
+	trace      *tracing.Batch     // of the records; nil if nothing is traced
 }
 
 // newBatch returns an empty batch with a new commit id. after is the time of the previous commit.
@@ -36,8 +39,8 @@ func newBatch(at *positions, after time.Time) *batch {
 
 // add accounts for a record whose rows were added. measured is false if its age says nothing about
 // the lander, because it was on the topic before the table began.
-func (b *batch) add(bytes int, asOf time.Time, measured bool) {
-	b.bytes += int64(bytes)
+func (b *batch) add(r *declare.Record, asOf time.Time, measured bool) {
+	b.bytes += int64(len(r.Value))
 	if measured {
 		b.recorded.add(asOf)
 	} else {
@@ -45,6 +48,10 @@ func (b *batch) add(bytes int, asOf time.Time, measured bool) {
 	}
 	if asOf.After(b.progress.AsOf) {
 		b.progress.AsOf = asOf
+	}
+	if b.trace != nil {
+		b.trace.Add(tracing.Entry{TraceParent: event.TraceParentOf(r.Headers), RecordedAt: asOf,
+			Topic: r.Topic, Stream: string(r.Key), Partition: r.Partition, Offset: r.Offset})
 	}
 }
 

@@ -35,6 +35,7 @@ import (
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka/fetch"
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/internal/tracing"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/columnar"
 	"github.com/millrace/millrace/lake/declare"
@@ -230,7 +231,7 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 		return false, err
 	}
 	defer reader.Close()
-	s.reader, s.batch = reader, newBatch(s.at, time.Time{})
+	s.reader, s.batch = reader, l.newBatch(s.at, time.Time{})
 	err = s.run(ctx)
 	l.logDeadLetters(true)
 	// Remember up to where the failed batch reached. The next session bisects these offsets.
@@ -302,12 +303,21 @@ func (s *session) take(ctx context.Context, f fetch.Batch) (*heldRecord, error) 
 	return held, err
 }
 
+// newBatch returns an empty batch of this table.
+func (l *lander) newBatch(at *positions, after time.Time) *batch {
+	b := newBatch(at, after)
+	b.trace = l.config.Tracer.Batch(tracing.Hop{Name: "commit", Sink: "lake/" + l.table.Name})
+	return b
+}
+
 // land commits the batch and starts the next one.
-func (s *session) land(ctx context.Context) error {
+func (s *session) land(ctx context.Context) (err error) {
 	b := s.batch
 	if !b.moved() {
 		return nil
 	}
+	b.trace.Begin()
+	defer func() { b.trace.End(err) }()
 	// Keyed tables: turn the collected records into rows.
 	if err := s.flushUpserts(ctx, b, s.to, s.writer); err != nil {
 		return err
@@ -332,7 +342,7 @@ func (s *session) land(ctx context.Context) error {
 	s.at.put(b.progress.Next, b.progress.TopicID)
 	s.at.putSeen(b.progress.Seen)
 	s.report(ctx, s.reader, b.progress.Next)
-	s.batch = newBatch(s.at, time.Now())
+	s.batch = s.newBatch(s.at, time.Now())
 	s.thin(ctx)
 	return nil
 }
@@ -551,7 +561,7 @@ func (l *lander) addRecords(
 		if appended.Sealed {
 			seen = appended.After
 		}
-		b.add(len(r.Value), appended.AsOf, r.Offset >= backlog)
+		b.add(r, appended.AsOf, r.Offset >= backlog)
 		if err := w.Flush(b.id, datafile.ChunkRows); err != nil {
 			b.move(f.Partition, f.Next) // any of the records may have caused the error
 			return nil, err

@@ -13,6 +13,7 @@ import (
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka/security"
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/internal/tracing"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/faults"
@@ -47,6 +48,8 @@ type Config struct {
 	// Landers is the number of landers per table in this process. Each has its own partitions. 0
 	// means 1.
 	Landers int
+	// Tracer records the commit of each event, in the trace of its command. It may be nil.
+	Tracer *tracing.Tracer
 
 	unknownTimeout   time.Duration // how long unclassified commit errors may last; 0 means unknownLimit
 	retryInterval    time.Duration // interval of attempts to land a stopped table; 0 means lake.RetryInterval
