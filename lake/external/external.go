@@ -39,9 +39,13 @@ import (
 	_ "google.golang.org/genproto/googleapis/type/money"
 )
 
+// ErrNoMessage means that a file does not have a message.
+var ErrNoMessage = errors.New("has no message")
+
 // Message returns the descriptor of a message. file is a .proto file, which may import files from
 // its own folder or the given ones, or a descriptor set written by protoc or buf (.binpb, .pb,
-// .desc). The package may be omitted from name.
+// .desc). The package may be omitted from name. The error wraps ErrNoMessage if the file has none of
+// this name.
 func Message(ctx context.Context, file, name string, folders ...string) (protoreflect.MessageDescriptor, error) {
 	files, err := describe(ctx, file, folders)
 	if err != nil {
@@ -66,7 +70,7 @@ func Message(ctx context.Context, file, name string, folders ...string) (protore
 		return found[0], nil
 	case 0:
 		slices.Sort(all)
-		return nil, fmt.Errorf("%s has no message %q; it has %s", file, name, strings.Join(all, ", "))
+		return nil, fmt.Errorf("%s %w %q; it has %s", file, ErrNoMessage, name, strings.Join(all, ", "))
 	}
 	return nil, fmt.Errorf("%s has %d messages named %q: include the package in the name", file, len(found), name)
 }
