@@ -41,6 +41,16 @@ const (
 	ReasonBehind     = "behind"       // the event waits behind a parked one
 )
 
+// Classes returns the classes of errors.
+func Classes() []string {
+	return []string{ErrorLost, ErrorPanic, ErrorRegistry, ErrorTimeout, ErrorParked, ErrorSink}
+}
+
+// Reasons returns the reasons of dead letters.
+func Reasons() []string {
+	return []string{ReasonNotAnEvent, ReasonRefused, ReasonPanic, ReasonGap, ReasonBehind}
+}
+
 // Measure makes a meter known. It must be called before Run.
 func (r *Runtime) Measure(m Meter) { r.meter = m }
 

@@ -6,6 +6,8 @@ package app
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -87,30 +89,40 @@ func (p *App) brokenTables(ctx context.Context) ([]*faults.TableError, error) {
 }
 
 // sinks returns the progress of every sink that this process can ask. If some fail, it returns the
-// others together with the errors.
+// others together with the errors. They are asked at the same time, so that a server that does not
+// answer does not take the time of the others.
 func (p *App) sinks(ctx context.Context) ([]telemetry.Sink, error) {
-	var all []telemetry.Sink
-	var errs []error
-	add := func(sinks []telemetry.Sink, err error) {
-		all, errs = append(all, sinks...), append(errs, err)
-	}
+	type query func(context.Context) ([]telemetry.Sink, error)
 	// In the order of the data's way: stores and topics, views, tables.
+	var queries []query
 	if len(p.stores) > 0 {
-		add(p.storeSinks(ctx))
+		queries = append(queries, p.storeSinks)
 	}
 	for _, v := range p.views {
-		add(viewSink(ctx, v))
+		queries = append(queries, func(ctx context.Context) ([]telemetry.Sink, error) { return viewSink(ctx, v) })
 	}
-	add(p.processSinks(), nil)
+	queries = append(queries, func(context.Context) ([]telemetry.Sink, error) { return p.processSinks(), nil })
 	if p.lake != nil && p.admin != nil {
-		add(p.tableSinks(ctx))
+		queries = append(queries, p.tableSinks)
 	}
-	if p.admin != nil && p.showsHistory(ctx) {
-		add(p.historySinks(ctx))
+	if p.admin != nil {
+		queries = append(queries, func(ctx context.Context) ([]telemetry.Sink, error) {
+			if !p.showsHistory(ctx) {
+				return nil, nil
+			}
+			return p.historySinks(ctx)
+		})
 	}
 	if p.tracking != nil {
-		add(p.trackingSinks(), nil)
+		queries = append(queries, func(context.Context) ([]telemetry.Sink, error) { return p.trackingSinks(), nil })
 	}
+	answers, errs := make([][]telemetry.Sink, len(queries)), make([]error, len(queries))
+	var running sync.WaitGroup
+	for i, ask := range queries {
+		running.Go(func() { answers[i], errs[i] = ask(ctx) })
+	}
+	running.Wait()
+	all := slices.Concat(answers...)
 	p.lags.Observe(time.Now(), all)
 	return all, errors.Join(errs...)
 }
@@ -167,16 +179,16 @@ func (p *App) progress(ctx context.Context) (map[string]relay.Progress, error) {
 	return progress, nil
 }
 
-// viewSink returns the progress of a view, by its watermarks and the ends of the log.
+// viewSink returns the progress of a view, by its watermarks and the ends of the log. If its server
+// does not answer, the lag is still known, and needed most.
 func viewSink(ctx context.Context, v *view) ([]telemetry.Sink, error) {
+	sink := telemetry.Sink{Name: "view " + v.Name, Reads: readings(v.runner.Progress())}
 	s, err := v.Status(ctx)
 	if err != nil {
-		return nil, err
+		return []telemetry.Sink{sink}, err
 	}
-	return []telemetry.Sink{{
-		Name: "view " + v.Name, Unit: "documents", Count: s.Documents, Lag: s.Lag, AsOf: s.AsOf,
-		Reads: readings(v.runner.Progress()),
-	}}, nil
+	sink.Unit, sink.Count, sink.Lag, sink.AsOf = "documents", s.Documents, s.Lag, s.AsOf
+	return []telemetry.Sink{sink}, nil
 }
 
 // tableSinks returns the rows and the lag of each table. The lag is counted in records of the

@@ -26,6 +26,9 @@ import (
 const (
 	// Bounds a request to a store or to Kafka on behalf of an operator.
 	requestTimeout = 15 * time.Second
+	// Bounds those on behalf of a scrape. It is well below the usual timeout of scrapes, which is ten
+	// seconds: if one server does not answer, all other metrics must still arrive.
+	scrapeTimeout = 3 * time.Second
 	// Bounds one on behalf of a readiness probe.
 	probeTimeout = 2 * time.Second
 )
@@ -87,8 +90,8 @@ func (p *App) startServers(ctx context.Context) error {
 // there, which Connect's clients report as unimplemented.
 func (p *App) api() http.Handler {
 	mux := http.NewServeMux()
-	// Counts calls and their durations by procedure and code.
-	measured := connect.WithInterceptors(p.measured()...)
+	// Of queries: commandServices measures the commands.
+	measured := connect.WithInterceptors(p.measured(server.Query)...)
 	var services []string
 	// Every service of the modules, on its own path.
 	if p.has(Commands) {
@@ -235,7 +238,7 @@ func (p *App) operations() http.Handler {
 		// grpcurl can call status, verify and flags.
 		reflect(mux, adminv1connect.AdminServiceName, flagsv1connect.FlagServiceName)
 	}
-	p.metrics.Sinks(p.sinks, requestTimeout, p.log)
+	p.metrics.Sinks(p.sinks, scrapeTimeout, p.log)
 	return mux
 }
 

@@ -100,7 +100,7 @@ func (p *App) startLanding(context.Context) error {
 	run := lakelanding.Config{
 		Instance: instance,
 		Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
-		WriteDeadLetters: p.countedRows(deadLetterWriter(deadLetters)), Meter: landingMeter{p.metrics.Flow()},
+		WriteDeadLetters: p.countedRows(deadLetterWriter(deadLetters)), Meter: p.measureLanding(),
 		CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes,
 		Maintenance: p.maintenanceConfig(), Maintains: p.maintains, Tracer: p.tracer,
 	}

@@ -35,6 +35,7 @@ func (p *App) measureRuntime(sink string, r *streams.Runtime) {
 	for _, topic := range r.Topics() {
 		m.feeds[topic] = m.flow.Feed(sink, topic)
 	}
+	m.flow.Expect(sink, streams.Classes(), streams.Reasons())
 	r.Measure(m)
 	p.queues[sink] = r.Queued
 }
@@ -108,6 +109,15 @@ func (m landingMeter) Committed(table string, took time.Duration) { m.flow.Commi
 func (m landingMeter) Catalog(op string, took time.Duration)      { m.flow.Catalog(op, took) }
 func (m landingMeter) Failed(table, class string)                 { m.flow.Failed("table "+table, class) }
 
+// measureLanding returns the meter of the landers.
+func (p *App) measureLanding() lakelanding.Meter {
+	m := landingMeter{p.metrics.Flow()}
+	for _, t := range p.lake.Declared() {
+		m.flow.Expect("table "+t.Name, lakelanding.Classes(), letterReasons)
+	}
+	return m
+}
+
 // countedLetters counts the dead letters that a component writes.
 func (p *App) countedLetters(sink string, write func(context.Context, ...streams.DeadLetter) error,
 ) func(context.Context, ...streams.DeadLetter) error {
@@ -134,6 +144,9 @@ func (p *App) countedRows(write lakelanding.DeadLetterWriter) lakelanding.DeadLe
 		return err
 	}
 }
+
+// letterReasons are the results of letterReason.
+var letterReasons = []string{reasonCopy, streams.ReasonNotAnEvent, streams.ReasonRefused}
 
 // reasonCopy is the reason of a record that is a copy of an earlier one.
 const reasonCopy = "copy"

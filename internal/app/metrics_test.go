@@ -2,7 +2,6 @@ package app
 
 import (
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -27,34 +26,6 @@ func documentedMetrics(t *testing.T) []string {
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
-}
-
-// Every metric in the code is documented, and the documentation has no other.
-func TestMetricsAreDocumented(t *testing.T) {
-	t.Parallel()
-	var names []string
-	for _, pattern := range []string{"*.go", "../telemetry/*.go"} {
-		files, err := filepath.Glob(pattern)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, file := range files {
-			if strings.HasSuffix(file, "_test.go") {
-				continue
-			}
-			source, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, m := range regexp.MustCompile(`"(millrace_[a-z_]+)"`).FindAllStringSubmatch(string(source), -1) {
-				names = append(names, m[1])
-			}
-		}
-	}
-	slices.Sort(names)
-	if names = slices.Compact(names); !slices.Equal(names, documentedMetrics(t)) {
-		t.Errorf("the code has the metrics\n%v\nand docs/metrics.md\n%v", names, documentedMetrics(t))
-	}
 }
 
 // A running system exports what its sinks do, under documented names only.

@@ -13,6 +13,7 @@ import (
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/internal/server"
 	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/processes/identification"
 	"github.com/millrace/millrace/streams"
@@ -84,7 +85,7 @@ func (p *App) commandServices() []mounted {
 	if p.services != nil {
 		return p.services
 	}
-	opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(p.measured()...),
+	opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(p.measured(server.Command)...),
 		commands.WithClockLeeway(p.cfg.Commands.ClockLeeway), commands.WithCurrencies(p.cfg.Commands.Currencies)}
 	for _, m := range p.modules.Services {
 		path, h := m.Handler(p.stores[m.Aggregate.Name], opts...)

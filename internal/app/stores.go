@@ -97,6 +97,7 @@ func (p *App) startRelays(context.Context) error {
 	})
 	p.measureRelays()
 	for _, a := range p.modules.aggregates() {
+		p.metrics.Flow().Expect("topic "+a.Topic, nil, []string{streams.ReasonNotAnEvent})
 		// nil: the topic has plain Protobuf values.
 		encoder, err := p.encoder(a)
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/millrace/millrace/internal/server"
 	"github.com/millrace/millrace/internal/tracing"
 )
 
@@ -34,11 +35,12 @@ func (p *App) startTraces(ctx context.Context) error {
 	return nil
 }
 
-// measured returns the interceptors that observe calls: the span of a call first, so that it covers the
-// rest.
-func (p *App) measured() []connect.Interceptor {
+// measured returns the interceptors that observe the calls of a class: the span of a call first, so that
+// it covers the rest.
+func (p *App) measured(class server.Class) []connect.Interceptor {
+	measure := p.metrics.Interceptor(class.String())
 	if p.tracer == nil {
-		return []connect.Interceptor{p.metrics.Interceptor()}
+		return []connect.Interceptor{measure}
 	}
-	return []connect.Interceptor{p.tracer.Interceptor(), p.metrics.Interceptor()}
+	return []connect.Interceptor{p.tracer.Interceptor(), measure}
 }

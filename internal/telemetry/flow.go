@@ -79,6 +79,17 @@ func (f Feed) Applied(recorded time.Time, events uint64) {
 	}
 }
 
+// Expect adds the series of a sink's errors and dead letters, with a count of 0. Without it, Prometheus
+// would not see the first one as an increase.
+func (f *Flow) Expect(sink string, classes, reasons []string) {
+	for _, class := range classes {
+		f.errors.WithLabelValues(sink, class)
+	}
+	for _, reason := range reasons {
+		f.deadLetters.WithLabelValues(sink, reason)
+	}
+}
+
 // Failed counts a failed attempt to apply events.
 func (f *Flow) Failed(sink, class string) { f.errors.WithLabelValues(sink, class).Inc() }
 

@@ -11,7 +11,7 @@ import (
 // Sink is the state of a store, topic, view or table at a scrape.
 type Sink struct {
 	Name  string    // for example "view orderstatus/v1"
-	Unit  string    // unit of Count
+	Unit  string    // unit of Count; empty if the number of items could not be read
 	Count uint64    // items in the sink
 	Lag   uint64    // events that the sink has not applied
 	AsOf  time.Time // when the newest event in the sink was recorded; zero if unknown
@@ -94,7 +94,9 @@ func (s *sinks) Collect(to chan<- prometheus.Metric) {
 	}
 	gauge(s.up, up)
 	for _, x := range all {
-		gauge(s.count, float64(x.Count), x.Name, x.Unit)
+		if x.Unit != "" {
+			gauge(s.count, float64(x.Count), x.Name, x.Unit)
+		}
 		for _, r := range x.Reads {
 			gauge(s.lag, float64(r.Events()), x.Name, r.Topic)
 			gauge(s.behind, r.Behind.Seconds(), x.Name, r.Topic)

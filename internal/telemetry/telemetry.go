@@ -35,10 +35,10 @@ func New() *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "millrace_call_duration_seconds", Help: "Duration of calls, by procedure and Connect code.",
+			Name: "millrace_call_duration_seconds", Help: "Duration of calls, by class, procedure and Connect code.",
 			// From half a millisecond, a read in memory, to ten seconds, a slow query.
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
-		}, []string{"procedure", "code"}),
+		}, []string{"class", "procedure", "code"}),
 		flow: newFlow(),
 	}
 	process := collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})
@@ -53,8 +53,9 @@ func New() *Metrics {
 // Flow returns the metrics of the components that move events.
 func (m *Metrics) Flow() *Flow { return m.flow }
 
-// Interceptor returns an interceptor that measures the duration of calls.
-func (m *Metrics) Interceptor() connect.Interceptor {
+// Interceptor returns an interceptor that measures the duration of the calls of a class: "command" or
+// "query".
+func (m *Metrics) Interceptor(class string) connect.Interceptor {
 	return connect.UnaryInterceptorFunc(func(next connect.UnaryFunc) connect.UnaryFunc {
 		return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 			start := time.Now()
@@ -63,7 +64,7 @@ func (m *Metrics) Interceptor() connect.Interceptor {
 			if err != nil {
 				code = connect.CodeOf(err).String()
 			}
-			observe(m.calls.WithLabelValues(req.Spec().Procedure, code), time.Since(start), sampledTrace(req.Header()))
+			observe(m.calls.WithLabelValues(class, req.Spec().Procedure, code), time.Since(start), sampledTrace(req.Header()))
 			return res, err
 		}
 	})

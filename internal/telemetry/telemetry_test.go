@@ -44,7 +44,7 @@ func TestExemplars(t *testing.T) {
 		"": false,
 	} {
 		m := New()
-		call := m.Interceptor().WrapUnary(func(context.Context, connect.AnyRequest) (connect.AnyResponse, error) {
+		call := m.Interceptor("command").WrapUnary(func(context.Context, connect.AnyRequest) (connect.AnyResponse, error) {
 			return nil, connect.NewError(connect.CodeNotFound, errors.New("none"))
 		})
 		r := connect.NewRequest(&emptypb.Empty{})
@@ -56,7 +56,7 @@ func TestExemplars(t *testing.T) {
 			t.Errorf("traceparent %q: exemplar: %v, want %v", header, got, want)
 		}
 		if plain := scrape(t, m, "text/plain"); strings.Contains(plain, trace) ||
-			!strings.Contains(plain, `millrace_call_duration_seconds_count{code="not_found",procedure=""} 1`) {
+			!strings.Contains(plain, `millrace_call_duration_seconds_count{class="command",code="not_found",procedure=""} 1`) {
 			t.Errorf("the plain format:\n%s", plain)
 		}
 	}

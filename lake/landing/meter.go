@@ -32,6 +32,11 @@ const (
 	ErrorOther     = "other"     // an unclassified error of the catalog or of the storage
 )
 
+// Classes returns the classes of errors.
+func Classes() []string {
+	return []string{ErrorTemporary, ErrorFenced, ErrorRecord, ErrorTable, ErrorOther}
+}
+
 // classOf returns the class of an error of a table's lander.
 func classOf(table string, err error) string {
 	switch {
