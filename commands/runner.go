@@ -249,10 +249,8 @@ func (r *Runner[S, C, E]) endAppend(span *tracing.Span, b eventstore.Batch, appe
 	}
 	span.Set("millrace.sink", "store "+r.agg.Service)
 	if n := len(b.Streams); n > 0 {
-		lead := b.Streams[n-1]                 // the stream of the receipt
-		if r.agg.Name != event.Identity.Name { // whose streams can be identifiers of a person
-			span.Set("millrace.stream", lead.Stream)
-		}
+		lead := b.Streams[n-1] // the stream of the receipt
+		span.SetStream(lead.Stream)
 		span.SetInt("millrace.version", int64(lead.ExpectedVersion)+int64(len(lead.Events)))
 	}
 	if isRefusal(err) {

@@ -143,20 +143,21 @@ func FromRecord(key, value []byte, headers []Header) (Event, error) {
 			e.TraceParent = string(h.Value)
 		}
 		if bad != nil {
-			err = errors.Join(err, fmt.Errorf("header %s: %w", h.Key, bad))
+			// Without bad, which quotes the value: errors are logged, and the value can be personal.
+			err = errors.Join(err, fmt.Errorf("header %s is malformed", h.Key))
 		}
 	}
 	switch {
 	case err != nil:
 	case string(spec) != specVersion:
-		err = fmt.Errorf("header %s is %q, want %q", headerSpec, spec, specVersion)
+		err = fmt.Errorf("header %s is not %s", headerSpec, specVersion)
 	case e.Aggregate == Behavior.Name && (e.Version != 0 || !e.Position.IsZero()):
 		err = errors.New("behaviour has no versions and no positions")
 	case e.ID == uuid.Nil, e.Type == "", e.Aggregate == "", e.Version == 0 && e.Aggregate != Behavior.Name,
 		e.OccurredAt.IsZero(), e.RecordedAt.IsZero():
 		err = errors.New("a required header is missing or zero: id, type, source, streamversion, time, recordedtime")
 	case e.Stream == "" || e.Stream != string(subject):
-		err = fmt.Errorf("key %q differs from the subject %q", e.Stream, subject)
+		err = fmt.Errorf("the key differs from the header %s", headerSubject)
 	}
 	if err != nil {
 		return Event{}, fmt.Errorf("%w: %w", ErrNotEvent, err)

@@ -219,7 +219,7 @@ func (a *attempt) write(ctx context.Context) error {
 		}
 	}
 	if dead > 0 {
-		a.r.deadLetterLog.add(a.letters[:dead])
+		a.r.deadLetterLog.add(a.letters[:dead], a.reasons)
 		for class, n := range a.reasons {
 			a.r.meter.DeadLetters(class, n)
 		}

@@ -19,20 +19,24 @@ type deadLetterLog struct {
 
 	// mu protects the fields below. All workers add dead letters.
 	mu       sync.Mutex
-	count    int       // dead letters since the last line
-	first    string    // key of the first of them in DeadLetterTopic, which names partition and offset
-	reason   string    // reason of the first
-	loggedAt time.Time // when the last line was logged
+	count    int            // dead letters since the last line
+	first    string         // key of the first of them in DeadLetterTopic, which names partition and offset
+	reasons  map[string]int // how many have which class of reason
+	loggedAt time.Time      // when the last line was logged
 }
 
-// add counts dead letters that are on the topic.
-func (l *deadLetterLog) add(letters []kafka.Record) {
+// add counts dead letters that are on the topic, and their classes of reasons. The reasons themselves
+// are not logged, because they can quote the records.
+func (l *deadLetterLog) add(letters []kafka.Record, reasons map[string]int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.count == 0 {
-		l.first, l.reason = string(letters[0].Key), reasonOf(letters[0])
+		l.first, l.reasons = string(letters[0].Key), map[string]int{}
 	}
 	l.count += len(letters)
+	for class, n := range reasons {
+		l.reasons[class] += n
+	}
 }
 
 // flush logs the dead letters since the last line, but not more often than deadLetterLogEvery
@@ -43,17 +47,7 @@ func (l *deadLetterLog) flush(now bool) {
 	if l.count == 0 || !now && time.Since(l.loggedAt) < deadLetterLogEvery {
 		return
 	}
-	l.logger.Error("streams: records became dead letters", "sink", l.sink, "records", l.count,
-		"first", l.first, "first_error", l.reason, "topic", DeadLetterTopic)
+	l.logger.Error("streams: records became dead letters; `millrace dlq` shows them", "sink", l.sink,
+		"records", l.count, "reasons", l.reasons, "first", l.first, "topic", DeadLetterTopic)
 	l.count, l.loggedAt = 0, time.Now()
-}
-
-// reasonOf returns the reason in a dead letter's headers.
-func reasonOf(r kafka.Record) string {
-	for _, h := range r.Headers {
-		if h.Key == HeaderDeadLetterReason {
-			return string(h.Value)
-		}
-	}
-	return ""
 }

@@ -143,7 +143,7 @@ func (w *writer) archived(ctx context.Context, a *Archived, partition int32, fro
 	facts []features.Fact, after feed.Position, err error) {
 	after = w.before[partition]
 	var refused int
-	var first error
+	var first string
 	err = a.Events(ctx, partition, from, to, func(e event.Event, offset int64) error {
 		if e.Position.Compare(after.Watermark) > 0 {
 			after.Watermark = e.Position
@@ -153,8 +153,8 @@ func (w *writer) archived(ctx context.Context, a *Archived, partition int32, fro
 		}
 		more, err := feed.Project(&w.Source, e, features.Origin{Topic: w.Topic, Partition: partition, Offset: offset})
 		if err != nil { // a dead letter, while it was on the log
-			if refused++; first == nil {
-				first = fmt.Errorf("%s/%d@%d: event %s: %w", w.Topic, partition, offset, e.ID, err)
+			if refused++; first == "" { // without the reason, which can quote the event
+				first = fmt.Sprintf("%s/%d@%d: event %s", w.Topic, partition, offset, e.ID)
 			}
 			return nil
 		}
@@ -168,7 +168,7 @@ func (w *writer) archived(ctx context.Context, a *Archived, partition int32, fro
 	}
 	if refused > 0 {
 		w.cfg.Logger.Error("features: archived events have no facts, because the source cannot read them",
-			"table", w.source.facts.Name, "events", refused, "first_error", first)
+			"table", w.source.facts.Name, "events", refused, "first", first)
 	}
 	if after.Next, after.Archived = to, true; to == a.Next[partition] {
 		after.Sequence, after.Archived = a.Seen[partition], false

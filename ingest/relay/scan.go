@@ -181,9 +181,11 @@ func (r *Relay) writeDeadLetters(ctx context.Context, s invalidRecords) {
 		return
 	}
 	first := s.first[0]
-	r.log.Error("relay: skipping records that were not written by a relay; another producer writes to this topic",
+	// Without the reason, which can quote the record.
+	r.log.Error("relay: skipping records that were not written by a relay; another producer writes to this topic, "+
+		"`millrace dlq` shows the records",
 		"records", s.count, "topic", first.record.Topic,
-		"partition", first.record.Partition, "offset", first.record.Offset, "reason", first.reason)
+		"partition", first.record.Partition, "offset", first.record.Offset)
 	if r.cfg.DeadLetter == nil {
 		return
 	}

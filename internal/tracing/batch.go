@@ -53,8 +53,6 @@ type batched struct {
 type Entry struct {
 	TraceParent string // event.Event.TraceParent
 	RecordedAt  time.Time
-	Topic       string // or Aggregate; either tells which streams name people
-	Aggregate   string
 	Stream      string
 	Version     uint64
 	Partition   int32
@@ -64,7 +62,7 @@ type Entry struct {
 
 // Of returns the entry of an event.
 func Of(e *event.Event, partition int32, offset int64) Entry {
-	return Entry{TraceParent: e.TraceParent, RecordedAt: e.RecordedAt, Aggregate: e.Aggregate, Stream: e.Stream,
+	return Entry{TraceParent: e.TraceParent, RecordedAt: e.RecordedAt, Stream: e.Stream,
 		Version: e.Version, Partition: partition, Offset: offset}
 }
 
@@ -112,9 +110,6 @@ func (b *Batch) add(e Entry) {
 		return
 	}
 	*count++
-	if e.Aggregate == event.Identity.Name || e.Topic == event.Identity.Topic {
-		e.Stream = "" // it can be an identifier of a person
-	}
 	b.events = append(b.events, batched{parent: parent, stream: e.Stream, version: e.Version,
 		partition: e.Partition, offset: e.Offset, failed: e.Failed})
 }
@@ -139,8 +134,8 @@ func (b *Batch) End(err error) {
 			attribute.Int("messaging.batch.message_count", b.all),
 			attribute.Int("messaging.destination.partition.id", int(e.partition)),
 		}
-		if e.stream != "" {
-			attributes = append(attributes, attribute.String("millrace.stream", e.stream))
+		if isID(e.stream) {
+			attributes = append(attributes, attribute.String(keyStream, e.stream))
 		}
 		if e.version > 0 {
 			attributes = append(attributes, attribute.Int64("millrace.version", int64(e.version)))

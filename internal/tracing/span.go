@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"connectrpc.com/connect"
+	"github.com/google/uuid"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
@@ -31,6 +32,20 @@ func (s *Span) Set(key, value string) {
 		s.span.SetAttributes(attribute.String(key, value))
 	}
 }
+
+// keyStream is the attribute with the id of a stream.
+const keyStream = "millrace.stream"
+
+// SetStream adds the stream of an event, if its name is a UUID. People choose other names, such as
+// those of nodes of the identity graph, so they can be anything.
+func (s *Span) SetStream(name string) {
+	if s != nil && isID(name) {
+		s.Set(keyStream, name)
+	}
+}
+
+// isID reports whether the name of a stream is a UUID.
+func isID(stream string) bool { return len(stream) == 36 && uuid.Validate(stream) == nil }
 
 // SetInt adds an attribute.
 func (s *Span) SetInt(key string, value int64) {

@@ -18,7 +18,6 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/types/known/emptypb"
 
-	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/internal/tracing/tracingtest"
 )
@@ -30,6 +29,7 @@ const (
 	callersTrace = "4bf92f3577b34da6a3ce929d0e0e4736"
 	callersSpan  = "00f067aa0ba902b7"
 	sampled      = "00-" + callersTrace + "-" + callersSpan + "-01"
+	orderID      = "0193e2a4-7b1c-7def-8a11-1234567890ab"
 	unsampled    = "00-" + callersTrace + "-" + callersSpan + "-00"
 )
 
@@ -66,7 +66,7 @@ func call(t *testing.T, tracer *Tracer, parent string, handle func(context.Conte
 
 // entry returns an event of the trace of a context.
 func entry(parent string) Entry {
-	return Entry{TraceParent: parent, RecordedAt: time.Now(), Aggregate: "order", Stream: "o-1", Version: 2,
+	return Entry{TraceParent: parent, RecordedAt: time.Now(), Stream: orderID, Version: 2,
 		Partition: 3, Offset: 4}
 }
 
@@ -87,7 +87,7 @@ func TestOneTrace(t *testing.T) {
 	call(t, tracer, sampled, func(ctx context.Context) error {
 		parent = Parent(ctx)
 		_, span := Start(ctx, "store append")
-		span.Set("millrace.stream", "o-1")
+		span.SetStream(orderID)
 		span.SetInt("millrace.version", 2)
 		span.End(nil)
 		return nil
@@ -107,7 +107,7 @@ func TestOneTrace(t *testing.T) {
 	if place.Parent != callersSpan || appended.Parent != place.ID || publish.Parent != place.ID {
 		t.Errorf("parents %q, %q, %q: want %q and the call twice", place.Parent, appended.Parent, publish.Parent, callersSpan)
 	}
-	if a := publish.Attributes; a["millrace.stream"] != "o-1" || a["messaging.kafka.offset"] != "4" ||
+	if a := publish.Attributes; a["millrace.stream"] != orderID || a["messaging.kafka.offset"] != "4" ||
 		a["messaging.destination.partition.id"] != "3" || a["messaging.batch.message_count"] != "3" {
 		t.Errorf("attributes of the hop: %v", a)
 	}
@@ -196,21 +196,20 @@ func TestNoContentInSpans(t *testing.T) {
 	tracer, to := newTracer(t, Config{Ratio: 1})
 	call(t, tracer, "", func(ctx context.Context) error {
 		_, span := Start(ctx, "store append")
+		span.SetStream(secret)
 		span.End(fmt.Errorf("duplicate key %s: %w", secret, errors.New(secret)))
 		return errors.New(secret)
 	})
 	b := tracer.Batch(Hop{Name: "apply", Sink: "v"})
 	person := entry(sampled)
-	person.Stream, person.Aggregate = secret, event.Identity.Name
-	byTopic := entry(sampled)
-	byTopic.Stream, byTopic.Aggregate, byTopic.Topic = secret, "", event.Identity.Topic
-	b.Add(person, byTopic)
+	person.Stream = secret
+	b.Add(person)
 	b.End(errors.New(secret))
 	if err := tracer.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if got := len(to.Spans("")); got != 4 {
-		t.Fatalf("received %d spans, want 4", got)
+	if got := len(to.Spans("")); got != 3 {
+		t.Fatalf("received %d spans, want 3", got)
 	}
 	for _, s := range to.Spans("") {
 		if !s.Failed || s.Attributes["error.type"] == "" {

@@ -51,7 +51,7 @@ func (b *batch) add(r *declare.Record, asOf time.Time, measured bool) {
 	}
 	if b.trace != nil {
 		b.trace.Add(tracing.Entry{TraceParent: event.TraceParentOf(r.Headers), RecordedAt: asOf,
-			Topic: r.Topic, Stream: string(r.Key), Partition: r.Partition, Offset: r.Offset})
+			Stream: string(r.Key), Partition: r.Partition, Offset: r.Offset})
 	}
 }
 

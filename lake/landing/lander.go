@@ -609,7 +609,6 @@ func (l *lander) writeDeadLetters(ctx context.Context) error {
 	}
 	if l.deadLetters.count == 0 {
 		l.deadLetters.partition, l.deadLetters.offset = first.Partition, first.Offset
-		l.deadLetters.reason = first.Reason
 	}
 	l.deadLetters.count += len(l.pendingLetters)
 	clear(l.pendingLetters) // release the records' memory
@@ -622,7 +621,6 @@ type deadLetterSummary struct {
 	count     int
 	partition int32
 	offset    int64
-	reason    error
 	logged    time.Time // time of the last log line
 }
 
@@ -634,9 +632,10 @@ func (l *lander) logDeadLetters(now bool) {
 	if l.deadLetters.count == 0 || !now && time.Since(l.deadLetters.logged) < deadLetterLogInterval {
 		return
 	}
-	l.log.Error("records that do not fit the table became dead letters",
+	// Without the reason of the first, which can quote the record.
+	l.log.Error("records that do not fit the table became dead letters; `millrace dlq` shows why",
 		"records", l.deadLetters.count, "topic", l.table.Topic, "first_partition", l.deadLetters.partition,
-		"first_offset", l.deadLetters.offset, "first_error", l.deadLetters.reason)
+		"first_offset", l.deadLetters.offset)
 	l.deadLetters = deadLetterSummary{logged: time.Now()}
 }
 
