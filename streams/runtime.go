@@ -65,6 +65,7 @@ type Runtime struct {
 	meter         Meter         // set before Run
 	running       chan struct{} // closed when consumer is set
 	tracer        *tracing.Tracer
+	pace          pacer
 
 	// closing protects consumer against calls of CatchUp while Run closes it. All goroutines of Run
 	// end before that.
@@ -182,6 +183,9 @@ func (r *Runtime) poll(ctx context.Context) error {
 			}
 		default:
 		}
+		if r.awaitPace(time.Now(), ctx.Done()) {
+			continue
+		}
 		it, err := r.next()
 		if err != nil {
 			return err
@@ -189,6 +193,7 @@ func (r *Runtime) poll(ctx context.Context) error {
 		if it == nil {
 			continue
 		}
+		r.pace.passed(time.Now())
 		select {
 		case r.lane(it) <- it:
 		default:

@@ -6,7 +6,7 @@
 // contain flags, help and output only; internal/app does the work. They are of three kinds:
 //
 //   - up and serve start an app.App in this process and run until a signal.
-//   - status, verify, sql, profile, segments, flags and import call a running system through a caller (caller.go). Flags,
+//   - status, verify, replay, sql, profile, segments, flags and import call a running system through a caller (caller.go). Flags,
 //     environment and configuration file give its addresses, its certificate and a token.
 //   - lake, migrate, rebuild, and sql with --data work on the files and servers themselves.
 //
@@ -73,6 +73,7 @@ processes, on real servers. Then try, in another terminal:
   millrace lake tables                                the tables: rows, files, history
   millrace flags ls                                   flags that apply at run time, without a restart
   millrace verify                                     store = topic = tables = views, or the first difference
+  millrace replay --target orderstatus                build a view again beside the one that serves
   millrace import online-retail FILE.parquet          a real shop's year, as commands
 
 Settings come from millrace.yaml, then the environment, then flags. "millrace config" prints all of them.`,
@@ -87,11 +88,12 @@ Settings come from millrace.yaml, then the environment, then flags. "millrace co
 	root.PersistentFlags().StringVar(&a.adminAddr, "admin-addr", "",
 		"HOST:PORT of health, metrics, status and verify (default from the configuration: 127.0.0.1:7401)")
 	root.AddCommand(newUp(a), newServe(a), newStatus(a), newImport(a), newSQL(a), newProfile(a), newSegments(a), newDLQ(a),
-		newEvents(), newFeatures(a), newFlags(a), newLake(a), newVerify(a), newConfig(a), newMigrate(a), newRebuild(a), newEngine())
+		newEvents(), newFeatures(a), newFlags(a), newLake(a), newVerify(a), newReplay(a), newConfig(a), newMigrate(a),
+		newRebuild(a), newEngine())
 	// The root and groups such as "lake" run nothing themselves.
 	suggest(root)
 	for _, c := range root.Commands() {
-		if c.HasSubCommands() {
+		if c.HasSubCommands() && !c.Runnable() {
 			suggest(c)
 		}
 	}

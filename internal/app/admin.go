@@ -46,9 +46,9 @@ func (p *App) Status(
 		res.Tables = append(res.Tables, &adminv1.TableFault{Table: f.Table, Reason: f.Err.Error(), Remedy: f.Remedy})
 	}
 	res.Tables = append(res.Tables, p.historyFaults()...)
-	for _, v := range p.views {
-		for _, f := range v.Faults().List() {
-			res.Views = append(res.Views, &adminv1.ViewFault{View: v.Name, Part: f.Part, Reason: f.Reason,
+	for _, o := range p.versions() {
+		for _, f := range o.Faults().List() {
+			res.Views = append(res.Views, &adminv1.ViewFault{View: o.sink, Part: f.Part, Reason: f.Reason,
 				Since: timestamppb.New(f.Since)})
 		}
 	}
@@ -98,8 +98,8 @@ func (p *App) sinks(ctx context.Context) ([]telemetry.Sink, error) {
 	if len(p.stores) > 0 {
 		queries = append(queries, p.storeSinks)
 	}
-	for _, v := range p.views {
-		queries = append(queries, func(ctx context.Context) ([]telemetry.Sink, error) { return viewSink(ctx, v) })
+	for _, o := range p.versions() {
+		queries = append(queries, func(ctx context.Context) ([]telemetry.Sink, error) { return viewSink(ctx, o) })
 	}
 	queries = append(queries, func(context.Context) ([]telemetry.Sink, error) { return p.processSinks(), nil })
 	if p.lake != nil && p.admin != nil {
@@ -179,11 +179,15 @@ func (p *App) progress(ctx context.Context) (map[string]relay.Progress, error) {
 	return progress, nil
 }
 
-// viewSink returns the progress of a view, by its watermarks and the ends of the log. If its server
-// does not answer, the lag is still known, and needed most.
-func viewSink(ctx context.Context, v *view) ([]telemetry.Sink, error) {
-	sink := telemetry.Sink{Name: "view " + v.Name, Reads: readings(v.runner.Progress())}
-	s, err := v.Status(ctx)
+// viewSink returns the progress of a version of a view, by its watermarks and the ends of the log. If
+// its server does not answer, the lag is still known, and needed most. A version that a replay fills
+// is years behind by intention, so its lag in seconds does not count.
+func viewSink(ctx context.Context, o *version) ([]telemetry.Sink, error) {
+	sink := telemetry.Sink{Name: "view " + o.sink}
+	if !o.filling.Load() {
+		sink.Reads = readings(o.runner.Progress())
+	}
+	s, err := o.Status(ctx)
 	if err != nil {
 		return []telemetry.Sink{sink}, err
 	}

@@ -54,20 +54,19 @@ import (
 // fields, and each step may use what earlier ones have set. Most fields are nil if no role of the
 // process needs them.
 type App struct {
-	modules   Modules
-	cfg       config.Config
-	log       *slog.Logger
-	roles     []Role
-	wanted    map[component]bool      // from roles; the components that start opens
-	listeners map[string]net.Listener // by name: api, admin, feast, feast_offline, tracking
-	tokens    *auth.Tokens            // nil if no token is required
-	limiter   *server.Limiter         // admits commands, queries and SQL under load
-	slots     *server.Slots           // bounds each caller's share of SQL
-	metrics   *telemetry.Metrics
-	lags      telemetry.Lags // of the sinks, in seconds
-	// Written by the start only: the queues of views and processes, and the listeners.
-	queues      map[string]func() int     // by sink
-	connections map[string]*server.Server // by listener
+	modules     Modules
+	cfg         config.Config
+	log         *slog.Logger
+	roles       []Role
+	wanted      map[component]bool      // from roles; the components that start opens
+	listeners   map[string]net.Listener // by name: api, admin, feast, feast_offline, tracking
+	tokens      *auth.Tokens            // nil if no token is required
+	limiter     *server.Limiter         // admits commands, queries and SQL under load
+	slots       *server.Slots           // bounds each caller's share of SQL
+	metrics     *telemetry.Metrics
+	lags        telemetry.Lags            // of the sinks, in seconds
+	queues      queues                    // of views and processes
+	connections map[string]*server.Server // by listener; written by the start only
 	tracer      *tracing.Tracer           // nil if nothing is traced
 
 	// Clients of the log. All components of the process share them.
@@ -131,8 +130,8 @@ func newApp(m Modules, cfg config.Config, roles []Role, log *slog.Logger) *App {
 		listeners: map[string]net.Listener{}, metrics: telemetry.New(),
 		stores: map[string]eventstore.Store{}, relays: map[string]*relay.Relay{},
 		settings: map[string][]settings.Fault{}, addresses: map[string]string{},
-		queues: map[string]func() int{}, connections: map[string]*server.Server{},
-		failed: make(chan struct{}),
+		connections: map[string]*server.Server{},
+		failed:      make(chan struct{}),
 	}
 	// Sinks registers its servers with the App, so each refers to the other.
 	p.viewSinks = &Sinks{app: p}

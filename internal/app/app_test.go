@@ -194,7 +194,7 @@ func TestModuleThatFailsToStart(t *testing.T) {
 	c := embeddedConfig(t)
 	broken := Modules{Services: []Service{voucherService}, Views: []View{{
 		Name: "vouchers/v1", Feeds: []Feed{{Aggregate: voucher}},
-		Open: func(context.Context, *Sinks) (OpenView, error) { return nil, errors.New("disk on fire") },
+		Open: func(context.Context, *Sinks, string) (OpenView, error) { return nil, errors.New("disk on fire") },
 	}}}
 	if _, err := start(t.Context(), broken, c, []Role{Commands, Views}, slog.New(slog.DiscardHandler)); err == nil ||
 		!strings.Contains(err.Error(), "vouchers/v1: disk on fire") {

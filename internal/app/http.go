@@ -250,7 +250,7 @@ const catchUpRetryDelay = 2 * time.Second
 func (p *App) awaitViews(ctx context.Context) error {
 	for _, v := range p.views {
 		// CatchUp blocks until the view has reached the present ends of the log.
-		for err := v.runner.CatchUp(ctx); err != nil; err = v.runner.CatchUp(ctx) {
+		for err := v.CatchUp(ctx); err != nil; err = v.CatchUp(ctx) {
 			if ctx.Err() != nil {
 				return fmt.Errorf("catch up with the log: %w", err)
 			}
@@ -342,9 +342,9 @@ func (p *App) serveReady(w http.ResponseWriter, r *http.Request) {
 
 // damagedViews describes the parts of views that are damaged and being rebuilt.
 func (p *App) damagedViews() (lines []string) {
-	for _, v := range p.views {
-		for _, f := range v.Faults().List() {
-			lines = append(lines, fmt.Sprintf("view %s: %s: %s; it is being rebuilt from the log", v.Name,
+	for _, o := range p.versions() {
+		for _, f := range o.Faults().List() {
+			lines = append(lines, fmt.Sprintf("view %s: %s: %s; it is being rebuilt from the log", o.sink,
 				f.Part, f.Reason))
 		}
 	}

@@ -6,7 +6,9 @@ package app
 import (
 	"context"
 	"errors"
+	"maps"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/millrace/millrace/event"
@@ -22,29 +24,64 @@ type sinkMeter struct {
 	flow  *telemetry.Flow
 	sink  string
 	feeds map[string]telemetry.Feed // by topic
+	fresh func() bool
 }
 
-func (m sinkMeter) Applied(topic string, recorded time.Time) { m.feeds[topic].Applied(recorded, 1) }
-func (m sinkMeter) Failed(class string)                      { m.flow.Failed(m.sink, class) }
-func (m sinkMeter) DeadLetters(reason string, n int)         { m.flow.DeadLetters(m.sink, reason, n) }
-func (m sinkMeter) Rebalanced()                              { m.flow.Rebalanced(m.sink) }
+func (m sinkMeter) Applied(topic string, recorded time.Time) {
+	if !m.fresh() {
+		recorded = time.Time{}
+	}
+	m.feeds[topic].Applied(recorded, 1)
+}
+func (m sinkMeter) Failed(class string)              { m.flow.Failed(m.sink, class) }
+func (m sinkMeter) DeadLetters(reason string, n int) { m.flow.DeadLetters(m.sink, reason, n) }
+func (m sinkMeter) Rebalanced()                      { m.flow.Rebalanced(m.sink) }
+
+// queues are the queues of the runtimes, by sink. Versions of views come and go.
+type queues struct {
+	mu  sync.Mutex
+	all map[string]func() int
+}
+
+func (q *queues) add(sink string, queued func() int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.all == nil {
+		q.all = map[string]func() int{}
+	}
+	q.all[sink] = queued
+}
+
+func (q *queues) remove(sink string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.all, sink)
+}
+
+// present returns a copy.
+func (q *queues) present() map[string]func() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return maps.Clone(q.all)
+}
 
 // measureRuntime measures a runtime that has not been started. sink is its name in metrics and status.
-func (p *App) measureRuntime(sink string, r *streams.Runtime) {
-	m := sinkMeter{p.metrics.Flow(), sink, map[string]telemetry.Feed{}}
+// fresh reports whether somebody sees what it applies, so that its freshness counts.
+func (p *App) measureRuntime(sink string, r *streams.Runtime, fresh func() bool) {
+	m := sinkMeter{p.metrics.Flow(), sink, map[string]telemetry.Feed{}, fresh}
 	for _, topic := range r.Topics() {
 		m.feeds[topic] = m.flow.Feed(sink, topic)
 	}
 	m.flow.Expect(sink, streams.Classes(), streams.Reasons())
 	r.Measure(m)
-	p.queues[sink] = r.Queued
+	p.queues.add(sink, r.Queued)
 }
 
 // measureQueues adds the metric of the queues of the runtimes.
 func (p *App) measureQueues() {
 	p.metrics.Values("millrace_sink_queued_records", "Records that were read and wait to be applied.", []string{"sink"},
 		func(set func(float64, ...string)) {
-			for sink, queued := range p.queues {
+			for sink, queued := range p.queues.present() {
 				set(float64(queued()), sink)
 			}
 		})

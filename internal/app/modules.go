@@ -32,6 +32,7 @@ import (
 	"github.com/millrace/millrace/readmodels/catalog"
 	"github.com/millrace/millrace/readmodels/customer360"
 	"github.com/millrace/millrace/readmodels/orderstatus"
+	"github.com/millrace/millrace/readmodels/versions"
 	"github.com/millrace/millrace/streams"
 )
 
@@ -47,9 +48,9 @@ func Shop() Modules {
 			{event.Identity, identity.NewHandler, laketables.Of(event.Identity)},
 		},
 		Views: []View{
-			inRedis(orderstatus.Name, orderstatus.New, feed(event.Order, orderstatus.ExpectedDigest)),
+			inRedis(orderstatus.Name, orderstatus.NewVersion, feed(event.Order, orderstatus.ExpectedDigest)),
 			inSearch(catalog.Name, catalog.New, feed(event.Product, catalog.ExpectedDigest)),
-			withSegments(inRedis(customer360.Name, customer360.New, feed(event.Customer, customerFacts.ExpectedDigest),
+			withSegments(inRedis(customer360.Name, customer360.NewVersion, feed(event.Customer, customerFacts.ExpectedDigest),
 				feed(event.Order, customerFacts.ExpectedDigest), feed(event.Identity, customerFacts.ExpectedDigest),
 				outside(event.Behavior, customer360.ExpectedBehavior))),
 		},
@@ -98,10 +99,16 @@ type Service struct {
 type View struct {
 	Name  string // with its version: "orderstatus/v2"
 	Feeds []Feed
-	// Open opens the view in its sink. The process owns the sink and closes it.
-	Open func(context.Context, *Sinks) (OpenView, error)
-	// Drop empties the sink. Nothing may feed the view at the same time.
-	Drop func(context.Context, *Sinks) error
+	// Open opens a version of the view in its sink, whose name is that of the view for the first
+	// version. The process owns the sink and closes it.
+	Open func(ctx context.Context, sinks *Sinks, sink string) (OpenView, error)
+	// Drop empties the sink of a version. Nothing may feed it at the same time.
+	Drop func(ctx context.Context, sinks *Sinks, sink string) error
+	// Versions returns where the record of the view's versions is. If it is nil, the view has one
+	// version only.
+	Versions func(context.Context, *Sinks) (versions.Store, error)
+	// Projection identifies the code of the projection.
+	Projection string
 }
 
 // Feed is an aggregate whose events a view shows.
@@ -124,7 +131,7 @@ func outside(of event.Aggregate, expected func(iter.Seq2[streams.Record, error])
 	return Feed{Aggregate: of, ExpectedOfTopic: expected}
 }
 
-// OpenView is a view that is open in its sink. A process uses either Runtime or Follower, by its
+// OpenView is a version of a view that is open in its sink. A process uses either Runtime or Follower, by its
 // roles. Digest is what the view contains of a feed; Feed.Expected is what it should contain.
 type OpenView interface {
 	// Handler serves the view's queries.

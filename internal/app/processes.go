@@ -54,7 +54,7 @@ func (p *App) startProcesses(ctx context.Context) error {
 		}
 		runtime := opened.Runtime(p.kafka, p.decoder)
 		runtime.Trace(p.tracer)
-		p.measureRuntime("process "+m.Name, runtime)
+		p.measureRuntime("process "+m.Name, runtime, func() bool { return true })
 		p.processes = append(p.processes, process{m, opened, runtime})
 		p.background("process "+m.Name, runtime.Run)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/readmodels/versions"
 )
 
 // Rebuild deletes and recreates a service's topic, and drops the views and tables that are derived
@@ -94,13 +95,38 @@ func (p *App) fenceRelays(ctx context.Context) error {
 	return nil
 }
 
+// sinks returns the sinks of all versions of a view.
+func (v View) sinks(ctx context.Context, s *Sinks) ([]string, error) {
+	state := versions.Initial()
+	if v.Versions != nil {
+		store, err := v.Versions(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		if state, err = (versions.Registry{Store: store, View: v.Name}).Load(ctx); err != nil {
+			return nil, err
+		}
+	}
+	all := make([]string, len(state.Versions))
+	for i, version := range state.Versions {
+		all[i] = versions.Sink(v.Name, version.Name)
+	}
+	return all, nil
+}
+
 // dropReaders drops the views, the features and the tables that are derived from an aggregate's topic.
 func (p *App) dropReaders(ctx context.Context, a event.Aggregate, report func(string)) error {
 	for _, v := range p.modules.viewsOf(a) {
-		if err := v.Drop(ctx, p.viewSinks); err != nil {
+		sinks, err := v.sinks(ctx, p.viewSinks)
+		if err != nil {
 			return err
 		}
-		report("view " + v.Name + " is empty")
+		for _, sink := range sinks {
+			if err := v.Drop(ctx, p.viewSinks, sink); err != nil {
+				return err
+			}
+			report("view " + sink + " is empty")
+		}
 	}
 	if err := p.dropHistory(ctx, a, report); err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"github.com/millrace/millrace/readmodels/catalog/bleve"
 	"github.com/millrace/millrace/readmodels/catalog/elasticsearch"
 	"github.com/millrace/millrace/readmodels/customer360"
+	"github.com/millrace/millrace/readmodels/versions"
 	"github.com/millrace/millrace/streams"
 )
 
@@ -32,42 +33,43 @@ type Sinks struct {
 // inRedis declares a view that keeps its documents in Redis. All views in Redis share one client,
 // and each has keys of its own, by its name.
 func inRedis[V OpenView](
-	name string, open func(*redis.Client, *slog.Logger) V, feeds ...Feed,
+	name string, open func(client *redis.Client, sink string, log *slog.Logger) V, feeds ...Feed,
 ) View {
 	return View{
 		Name: name, Feeds: feeds,
-		Open: func(ctx context.Context, s *Sinks) (OpenView, error) {
+		Open: func(ctx context.Context, s *Sinks, sink string) (OpenView, error) {
 			client, err := s.Redis(ctx)
 			if err != nil {
 				return nil, err
 			}
-			v := open(client, s.app.log)
+			v := open(client, sink, s.app.log)
 			// The embedded Redis has set damaged files aside, and starts empty. The view reports
 			// that until it is rebuilt.
 			if s.damage != nil {
-				v.Faults().Report(s.app.log, name, "files", s.damage.Error())
+				v.Faults().Report(s.app.log, sink, "files", s.damage.Error())
 			}
 			return v, nil
 		},
-		Drop: func(ctx context.Context, s *Sinks) error {
+		Drop: func(ctx context.Context, s *Sinks, sink string) error {
 			client, err := s.Redis(ctx)
 			if err != nil {
 				return err
 			}
-			return client.Documents(name).Drop(ctx)
+			return client.Documents(sink).Drop(ctx)
 		},
+		Versions: func(ctx context.Context, s *Sinks) (versions.Store, error) { return s.Redis(ctx) },
 	}
 }
 
 // withSegments gives the view of customers its features and the configured segments.
 func withSegments(v View) View {
 	open := v.Open
-	v.Open = func(ctx context.Context, s *Sinks) (OpenView, error) {
+	v.Open = func(ctx context.Context, s *Sinks, sink string) (OpenView, error) {
 		segments, err := customerSegments(s.app.cfg.Customer360)
 		if err != nil {
 			return nil, err
 		}
-		opened, err := open(ctx, s)
+		opened, err := open(ctx, s, sink)
 		if err != nil {
 			return nil, err
 		}
@@ -118,14 +120,14 @@ func inSearch[V OpenView](
 ) View {
 	return View{
 		Name: name, Feeds: feeds,
-		Open: func(ctx context.Context, s *Sinks) (OpenView, error) {
+		Open: func(ctx context.Context, s *Sinks, _ string) (OpenView, error) {
 			index, err := s.Search(ctx)
 			if err != nil {
 				return nil, err
 			}
 			return open(index, s.app.log), nil
 		},
-		Drop: func(ctx context.Context, s *Sinks) error { return s.dropIndex(ctx) },
+		Drop: func(ctx context.Context, s *Sinks, _ string) error { return s.dropIndex(ctx) },
 	}
 }
 
@@ -238,36 +240,21 @@ func elasticsearchConfig(c config.Search, log *slog.Logger) (elasticsearch.Confi
 		Logger: log}, nil
 }
 
-// view is a view that this process feeds or follows, with the goroutine that does so. View is its
-// declaration, and OpenView the view itself.
-type view struct {
-	View
-	OpenView
-	runner runner
-}
-
-// runner is a streams.Runtime, which feeds a view, or a streams.Follower.
-type runner interface {
-	Run(context.Context) error
-	CatchUp(context.Context) error
-	Progress() []streams.TopicProgress
-}
-
 // openViews opens every view in its sink.
 func (p *App) openViews(ctx context.Context) error {
-	for _, v := range p.modules.Views {
-		open, err := v.Open(ctx, p.viewSinks)
+	for _, declared := range p.modules.Views {
+		v, err := p.openView(ctx, declared)
 		if err != nil {
-			return fmt.Errorf("%s: %w", v.Name, err)
+			return fmt.Errorf("%s: %w", declared.Name, err)
 		}
-		p.views = append(p.views, &view{View: v, OpenView: open})
+		p.views = append(p.views, v)
 	}
 	p.metrics.Labelled("millrace_view_damaged",
 		"1 for each part of a view that is damaged and being rebuilt from the log.",
 		[]string{"view", "part"}, func(is func(labels ...string)) {
-			for _, v := range p.views {
-				for _, fault := range v.Faults().List() {
-					is(v.Name, fault.Part)
+			for _, o := range p.versions() {
+				for _, fault := range o.Faults().List() {
+					is(o.sink, fault.Part)
 				}
 			}
 		})
@@ -276,62 +263,30 @@ func (p *App) openViews(ctx context.Context) error {
 
 // startRunners starts feeding the views. Processes with the role views share the partitions.
 func (p *App) startRunners(context.Context) error {
-	runtimes := map[string]*streams.Runtime{}
 	for _, v := range p.views {
-		runtimes[v.Name] = v.Runtime(p.kafka, p.decoder, p.log)
-		p.measureRuntime("view "+v.Name, runtimes[v.Name])
-		runtimes[v.Name].Trace(p.tracer)
-		p.run(v, runtimes[v.Name])
-		p.work(v, true)
+		v.start(true)
+	}
+	parked := func(of func(streams, events int) int) func(func(value float64, labels ...string)) {
+		return func(set func(value float64, labels ...string)) {
+			for _, o := range p.versions() {
+				if r, ok := o.runner.(*streams.Runtime); ok {
+					set(float64(of(r.Parked())), "view "+o.sink)
+				}
+			}
+		}
 	}
 	p.metrics.Values("millrace_parked_streams",
 		"Streams of this process's partitions that wait because a sink could not apply an event.", []string{"sink"},
-		func(set func(value float64, labels ...string)) {
-			for name, r := range runtimes {
-				parked, _ := r.Parked()
-				set(float64(parked), "view "+name)
-			}
-		})
+		parked(func(streams, _ int) int { return streams }))
 	p.metrics.Values("millrace_parked_events", "Events of parked streams that are not applied.", []string{"sink"},
-		func(set func(value float64, labels ...string)) {
-			for name, r := range runtimes {
-				_, parked := r.Parked()
-				set(float64(parked), "view "+name)
-			}
-		})
+		parked(func(_, events int) int { return events }))
 	return nil
 }
 
 // startFollowers starts following the views, which other processes feed.
 func (p *App) startFollowers(context.Context) error {
 	for _, v := range p.views {
-		p.run(v, v.Follower(p.kafka, p.log))
-		p.work(v, false)
+		v.start(false)
 	}
 	return nil
-}
-
-// worker is an OpenView that has work besides being fed.
-type worker interface {
-	Work(context.Context, customer360.WorkConfig) error
-}
-
-// work runs the work of a view in the background, if it has any.
-func (p *App) work(v *view, feeds bool) {
-	w, ok := v.OpenView.(worker)
-	if !ok {
-		return
-	}
-	p.background("view "+v.Name+" segments", func(ctx context.Context) error {
-		return w.Work(ctx, customer360.WorkConfig{
-			Kafka: p.kafka, Decoder: p.decoder, Logger: p.log, Evaluate: feeds,
-			TransactionalID: "millrace-segments" + p.boot,
-		})
-	})
-}
-
-// run runs what feeds or follows a view in the background.
-func (p *App) run(v *view, r runner) {
-	v.runner = r
-	p.background("view "+v.Name, r.Run)
 }

@@ -180,8 +180,10 @@ func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 	}
 	for _, v := range p.views {
 		report("view " + v.Name)
-		if err := v.runner.CatchUp(ctx); err != nil {
-			return err
+		for _, o := range v.complete() {
+			if err := o.runner.CatchUp(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	for _, topic := range p.modules.topics() {
@@ -297,9 +299,12 @@ func (p *App) comparisons(s Service, withHistory bool) []verify.Comparison {
 	}
 	for _, v := range p.views {
 		for _, f := range v.Feeds {
-			if f.Aggregate == a {
-				derive("documents", "view "+v.Name,
-					func(ctx context.Context) (*digest.Digest, error) { return v.Digest(ctx, a) }, f.Expected)
+			if f.Aggregate != a {
+				continue
+			}
+			for _, o := range v.complete() {
+				derive("documents", "view "+o.sink,
+					func(ctx context.Context) (*digest.Digest, error) { return o.Digest(ctx, a) }, f.Expected)
 			}
 		}
 		if v.Feeds[0].Aggregate == a {

@@ -48,12 +48,14 @@ func (p *App) sourceComparisons(ctx context.Context, a event.Aggregate) []verify
 			if f.Aggregate != a || f.ExpectedOfTopic == nil {
 				continue
 			}
-			all = append(all, verify.Comparison{Unit: "documents", Sides: []verify.Side{
-				{Name: "topic " + a.Topic, Digest: func(ctx context.Context) (*digest.Digest, error) {
-					return f.ExpectedOfTopic(p.records(ctx, a.Topic))
-				}},
-				{Name: "view " + v.Name, Digest: func(ctx context.Context) (*digest.Digest, error) { return v.Digest(ctx, a) }},
-			}})
+			sides := []verify.Side{{Name: "topic " + a.Topic, Digest: func(ctx context.Context) (*digest.Digest, error) {
+				return f.ExpectedOfTopic(p.records(ctx, a.Topic))
+			}}}
+			for _, o := range v.complete() {
+				sides = append(sides, verify.Side{Name: "view " + o.sink,
+					Digest: func(ctx context.Context) (*digest.Digest, error) { return o.Digest(ctx, a) }})
+			}
+			all = append(all, verify.Comparison{Unit: "documents", Sides: sides})
 		}
 	}
 	return all
@@ -99,7 +101,7 @@ type membershipView interface {
 
 // membershipComparisons compares the members of a view's segments with an evaluation of everybody.
 func (p *App) membershipComparisons(v *view) []verify.Comparison {
-	m, ok := v.OpenView.(membershipView)
+	m, ok := v.now().OpenView.(membershipView)
 	if !ok || !m.HasSegments() {
 		return nil
 	}

@@ -15,6 +15,7 @@ package failpoint
 //	view.NAME.apply.before     view.NAME.apply.after       documents: to be read, folded and written
 //	view.NAME.save.before                                  the same, folded and to be written
 //	view.NAME.positions.before view.NAME.positions.after   positions
+//	view.NAME.versions.before  view.NAME.versions.after    the record of the view's versions: start, swap, drop
 //	view.NAME.release.before   view.NAME.release.after     parked events that were applied: their dead letters are deleted
 //	embedded.redis.write.before embedded.redis.write.after one write of the embedded Redis
 //	lake.TABLE.…                                           the steps of lake

@@ -27,6 +27,7 @@ const Name = "customer360/v2"
 
 // View keeps the fragments in Redis. It is a streams.Sink and a streams.Inspector.
 type View struct {
+	sink       string // name of this version: "customer360/v2", "customer360/v2@2"
 	docs       *redis.Documents
 	watermarks *streams.Watermarks             // how far the view is; also has its faults
 	fresh      map[string]readmodels.Freshness // answers queries with a token, by service
@@ -40,9 +41,13 @@ type View struct {
 }
 
 // New returns the view on a Redis. The caller closes the client.
-func New(client *redis.Client, logger *slog.Logger) *View {
+func New(client *redis.Client, logger *slog.Logger) *View { return NewVersion(client, Name, logger) }
+
+// NewVersion returns the version of the view that is stored under the name of a sink. Answers of
+// queries contain the name of the view.
+func NewVersion(client *redis.Client, sink string, logger *slog.Logger) *View {
 	v := &View{
-		docs: client.Documents(Name), watermarks: streams.NewWatermarks(),
+		sink: sink, docs: client.Documents(sink), watermarks: streams.NewWatermarks(),
 		fresh: map[string]readmodels.Freshness{}, log: logger, members: newMembers(),
 		limits: Limits{}.withDefaults(), features: noFeatures{},
 	}
@@ -80,14 +85,14 @@ func (v *View) Faults() *streams.Faults { return v.watermarks.Faults() }
 // Runtime returns what feeds the view.
 func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog.Logger) *streams.Runtime {
 	return streams.New(streams.Config{
-		Name: Name, Topics: topics(), Sink: v, Watermarks: v.watermarks, Kafka: cfg, Decoder: decoder, Logger: logger,
+		Name: v.sink, Topics: topics(), Sink: v, Watermarks: v.watermarks, Kafka: cfg, Decoder: decoder, Logger: logger,
 	})
 }
 
 // Follower returns what tracks the view's progress in a process that does not feed it.
 func (v *View) Follower(cfg kafka.Config, logger *slog.Logger) *streams.Follower {
 	return streams.NewFollower(streams.FollowConfig{
-		Name: Name, Topics: topics(), Sink: v, Watermarks: v.watermarks, Kafka: cfg, Logger: logger,
+		Name: v.sink, Topics: topics(), Sink: v, Watermarks: v.watermarks, Kafka: cfg, Logger: logger,
 	})
 }
 
@@ -136,7 +141,7 @@ func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 			save = append(save, d)
 		}
 	}
-	if err := failpoint.Hit("view." + Name + ".save.before"); err != nil {
+	if err := failpoint.Hit("view." + v.sink + ".save.before"); err != nil {
 		return err
 	}
 	if err := v.docs.Save(ctx, save); err != nil {
@@ -195,13 +200,13 @@ func (v *View) lost(ctx context.Context, err error) error {
 	if errors.As(err, &damaged) {
 		switch discarded := v.docs.Discard(ctx, damaged); {
 		case discarded == nil:
-			v.Faults().Report(v.log, Name, "documents", err.Error())
+			v.Faults().Report(v.log, v.sink, "documents", err.Error())
 		// A reader may not discard. The process that feeds the view inspects it and does.
 		case !redis.ReadOnly(discarded):
 			err = errors.Join(err, discarded)
 		}
 	}
-	return fmt.Errorf("view %s: %w: %w", Name, streams.ErrLost, err)
+	return fmt.Errorf("view %s: %w: %w", v.sink, streams.ErrLost, err)
 }
 
 // load returns fragments by stream, without those that do not exist. Damaged ones are discarded.
@@ -277,7 +282,7 @@ func (v *View) Inspect(ctx context.Context) error {
 			err = v.docs.Save(ctx, missing)
 		}
 		if err == nil {
-			v.log.Warn("view: restored lost references of orders", "view", Name, "documents", len(missing))
+			v.log.Warn("view: restored lost references of orders", "view", v.sink, "documents", len(missing))
 		}
 		return err
 	})
@@ -307,7 +312,7 @@ func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.A
 			// beginning of every partition.
 			switch forgotten := v.docs.ForgetPositions(ctx); {
 			case forgotten == nil:
-				v.Faults().Report(v.log, Name, "positions", fmt.Sprintf("position %q of %q: %v", value, field, err))
+				v.Faults().Report(v.log, v.sink, "positions", fmt.Sprintf("position %q of %q: %v", value, field, err))
 			case !redis.ReadOnly(forgotten):
 				return nil, forgotten
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,6 +29,7 @@ const Name = "orderstatus/v2"
 
 // View keeps one document per order in Redis. It is a streams.Sink and a streams.Inspector.
 type View struct {
+	sink       string // name of this version: "orderstatus/v2", "orderstatus/v2@2"
 	docs       *redis.Documents
 	watermarks *streams.Watermarks  // how far the view is; also has its faults
 	fresh      readmodels.Freshness // answers queries with a token
@@ -35,9 +37,13 @@ type View struct {
 }
 
 // New returns the view on a Redis. The caller closes the client.
-func New(client *redis.Client, logger *slog.Logger) *View {
+func New(client *redis.Client, logger *slog.Logger) *View { return NewVersion(client, Name, logger) }
+
+// NewVersion returns the version of the view that is stored under the name of a sink. Answers of
+// queries contain the name of the view.
+func NewVersion(client *redis.Client, sink string, logger *slog.Logger) *View {
 	watermarks := streams.NewWatermarks()
-	return &View{client.Documents(Name), watermarks, readmodels.Freshness{View: Name, Aggregate: event.Order,
+	return &View{sink, client.Documents(sink), watermarks, readmodels.Freshness{View: Name, Aggregate: event.Order,
 		Watermarks: watermarks}, logger}
 }
 
@@ -47,7 +53,7 @@ func (v *View) Faults() *streams.Faults { return v.watermarks.Faults() }
 // Runtime returns what feeds the view.
 func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog.Logger) *streams.Runtime {
 	return streams.New(streams.Config{
-		Name: Name, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg,
+		Name: v.sink, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg,
 		Decoder: decoder, Logger: logger,
 	})
 }
@@ -55,7 +61,7 @@ func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog
 // Follower returns what tracks the view's progress in a process that does not feed it.
 func (v *View) Follower(cfg kafka.Config, logger *slog.Logger) *streams.Follower {
 	return streams.NewFollower(streams.FollowConfig{
-		Name: Name, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg, Logger: logger,
+		Name: v.sink, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg, Logger: logger,
 	})
 }
 
@@ -84,7 +90,7 @@ func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 		}
 		save = append(save, redis.Document{ID: stream, Version: doc.Version, Data: data, Reference: doc.Reference})
 	}
-	if err := failpoint.Hit("view." + Name + ".save.before"); err != nil {
+	if err := failpoint.Hit("view." + v.sink + ".save.before"); err != nil {
 		return err
 	}
 	if err := v.docs.Save(ctx, save); err != nil {
@@ -103,13 +109,13 @@ func (v *View) lost(ctx context.Context, err error) error {
 	if errors.As(err, &damaged) {
 		switch discarded := v.docs.Discard(ctx, damaged); {
 		case discarded == nil:
-			v.Faults().Report(v.log, Name, "documents", err.Error())
+			v.Faults().Report(v.log, v.sink, "documents", err.Error())
 		// A reader may not discard. The process that feeds the view inspects it and does.
 		case !redis.ReadOnly(discarded):
 			err = errors.Join(err, discarded)
 		}
 	}
-	return fmt.Errorf("view %s: %w: %w", Name, streams.ErrLost, err)
+	return fmt.Errorf("view %s: %w: %w", v.sink, streams.ErrLost, err)
 }
 
 // Inspect implements streams.Inspector. It restores missing references from the documents. Reading
@@ -132,7 +138,7 @@ func (v *View) Inspect(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			v.log.Warn("view: restored lost references of documents", "view", Name, "documents", len(some),
+			v.log.Warn("view: restored lost references of documents", "view", v.sink, "documents", len(some),
 				"first", some[0].ID)
 		}
 		some = some[:0]
@@ -201,7 +207,7 @@ func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.A
 			// beginning of every partition.
 			switch forgotten := v.docs.ForgetPositions(ctx); {
 			case forgotten == nil:
-				v.Faults().Report(v.log, Name, "positions", fmt.Sprintf("position %q of %q: %v", value, field, err))
+				v.Faults().Report(v.log, v.sink, "positions", fmt.Sprintf("position %q of %q: %v", value, field, err))
 			case !redis.ReadOnly(forgotten):
 				return nil, forgotten
 			}
@@ -243,50 +249,74 @@ func (v *View) Status(ctx context.Context) (readmodels.Status, error) {
 	return v.fresh.Status(count), nil
 }
 
-// Digest returns the digest of what queries can read, one item per order. An order whose reference
-// is lost counts as one without a reference.
+// Digest returns the digest of what queries can read, one item per order.
 func (v *View) Digest(ctx context.Context, _ event.Aggregate) (*digest.Digest, error) {
 	d := digest.New()
+	err := v.Items(ctx, func(id string, item readmodels.Item) error {
+		return readmodels.AddDocument(d, id, item.Content)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// Items implements readmodels.Contents: what queries can read. An order whose reference is lost
+// counts as one without a reference.
+func (v *View) Items(ctx context.Context, fn func(id string, item readmodels.Item) error) error {
 	// References are separate entries, so they are checked in batches.
 	some := make([]redis.Document, 0, digestBatch)
-	add := func() error {
-		lost, err := v.docs.Unreferenced(ctx, some)
-		if err != nil {
-			return err
-		}
-		for _, s := range some {
-			doc, err := unmarshal(s)
-			if err != nil {
-				return err
-			}
-			if lost[s.ID] {
-				doc.Reference = ""
-			}
-			if err := readmodels.AddDocument(d, s.ID, doc); err != nil {
-				return err
-			}
+	flush := func() error {
+		items, err := v.items(ctx, some)
+		for i := 0; i < len(some) && err == nil; i++ {
+			err = fn(some[i].ID, items[some[i].ID])
 		}
 		some = some[:0]
-		return nil
+		return err
 	}
 	err := v.docs.Each(ctx, func(s redis.Document) error {
-		doc, err := unmarshal(s)
-		if err != nil {
-			return err
-		}
-		s.Reference = doc.Reference
 		if some = append(some, s); len(some) < digestBatch {
 			return nil
 		}
-		return add()
+		return flush()
 	})
 	if err == nil {
-		err = add()
+		err = flush()
 	}
+	return v.lost(ctx, err)
+}
+
+// Item implements readmodels.Contents.
+func (v *View) Item(ctx context.Context, ids []string) (map[string]readmodels.Item, error) {
+	stored, err := v.docs.Load(ctx, ids...)
+	if err == nil {
+		return v.items(ctx, slices.Collect(maps.Values(stored)))
+	}
+	return nil, v.lost(ctx, err)
+}
+
+// items returns the items of stored documents, and completes these with their references.
+func (v *View) items(ctx context.Context, some []redis.Document) (map[string]readmodels.Item, error) {
+	docs := make(map[string]*orderv1.OrderStatus, len(some))
+	for i, s := range some {
+		doc, err := unmarshal(s)
+		if err != nil {
+			return nil, err
+		}
+		docs[s.ID], some[i].Reference = doc, doc.Reference
+	}
+	lost, err := v.docs.Unreferenced(ctx, some)
 	if err != nil {
-		return nil, v.lost(ctx, err)
+		return nil, err
 	}
-	return d, nil
+	items := make(map[string]readmodels.Item, len(some))
+	for id, doc := range docs {
+		if lost[id] {
+			doc.Reference = ""
+		}
+		items[id] = readmodels.Item{Version: doc.Version, Content: doc}
+	}
+	return items, nil
 }
 
 const digestBatch = 500 // orders per request

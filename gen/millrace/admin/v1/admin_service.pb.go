@@ -80,6 +80,130 @@ func (DeadLetterState) EnumDescriptor() ([]byte, []int) {
 	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{0}
 }
 
+// VersionState says what a version of a view is for.
+type VersionState int32
+
+const (
+	VersionState_VERSION_STATE_UNSPECIFIED VersionState = 0
+	// It is filled from the log, and has not reached its end yet.
+	VersionState_VERSION_STATE_FILLING VersionState = 1
+	// It has reached the end of the log, and follows it. It can be swapped in.
+	VersionState_VERSION_STATE_READY VersionState = 2
+	// Queries are answered from it.
+	VersionState_VERSION_STATE_SERVING VersionState = 3
+	// It served before the last swap, and follows the log, so a rollback is possible.
+	VersionState_VERSION_STATE_PREVIOUS VersionState = 4
+	// It is being deleted.
+	VersionState_VERSION_STATE_DROPPING VersionState = 5
+)
+
+// Enum value maps for VersionState.
+var (
+	VersionState_name = map[int32]string{
+		0: "VERSION_STATE_UNSPECIFIED",
+		1: "VERSION_STATE_FILLING",
+		2: "VERSION_STATE_READY",
+		3: "VERSION_STATE_SERVING",
+		4: "VERSION_STATE_PREVIOUS",
+		5: "VERSION_STATE_DROPPING",
+	}
+	VersionState_value = map[string]int32{
+		"VERSION_STATE_UNSPECIFIED": 0,
+		"VERSION_STATE_FILLING":     1,
+		"VERSION_STATE_READY":       2,
+		"VERSION_STATE_SERVING":     3,
+		"VERSION_STATE_PREVIOUS":    4,
+		"VERSION_STATE_DROPPING":    5,
+	}
+)
+
+func (x VersionState) Enum() *VersionState {
+	p := new(VersionState)
+	*p = x
+	return p
+}
+
+func (x VersionState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (VersionState) Descriptor() protoreflect.EnumDescriptor {
+	return file_millrace_admin_v1_admin_service_proto_enumTypes[1].Descriptor()
+}
+
+func (VersionState) Type() protoreflect.EnumType {
+	return &file_millrace_admin_v1_admin_service_proto_enumTypes[1]
+}
+
+func (x VersionState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use VersionState.Descriptor instead.
+func (VersionState) EnumDescriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{1}
+}
+
+// DocumentDifferenceKind says how a document differs.
+type DocumentDifferenceKind int32
+
+const (
+	DocumentDifferenceKind_DOCUMENT_DIFFERENCE_KIND_UNSPECIFIED DocumentDifferenceKind = 0
+	// Only the serving version has the document.
+	DocumentDifferenceKind_DOCUMENT_DIFFERENCE_KIND_MISSING DocumentDifferenceKind = 1
+	// Only the compared version has it.
+	DocumentDifferenceKind_DOCUMENT_DIFFERENCE_KIND_ADDITIONAL DocumentDifferenceKind = 2
+	// Its content differs, at the same version of the stream.
+	DocumentDifferenceKind_DOCUMENT_DIFFERENCE_KIND_CONTENT DocumentDifferenceKind = 3
+	// The version of the stream differed until the end of the wait.
+	DocumentDifferenceKind_DOCUMENT_DIFFERENCE_KIND_BEHIND DocumentDifferenceKind = 4
+)
+
+// Enum value maps for DocumentDifferenceKind.
+var (
+	DocumentDifferenceKind_name = map[int32]string{
+		0: "DOCUMENT_DIFFERENCE_KIND_UNSPECIFIED",
+		1: "DOCUMENT_DIFFERENCE_KIND_MISSING",
+		2: "DOCUMENT_DIFFERENCE_KIND_ADDITIONAL",
+		3: "DOCUMENT_DIFFERENCE_KIND_CONTENT",
+		4: "DOCUMENT_DIFFERENCE_KIND_BEHIND",
+	}
+	DocumentDifferenceKind_value = map[string]int32{
+		"DOCUMENT_DIFFERENCE_KIND_UNSPECIFIED": 0,
+		"DOCUMENT_DIFFERENCE_KIND_MISSING":     1,
+		"DOCUMENT_DIFFERENCE_KIND_ADDITIONAL":  2,
+		"DOCUMENT_DIFFERENCE_KIND_CONTENT":     3,
+		"DOCUMENT_DIFFERENCE_KIND_BEHIND":      4,
+	}
+)
+
+func (x DocumentDifferenceKind) Enum() *DocumentDifferenceKind {
+	p := new(DocumentDifferenceKind)
+	*p = x
+	return p
+}
+
+func (x DocumentDifferenceKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DocumentDifferenceKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_millrace_admin_v1_admin_service_proto_enumTypes[2].Descriptor()
+}
+
+func (DocumentDifferenceKind) Type() protoreflect.EnumType {
+	return &file_millrace_admin_v1_admin_service_proto_enumTypes[2]
+}
+
+func (x DocumentDifferenceKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DocumentDifferenceKind.Descriptor instead.
+func (DocumentDifferenceKind) EnumDescriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{2}
+}
+
 // DeadLetter is a record that a sink could not use, or that waits behind one.
 type DeadLetter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1456,6 +1580,1054 @@ func (x *SideDigest) GetFirstNotEvent() string {
 	return ""
 }
 
+// Version is one version of a view.
+type Version struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "orderstatus/v2"
+	View string `protobuf:"bytes,1,opt,name=view,proto3" json:"view,omitempty"`
+	// Empty for the version that the view began with.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Its name in status, dead letters and consumer groups: "orderstatus/v2@2".
+	Sink      string       `protobuf:"bytes,3,opt,name=sink,proto3" json:"sink,omitempty"`
+	State     VersionState `protobuf:"varint,4,opt,name=state,proto3,enum=millrace.admin.v1.VersionState" json:"state,omitempty"`
+	Documents uint64       `protobuf:"varint,5,opt,name=documents,proto3" json:"documents,omitempty"`
+	// Records of the log that it has passed, and records that the log has.
+	Passed uint64 `protobuf:"varint,6,opt,name=passed,proto3" json:"passed,omitempty"`
+	Total  uint64 `protobuf:"varint,7,opt,name=total,proto3" json:"total,omitempty"`
+	// Records per second that it passed in the last seconds.
+	Rate float64 `protobuf:"fixed64,8,opt,name=rate,proto3" json:"rate,omitempty"`
+	// When it will reach the end of the log at this rate. Absent if that is not known.
+	Remaining *durationpb.Duration `protobuf:"bytes,9,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	// Maximum of records per second in each process. 0 means no limit.
+	RateLimit int32                  `protobuf:"varint,10,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
+	Created   *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=created,proto3" json:"created,omitempty"`
+	// When it began to serve.
+	ServingSince  *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=serving_since,json=servingSince,proto3" json:"serving_since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Version) Reset() {
+	*x = Version{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Version) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Version) ProtoMessage() {}
+
+func (x *Version) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Version.ProtoReflect.Descriptor instead.
+func (*Version) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Version) GetView() string {
+	if x != nil {
+		return x.View
+	}
+	return ""
+}
+
+func (x *Version) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Version) GetSink() string {
+	if x != nil {
+		return x.Sink
+	}
+	return ""
+}
+
+func (x *Version) GetState() VersionState {
+	if x != nil {
+		return x.State
+	}
+	return VersionState_VERSION_STATE_UNSPECIFIED
+}
+
+func (x *Version) GetDocuments() uint64 {
+	if x != nil {
+		return x.Documents
+	}
+	return 0
+}
+
+func (x *Version) GetPassed() uint64 {
+	if x != nil {
+		return x.Passed
+	}
+	return 0
+}
+
+func (x *Version) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *Version) GetRate() float64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *Version) GetRemaining() *durationpb.Duration {
+	if x != nil {
+		return x.Remaining
+	}
+	return nil
+}
+
+func (x *Version) GetRateLimit() int32 {
+	if x != nil {
+		return x.RateLimit
+	}
+	return 0
+}
+
+func (x *Version) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *Version) GetServingSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ServingSince
+	}
+	return nil
+}
+
+// ListVersionsRequest selects views. An empty list selects all.
+type ListVersionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Views         []string               `protobuf:"bytes,1,rep,name=views,proto3" json:"views,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVersionsRequest) Reset() {
+	*x = ListVersionsRequest{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVersionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVersionsRequest) ProtoMessage() {}
+
+func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVersionsRequest.ProtoReflect.Descriptor instead.
+func (*ListVersionsRequest) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListVersionsRequest) GetViews() []string {
+	if x != nil {
+		return x.Views
+	}
+	return nil
+}
+
+// ListVersionsResponse has the versions, in the order of the views and then of their creation.
+type ListVersionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Versions      []*Version             `protobuf:"bytes,1,rep,name=versions,proto3" json:"versions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVersionsResponse) Reset() {
+	*x = ListVersionsResponse{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVersionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVersionsResponse) ProtoMessage() {}
+
+func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVersionsResponse.ProtoReflect.Descriptor instead.
+func (*ListVersionsResponse) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ListVersionsResponse) GetVersions() []*Version {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+// StartReplayRequest names a view, and the version to build.
+type StartReplayRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "orderstatus/v2", or "orderstatus" if the view has one such name.
+	View string `protobuf:"bytes,1,opt,name=view,proto3" json:"view,omitempty"`
+	// Letters, digits and hyphens. Empty means the version that is not swapped in yet, or, without
+	// one, the next number.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Maximum of records per second in each process, until it has reached the end of the log. 0 means
+	// no limit.
+	RateLimit     int32 `protobuf:"varint,3,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartReplayRequest) Reset() {
+	*x = StartReplayRequest{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartReplayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartReplayRequest) ProtoMessage() {}
+
+func (x *StartReplayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartReplayRequest.ProtoReflect.Descriptor instead.
+func (*StartReplayRequest) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *StartReplayRequest) GetView() string {
+	if x != nil {
+		return x.View
+	}
+	return ""
+}
+
+func (x *StartReplayRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *StartReplayRequest) GetRateLimit() int32 {
+	if x != nil {
+		return x.RateLimit
+	}
+	return 0
+}
+
+// StartReplayResponse has the version that is being built.
+type StartReplayResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       *Version               `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartReplayResponse) Reset() {
+	*x = StartReplayResponse{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartReplayResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartReplayResponse) ProtoMessage() {}
+
+func (x *StartReplayResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartReplayResponse.ProtoReflect.Descriptor instead.
+func (*StartReplayResponse) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *StartReplayResponse) GetVersion() *Version {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+// CompareVersionsRequest names a version by its sink.
+type CompareVersionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Sink  string                 `protobuf:"bytes,1,opt,name=sink,proto3" json:"sink,omitempty"`
+	// Maximum number of differences in the result. 0 means 20.
+	Samples int32 `protobuf:"varint,2,opt,name=samples,proto3" json:"samples,omitempty"`
+	// How long to wait until documents have the same version on both sides. Absent means 30 seconds.
+	Wait          *durationpb.Duration `protobuf:"bytes,3,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompareVersionsRequest) Reset() {
+	*x = CompareVersionsRequest{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompareVersionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompareVersionsRequest) ProtoMessage() {}
+
+func (x *CompareVersionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompareVersionsRequest.ProtoReflect.Descriptor instead.
+func (*CompareVersionsRequest) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CompareVersionsRequest) GetSink() string {
+	if x != nil {
+		return x.Sink
+	}
+	return ""
+}
+
+func (x *CompareVersionsRequest) GetSamples() int32 {
+	if x != nil {
+		return x.Samples
+	}
+	return 0
+}
+
+func (x *CompareVersionsRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+// CompareVersionsResponse is either progress or, last, the result.
+type CompareVersionsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Step:
+	//
+	//	*CompareVersionsResponse_Progress
+	//	*CompareVersionsResponse_Result
+	Step          isCompareVersionsResponse_Step `protobuf_oneof:"step"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompareVersionsResponse) Reset() {
+	*x = CompareVersionsResponse{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompareVersionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompareVersionsResponse) ProtoMessage() {}
+
+func (x *CompareVersionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompareVersionsResponse.ProtoReflect.Descriptor instead.
+func (*CompareVersionsResponse) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *CompareVersionsResponse) GetStep() isCompareVersionsResponse_Step {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
+func (x *CompareVersionsResponse) GetProgress() *CompareVersionsProgress {
+	if x != nil {
+		if x, ok := x.Step.(*CompareVersionsResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *CompareVersionsResponse) GetResult() *VersionComparison {
+	if x != nil {
+		if x, ok := x.Step.(*CompareVersionsResponse_Result); ok {
+			return x.Result
+		}
+	}
+	return nil
+}
+
+type isCompareVersionsResponse_Step interface {
+	isCompareVersionsResponse_Step()
+}
+
+type CompareVersionsResponse_Progress struct {
+	Progress *CompareVersionsProgress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type CompareVersionsResponse_Result struct {
+	Result *VersionComparison `protobuf:"bytes,2,opt,name=result,proto3,oneof"`
+}
+
+func (*CompareVersionsResponse_Progress) isCompareVersionsResponse_Step() {}
+
+func (*CompareVersionsResponse_Result) isCompareVersionsResponse_Step() {}
+
+// CompareVersionsProgress tells how many documents were read.
+type CompareVersionsProgress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Done          uint64                 `protobuf:"varint,1,opt,name=done,proto3" json:"done,omitempty"`
+	Total         uint64                 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompareVersionsProgress) Reset() {
+	*x = CompareVersionsProgress{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompareVersionsProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompareVersionsProgress) ProtoMessage() {}
+
+func (x *CompareVersionsProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompareVersionsProgress.ProtoReflect.Descriptor instead.
+func (*CompareVersionsProgress) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *CompareVersionsProgress) GetDone() uint64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *CompareVersionsProgress) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+// VersionComparison is the result of a comparison.
+type VersionComparison struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Serving string                 `protobuf:"bytes,1,opt,name=serving,proto3" json:"serving,omitempty"`
+	Version string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Equal   bool                   `protobuf:"varint,3,opt,name=equal,proto3" json:"equal,omitempty"`
+	// Documents of both sides that are equal.
+	EqualDocuments     uint64 `protobuf:"varint,4,opt,name=equal_documents,json=equalDocuments,proto3" json:"equal_documents,omitempty"`
+	DifferentDocuments uint64 `protobuf:"varint,5,opt,name=different_documents,json=differentDocuments,proto3" json:"different_documents,omitempty"`
+	// Digests of the documents that were compared, in hexadecimal. They do not depend on the order.
+	ServingHash string `protobuf:"bytes,6,opt,name=serving_hash,json=servingHash,proto3" json:"serving_hash,omitempty"`
+	VersionHash string `protobuf:"bytes,7,opt,name=version_hash,json=versionHash,proto3" json:"version_hash,omitempty"`
+	// The first differences.
+	Differences   []*DocumentDifference `protobuf:"bytes,8,rep,name=differences,proto3" json:"differences,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VersionComparison) Reset() {
+	*x = VersionComparison{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VersionComparison) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VersionComparison) ProtoMessage() {}
+
+func (x *VersionComparison) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VersionComparison.ProtoReflect.Descriptor instead.
+func (*VersionComparison) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *VersionComparison) GetServing() string {
+	if x != nil {
+		return x.Serving
+	}
+	return ""
+}
+
+func (x *VersionComparison) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *VersionComparison) GetEqual() bool {
+	if x != nil {
+		return x.Equal
+	}
+	return false
+}
+
+func (x *VersionComparison) GetEqualDocuments() uint64 {
+	if x != nil {
+		return x.EqualDocuments
+	}
+	return 0
+}
+
+func (x *VersionComparison) GetDifferentDocuments() uint64 {
+	if x != nil {
+		return x.DifferentDocuments
+	}
+	return 0
+}
+
+func (x *VersionComparison) GetServingHash() string {
+	if x != nil {
+		return x.ServingHash
+	}
+	return ""
+}
+
+func (x *VersionComparison) GetVersionHash() string {
+	if x != nil {
+		return x.VersionHash
+	}
+	return ""
+}
+
+func (x *VersionComparison) GetDifferences() []*DocumentDifference {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+// DocumentDifference is a document that differs.
+type DocumentDifference struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Kind  DocumentDifferenceKind `protobuf:"varint,2,opt,name=kind,proto3,enum=millrace.admin.v1.DocumentDifferenceKind" json:"kind,omitempty"`
+	// Versions of the stream on each side.
+	ServingVersion uint64 `protobuf:"varint,3,opt,name=serving_version,json=servingVersion,proto3" json:"serving_version,omitempty"`
+	Version        uint64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	// The fields that differ, if the kind is CONTENT.
+	Fields        []*FieldDifference `protobuf:"bytes,5,rep,name=fields,proto3" json:"fields,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DocumentDifference) Reset() {
+	*x = DocumentDifference{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DocumentDifference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DocumentDifference) ProtoMessage() {}
+
+func (x *DocumentDifference) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DocumentDifference.ProtoReflect.Descriptor instead.
+func (*DocumentDifference) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *DocumentDifference) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *DocumentDifference) GetKind() DocumentDifferenceKind {
+	if x != nil {
+		return x.Kind
+	}
+	return DocumentDifferenceKind_DOCUMENT_DIFFERENCE_KIND_UNSPECIFIED
+}
+
+func (x *DocumentDifference) GetServingVersion() uint64 {
+	if x != nil {
+		return x.ServingVersion
+	}
+	return 0
+}
+
+func (x *DocumentDifference) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *DocumentDifference) GetFields() []*FieldDifference {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
+// FieldDifference is a field with two values, as JSON. They are shortened, and empty if the field is
+// not set or may be personal.
+type FieldDifference struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Field         string                 `protobuf:"bytes,1,opt,name=field,proto3" json:"field,omitempty"`
+	Serving       string                 `protobuf:"bytes,2,opt,name=serving,proto3" json:"serving,omitempty"`
+	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FieldDifference) Reset() {
+	*x = FieldDifference{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FieldDifference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FieldDifference) ProtoMessage() {}
+
+func (x *FieldDifference) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FieldDifference.ProtoReflect.Descriptor instead.
+func (*FieldDifference) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *FieldDifference) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *FieldDifference) GetServing() string {
+	if x != nil {
+		return x.Serving
+	}
+	return ""
+}
+
+func (x *FieldDifference) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+// SwapVersionRequest names a version by its sink.
+type SwapVersionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sink          string                 `protobuf:"bytes,1,opt,name=sink,proto3" json:"sink,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SwapVersionRequest) Reset() {
+	*x = SwapVersionRequest{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SwapVersionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SwapVersionRequest) ProtoMessage() {}
+
+func (x *SwapVersionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SwapVersionRequest.ProtoReflect.Descriptor instead.
+func (*SwapVersionRequest) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *SwapVersionRequest) GetSink() string {
+	if x != nil {
+		return x.Sink
+	}
+	return ""
+}
+
+// SwapVersionResponse has the version that serves now.
+type SwapVersionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       *Version               `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SwapVersionResponse) Reset() {
+	*x = SwapVersionResponse{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SwapVersionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SwapVersionResponse) ProtoMessage() {}
+
+func (x *SwapVersionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SwapVersionResponse.ProtoReflect.Descriptor instead.
+func (*SwapVersionResponse) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *SwapVersionResponse) GetVersion() *Version {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+// RollbackVersionRequest names a view.
+type RollbackVersionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	View          string                 `protobuf:"bytes,1,opt,name=view,proto3" json:"view,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackVersionRequest) Reset() {
+	*x = RollbackVersionRequest{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackVersionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackVersionRequest) ProtoMessage() {}
+
+func (x *RollbackVersionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackVersionRequest.ProtoReflect.Descriptor instead.
+func (*RollbackVersionRequest) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *RollbackVersionRequest) GetView() string {
+	if x != nil {
+		return x.View
+	}
+	return ""
+}
+
+// RollbackVersionResponse has the version that serves now.
+type RollbackVersionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       *Version               `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackVersionResponse) Reset() {
+	*x = RollbackVersionResponse{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackVersionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackVersionResponse) ProtoMessage() {}
+
+func (x *RollbackVersionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackVersionResponse.ProtoReflect.Descriptor instead.
+func (*RollbackVersionResponse) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *RollbackVersionResponse) GetVersion() *Version {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+// DropVersionRequest names a version by its sink.
+type DropVersionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sink          string                 `protobuf:"bytes,1,opt,name=sink,proto3" json:"sink,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropVersionRequest) Reset() {
+	*x = DropVersionRequest{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropVersionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropVersionRequest) ProtoMessage() {}
+
+func (x *DropVersionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropVersionRequest.ProtoReflect.Descriptor instead.
+func (*DropVersionRequest) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *DropVersionRequest) GetSink() string {
+	if x != nil {
+		return x.Sink
+	}
+	return ""
+}
+
+// DropVersionResponse is empty.
+type DropVersionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropVersionResponse) Reset() {
+	*x = DropVersionResponse{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropVersionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropVersionResponse) ProtoMessage() {}
+
+func (x *DropVersionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropVersionResponse.ProtoReflect.Descriptor instead.
+func (*DropVersionResponse) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{36}
+}
+
 var File_millrace_admin_v1_admin_service_proto protoreflect.FileDescriptor
 
 const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
@@ -1575,18 +2747,111 @@ const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	"\x04hash\x18\x04 \x01(\tR\x04hash\x12\x1d\n" +
 	"\n" +
 	"not_events\x18\x05 \x01(\x04R\tnotEvents\x12&\n" +
-	"\x0ffirst_not_event\x18\x06 \x01(\tR\rfirstNotEvent*\x91\x01\n" +
+	"\x0ffirst_not_event\x18\x06 \x01(\tR\rfirstNotEvent\"\xab\x03\n" +
+	"\aVersion\x12\x12\n" +
+	"\x04view\x18\x01 \x01(\tR\x04view\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04sink\x18\x03 \x01(\tR\x04sink\x125\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x1f.millrace.admin.v1.VersionStateR\x05state\x12\x1c\n" +
+	"\tdocuments\x18\x05 \x01(\x04R\tdocuments\x12\x16\n" +
+	"\x06passed\x18\x06 \x01(\x04R\x06passed\x12\x14\n" +
+	"\x05total\x18\a \x01(\x04R\x05total\x12\x12\n" +
+	"\x04rate\x18\b \x01(\x01R\x04rate\x127\n" +
+	"\tremaining\x18\t \x01(\v2\x19.google.protobuf.DurationR\tremaining\x12\x1d\n" +
+	"\n" +
+	"rate_limit\x18\n" +
+	" \x01(\x05R\trateLimit\x124\n" +
+	"\acreated\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12?\n" +
+	"\rserving_since\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\fservingSince\">\n" +
+	"\x13ListVersionsRequest\x12'\n" +
+	"\x05views\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10d\"\ar\x05\x10\x01\x18\x80\x04R\x05views\"N\n" +
+	"\x14ListVersionsResponse\x126\n" +
+	"\bversions\x18\x01 \x03(\v2\x1a.millrace.admin.v1.VersionR\bversions\"~\n" +
+	"\x12StartReplayRequest\x12\x1e\n" +
+	"\x04view\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x04view\x12\x1b\n" +
+	"\x04name\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18 R\x04name\x12+\n" +
+	"\n" +
+	"rate_limit\x18\x03 \x01(\x05B\f\xbaH\t\x1a\a\x18\x80\xad\xe2\x04(\x00R\trateLimit\"K\n" +
+	"\x13StartReplayResponse\x124\n" +
+	"\aversion\x18\x01 \x01(\v2\x1a.millrace.admin.v1.VersionR\aversion\"\x9c\x01\n" +
+	"\x16CompareVersionsRequest\x12\x1e\n" +
+	"\x04sink\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x04sink\x12$\n" +
+	"\asamples\x18\x02 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\asamples\x12<\n" +
+	"\x04wait\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x04wait\"\xab\x01\n" +
+	"\x17CompareVersionsResponse\x12H\n" +
+	"\bprogress\x18\x01 \x01(\v2*.millrace.admin.v1.CompareVersionsProgressH\x00R\bprogress\x12>\n" +
+	"\x06result\x18\x02 \x01(\v2$.millrace.admin.v1.VersionComparisonH\x00R\x06resultB\x06\n" +
+	"\x04step\"C\n" +
+	"\x17CompareVersionsProgress\x12\x12\n" +
+	"\x04done\x18\x01 \x01(\x04R\x04done\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\x04R\x05total\"\xc6\x02\n" +
+	"\x11VersionComparison\x12\x18\n" +
+	"\aserving\x18\x01 \x01(\tR\aserving\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
+	"\x05equal\x18\x03 \x01(\bR\x05equal\x12'\n" +
+	"\x0fequal_documents\x18\x04 \x01(\x04R\x0eequalDocuments\x12/\n" +
+	"\x13different_documents\x18\x05 \x01(\x04R\x12differentDocuments\x12!\n" +
+	"\fserving_hash\x18\x06 \x01(\tR\vservingHash\x12!\n" +
+	"\fversion_hash\x18\a \x01(\tR\vversionHash\x12G\n" +
+	"\vdifferences\x18\b \x03(\v2%.millrace.admin.v1.DocumentDifferenceR\vdifferences\"\xe4\x01\n" +
+	"\x12DocumentDifference\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12=\n" +
+	"\x04kind\x18\x02 \x01(\x0e2).millrace.admin.v1.DocumentDifferenceKindR\x04kind\x12'\n" +
+	"\x0fserving_version\x18\x03 \x01(\x04R\x0eservingVersion\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\x12:\n" +
+	"\x06fields\x18\x05 \x03(\v2\".millrace.admin.v1.FieldDifferenceR\x06fields\"[\n" +
+	"\x0fFieldDifference\x12\x14\n" +
+	"\x05field\x18\x01 \x01(\tR\x05field\x12\x18\n" +
+	"\aserving\x18\x02 \x01(\tR\aserving\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\"4\n" +
+	"\x12SwapVersionRequest\x12\x1e\n" +
+	"\x04sink\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x04sink\"K\n" +
+	"\x13SwapVersionResponse\x124\n" +
+	"\aversion\x18\x01 \x01(\v2\x1a.millrace.admin.v1.VersionR\aversion\"8\n" +
+	"\x16RollbackVersionRequest\x12\x1e\n" +
+	"\x04view\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x04view\"O\n" +
+	"\x17RollbackVersionResponse\x124\n" +
+	"\aversion\x18\x01 \x01(\v2\x1a.millrace.admin.v1.VersionR\aversion\"4\n" +
+	"\x12DropVersionRequest\x12\x1e\n" +
+	"\x04sink\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x04sink\"\x15\n" +
+	"\x13DropVersionResponse*\x91\x01\n" +
 	"\x0fDeadLetterState\x12!\n" +
 	"\x1dDEAD_LETTER_STATE_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aDEAD_LETTER_STATE_REJECTED\x10\x01\x12\x1c\n" +
 	"\x18DEAD_LETTER_STATE_PARKED\x10\x02\x12\x1d\n" +
-	"\x19DEAD_LETTER_STATE_WAITING\x10\x032\xfc\x03\n" +
+	"\x19DEAD_LETTER_STATE_WAITING\x10\x03*\xb4\x01\n" +
+	"\fVersionState\x12\x1d\n" +
+	"\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15VERSION_STATE_FILLING\x10\x01\x12\x17\n" +
+	"\x13VERSION_STATE_READY\x10\x02\x12\x19\n" +
+	"\x15VERSION_STATE_SERVING\x10\x03\x12\x1a\n" +
+	"\x16VERSION_STATE_PREVIOUS\x10\x04\x12\x1a\n" +
+	"\x16VERSION_STATE_DROPPING\x10\x05*\xdc\x01\n" +
+	"\x16DocumentDifferenceKind\x12(\n" +
+	"$DOCUMENT_DIFFERENCE_KIND_UNSPECIFIED\x10\x00\x12$\n" +
+	" DOCUMENT_DIFFERENCE_KIND_MISSING\x10\x01\x12'\n" +
+	"#DOCUMENT_DIFFERENCE_KIND_ADDITIONAL\x10\x02\x12$\n" +
+	" DOCUMENT_DIFFERENCE_KIND_CONTENT\x10\x03\x12#\n" +
+	"\x1fDOCUMENT_DIFFERENCE_KIND_BEHIND\x10\x042\xd2\b\n" +
 	"\fAdminService\x12R\n" +
 	"\x06Status\x12 .millrace.admin.v1.StatusRequest\x1a!.millrace.admin.v1.StatusResponse\"\x03\x90\x02\x01\x12O\n" +
 	"\x06Verify\x12 .millrace.admin.v1.VerifyRequest\x1a!.millrace.admin.v1.VerifyResponse0\x01\x12m\n" +
 	"\x0fListDeadLetters\x12).millrace.admin.v1.ListDeadLettersRequest\x1a*.millrace.admin.v1.ListDeadLettersResponse\"\x03\x90\x02\x01\x12k\n" +
 	"\x10RetryDeadLetters\x12*.millrace.admin.v1.RetryDeadLettersRequest\x1a+.millrace.admin.v1.RetryDeadLettersResponse\x12k\n" +
-	"\x10DeleteDeadLetter\x12*.millrace.admin.v1.DeleteDeadLetterRequest\x1a+.millrace.admin.v1.DeleteDeadLetterResponseB\xcc\x01\n" +
+	"\x10DeleteDeadLetter\x12*.millrace.admin.v1.DeleteDeadLetterRequest\x1a+.millrace.admin.v1.DeleteDeadLetterResponse\x12d\n" +
+	"\fListVersions\x12&.millrace.admin.v1.ListVersionsRequest\x1a'.millrace.admin.v1.ListVersionsResponse\"\x03\x90\x02\x01\x12\\\n" +
+	"\vStartReplay\x12%.millrace.admin.v1.StartReplayRequest\x1a&.millrace.admin.v1.StartReplayResponse\x12j\n" +
+	"\x0fCompareVersions\x12).millrace.admin.v1.CompareVersionsRequest\x1a*.millrace.admin.v1.CompareVersionsResponse0\x01\x12\\\n" +
+	"\vSwapVersion\x12%.millrace.admin.v1.SwapVersionRequest\x1a&.millrace.admin.v1.SwapVersionResponse\x12h\n" +
+	"\x0fRollbackVersion\x12).millrace.admin.v1.RollbackVersionRequest\x1a*.millrace.admin.v1.RollbackVersionResponse\x12\\\n" +
+	"\vDropVersion\x12%.millrace.admin.v1.DropVersionRequest\x1a&.millrace.admin.v1.DropVersionResponseB\xcc\x01\n" +
 	"\x15com.millrace.admin.v1B\x11AdminServiceProtoP\x01Z:github.com/millrace/millrace/gen/millrace/admin/v1;adminv1\xa2\x02\x03MAX\xaa\x02\x11Millrace.Admin.V1\xca\x02\x11Millrace\\Admin\\V1\xe2\x02\x1dMillrace\\Admin\\V1\\GPBMetadata\xea\x02\x13Millrace::Admin::V1b\x06proto3"
 
 var (
@@ -1601,68 +2866,113 @@ func file_millrace_admin_v1_admin_service_proto_rawDescGZIP() []byte {
 	return file_millrace_admin_v1_admin_service_proto_rawDescData
 }
 
-var file_millrace_admin_v1_admin_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_millrace_admin_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_millrace_admin_v1_admin_service_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_millrace_admin_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_millrace_admin_v1_admin_service_proto_goTypes = []any{
 	(DeadLetterState)(0),             // 0: millrace.admin.v1.DeadLetterState
-	(*DeadLetter)(nil),               // 1: millrace.admin.v1.DeadLetter
-	(*DeadLetterCount)(nil),          // 2: millrace.admin.v1.DeadLetterCount
-	(*ListDeadLettersRequest)(nil),   // 3: millrace.admin.v1.ListDeadLettersRequest
-	(*ListDeadLettersResponse)(nil),  // 4: millrace.admin.v1.ListDeadLettersResponse
-	(*RetryDeadLettersRequest)(nil),  // 5: millrace.admin.v1.RetryDeadLettersRequest
-	(*RetryDeadLettersResponse)(nil), // 6: millrace.admin.v1.RetryDeadLettersResponse
-	(*DeleteDeadLetterRequest)(nil),  // 7: millrace.admin.v1.DeleteDeadLetterRequest
-	(*DeleteDeadLetterResponse)(nil), // 8: millrace.admin.v1.DeleteDeadLetterResponse
-	(*StatusRequest)(nil),            // 9: millrace.admin.v1.StatusRequest
-	(*StatusResponse)(nil),           // 10: millrace.admin.v1.StatusResponse
-	(*SettingFault)(nil),             // 11: millrace.admin.v1.SettingFault
-	(*TableFault)(nil),               // 12: millrace.admin.v1.TableFault
-	(*ViewFault)(nil),                // 13: millrace.admin.v1.ViewFault
-	(*SinkStatus)(nil),               // 14: millrace.admin.v1.SinkStatus
-	(*VerifyRequest)(nil),            // 15: millrace.admin.v1.VerifyRequest
-	(*VerifyResponse)(nil),           // 16: millrace.admin.v1.VerifyResponse
-	(*VerifyProgress)(nil),           // 17: millrace.admin.v1.VerifyProgress
-	(*VerifyResult)(nil),             // 18: millrace.admin.v1.VerifyResult
-	(*AggregateResult)(nil),          // 19: millrace.admin.v1.AggregateResult
-	(*SideDigest)(nil),               // 20: millrace.admin.v1.SideDigest
-	nil,                              // 21: millrace.admin.v1.DeadLetter.HeadersEntry
-	nil,                              // 22: millrace.admin.v1.StatusResponse.AddressesEntry
-	(*timestamppb.Timestamp)(nil),    // 23: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 24: google.protobuf.Duration
+	(VersionState)(0),                // 1: millrace.admin.v1.VersionState
+	(DocumentDifferenceKind)(0),      // 2: millrace.admin.v1.DocumentDifferenceKind
+	(*DeadLetter)(nil),               // 3: millrace.admin.v1.DeadLetter
+	(*DeadLetterCount)(nil),          // 4: millrace.admin.v1.DeadLetterCount
+	(*ListDeadLettersRequest)(nil),   // 5: millrace.admin.v1.ListDeadLettersRequest
+	(*ListDeadLettersResponse)(nil),  // 6: millrace.admin.v1.ListDeadLettersResponse
+	(*RetryDeadLettersRequest)(nil),  // 7: millrace.admin.v1.RetryDeadLettersRequest
+	(*RetryDeadLettersResponse)(nil), // 8: millrace.admin.v1.RetryDeadLettersResponse
+	(*DeleteDeadLetterRequest)(nil),  // 9: millrace.admin.v1.DeleteDeadLetterRequest
+	(*DeleteDeadLetterResponse)(nil), // 10: millrace.admin.v1.DeleteDeadLetterResponse
+	(*StatusRequest)(nil),            // 11: millrace.admin.v1.StatusRequest
+	(*StatusResponse)(nil),           // 12: millrace.admin.v1.StatusResponse
+	(*SettingFault)(nil),             // 13: millrace.admin.v1.SettingFault
+	(*TableFault)(nil),               // 14: millrace.admin.v1.TableFault
+	(*ViewFault)(nil),                // 15: millrace.admin.v1.ViewFault
+	(*SinkStatus)(nil),               // 16: millrace.admin.v1.SinkStatus
+	(*VerifyRequest)(nil),            // 17: millrace.admin.v1.VerifyRequest
+	(*VerifyResponse)(nil),           // 18: millrace.admin.v1.VerifyResponse
+	(*VerifyProgress)(nil),           // 19: millrace.admin.v1.VerifyProgress
+	(*VerifyResult)(nil),             // 20: millrace.admin.v1.VerifyResult
+	(*AggregateResult)(nil),          // 21: millrace.admin.v1.AggregateResult
+	(*SideDigest)(nil),               // 22: millrace.admin.v1.SideDigest
+	(*Version)(nil),                  // 23: millrace.admin.v1.Version
+	(*ListVersionsRequest)(nil),      // 24: millrace.admin.v1.ListVersionsRequest
+	(*ListVersionsResponse)(nil),     // 25: millrace.admin.v1.ListVersionsResponse
+	(*StartReplayRequest)(nil),       // 26: millrace.admin.v1.StartReplayRequest
+	(*StartReplayResponse)(nil),      // 27: millrace.admin.v1.StartReplayResponse
+	(*CompareVersionsRequest)(nil),   // 28: millrace.admin.v1.CompareVersionsRequest
+	(*CompareVersionsResponse)(nil),  // 29: millrace.admin.v1.CompareVersionsResponse
+	(*CompareVersionsProgress)(nil),  // 30: millrace.admin.v1.CompareVersionsProgress
+	(*VersionComparison)(nil),        // 31: millrace.admin.v1.VersionComparison
+	(*DocumentDifference)(nil),       // 32: millrace.admin.v1.DocumentDifference
+	(*FieldDifference)(nil),          // 33: millrace.admin.v1.FieldDifference
+	(*SwapVersionRequest)(nil),       // 34: millrace.admin.v1.SwapVersionRequest
+	(*SwapVersionResponse)(nil),      // 35: millrace.admin.v1.SwapVersionResponse
+	(*RollbackVersionRequest)(nil),   // 36: millrace.admin.v1.RollbackVersionRequest
+	(*RollbackVersionResponse)(nil),  // 37: millrace.admin.v1.RollbackVersionResponse
+	(*DropVersionRequest)(nil),       // 38: millrace.admin.v1.DropVersionRequest
+	(*DropVersionResponse)(nil),      // 39: millrace.admin.v1.DropVersionResponse
+	nil,                              // 40: millrace.admin.v1.DeadLetter.HeadersEntry
+	nil,                              // 41: millrace.admin.v1.StatusResponse.AddressesEntry
+	(*timestamppb.Timestamp)(nil),    // 42: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 43: google.protobuf.Duration
 }
 var file_millrace_admin_v1_admin_service_proto_depIdxs = []int32{
 	0,  // 0: millrace.admin.v1.DeadLetter.state:type_name -> millrace.admin.v1.DeadLetterState
-	21, // 1: millrace.admin.v1.DeadLetter.headers:type_name -> millrace.admin.v1.DeadLetter.HeadersEntry
+	40, // 1: millrace.admin.v1.DeadLetter.headers:type_name -> millrace.admin.v1.DeadLetter.HeadersEntry
 	0,  // 2: millrace.admin.v1.ListDeadLettersRequest.state:type_name -> millrace.admin.v1.DeadLetterState
-	2,  // 3: millrace.admin.v1.ListDeadLettersResponse.counts:type_name -> millrace.admin.v1.DeadLetterCount
-	1,  // 4: millrace.admin.v1.ListDeadLettersResponse.dead_letters:type_name -> millrace.admin.v1.DeadLetter
-	14, // 5: millrace.admin.v1.StatusResponse.sinks:type_name -> millrace.admin.v1.SinkStatus
-	22, // 6: millrace.admin.v1.StatusResponse.addresses:type_name -> millrace.admin.v1.StatusResponse.AddressesEntry
-	11, // 7: millrace.admin.v1.StatusResponse.settings:type_name -> millrace.admin.v1.SettingFault
-	12, // 8: millrace.admin.v1.StatusResponse.tables:type_name -> millrace.admin.v1.TableFault
-	13, // 9: millrace.admin.v1.StatusResponse.views:type_name -> millrace.admin.v1.ViewFault
-	23, // 10: millrace.admin.v1.ViewFault.since:type_name -> google.protobuf.Timestamp
-	23, // 11: millrace.admin.v1.SinkStatus.as_of:type_name -> google.protobuf.Timestamp
-	24, // 12: millrace.admin.v1.VerifyRequest.wait:type_name -> google.protobuf.Duration
-	17, // 13: millrace.admin.v1.VerifyResponse.progress:type_name -> millrace.admin.v1.VerifyProgress
-	18, // 14: millrace.admin.v1.VerifyResponse.result:type_name -> millrace.admin.v1.VerifyResult
-	19, // 15: millrace.admin.v1.VerifyResult.aggregates:type_name -> millrace.admin.v1.AggregateResult
-	20, // 16: millrace.admin.v1.AggregateResult.sides:type_name -> millrace.admin.v1.SideDigest
-	9,  // 17: millrace.admin.v1.AdminService.Status:input_type -> millrace.admin.v1.StatusRequest
-	15, // 18: millrace.admin.v1.AdminService.Verify:input_type -> millrace.admin.v1.VerifyRequest
-	3,  // 19: millrace.admin.v1.AdminService.ListDeadLetters:input_type -> millrace.admin.v1.ListDeadLettersRequest
-	5,  // 20: millrace.admin.v1.AdminService.RetryDeadLetters:input_type -> millrace.admin.v1.RetryDeadLettersRequest
-	7,  // 21: millrace.admin.v1.AdminService.DeleteDeadLetter:input_type -> millrace.admin.v1.DeleteDeadLetterRequest
-	10, // 22: millrace.admin.v1.AdminService.Status:output_type -> millrace.admin.v1.StatusResponse
-	16, // 23: millrace.admin.v1.AdminService.Verify:output_type -> millrace.admin.v1.VerifyResponse
-	4,  // 24: millrace.admin.v1.AdminService.ListDeadLetters:output_type -> millrace.admin.v1.ListDeadLettersResponse
-	6,  // 25: millrace.admin.v1.AdminService.RetryDeadLetters:output_type -> millrace.admin.v1.RetryDeadLettersResponse
-	8,  // 26: millrace.admin.v1.AdminService.DeleteDeadLetter:output_type -> millrace.admin.v1.DeleteDeadLetterResponse
-	22, // [22:27] is the sub-list for method output_type
-	17, // [17:22] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	4,  // 3: millrace.admin.v1.ListDeadLettersResponse.counts:type_name -> millrace.admin.v1.DeadLetterCount
+	3,  // 4: millrace.admin.v1.ListDeadLettersResponse.dead_letters:type_name -> millrace.admin.v1.DeadLetter
+	16, // 5: millrace.admin.v1.StatusResponse.sinks:type_name -> millrace.admin.v1.SinkStatus
+	41, // 6: millrace.admin.v1.StatusResponse.addresses:type_name -> millrace.admin.v1.StatusResponse.AddressesEntry
+	13, // 7: millrace.admin.v1.StatusResponse.settings:type_name -> millrace.admin.v1.SettingFault
+	14, // 8: millrace.admin.v1.StatusResponse.tables:type_name -> millrace.admin.v1.TableFault
+	15, // 9: millrace.admin.v1.StatusResponse.views:type_name -> millrace.admin.v1.ViewFault
+	42, // 10: millrace.admin.v1.ViewFault.since:type_name -> google.protobuf.Timestamp
+	42, // 11: millrace.admin.v1.SinkStatus.as_of:type_name -> google.protobuf.Timestamp
+	43, // 12: millrace.admin.v1.VerifyRequest.wait:type_name -> google.protobuf.Duration
+	19, // 13: millrace.admin.v1.VerifyResponse.progress:type_name -> millrace.admin.v1.VerifyProgress
+	20, // 14: millrace.admin.v1.VerifyResponse.result:type_name -> millrace.admin.v1.VerifyResult
+	21, // 15: millrace.admin.v1.VerifyResult.aggregates:type_name -> millrace.admin.v1.AggregateResult
+	22, // 16: millrace.admin.v1.AggregateResult.sides:type_name -> millrace.admin.v1.SideDigest
+	1,  // 17: millrace.admin.v1.Version.state:type_name -> millrace.admin.v1.VersionState
+	43, // 18: millrace.admin.v1.Version.remaining:type_name -> google.protobuf.Duration
+	42, // 19: millrace.admin.v1.Version.created:type_name -> google.protobuf.Timestamp
+	42, // 20: millrace.admin.v1.Version.serving_since:type_name -> google.protobuf.Timestamp
+	23, // 21: millrace.admin.v1.ListVersionsResponse.versions:type_name -> millrace.admin.v1.Version
+	23, // 22: millrace.admin.v1.StartReplayResponse.version:type_name -> millrace.admin.v1.Version
+	43, // 23: millrace.admin.v1.CompareVersionsRequest.wait:type_name -> google.protobuf.Duration
+	30, // 24: millrace.admin.v1.CompareVersionsResponse.progress:type_name -> millrace.admin.v1.CompareVersionsProgress
+	31, // 25: millrace.admin.v1.CompareVersionsResponse.result:type_name -> millrace.admin.v1.VersionComparison
+	32, // 26: millrace.admin.v1.VersionComparison.differences:type_name -> millrace.admin.v1.DocumentDifference
+	2,  // 27: millrace.admin.v1.DocumentDifference.kind:type_name -> millrace.admin.v1.DocumentDifferenceKind
+	33, // 28: millrace.admin.v1.DocumentDifference.fields:type_name -> millrace.admin.v1.FieldDifference
+	23, // 29: millrace.admin.v1.SwapVersionResponse.version:type_name -> millrace.admin.v1.Version
+	23, // 30: millrace.admin.v1.RollbackVersionResponse.version:type_name -> millrace.admin.v1.Version
+	11, // 31: millrace.admin.v1.AdminService.Status:input_type -> millrace.admin.v1.StatusRequest
+	17, // 32: millrace.admin.v1.AdminService.Verify:input_type -> millrace.admin.v1.VerifyRequest
+	5,  // 33: millrace.admin.v1.AdminService.ListDeadLetters:input_type -> millrace.admin.v1.ListDeadLettersRequest
+	7,  // 34: millrace.admin.v1.AdminService.RetryDeadLetters:input_type -> millrace.admin.v1.RetryDeadLettersRequest
+	9,  // 35: millrace.admin.v1.AdminService.DeleteDeadLetter:input_type -> millrace.admin.v1.DeleteDeadLetterRequest
+	24, // 36: millrace.admin.v1.AdminService.ListVersions:input_type -> millrace.admin.v1.ListVersionsRequest
+	26, // 37: millrace.admin.v1.AdminService.StartReplay:input_type -> millrace.admin.v1.StartReplayRequest
+	28, // 38: millrace.admin.v1.AdminService.CompareVersions:input_type -> millrace.admin.v1.CompareVersionsRequest
+	34, // 39: millrace.admin.v1.AdminService.SwapVersion:input_type -> millrace.admin.v1.SwapVersionRequest
+	36, // 40: millrace.admin.v1.AdminService.RollbackVersion:input_type -> millrace.admin.v1.RollbackVersionRequest
+	38, // 41: millrace.admin.v1.AdminService.DropVersion:input_type -> millrace.admin.v1.DropVersionRequest
+	12, // 42: millrace.admin.v1.AdminService.Status:output_type -> millrace.admin.v1.StatusResponse
+	18, // 43: millrace.admin.v1.AdminService.Verify:output_type -> millrace.admin.v1.VerifyResponse
+	6,  // 44: millrace.admin.v1.AdminService.ListDeadLetters:output_type -> millrace.admin.v1.ListDeadLettersResponse
+	8,  // 45: millrace.admin.v1.AdminService.RetryDeadLetters:output_type -> millrace.admin.v1.RetryDeadLettersResponse
+	10, // 46: millrace.admin.v1.AdminService.DeleteDeadLetter:output_type -> millrace.admin.v1.DeleteDeadLetterResponse
+	25, // 47: millrace.admin.v1.AdminService.ListVersions:output_type -> millrace.admin.v1.ListVersionsResponse
+	27, // 48: millrace.admin.v1.AdminService.StartReplay:output_type -> millrace.admin.v1.StartReplayResponse
+	29, // 49: millrace.admin.v1.AdminService.CompareVersions:output_type -> millrace.admin.v1.CompareVersionsResponse
+	35, // 50: millrace.admin.v1.AdminService.SwapVersion:output_type -> millrace.admin.v1.SwapVersionResponse
+	37, // 51: millrace.admin.v1.AdminService.RollbackVersion:output_type -> millrace.admin.v1.RollbackVersionResponse
+	39, // 52: millrace.admin.v1.AdminService.DropVersion:output_type -> millrace.admin.v1.DropVersionResponse
+	42, // [42:53] is the sub-list for method output_type
+	31, // [31:42] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_millrace_admin_v1_admin_service_proto_init() }
@@ -1674,13 +2984,17 @@ func file_millrace_admin_v1_admin_service_proto_init() {
 		(*VerifyResponse_Progress)(nil),
 		(*VerifyResponse_Result)(nil),
 	}
+	file_millrace_admin_v1_admin_service_proto_msgTypes[26].OneofWrappers = []any{
+		(*CompareVersionsResponse_Progress)(nil),
+		(*CompareVersionsResponse_Result)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_admin_v1_admin_service_proto_rawDesc), len(file_millrace_admin_v1_admin_service_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   22,
+			NumEnums:      3,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -46,6 +46,24 @@ const (
 	// AdminServiceDeleteDeadLetterProcedure is the fully-qualified name of the AdminService's
 	// DeleteDeadLetter RPC.
 	AdminServiceDeleteDeadLetterProcedure = "/millrace.admin.v1.AdminService/DeleteDeadLetter"
+	// AdminServiceListVersionsProcedure is the fully-qualified name of the AdminService's ListVersions
+	// RPC.
+	AdminServiceListVersionsProcedure = "/millrace.admin.v1.AdminService/ListVersions"
+	// AdminServiceStartReplayProcedure is the fully-qualified name of the AdminService's StartReplay
+	// RPC.
+	AdminServiceStartReplayProcedure = "/millrace.admin.v1.AdminService/StartReplay"
+	// AdminServiceCompareVersionsProcedure is the fully-qualified name of the AdminService's
+	// CompareVersions RPC.
+	AdminServiceCompareVersionsProcedure = "/millrace.admin.v1.AdminService/CompareVersions"
+	// AdminServiceSwapVersionProcedure is the fully-qualified name of the AdminService's SwapVersion
+	// RPC.
+	AdminServiceSwapVersionProcedure = "/millrace.admin.v1.AdminService/SwapVersion"
+	// AdminServiceRollbackVersionProcedure is the fully-qualified name of the AdminService's
+	// RollbackVersion RPC.
+	AdminServiceRollbackVersionProcedure = "/millrace.admin.v1.AdminService/RollbackVersion"
+	// AdminServiceDropVersionProcedure is the fully-qualified name of the AdminService's DropVersion
+	// RPC.
+	AdminServiceDropVersionProcedure = "/millrace.admin.v1.AdminService/DropVersion"
 )
 
 // AdminServiceClient is a client for the millrace.admin.v1.AdminService service.
@@ -62,6 +80,20 @@ type AdminServiceClient interface {
 	// DeleteDeadLetter deletes a dead letter. If its event is parked, the event is skipped at the next
 	// retry.
 	DeleteDeadLetter(context.Context, *connect.Request[v1.DeleteDeadLetterRequest]) (*connect.Response[v1.DeleteDeadLetterResponse], error)
+	// ListVersions returns the versions of the views, with their progress.
+	ListVersions(context.Context, *connect.Request[v1.ListVersionsRequest]) (*connect.Response[v1.ListVersionsResponse], error)
+	// StartReplay adds a version to a view. The processes with the role views fill it from the
+	// beginning of the log, beside the one that serves. If the version exists, only its rate changes.
+	StartReplay(context.Context, *connect.Request[v1.StartReplayRequest]) (*connect.Response[v1.StartReplayResponse], error)
+	// CompareVersions compares the documents of a version with those of the one that serves, at equal
+	// versions of their streams. It streams its progress, and ends with one result.
+	CompareVersions(context.Context, *connect.Request[v1.CompareVersionsRequest]) (*connect.ServerStreamForClient[v1.CompareVersionsResponse], error)
+	// SwapVersion makes a version serve. It must have applied everything that the serving one has.
+	SwapVersion(context.Context, *connect.Request[v1.SwapVersionRequest]) (*connect.Response[v1.SwapVersionResponse], error)
+	// RollbackVersion makes the version serve again that served before the last swap.
+	RollbackVersion(context.Context, *connect.Request[v1.RollbackVersionRequest]) (*connect.Response[v1.RollbackVersionResponse], error)
+	// DropVersion deletes a version that does not serve. It returns before its documents are deleted.
+	DropVersion(context.Context, *connect.Request[v1.DropVersionRequest]) (*connect.Response[v1.DropVersionResponse], error)
 }
 
 // NewAdminServiceClient constructs a client for the millrace.admin.v1.AdminService service. By
@@ -107,6 +139,43 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("DeleteDeadLetter")),
 			connect.WithClientOptions(opts...),
 		),
+		listVersions: connect.NewClient[v1.ListVersionsRequest, v1.ListVersionsResponse](
+			httpClient,
+			baseURL+AdminServiceListVersionsProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ListVersions")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		startReplay: connect.NewClient[v1.StartReplayRequest, v1.StartReplayResponse](
+			httpClient,
+			baseURL+AdminServiceStartReplayProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("StartReplay")),
+			connect.WithClientOptions(opts...),
+		),
+		compareVersions: connect.NewClient[v1.CompareVersionsRequest, v1.CompareVersionsResponse](
+			httpClient,
+			baseURL+AdminServiceCompareVersionsProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("CompareVersions")),
+			connect.WithClientOptions(opts...),
+		),
+		swapVersion: connect.NewClient[v1.SwapVersionRequest, v1.SwapVersionResponse](
+			httpClient,
+			baseURL+AdminServiceSwapVersionProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("SwapVersion")),
+			connect.WithClientOptions(opts...),
+		),
+		rollbackVersion: connect.NewClient[v1.RollbackVersionRequest, v1.RollbackVersionResponse](
+			httpClient,
+			baseURL+AdminServiceRollbackVersionProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("RollbackVersion")),
+			connect.WithClientOptions(opts...),
+		),
+		dropVersion: connect.NewClient[v1.DropVersionRequest, v1.DropVersionResponse](
+			httpClient,
+			baseURL+AdminServiceDropVersionProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("DropVersion")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -117,6 +186,12 @@ type adminServiceClient struct {
 	listDeadLetters  *connect.Client[v1.ListDeadLettersRequest, v1.ListDeadLettersResponse]
 	retryDeadLetters *connect.Client[v1.RetryDeadLettersRequest, v1.RetryDeadLettersResponse]
 	deleteDeadLetter *connect.Client[v1.DeleteDeadLetterRequest, v1.DeleteDeadLetterResponse]
+	listVersions     *connect.Client[v1.ListVersionsRequest, v1.ListVersionsResponse]
+	startReplay      *connect.Client[v1.StartReplayRequest, v1.StartReplayResponse]
+	compareVersions  *connect.Client[v1.CompareVersionsRequest, v1.CompareVersionsResponse]
+	swapVersion      *connect.Client[v1.SwapVersionRequest, v1.SwapVersionResponse]
+	rollbackVersion  *connect.Client[v1.RollbackVersionRequest, v1.RollbackVersionResponse]
+	dropVersion      *connect.Client[v1.DropVersionRequest, v1.DropVersionResponse]
 }
 
 // Status calls millrace.admin.v1.AdminService.Status.
@@ -144,6 +219,36 @@ func (c *adminServiceClient) DeleteDeadLetter(ctx context.Context, req *connect.
 	return c.deleteDeadLetter.CallUnary(ctx, req)
 }
 
+// ListVersions calls millrace.admin.v1.AdminService.ListVersions.
+func (c *adminServiceClient) ListVersions(ctx context.Context, req *connect.Request[v1.ListVersionsRequest]) (*connect.Response[v1.ListVersionsResponse], error) {
+	return c.listVersions.CallUnary(ctx, req)
+}
+
+// StartReplay calls millrace.admin.v1.AdminService.StartReplay.
+func (c *adminServiceClient) StartReplay(ctx context.Context, req *connect.Request[v1.StartReplayRequest]) (*connect.Response[v1.StartReplayResponse], error) {
+	return c.startReplay.CallUnary(ctx, req)
+}
+
+// CompareVersions calls millrace.admin.v1.AdminService.CompareVersions.
+func (c *adminServiceClient) CompareVersions(ctx context.Context, req *connect.Request[v1.CompareVersionsRequest]) (*connect.ServerStreamForClient[v1.CompareVersionsResponse], error) {
+	return c.compareVersions.CallServerStream(ctx, req)
+}
+
+// SwapVersion calls millrace.admin.v1.AdminService.SwapVersion.
+func (c *adminServiceClient) SwapVersion(ctx context.Context, req *connect.Request[v1.SwapVersionRequest]) (*connect.Response[v1.SwapVersionResponse], error) {
+	return c.swapVersion.CallUnary(ctx, req)
+}
+
+// RollbackVersion calls millrace.admin.v1.AdminService.RollbackVersion.
+func (c *adminServiceClient) RollbackVersion(ctx context.Context, req *connect.Request[v1.RollbackVersionRequest]) (*connect.Response[v1.RollbackVersionResponse], error) {
+	return c.rollbackVersion.CallUnary(ctx, req)
+}
+
+// DropVersion calls millrace.admin.v1.AdminService.DropVersion.
+func (c *adminServiceClient) DropVersion(ctx context.Context, req *connect.Request[v1.DropVersionRequest]) (*connect.Response[v1.DropVersionResponse], error) {
+	return c.dropVersion.CallUnary(ctx, req)
+}
+
 // AdminServiceHandler is an implementation of the millrace.admin.v1.AdminService service.
 type AdminServiceHandler interface {
 	// Status says what stands where, and how far each sink is behind.
@@ -158,6 +263,20 @@ type AdminServiceHandler interface {
 	// DeleteDeadLetter deletes a dead letter. If its event is parked, the event is skipped at the next
 	// retry.
 	DeleteDeadLetter(context.Context, *connect.Request[v1.DeleteDeadLetterRequest]) (*connect.Response[v1.DeleteDeadLetterResponse], error)
+	// ListVersions returns the versions of the views, with their progress.
+	ListVersions(context.Context, *connect.Request[v1.ListVersionsRequest]) (*connect.Response[v1.ListVersionsResponse], error)
+	// StartReplay adds a version to a view. The processes with the role views fill it from the
+	// beginning of the log, beside the one that serves. If the version exists, only its rate changes.
+	StartReplay(context.Context, *connect.Request[v1.StartReplayRequest]) (*connect.Response[v1.StartReplayResponse], error)
+	// CompareVersions compares the documents of a version with those of the one that serves, at equal
+	// versions of their streams. It streams its progress, and ends with one result.
+	CompareVersions(context.Context, *connect.Request[v1.CompareVersionsRequest], *connect.ServerStream[v1.CompareVersionsResponse]) error
+	// SwapVersion makes a version serve. It must have applied everything that the serving one has.
+	SwapVersion(context.Context, *connect.Request[v1.SwapVersionRequest]) (*connect.Response[v1.SwapVersionResponse], error)
+	// RollbackVersion makes the version serve again that served before the last swap.
+	RollbackVersion(context.Context, *connect.Request[v1.RollbackVersionRequest]) (*connect.Response[v1.RollbackVersionResponse], error)
+	// DropVersion deletes a version that does not serve. It returns before its documents are deleted.
+	DropVersion(context.Context, *connect.Request[v1.DropVersionRequest]) (*connect.Response[v1.DropVersionResponse], error)
 }
 
 // NewAdminServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -199,6 +318,43 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("DeleteDeadLetter")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceListVersionsHandler := connect.NewUnaryHandler(
+		AdminServiceListVersionsProcedure,
+		svc.ListVersions,
+		connect.WithSchema(adminServiceMethods.ByName("ListVersions")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceStartReplayHandler := connect.NewUnaryHandler(
+		AdminServiceStartReplayProcedure,
+		svc.StartReplay,
+		connect.WithSchema(adminServiceMethods.ByName("StartReplay")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceCompareVersionsHandler := connect.NewServerStreamHandler(
+		AdminServiceCompareVersionsProcedure,
+		svc.CompareVersions,
+		connect.WithSchema(adminServiceMethods.ByName("CompareVersions")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceSwapVersionHandler := connect.NewUnaryHandler(
+		AdminServiceSwapVersionProcedure,
+		svc.SwapVersion,
+		connect.WithSchema(adminServiceMethods.ByName("SwapVersion")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceRollbackVersionHandler := connect.NewUnaryHandler(
+		AdminServiceRollbackVersionProcedure,
+		svc.RollbackVersion,
+		connect.WithSchema(adminServiceMethods.ByName("RollbackVersion")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceDropVersionHandler := connect.NewUnaryHandler(
+		AdminServiceDropVersionProcedure,
+		svc.DropVersion,
+		connect.WithSchema(adminServiceMethods.ByName("DropVersion")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/millrace.admin.v1.AdminService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AdminServiceStatusProcedure:
@@ -211,6 +367,18 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceRetryDeadLettersHandler.ServeHTTP(w, r)
 		case AdminServiceDeleteDeadLetterProcedure:
 			adminServiceDeleteDeadLetterHandler.ServeHTTP(w, r)
+		case AdminServiceListVersionsProcedure:
+			adminServiceListVersionsHandler.ServeHTTP(w, r)
+		case AdminServiceStartReplayProcedure:
+			adminServiceStartReplayHandler.ServeHTTP(w, r)
+		case AdminServiceCompareVersionsProcedure:
+			adminServiceCompareVersionsHandler.ServeHTTP(w, r)
+		case AdminServiceSwapVersionProcedure:
+			adminServiceSwapVersionHandler.ServeHTTP(w, r)
+		case AdminServiceRollbackVersionProcedure:
+			adminServiceRollbackVersionHandler.ServeHTTP(w, r)
+		case AdminServiceDropVersionProcedure:
+			adminServiceDropVersionHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -238,4 +406,28 @@ func (UnimplementedAdminServiceHandler) RetryDeadLetters(context.Context, *conne
 
 func (UnimplementedAdminServiceHandler) DeleteDeadLetter(context.Context, *connect.Request[v1.DeleteDeadLetterRequest]) (*connect.Response[v1.DeleteDeadLetterResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.admin.v1.AdminService.DeleteDeadLetter is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ListVersions(context.Context, *connect.Request[v1.ListVersionsRequest]) (*connect.Response[v1.ListVersionsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.admin.v1.AdminService.ListVersions is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) StartReplay(context.Context, *connect.Request[v1.StartReplayRequest]) (*connect.Response[v1.StartReplayResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.admin.v1.AdminService.StartReplay is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) CompareVersions(context.Context, *connect.Request[v1.CompareVersionsRequest], *connect.ServerStream[v1.CompareVersionsResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("millrace.admin.v1.AdminService.CompareVersions is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) SwapVersion(context.Context, *connect.Request[v1.SwapVersionRequest]) (*connect.Response[v1.SwapVersionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.admin.v1.AdminService.SwapVersion is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) RollbackVersion(context.Context, *connect.Request[v1.RollbackVersionRequest]) (*connect.Response[v1.RollbackVersionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.admin.v1.AdminService.RollbackVersion is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) DropVersion(context.Context, *connect.Request[v1.DropVersionRequest]) (*connect.Response[v1.DropVersionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.admin.v1.AdminService.DropVersion is not implemented"))
 }
