@@ -65,7 +65,7 @@ type version struct {
 	handler func() http.Handler
 	serves  atomic.Bool // queries of this process are answered from it
 	filling atomic.Bool // a replay fills it, and it has not reached the end of the log
-	queries int // in progress; protected by view.mu
+	queries int         // in progress; protected by view.mu
 	speed   speed
 }
 
