@@ -78,6 +78,13 @@ func (p *App) startServers(ctx context.Context) error {
 		"/metrics")); err != nil {
 		return err
 	}
+	// After the listeners, because all metrics are registered then.
+	if addr := p.cfg.Telemetry.StatsD; addr != "" {
+		p.background("statsd", func(ctx context.Context) error {
+			p.metrics.StatsD(ctx, addr, p.log)
+			return nil
+		})
+	}
 	// Queries are refused until the views have caught up; see whenCaughtUp.
 	if len(p.views) > 0 {
 		p.background("readiness", p.awaitViews)

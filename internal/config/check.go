@@ -142,6 +142,10 @@ func (c Config) CheckClient() error {
 		bad("customer360.limits: segments, cost and pending must be positive, and recheck at least 1s")
 	}
 	c.Limits.check(bad)
+	if host, port, err := net.SplitHostPort(c.Telemetry.StatsD); c.Telemetry.StatsD != "" &&
+		(err != nil || host == "" || port == "") {
+		bad("telemetry.statsd: %q is not host:port", c.Telemetry.StatsD)
+	}
 	c.Telemetry.Traces.check(bad)
 	if c.Drain < 0 {
 		bad("drain: %v is below 0", c.Drain)

@@ -159,6 +159,7 @@ type Limits struct {
 
 // Telemetry configures what the process reports of its work.
 type Telemetry struct {
+	StatsD string `yaml:"statsd" doc:"host:port of a server of StatsD, to which the metrics are sent by UDP every ten seconds, with DogStatsD's tags. docs/metrics.md explains it. Empty: nothing is sent."`
 	Traces Traces `yaml:"traces" doc:"Traces of OpenTelemetry. docs/observability.md explains them."`
 }
 
