@@ -70,6 +70,7 @@ processes, on real servers. Then try, in another terminal:
   millrace status                                     count, lag and freshness of everything
   millrace sql "SELECT count() FROM order_lines"      SQL over the tables
   millrace profile ID                                 everything that is known of a customer
+  millrace trace ORDER                                one order's way through every hop
   millrace lake tables                                the tables: rows, files, history
   millrace flags ls                                   flags that apply at run time, without a restart
   millrace verify                                     store = topic = tables = views, or the first difference
@@ -88,8 +89,8 @@ Settings come from millrace.yaml, then the environment, then flags. "millrace co
 	root.PersistentFlags().StringVar(&a.adminAddr, "admin-addr", "",
 		"HOST:PORT of health, metrics, status and verify (default from the configuration: 127.0.0.1:7401)")
 	root.AddCommand(newUp(a), newServe(a), newStatus(a), newImport(a), newSQL(a), newProfile(a), newSegments(a), newDLQ(a),
-		newEvents(), newFeatures(a), newFlags(a), newLake(a), newVerify(a), newReplay(a), newConfig(a), newMigrate(a),
-		newRebuild(a), newEngine())
+		newTrace(a), newEvents(), newFeatures(a), newFlags(a), newLake(a), newVerify(a), newReplay(a), newConfig(a),
+		newMigrate(a), newRebuild(a), newEngine())
 	// The root and groups such as "lake" run nothing themselves.
 	suggest(root)
 	for _, c := range root.Commands() {

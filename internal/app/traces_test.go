@@ -11,6 +11,8 @@ import (
 	"google.golang.org/genproto/googleapis/type/money"
 	"google.golang.org/protobuf/proto"
 
+	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
+	"github.com/millrace/millrace/gen/millrace/admin/v1/adminv1connect"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
 	"github.com/millrace/millrace/internal/polltest"
@@ -100,4 +102,61 @@ func find(spans []tracingtest.Span, name string) *tracingtest.Span {
 		return nil
 	}
 	return &spans[i]
+}
+
+// TestTraceStream: the path of an order has its store position, its offset, and every sink.
+func TestTraceStream(t *testing.T) {
+	t.Parallel()
+	p := startEmbedded(t, embeddedConfig(t), Shop(), Roles()...)
+	polltest.Until(t, "the process is ready", func() bool { return p.unready(t.Context()) == nil })
+	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+	order := placeOrder(t, p, "00-"+trace+"-00f067aa0ba902b7-01")
+	placeOrder(t, p, "")
+	admin := adminv1connect.NewAdminServiceClient(http.DefaultClient, "http://"+p.AdminAddr())
+	req := &adminv1.TraceStreamRequest{Aggregate: "order", Stream: strings.ToUpper(order.GetOrderId())}
+	var res *adminv1.TraceStreamResponse
+	polltest.Until(t, "every sink has applied the order", func() bool {
+		got, err := admin.TraceStream(t.Context(), connect.NewRequest(req))
+		if err != nil {
+			t.Fatal(err)
+		}
+		res = got.Msg
+		return len(res.Hops) > 0 && !slices.ContainsFunc(res.Hops, func(h *adminv1.StreamHop) bool { return !h.Applied })
+	})
+	if len(res.Events) != 1 || res.Version != 1 || len(res.DeadLetters) != 0 {
+		t.Fatalf("the path is %v", res)
+	}
+	e := res.Events[0]
+	if e.TraceId != trace || !e.Published || e.Offset == nil || e.Type != "millrace.order.v1.OrderPlaced" ||
+		e.Position == "" || e.PublishedAt.AsTime().Before(e.RecordedAt.AsTime().Add(-searchSkew)) {
+		t.Errorf("the event is %v", e)
+	}
+	sinks := map[string]*adminv1.StreamHop{}
+	for _, h := range res.Hops {
+		sinks[h.Sink] = h
+		if h.Error != "" || h.Next <= e.GetOffset() {
+			t.Errorf("%s: %v", h.Sink, h)
+		}
+	}
+	for _, view := range []string{"view orderstatus/v2", "view customer360/v2"} {
+		if sinks[view].GetVersion() != 1 {
+			t.Errorf("%s shows %v, want version 1", view, sinks[view])
+		}
+	}
+	for _, table := range []string{"table orders_events", "table order_lines", "table orders_current"} {
+		if h := sinks[table]; h.GetSnapshot() == 0 || !h.GetCommittedAt().AsTime().After(e.RecordedAt.AsTime()) {
+			t.Errorf("%s: %v, want its snapshot", table, h)
+		}
+	}
+	if sinks["features online"] == nil || sinks["features facts_customer_orders"] == nil {
+		t.Errorf("features are missing: %v", res.Hops)
+	}
+	for want, req := range map[connect.Code]*adminv1.TraceStreamRequest{
+		connect.CodeNotFound:        {Aggregate: "order", Stream: uuid.NewString()},
+		connect.CodeInvalidArgument: {Aggregate: "orders", Stream: order.GetOrderId()},
+	} {
+		if _, err := admin.TraceStream(t.Context(), connect.NewRequest(req)); connect.CodeOf(err) != want {
+			t.Errorf("%v: %v, want %v", req, err, want)
+		}
+	}
 }

@@ -269,6 +269,12 @@ func (a *Admin) EndOffsets(ctx context.Context, topic string) (map[int32]int64, 
 	return a.offsets(ctx, topic, kafka.LatestOffsetSpec, kafka.IsolationLevelReadCommitted)
 }
 
+// OffsetsAt returns the offset of the first record that was written at a time or later, by partition.
+// It is negative if there is none.
+func (a *Admin) OffsetsAt(ctx context.Context, topic string, at time.Time) (map[int32]int64, error) {
+	return a.offsets(ctx, topic, kafka.NewOffsetSpecForTimestamp(at.UnixMilli()), kafka.IsolationLevelReadUncommitted)
+}
+
 // HighWatermarks returns the offset after the last record, committed or not, by partition.
 func (a *Admin) HighWatermarks(ctx context.Context, topic string) (map[int32]int64, error) {
 	return a.offsets(ctx, topic, kafka.LatestOffsetSpec, kafka.IsolationLevelReadUncommitted)

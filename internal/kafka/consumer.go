@@ -50,7 +50,8 @@ type Message struct {
 	Key     []byte
 	Value   []byte
 	Headers []event.Header
-	End     bool // there is no record: the partition ended before Offset at that time
+	Time    time.Time // when the record was written, by the clock of its producer
+	End     bool      // there is no record: the partition ended before Offset at that time
 }
 
 // Consumer is a member of a consumer group that reads committed records. The group only distributes

@@ -148,6 +148,7 @@ func stalled(waited time.Duration, furthest, left map[int32]int64, last error) e
 // message converts a record of the client.
 func message(m *kafka.Message) Message {
 	out := Message{
+		Time:           m.Timestamp,
 		TopicPartition: TopicPartition{*m.TopicPartition.Topic, m.TopicPartition.Partition},
 		Offset:         int64(m.TopicPartition.Offset),
 		Key:            m.Key, Value: m.Value, Headers: make([]event.Header, len(m.Headers)),

@@ -68,6 +68,12 @@ func (v *View) load(ctx context.Context, skus ...string) (map[string]*catalogv1.
 	return products, v.lost(ctx, err)
 }
 
+// Shown returns the version that the view shows of a product, or 0 if it does not show it.
+func (v *View) Shown(ctx context.Context, _ event.Aggregate, sku string) (uint64, error) {
+	products, err := v.load(ctx, sku)
+	return products[sku].GetVersion(), err
+}
+
 // Inspect implements streams.Inspector.
 func (v *View) Inspect(ctx context.Context) error {
 	return v.lost(ctx, v.index.Each(ctx, func(*catalogv1.Product) error { return nil }))

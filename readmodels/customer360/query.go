@@ -132,6 +132,11 @@ func (v *View) await(ctx context.Context, request proto.Message, token string) e
 	})
 }
 
+// Shown returns the version that the view shows of a stream, or 0 if it does not show it.
+func (v *View) Shown(ctx context.Context, a event.Aggregate, stream string) (uint64, error) {
+	return v.version(ctx, a, stream)
+}
+
 // version returns the version of a stream in the view, or 0 if it is not there.
 //
 // A change of the identity graph is in two streams. The view shows it once both ends have it, which

@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/millrace/millrace/event"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
 	"github.com/millrace/millrace/streams"
@@ -47,6 +48,11 @@ func (q *Queries) GetOrder(
 	}
 	return connect.NewResponse(&orderv1.GetOrderResponse{Order: doc,
 		Freshness: q.view.fresh.Of(doc.Version, doc.RecordedAt)}), nil
+}
+
+// Shown returns the version that the view shows of an order, or 0 if it does not show it.
+func (v *View) Shown(ctx context.Context, _ event.Aggregate, order string) (uint64, error) {
+	return v.version(ctx, order)
 }
 
 // version returns the version of an order in the view, or 0 if it is not there.

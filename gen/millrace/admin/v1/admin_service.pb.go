@@ -204,6 +204,365 @@ func (DocumentDifferenceKind) EnumDescriptor() ([]byte, []int) {
 	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{2}
 }
 
+// TraceStreamRequest names a stream.
+type TraceStreamRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "order"
+	Aggregate string `protobuf:"bytes,1,opt,name=aggregate,proto3" json:"aggregate,omitempty"`
+	Stream    string `protobuf:"bytes,2,opt,name=stream,proto3" json:"stream,omitempty"`
+	// Maximum number of events in the answer: the newest. 0 means 20.
+	Limit         int32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceStreamRequest) Reset() {
+	*x = TraceStreamRequest{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceStreamRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceStreamRequest) ProtoMessage() {}
+
+func (x *TraceStreamRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceStreamRequest.ProtoReflect.Descriptor instead.
+func (*TraceStreamRequest) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *TraceStreamRequest) GetAggregate() string {
+	if x != nil {
+		return x.Aggregate
+	}
+	return ""
+}
+
+func (x *TraceStreamRequest) GetStream() string {
+	if x != nil {
+		return x.Stream
+	}
+	return ""
+}
+
+func (x *TraceStreamRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// TraceStreamResponse follows a stream from its store to every sink.
+type TraceStreamResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The stream's version in the store, and so the number of its events.
+	Version uint64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// In the order of their versions.
+	Events []*TracedEvent `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"`
+	// In the order of the data's way.
+	Hops []*StreamHop `protobuf:"bytes,3,rep,name=hops,proto3" json:"hops,omitempty"`
+	// Without their content.
+	DeadLetters   []*DeadLetter `protobuf:"bytes,4,rep,name=dead_letters,json=deadLetters,proto3" json:"dead_letters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceStreamResponse) Reset() {
+	*x = TraceStreamResponse{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceStreamResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceStreamResponse) ProtoMessage() {}
+
+func (x *TraceStreamResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceStreamResponse.ProtoReflect.Descriptor instead.
+func (*TraceStreamResponse) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *TraceStreamResponse) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *TraceStreamResponse) GetEvents() []*TracedEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *TraceStreamResponse) GetHops() []*StreamHop {
+	if x != nil {
+		return x.Hops
+	}
+	return nil
+}
+
+func (x *TraceStreamResponse) GetDeadLetters() []*DeadLetter {
+	if x != nil {
+		return x.DeadLetters
+	}
+	return nil
+}
+
+// TracedEvent is an event in the store and on Kafka.
+type TracedEvent struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Id      string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// "millrace.order.v1.OrderPlaced"
+	Type string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
+	// In the store.
+	Position   string                 `protobuf:"bytes,4,opt,name=position,proto3" json:"position,omitempty"`
+	RecordedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=recorded_at,json=recordedAt,proto3" json:"recorded_at,omitempty"`
+	// The trace of its command; empty if the command was not traced.
+	TraceId string `protobuf:"bytes,6,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
+	// The relay has published it.
+	Published bool `protobuf:"varint,7,opt,name=published,proto3" json:"published,omitempty"`
+	// Where it is on its topic. Absent if it was not found there: it is not published, its record was
+	// deleted, or there are too many records around it.
+	Partition *int32 `protobuf:"varint,8,opt,name=partition,proto3,oneof" json:"partition,omitempty"`
+	Offset    *int64 `protobuf:"varint,9,opt,name=offset,proto3,oneof" json:"offset,omitempty"`
+	// When the relay wrote the record.
+	PublishedAt   *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TracedEvent) Reset() {
+	*x = TracedEvent{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TracedEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TracedEvent) ProtoMessage() {}
+
+func (x *TracedEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TracedEvent.ProtoReflect.Descriptor instead.
+func (*TracedEvent) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TracedEvent) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *TracedEvent) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *TracedEvent) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *TracedEvent) GetPosition() string {
+	if x != nil {
+		return x.Position
+	}
+	return ""
+}
+
+func (x *TracedEvent) GetRecordedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RecordedAt
+	}
+	return nil
+}
+
+func (x *TracedEvent) GetTraceId() string {
+	if x != nil {
+		return x.TraceId
+	}
+	return ""
+}
+
+func (x *TracedEvent) GetPublished() bool {
+	if x != nil {
+		return x.Published
+	}
+	return false
+}
+
+func (x *TracedEvent) GetPartition() int32 {
+	if x != nil && x.Partition != nil {
+		return *x.Partition
+	}
+	return 0
+}
+
+func (x *TracedEvent) GetOffset() int64 {
+	if x != nil && x.Offset != nil {
+		return *x.Offset
+	}
+	return 0
+}
+
+func (x *TracedEvent) GetPublishedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PublishedAt
+	}
+	return nil
+}
+
+// StreamHop is what a sink has of a stream.
+type StreamHop struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "view orderstatus/v2", "table orders_events"
+	Sink string `protobuf:"bytes,1,opt,name=sink,proto3" json:"sink,omitempty"`
+	// The sink has applied every event of the answer that was found on Kafka.
+	Applied bool `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"`
+	// The first offset of the stream's partition that the sink has not applied.
+	Next int64 `protobuf:"varint,3,opt,name=next,proto3" json:"next,omitempty"`
+	// The version that a view shows. Absent for other sinks.
+	Version *uint64 `protobuf:"varint,4,opt,name=version,proto3,oneof" json:"version,omitempty"`
+	// The first retained snapshot of a table that has the newest of these events, and its time.
+	Snapshot    int64                  `protobuf:"varint,5,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	CommittedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=committed_at,json=committedAt,proto3" json:"committed_at,omitempty"`
+	// Why the sink cannot say more.
+	Error         string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamHop) Reset() {
+	*x = StreamHop{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamHop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamHop) ProtoMessage() {}
+
+func (x *StreamHop) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamHop.ProtoReflect.Descriptor instead.
+func (*StreamHop) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *StreamHop) GetSink() string {
+	if x != nil {
+		return x.Sink
+	}
+	return ""
+}
+
+func (x *StreamHop) GetApplied() bool {
+	if x != nil {
+		return x.Applied
+	}
+	return false
+}
+
+func (x *StreamHop) GetNext() int64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *StreamHop) GetVersion() uint64 {
+	if x != nil && x.Version != nil {
+		return *x.Version
+	}
+	return 0
+}
+
+func (x *StreamHop) GetSnapshot() int64 {
+	if x != nil {
+		return x.Snapshot
+	}
+	return 0
+}
+
+func (x *StreamHop) GetCommittedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CommittedAt
+	}
+	return nil
+}
+
+func (x *StreamHop) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 // DeadLetter is a record that a sink could not use, or that waits behind one.
 type DeadLetter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -234,7 +593,7 @@ type DeadLetter struct {
 
 func (x *DeadLetter) Reset() {
 	*x = DeadLetter{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[0]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -246,7 +605,7 @@ func (x *DeadLetter) String() string {
 func (*DeadLetter) ProtoMessage() {}
 
 func (x *DeadLetter) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[0]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -259,7 +618,7 @@ func (x *DeadLetter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetter.ProtoReflect.Descriptor instead.
 func (*DeadLetter) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{0}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DeadLetter) GetId() string {
@@ -368,7 +727,7 @@ type DeadLetterCount struct {
 
 func (x *DeadLetterCount) Reset() {
 	*x = DeadLetterCount{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[1]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -380,7 +739,7 @@ func (x *DeadLetterCount) String() string {
 func (*DeadLetterCount) ProtoMessage() {}
 
 func (x *DeadLetterCount) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[1]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -393,7 +752,7 @@ func (x *DeadLetterCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetterCount.ProtoReflect.Descriptor instead.
 func (*DeadLetterCount) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{1}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DeadLetterCount) GetSink() string {
@@ -447,7 +806,7 @@ type ListDeadLettersRequest struct {
 
 func (x *ListDeadLettersRequest) Reset() {
 	*x = ListDeadLettersRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[2]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -459,7 +818,7 @@ func (x *ListDeadLettersRequest) String() string {
 func (*ListDeadLettersRequest) ProtoMessage() {}
 
 func (x *ListDeadLettersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[2]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -472,7 +831,7 @@ func (x *ListDeadLettersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLettersRequest.ProtoReflect.Descriptor instead.
 func (*ListDeadLettersRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{2}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListDeadLettersRequest) GetId() string {
@@ -522,7 +881,7 @@ type ListDeadLettersResponse struct {
 
 func (x *ListDeadLettersResponse) Reset() {
 	*x = ListDeadLettersResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +893,7 @@ func (x *ListDeadLettersResponse) String() string {
 func (*ListDeadLettersResponse) ProtoMessage() {}
 
 func (x *ListDeadLettersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +906,7 @@ func (x *ListDeadLettersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLettersResponse.ProtoReflect.Descriptor instead.
 func (*ListDeadLettersResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{3}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListDeadLettersResponse) GetCounts() []*DeadLetterCount {
@@ -574,7 +933,7 @@ type RetryDeadLettersRequest struct {
 
 func (x *RetryDeadLettersRequest) Reset() {
 	*x = RetryDeadLettersRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -586,7 +945,7 @@ func (x *RetryDeadLettersRequest) String() string {
 func (*RetryDeadLettersRequest) ProtoMessage() {}
 
 func (x *RetryDeadLettersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -599,7 +958,7 @@ func (x *RetryDeadLettersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryDeadLettersRequest.ProtoReflect.Descriptor instead.
 func (*RetryDeadLettersRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{4}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RetryDeadLettersRequest) GetSink() string {
@@ -618,7 +977,7 @@ type RetryDeadLettersResponse struct {
 
 func (x *RetryDeadLettersResponse) Reset() {
 	*x = RetryDeadLettersResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +989,7 @@ func (x *RetryDeadLettersResponse) String() string {
 func (*RetryDeadLettersResponse) ProtoMessage() {}
 
 func (x *RetryDeadLettersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +1002,7 @@ func (x *RetryDeadLettersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryDeadLettersResponse.ProtoReflect.Descriptor instead.
 func (*RetryDeadLettersResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{5}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{9}
 }
 
 // DeleteDeadLetterRequest names a dead letter.
@@ -656,7 +1015,7 @@ type DeleteDeadLetterRequest struct {
 
 func (x *DeleteDeadLetterRequest) Reset() {
 	*x = DeleteDeadLetterRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +1027,7 @@ func (x *DeleteDeadLetterRequest) String() string {
 func (*DeleteDeadLetterRequest) ProtoMessage() {}
 
 func (x *DeleteDeadLetterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +1040,7 @@ func (x *DeleteDeadLetterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteDeadLetterRequest.ProtoReflect.Descriptor instead.
 func (*DeleteDeadLetterRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{6}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteDeadLetterRequest) GetId() string {
@@ -700,7 +1059,7 @@ type DeleteDeadLetterResponse struct {
 
 func (x *DeleteDeadLetterResponse) Reset() {
 	*x = DeleteDeadLetterResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +1071,7 @@ func (x *DeleteDeadLetterResponse) String() string {
 func (*DeleteDeadLetterResponse) ProtoMessage() {}
 
 func (x *DeleteDeadLetterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +1084,7 @@ func (x *DeleteDeadLetterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteDeadLetterResponse.ProtoReflect.Descriptor instead.
 func (*DeleteDeadLetterResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{7}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{11}
 }
 
 // StatusRequest asks for everything.
@@ -737,7 +1096,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +1108,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +1121,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{8}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{12}
 }
 
 // StatusResponse has a row for every sink, and where the servers listen.
@@ -785,7 +1144,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -797,7 +1156,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -810,7 +1169,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{9}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StatusResponse) GetSinks() []*SinkStatus {
@@ -875,7 +1234,7 @@ type SettingFault struct {
 
 func (x *SettingFault) Reset() {
 	*x = SettingFault{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[10]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +1246,7 @@ func (x *SettingFault) String() string {
 func (*SettingFault) ProtoMessage() {}
 
 func (x *SettingFault) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[10]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +1259,7 @@ func (x *SettingFault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettingFault.ProtoReflect.Descriptor instead.
 func (*SettingFault) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{10}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SettingFault) GetResource() string {
@@ -968,7 +1327,7 @@ type TableFault struct {
 
 func (x *TableFault) Reset() {
 	*x = TableFault{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[11]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1339,7 @@ func (x *TableFault) String() string {
 func (*TableFault) ProtoMessage() {}
 
 func (x *TableFault) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[11]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1352,7 @@ func (x *TableFault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableFault.ProtoReflect.Descriptor instead.
 func (*TableFault) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{11}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TableFault) GetTable() string {
@@ -1040,7 +1399,7 @@ type ViewFault struct {
 
 func (x *ViewFault) Reset() {
 	*x = ViewFault{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[12]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1411,7 @@ func (x *ViewFault) String() string {
 func (*ViewFault) ProtoMessage() {}
 
 func (x *ViewFault) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[12]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1424,7 @@ func (x *ViewFault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ViewFault.ProtoReflect.Descriptor instead.
 func (*ViewFault) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{12}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ViewFault) GetView() string {
@@ -1114,7 +1473,7 @@ type SinkStatus struct {
 
 func (x *SinkStatus) Reset() {
 	*x = SinkStatus{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[13]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1485,7 @@ func (x *SinkStatus) String() string {
 func (*SinkStatus) ProtoMessage() {}
 
 func (x *SinkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[13]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1498,7 @@ func (x *SinkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkStatus.ProtoReflect.Descriptor instead.
 func (*SinkStatus) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{13}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SinkStatus) GetSink() string {
@@ -1188,7 +1547,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[14]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1559,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[14]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1572,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{14}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *VerifyRequest) GetWait() *durationpb.Duration {
@@ -1237,7 +1596,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[15]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1608,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[15]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1621,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{15}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *VerifyResponse) GetStep() isVerifyResponse_Step {
@@ -1318,7 +1677,7 @@ type VerifyProgress struct {
 
 func (x *VerifyProgress) Reset() {
 	*x = VerifyProgress{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[16]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +1689,7 @@ func (x *VerifyProgress) String() string {
 func (*VerifyProgress) ProtoMessage() {}
 
 func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[16]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1343,7 +1702,7 @@ func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyProgress.ProtoReflect.Descriptor instead.
 func (*VerifyProgress) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{16}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *VerifyProgress) GetDoing() string {
@@ -1378,7 +1737,7 @@ type VerifyResult struct {
 
 func (x *VerifyResult) Reset() {
 	*x = VerifyResult{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[17]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1749,7 @@ func (x *VerifyResult) String() string {
 func (*VerifyResult) ProtoMessage() {}
 
 func (x *VerifyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[17]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1762,7 @@ func (x *VerifyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResult.ProtoReflect.Descriptor instead.
 func (*VerifyResult) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{17}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *VerifyResult) GetEqual() bool {
@@ -1434,7 +1793,7 @@ type AggregateResult struct {
 
 func (x *AggregateResult) Reset() {
 	*x = AggregateResult{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[18]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1805,7 @@ func (x *AggregateResult) String() string {
 func (*AggregateResult) ProtoMessage() {}
 
 func (x *AggregateResult) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[18]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1818,7 @@ func (x *AggregateResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AggregateResult.ProtoReflect.Descriptor instead.
 func (*AggregateResult) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{18}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AggregateResult) GetAggregate() string {
@@ -1510,7 +1869,7 @@ type SideDigest struct {
 
 func (x *SideDigest) Reset() {
 	*x = SideDigest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[19]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1881,7 @@ func (x *SideDigest) String() string {
 func (*SideDigest) ProtoMessage() {}
 
 func (x *SideDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[19]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1894,7 @@ func (x *SideDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SideDigest.ProtoReflect.Descriptor instead.
 func (*SideDigest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{19}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SideDigest) GetSide() string {
@@ -1609,7 +1968,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[20]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1621,7 +1980,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[20]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1634,7 +1993,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{20}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Version) GetView() string {
@@ -1731,7 +2090,7 @@ type ListVersionsRequest struct {
 
 func (x *ListVersionsRequest) Reset() {
 	*x = ListVersionsRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[21]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +2102,7 @@ func (x *ListVersionsRequest) String() string {
 func (*ListVersionsRequest) ProtoMessage() {}
 
 func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[21]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +2115,7 @@ func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsRequest.ProtoReflect.Descriptor instead.
 func (*ListVersionsRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{21}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListVersionsRequest) GetViews() []string {
@@ -1776,7 +2135,7 @@ type ListVersionsResponse struct {
 
 func (x *ListVersionsResponse) Reset() {
 	*x = ListVersionsResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[22]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +2147,7 @@ func (x *ListVersionsResponse) String() string {
 func (*ListVersionsResponse) ProtoMessage() {}
 
 func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[22]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1801,7 +2160,7 @@ func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsResponse.ProtoReflect.Descriptor instead.
 func (*ListVersionsResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{22}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListVersionsResponse) GetVersions() []*Version {
@@ -1828,7 +2187,7 @@ type StartReplayRequest struct {
 
 func (x *StartReplayRequest) Reset() {
 	*x = StartReplayRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[23]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1840,7 +2199,7 @@ func (x *StartReplayRequest) String() string {
 func (*StartReplayRequest) ProtoMessage() {}
 
 func (x *StartReplayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[23]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1853,7 +2212,7 @@ func (x *StartReplayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartReplayRequest.ProtoReflect.Descriptor instead.
 func (*StartReplayRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{23}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StartReplayRequest) GetView() string {
@@ -1887,7 +2246,7 @@ type StartReplayResponse struct {
 
 func (x *StartReplayResponse) Reset() {
 	*x = StartReplayResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[24]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2258,7 @@ func (x *StartReplayResponse) String() string {
 func (*StartReplayResponse) ProtoMessage() {}
 
 func (x *StartReplayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[24]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2271,7 @@ func (x *StartReplayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartReplayResponse.ProtoReflect.Descriptor instead.
 func (*StartReplayResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{24}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StartReplayResponse) GetVersion() *Version {
@@ -1936,7 +2295,7 @@ type CompareVersionsRequest struct {
 
 func (x *CompareVersionsRequest) Reset() {
 	*x = CompareVersionsRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[25]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1948,7 +2307,7 @@ func (x *CompareVersionsRequest) String() string {
 func (*CompareVersionsRequest) ProtoMessage() {}
 
 func (x *CompareVersionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[25]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1961,7 +2320,7 @@ func (x *CompareVersionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareVersionsRequest.ProtoReflect.Descriptor instead.
 func (*CompareVersionsRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{25}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CompareVersionsRequest) GetSink() string {
@@ -1999,7 +2358,7 @@ type CompareVersionsResponse struct {
 
 func (x *CompareVersionsResponse) Reset() {
 	*x = CompareVersionsResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[26]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2011,7 +2370,7 @@ func (x *CompareVersionsResponse) String() string {
 func (*CompareVersionsResponse) ProtoMessage() {}
 
 func (x *CompareVersionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[26]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2024,7 +2383,7 @@ func (x *CompareVersionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareVersionsResponse.ProtoReflect.Descriptor instead.
 func (*CompareVersionsResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{26}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CompareVersionsResponse) GetStep() isCompareVersionsResponse_Step {
@@ -2079,7 +2438,7 @@ type CompareVersionsProgress struct {
 
 func (x *CompareVersionsProgress) Reset() {
 	*x = CompareVersionsProgress{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[27]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2450,7 @@ func (x *CompareVersionsProgress) String() string {
 func (*CompareVersionsProgress) ProtoMessage() {}
 
 func (x *CompareVersionsProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[27]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2463,7 @@ func (x *CompareVersionsProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareVersionsProgress.ProtoReflect.Descriptor instead.
 func (*CompareVersionsProgress) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{27}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CompareVersionsProgress) GetDone() uint64 {
@@ -2141,7 +2500,7 @@ type VersionComparison struct {
 
 func (x *VersionComparison) Reset() {
 	*x = VersionComparison{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[28]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +2512,7 @@ func (x *VersionComparison) String() string {
 func (*VersionComparison) ProtoMessage() {}
 
 func (x *VersionComparison) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[28]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +2525,7 @@ func (x *VersionComparison) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionComparison.ProtoReflect.Descriptor instead.
 func (*VersionComparison) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{28}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *VersionComparison) GetServing() string {
@@ -2241,7 +2600,7 @@ type DocumentDifference struct {
 
 func (x *DocumentDifference) Reset() {
 	*x = DocumentDifference{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[29]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2253,7 +2612,7 @@ func (x *DocumentDifference) String() string {
 func (*DocumentDifference) ProtoMessage() {}
 
 func (x *DocumentDifference) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[29]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2266,7 +2625,7 @@ func (x *DocumentDifference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DocumentDifference.ProtoReflect.Descriptor instead.
 func (*DocumentDifference) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{29}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DocumentDifference) GetKey() string {
@@ -2317,7 +2676,7 @@ type FieldDifference struct {
 
 func (x *FieldDifference) Reset() {
 	*x = FieldDifference{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[30]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2329,7 +2688,7 @@ func (x *FieldDifference) String() string {
 func (*FieldDifference) ProtoMessage() {}
 
 func (x *FieldDifference) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[30]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2342,7 +2701,7 @@ func (x *FieldDifference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldDifference.ProtoReflect.Descriptor instead.
 func (*FieldDifference) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{30}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *FieldDifference) GetField() string {
@@ -2376,7 +2735,7 @@ type SwapVersionRequest struct {
 
 func (x *SwapVersionRequest) Reset() {
 	*x = SwapVersionRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[31]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2388,7 +2747,7 @@ func (x *SwapVersionRequest) String() string {
 func (*SwapVersionRequest) ProtoMessage() {}
 
 func (x *SwapVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[31]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2401,7 +2760,7 @@ func (x *SwapVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwapVersionRequest.ProtoReflect.Descriptor instead.
 func (*SwapVersionRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{31}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SwapVersionRequest) GetSink() string {
@@ -2421,7 +2780,7 @@ type SwapVersionResponse struct {
 
 func (x *SwapVersionResponse) Reset() {
 	*x = SwapVersionResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[32]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2433,7 +2792,7 @@ func (x *SwapVersionResponse) String() string {
 func (*SwapVersionResponse) ProtoMessage() {}
 
 func (x *SwapVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[32]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2446,7 +2805,7 @@ func (x *SwapVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwapVersionResponse.ProtoReflect.Descriptor instead.
 func (*SwapVersionResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{32}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SwapVersionResponse) GetVersion() *Version {
@@ -2466,7 +2825,7 @@ type RollbackVersionRequest struct {
 
 func (x *RollbackVersionRequest) Reset() {
 	*x = RollbackVersionRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[33]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2478,7 +2837,7 @@ func (x *RollbackVersionRequest) String() string {
 func (*RollbackVersionRequest) ProtoMessage() {}
 
 func (x *RollbackVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[33]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2491,7 +2850,7 @@ func (x *RollbackVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackVersionRequest.ProtoReflect.Descriptor instead.
 func (*RollbackVersionRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{33}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RollbackVersionRequest) GetView() string {
@@ -2511,7 +2870,7 @@ type RollbackVersionResponse struct {
 
 func (x *RollbackVersionResponse) Reset() {
 	*x = RollbackVersionResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[34]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2523,7 +2882,7 @@ func (x *RollbackVersionResponse) String() string {
 func (*RollbackVersionResponse) ProtoMessage() {}
 
 func (x *RollbackVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[34]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2536,7 +2895,7 @@ func (x *RollbackVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackVersionResponse.ProtoReflect.Descriptor instead.
 func (*RollbackVersionResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{34}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RollbackVersionResponse) GetVersion() *Version {
@@ -2556,7 +2915,7 @@ type DropVersionRequest struct {
 
 func (x *DropVersionRequest) Reset() {
 	*x = DropVersionRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[35]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +2927,7 @@ func (x *DropVersionRequest) String() string {
 func (*DropVersionRequest) ProtoMessage() {}
 
 func (x *DropVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[35]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2581,7 +2940,7 @@ func (x *DropVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropVersionRequest.ProtoReflect.Descriptor instead.
 func (*DropVersionRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{35}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DropVersionRequest) GetSink() string {
@@ -2600,7 +2959,7 @@ type DropVersionResponse struct {
 
 func (x *DropVersionResponse) Reset() {
 	*x = DropVersionResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[36]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +2971,7 @@ func (x *DropVersionResponse) String() string {
 func (*DropVersionResponse) ProtoMessage() {}
 
 func (x *DropVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[36]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,14 +2984,51 @@ func (x *DropVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropVersionResponse.ProtoReflect.Descriptor instead.
 func (*DropVersionResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{36}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{40}
 }
 
 var File_millrace_admin_v1_admin_service_proto protoreflect.FileDescriptor
 
 const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	"\n" +
-	"%millrace/admin/v1/admin_service.proto\x12\x11millrace.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc9\x03\n" +
+	"%millrace/admin/v1/admin_service.proto\x12\x11millrace.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x01\n" +
+	"\x12TraceStreamRequest\x12'\n" +
+	"\taggregate\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\taggregate\x12\"\n" +
+	"\x06stream\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80 R\x06stream\x12 \n" +
+	"\x05limit\x18\x03 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\x05limit\"\xdb\x01\n" +
+	"\x13TraceStreamResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x126\n" +
+	"\x06events\x18\x02 \x03(\v2\x1e.millrace.admin.v1.TracedEventR\x06events\x120\n" +
+	"\x04hops\x18\x03 \x03(\v2\x1c.millrace.admin.v1.StreamHopR\x04hops\x12@\n" +
+	"\fdead_letters\x18\x04 \x03(\v2\x1d.millrace.admin.v1.DeadLetterR\vdeadLetters\"\xf5\x02\n" +
+	"\vTracedEvent\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
+	"\x04type\x18\x03 \x01(\tR\x04type\x12\x1a\n" +
+	"\bposition\x18\x04 \x01(\tR\bposition\x12;\n" +
+	"\vrecorded_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"recordedAt\x12\x19\n" +
+	"\btrace_id\x18\x06 \x01(\tR\atraceId\x12\x1c\n" +
+	"\tpublished\x18\a \x01(\bR\tpublished\x12!\n" +
+	"\tpartition\x18\b \x01(\x05H\x00R\tpartition\x88\x01\x01\x12\x1b\n" +
+	"\x06offset\x18\t \x01(\x03H\x01R\x06offset\x88\x01\x01\x12=\n" +
+	"\fpublished_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\vpublishedAtB\f\n" +
+	"\n" +
+	"_partitionB\t\n" +
+	"\a_offset\"\xe9\x01\n" +
+	"\tStreamHop\x12\x12\n" +
+	"\x04sink\x18\x01 \x01(\tR\x04sink\x12\x18\n" +
+	"\aapplied\x18\x02 \x01(\bR\aapplied\x12\x12\n" +
+	"\x04next\x18\x03 \x01(\x03R\x04next\x12\x1d\n" +
+	"\aversion\x18\x04 \x01(\x04H\x00R\aversion\x88\x01\x01\x12\x1a\n" +
+	"\bsnapshot\x18\x05 \x01(\x03R\bsnapshot\x12=\n" +
+	"\fcommitted_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vcommittedAt\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05errorB\n" +
+	"\n" +
+	"\b_version\"\xc9\x03\n" +
 	"\n" +
 	"DeadLetter\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -2839,11 +3235,12 @@ const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	" DOCUMENT_DIFFERENCE_KIND_MISSING\x10\x01\x12'\n" +
 	"#DOCUMENT_DIFFERENCE_KIND_ADDITIONAL\x10\x02\x12$\n" +
 	" DOCUMENT_DIFFERENCE_KIND_CONTENT\x10\x03\x12#\n" +
-	"\x1fDOCUMENT_DIFFERENCE_KIND_BEHIND\x10\x042\xd2\b\n" +
+	"\x1fDOCUMENT_DIFFERENCE_KIND_BEHIND\x10\x042\xb5\t\n" +
 	"\fAdminService\x12R\n" +
 	"\x06Status\x12 .millrace.admin.v1.StatusRequest\x1a!.millrace.admin.v1.StatusResponse\"\x03\x90\x02\x01\x12O\n" +
 	"\x06Verify\x12 .millrace.admin.v1.VerifyRequest\x1a!.millrace.admin.v1.VerifyResponse0\x01\x12m\n" +
-	"\x0fListDeadLetters\x12).millrace.admin.v1.ListDeadLettersRequest\x1a*.millrace.admin.v1.ListDeadLettersResponse\"\x03\x90\x02\x01\x12k\n" +
+	"\x0fListDeadLetters\x12).millrace.admin.v1.ListDeadLettersRequest\x1a*.millrace.admin.v1.ListDeadLettersResponse\"\x03\x90\x02\x01\x12a\n" +
+	"\vTraceStream\x12%.millrace.admin.v1.TraceStreamRequest\x1a&.millrace.admin.v1.TraceStreamResponse\"\x03\x90\x02\x01\x12k\n" +
 	"\x10RetryDeadLetters\x12*.millrace.admin.v1.RetryDeadLettersRequest\x1a+.millrace.admin.v1.RetryDeadLettersResponse\x12k\n" +
 	"\x10DeleteDeadLetter\x12*.millrace.admin.v1.DeleteDeadLetterRequest\x1a+.millrace.admin.v1.DeleteDeadLetterResponse\x12d\n" +
 	"\fListVersions\x12&.millrace.admin.v1.ListVersionsRequest\x1a'.millrace.admin.v1.ListVersionsResponse\"\x03\x90\x02\x01\x12\\\n" +
@@ -2867,112 +3264,124 @@ func file_millrace_admin_v1_admin_service_proto_rawDescGZIP() []byte {
 }
 
 var file_millrace_admin_v1_admin_service_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_millrace_admin_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_millrace_admin_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_millrace_admin_v1_admin_service_proto_goTypes = []any{
 	(DeadLetterState)(0),             // 0: millrace.admin.v1.DeadLetterState
 	(VersionState)(0),                // 1: millrace.admin.v1.VersionState
 	(DocumentDifferenceKind)(0),      // 2: millrace.admin.v1.DocumentDifferenceKind
-	(*DeadLetter)(nil),               // 3: millrace.admin.v1.DeadLetter
-	(*DeadLetterCount)(nil),          // 4: millrace.admin.v1.DeadLetterCount
-	(*ListDeadLettersRequest)(nil),   // 5: millrace.admin.v1.ListDeadLettersRequest
-	(*ListDeadLettersResponse)(nil),  // 6: millrace.admin.v1.ListDeadLettersResponse
-	(*RetryDeadLettersRequest)(nil),  // 7: millrace.admin.v1.RetryDeadLettersRequest
-	(*RetryDeadLettersResponse)(nil), // 8: millrace.admin.v1.RetryDeadLettersResponse
-	(*DeleteDeadLetterRequest)(nil),  // 9: millrace.admin.v1.DeleteDeadLetterRequest
-	(*DeleteDeadLetterResponse)(nil), // 10: millrace.admin.v1.DeleteDeadLetterResponse
-	(*StatusRequest)(nil),            // 11: millrace.admin.v1.StatusRequest
-	(*StatusResponse)(nil),           // 12: millrace.admin.v1.StatusResponse
-	(*SettingFault)(nil),             // 13: millrace.admin.v1.SettingFault
-	(*TableFault)(nil),               // 14: millrace.admin.v1.TableFault
-	(*ViewFault)(nil),                // 15: millrace.admin.v1.ViewFault
-	(*SinkStatus)(nil),               // 16: millrace.admin.v1.SinkStatus
-	(*VerifyRequest)(nil),            // 17: millrace.admin.v1.VerifyRequest
-	(*VerifyResponse)(nil),           // 18: millrace.admin.v1.VerifyResponse
-	(*VerifyProgress)(nil),           // 19: millrace.admin.v1.VerifyProgress
-	(*VerifyResult)(nil),             // 20: millrace.admin.v1.VerifyResult
-	(*AggregateResult)(nil),          // 21: millrace.admin.v1.AggregateResult
-	(*SideDigest)(nil),               // 22: millrace.admin.v1.SideDigest
-	(*Version)(nil),                  // 23: millrace.admin.v1.Version
-	(*ListVersionsRequest)(nil),      // 24: millrace.admin.v1.ListVersionsRequest
-	(*ListVersionsResponse)(nil),     // 25: millrace.admin.v1.ListVersionsResponse
-	(*StartReplayRequest)(nil),       // 26: millrace.admin.v1.StartReplayRequest
-	(*StartReplayResponse)(nil),      // 27: millrace.admin.v1.StartReplayResponse
-	(*CompareVersionsRequest)(nil),   // 28: millrace.admin.v1.CompareVersionsRequest
-	(*CompareVersionsResponse)(nil),  // 29: millrace.admin.v1.CompareVersionsResponse
-	(*CompareVersionsProgress)(nil),  // 30: millrace.admin.v1.CompareVersionsProgress
-	(*VersionComparison)(nil),        // 31: millrace.admin.v1.VersionComparison
-	(*DocumentDifference)(nil),       // 32: millrace.admin.v1.DocumentDifference
-	(*FieldDifference)(nil),          // 33: millrace.admin.v1.FieldDifference
-	(*SwapVersionRequest)(nil),       // 34: millrace.admin.v1.SwapVersionRequest
-	(*SwapVersionResponse)(nil),      // 35: millrace.admin.v1.SwapVersionResponse
-	(*RollbackVersionRequest)(nil),   // 36: millrace.admin.v1.RollbackVersionRequest
-	(*RollbackVersionResponse)(nil),  // 37: millrace.admin.v1.RollbackVersionResponse
-	(*DropVersionRequest)(nil),       // 38: millrace.admin.v1.DropVersionRequest
-	(*DropVersionResponse)(nil),      // 39: millrace.admin.v1.DropVersionResponse
-	nil,                              // 40: millrace.admin.v1.DeadLetter.HeadersEntry
-	nil,                              // 41: millrace.admin.v1.StatusResponse.AddressesEntry
-	(*timestamppb.Timestamp)(nil),    // 42: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 43: google.protobuf.Duration
+	(*TraceStreamRequest)(nil),       // 3: millrace.admin.v1.TraceStreamRequest
+	(*TraceStreamResponse)(nil),      // 4: millrace.admin.v1.TraceStreamResponse
+	(*TracedEvent)(nil),              // 5: millrace.admin.v1.TracedEvent
+	(*StreamHop)(nil),                // 6: millrace.admin.v1.StreamHop
+	(*DeadLetter)(nil),               // 7: millrace.admin.v1.DeadLetter
+	(*DeadLetterCount)(nil),          // 8: millrace.admin.v1.DeadLetterCount
+	(*ListDeadLettersRequest)(nil),   // 9: millrace.admin.v1.ListDeadLettersRequest
+	(*ListDeadLettersResponse)(nil),  // 10: millrace.admin.v1.ListDeadLettersResponse
+	(*RetryDeadLettersRequest)(nil),  // 11: millrace.admin.v1.RetryDeadLettersRequest
+	(*RetryDeadLettersResponse)(nil), // 12: millrace.admin.v1.RetryDeadLettersResponse
+	(*DeleteDeadLetterRequest)(nil),  // 13: millrace.admin.v1.DeleteDeadLetterRequest
+	(*DeleteDeadLetterResponse)(nil), // 14: millrace.admin.v1.DeleteDeadLetterResponse
+	(*StatusRequest)(nil),            // 15: millrace.admin.v1.StatusRequest
+	(*StatusResponse)(nil),           // 16: millrace.admin.v1.StatusResponse
+	(*SettingFault)(nil),             // 17: millrace.admin.v1.SettingFault
+	(*TableFault)(nil),               // 18: millrace.admin.v1.TableFault
+	(*ViewFault)(nil),                // 19: millrace.admin.v1.ViewFault
+	(*SinkStatus)(nil),               // 20: millrace.admin.v1.SinkStatus
+	(*VerifyRequest)(nil),            // 21: millrace.admin.v1.VerifyRequest
+	(*VerifyResponse)(nil),           // 22: millrace.admin.v1.VerifyResponse
+	(*VerifyProgress)(nil),           // 23: millrace.admin.v1.VerifyProgress
+	(*VerifyResult)(nil),             // 24: millrace.admin.v1.VerifyResult
+	(*AggregateResult)(nil),          // 25: millrace.admin.v1.AggregateResult
+	(*SideDigest)(nil),               // 26: millrace.admin.v1.SideDigest
+	(*Version)(nil),                  // 27: millrace.admin.v1.Version
+	(*ListVersionsRequest)(nil),      // 28: millrace.admin.v1.ListVersionsRequest
+	(*ListVersionsResponse)(nil),     // 29: millrace.admin.v1.ListVersionsResponse
+	(*StartReplayRequest)(nil),       // 30: millrace.admin.v1.StartReplayRequest
+	(*StartReplayResponse)(nil),      // 31: millrace.admin.v1.StartReplayResponse
+	(*CompareVersionsRequest)(nil),   // 32: millrace.admin.v1.CompareVersionsRequest
+	(*CompareVersionsResponse)(nil),  // 33: millrace.admin.v1.CompareVersionsResponse
+	(*CompareVersionsProgress)(nil),  // 34: millrace.admin.v1.CompareVersionsProgress
+	(*VersionComparison)(nil),        // 35: millrace.admin.v1.VersionComparison
+	(*DocumentDifference)(nil),       // 36: millrace.admin.v1.DocumentDifference
+	(*FieldDifference)(nil),          // 37: millrace.admin.v1.FieldDifference
+	(*SwapVersionRequest)(nil),       // 38: millrace.admin.v1.SwapVersionRequest
+	(*SwapVersionResponse)(nil),      // 39: millrace.admin.v1.SwapVersionResponse
+	(*RollbackVersionRequest)(nil),   // 40: millrace.admin.v1.RollbackVersionRequest
+	(*RollbackVersionResponse)(nil),  // 41: millrace.admin.v1.RollbackVersionResponse
+	(*DropVersionRequest)(nil),       // 42: millrace.admin.v1.DropVersionRequest
+	(*DropVersionResponse)(nil),      // 43: millrace.admin.v1.DropVersionResponse
+	nil,                              // 44: millrace.admin.v1.DeadLetter.HeadersEntry
+	nil,                              // 45: millrace.admin.v1.StatusResponse.AddressesEntry
+	(*timestamppb.Timestamp)(nil),    // 46: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 47: google.protobuf.Duration
 }
 var file_millrace_admin_v1_admin_service_proto_depIdxs = []int32{
-	0,  // 0: millrace.admin.v1.DeadLetter.state:type_name -> millrace.admin.v1.DeadLetterState
-	40, // 1: millrace.admin.v1.DeadLetter.headers:type_name -> millrace.admin.v1.DeadLetter.HeadersEntry
-	0,  // 2: millrace.admin.v1.ListDeadLettersRequest.state:type_name -> millrace.admin.v1.DeadLetterState
-	4,  // 3: millrace.admin.v1.ListDeadLettersResponse.counts:type_name -> millrace.admin.v1.DeadLetterCount
-	3,  // 4: millrace.admin.v1.ListDeadLettersResponse.dead_letters:type_name -> millrace.admin.v1.DeadLetter
-	16, // 5: millrace.admin.v1.StatusResponse.sinks:type_name -> millrace.admin.v1.SinkStatus
-	41, // 6: millrace.admin.v1.StatusResponse.addresses:type_name -> millrace.admin.v1.StatusResponse.AddressesEntry
-	13, // 7: millrace.admin.v1.StatusResponse.settings:type_name -> millrace.admin.v1.SettingFault
-	14, // 8: millrace.admin.v1.StatusResponse.tables:type_name -> millrace.admin.v1.TableFault
-	15, // 9: millrace.admin.v1.StatusResponse.views:type_name -> millrace.admin.v1.ViewFault
-	42, // 10: millrace.admin.v1.ViewFault.since:type_name -> google.protobuf.Timestamp
-	42, // 11: millrace.admin.v1.SinkStatus.as_of:type_name -> google.protobuf.Timestamp
-	43, // 12: millrace.admin.v1.VerifyRequest.wait:type_name -> google.protobuf.Duration
-	19, // 13: millrace.admin.v1.VerifyResponse.progress:type_name -> millrace.admin.v1.VerifyProgress
-	20, // 14: millrace.admin.v1.VerifyResponse.result:type_name -> millrace.admin.v1.VerifyResult
-	21, // 15: millrace.admin.v1.VerifyResult.aggregates:type_name -> millrace.admin.v1.AggregateResult
-	22, // 16: millrace.admin.v1.AggregateResult.sides:type_name -> millrace.admin.v1.SideDigest
-	1,  // 17: millrace.admin.v1.Version.state:type_name -> millrace.admin.v1.VersionState
-	43, // 18: millrace.admin.v1.Version.remaining:type_name -> google.protobuf.Duration
-	42, // 19: millrace.admin.v1.Version.created:type_name -> google.protobuf.Timestamp
-	42, // 20: millrace.admin.v1.Version.serving_since:type_name -> google.protobuf.Timestamp
-	23, // 21: millrace.admin.v1.ListVersionsResponse.versions:type_name -> millrace.admin.v1.Version
-	23, // 22: millrace.admin.v1.StartReplayResponse.version:type_name -> millrace.admin.v1.Version
-	43, // 23: millrace.admin.v1.CompareVersionsRequest.wait:type_name -> google.protobuf.Duration
-	30, // 24: millrace.admin.v1.CompareVersionsResponse.progress:type_name -> millrace.admin.v1.CompareVersionsProgress
-	31, // 25: millrace.admin.v1.CompareVersionsResponse.result:type_name -> millrace.admin.v1.VersionComparison
-	32, // 26: millrace.admin.v1.VersionComparison.differences:type_name -> millrace.admin.v1.DocumentDifference
-	2,  // 27: millrace.admin.v1.DocumentDifference.kind:type_name -> millrace.admin.v1.DocumentDifferenceKind
-	33, // 28: millrace.admin.v1.DocumentDifference.fields:type_name -> millrace.admin.v1.FieldDifference
-	23, // 29: millrace.admin.v1.SwapVersionResponse.version:type_name -> millrace.admin.v1.Version
-	23, // 30: millrace.admin.v1.RollbackVersionResponse.version:type_name -> millrace.admin.v1.Version
-	11, // 31: millrace.admin.v1.AdminService.Status:input_type -> millrace.admin.v1.StatusRequest
-	17, // 32: millrace.admin.v1.AdminService.Verify:input_type -> millrace.admin.v1.VerifyRequest
-	5,  // 33: millrace.admin.v1.AdminService.ListDeadLetters:input_type -> millrace.admin.v1.ListDeadLettersRequest
-	7,  // 34: millrace.admin.v1.AdminService.RetryDeadLetters:input_type -> millrace.admin.v1.RetryDeadLettersRequest
-	9,  // 35: millrace.admin.v1.AdminService.DeleteDeadLetter:input_type -> millrace.admin.v1.DeleteDeadLetterRequest
-	24, // 36: millrace.admin.v1.AdminService.ListVersions:input_type -> millrace.admin.v1.ListVersionsRequest
-	26, // 37: millrace.admin.v1.AdminService.StartReplay:input_type -> millrace.admin.v1.StartReplayRequest
-	28, // 38: millrace.admin.v1.AdminService.CompareVersions:input_type -> millrace.admin.v1.CompareVersionsRequest
-	34, // 39: millrace.admin.v1.AdminService.SwapVersion:input_type -> millrace.admin.v1.SwapVersionRequest
-	36, // 40: millrace.admin.v1.AdminService.RollbackVersion:input_type -> millrace.admin.v1.RollbackVersionRequest
-	38, // 41: millrace.admin.v1.AdminService.DropVersion:input_type -> millrace.admin.v1.DropVersionRequest
-	12, // 42: millrace.admin.v1.AdminService.Status:output_type -> millrace.admin.v1.StatusResponse
-	18, // 43: millrace.admin.v1.AdminService.Verify:output_type -> millrace.admin.v1.VerifyResponse
-	6,  // 44: millrace.admin.v1.AdminService.ListDeadLetters:output_type -> millrace.admin.v1.ListDeadLettersResponse
-	8,  // 45: millrace.admin.v1.AdminService.RetryDeadLetters:output_type -> millrace.admin.v1.RetryDeadLettersResponse
-	10, // 46: millrace.admin.v1.AdminService.DeleteDeadLetter:output_type -> millrace.admin.v1.DeleteDeadLetterResponse
-	25, // 47: millrace.admin.v1.AdminService.ListVersions:output_type -> millrace.admin.v1.ListVersionsResponse
-	27, // 48: millrace.admin.v1.AdminService.StartReplay:output_type -> millrace.admin.v1.StartReplayResponse
-	29, // 49: millrace.admin.v1.AdminService.CompareVersions:output_type -> millrace.admin.v1.CompareVersionsResponse
-	35, // 50: millrace.admin.v1.AdminService.SwapVersion:output_type -> millrace.admin.v1.SwapVersionResponse
-	37, // 51: millrace.admin.v1.AdminService.RollbackVersion:output_type -> millrace.admin.v1.RollbackVersionResponse
-	39, // 52: millrace.admin.v1.AdminService.DropVersion:output_type -> millrace.admin.v1.DropVersionResponse
-	42, // [42:53] is the sub-list for method output_type
-	31, // [31:42] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	5,  // 0: millrace.admin.v1.TraceStreamResponse.events:type_name -> millrace.admin.v1.TracedEvent
+	6,  // 1: millrace.admin.v1.TraceStreamResponse.hops:type_name -> millrace.admin.v1.StreamHop
+	7,  // 2: millrace.admin.v1.TraceStreamResponse.dead_letters:type_name -> millrace.admin.v1.DeadLetter
+	46, // 3: millrace.admin.v1.TracedEvent.recorded_at:type_name -> google.protobuf.Timestamp
+	46, // 4: millrace.admin.v1.TracedEvent.published_at:type_name -> google.protobuf.Timestamp
+	46, // 5: millrace.admin.v1.StreamHop.committed_at:type_name -> google.protobuf.Timestamp
+	0,  // 6: millrace.admin.v1.DeadLetter.state:type_name -> millrace.admin.v1.DeadLetterState
+	44, // 7: millrace.admin.v1.DeadLetter.headers:type_name -> millrace.admin.v1.DeadLetter.HeadersEntry
+	0,  // 8: millrace.admin.v1.ListDeadLettersRequest.state:type_name -> millrace.admin.v1.DeadLetterState
+	8,  // 9: millrace.admin.v1.ListDeadLettersResponse.counts:type_name -> millrace.admin.v1.DeadLetterCount
+	7,  // 10: millrace.admin.v1.ListDeadLettersResponse.dead_letters:type_name -> millrace.admin.v1.DeadLetter
+	20, // 11: millrace.admin.v1.StatusResponse.sinks:type_name -> millrace.admin.v1.SinkStatus
+	45, // 12: millrace.admin.v1.StatusResponse.addresses:type_name -> millrace.admin.v1.StatusResponse.AddressesEntry
+	17, // 13: millrace.admin.v1.StatusResponse.settings:type_name -> millrace.admin.v1.SettingFault
+	18, // 14: millrace.admin.v1.StatusResponse.tables:type_name -> millrace.admin.v1.TableFault
+	19, // 15: millrace.admin.v1.StatusResponse.views:type_name -> millrace.admin.v1.ViewFault
+	46, // 16: millrace.admin.v1.ViewFault.since:type_name -> google.protobuf.Timestamp
+	46, // 17: millrace.admin.v1.SinkStatus.as_of:type_name -> google.protobuf.Timestamp
+	47, // 18: millrace.admin.v1.VerifyRequest.wait:type_name -> google.protobuf.Duration
+	23, // 19: millrace.admin.v1.VerifyResponse.progress:type_name -> millrace.admin.v1.VerifyProgress
+	24, // 20: millrace.admin.v1.VerifyResponse.result:type_name -> millrace.admin.v1.VerifyResult
+	25, // 21: millrace.admin.v1.VerifyResult.aggregates:type_name -> millrace.admin.v1.AggregateResult
+	26, // 22: millrace.admin.v1.AggregateResult.sides:type_name -> millrace.admin.v1.SideDigest
+	1,  // 23: millrace.admin.v1.Version.state:type_name -> millrace.admin.v1.VersionState
+	47, // 24: millrace.admin.v1.Version.remaining:type_name -> google.protobuf.Duration
+	46, // 25: millrace.admin.v1.Version.created:type_name -> google.protobuf.Timestamp
+	46, // 26: millrace.admin.v1.Version.serving_since:type_name -> google.protobuf.Timestamp
+	27, // 27: millrace.admin.v1.ListVersionsResponse.versions:type_name -> millrace.admin.v1.Version
+	27, // 28: millrace.admin.v1.StartReplayResponse.version:type_name -> millrace.admin.v1.Version
+	47, // 29: millrace.admin.v1.CompareVersionsRequest.wait:type_name -> google.protobuf.Duration
+	34, // 30: millrace.admin.v1.CompareVersionsResponse.progress:type_name -> millrace.admin.v1.CompareVersionsProgress
+	35, // 31: millrace.admin.v1.CompareVersionsResponse.result:type_name -> millrace.admin.v1.VersionComparison
+	36, // 32: millrace.admin.v1.VersionComparison.differences:type_name -> millrace.admin.v1.DocumentDifference
+	2,  // 33: millrace.admin.v1.DocumentDifference.kind:type_name -> millrace.admin.v1.DocumentDifferenceKind
+	37, // 34: millrace.admin.v1.DocumentDifference.fields:type_name -> millrace.admin.v1.FieldDifference
+	27, // 35: millrace.admin.v1.SwapVersionResponse.version:type_name -> millrace.admin.v1.Version
+	27, // 36: millrace.admin.v1.RollbackVersionResponse.version:type_name -> millrace.admin.v1.Version
+	15, // 37: millrace.admin.v1.AdminService.Status:input_type -> millrace.admin.v1.StatusRequest
+	21, // 38: millrace.admin.v1.AdminService.Verify:input_type -> millrace.admin.v1.VerifyRequest
+	9,  // 39: millrace.admin.v1.AdminService.ListDeadLetters:input_type -> millrace.admin.v1.ListDeadLettersRequest
+	3,  // 40: millrace.admin.v1.AdminService.TraceStream:input_type -> millrace.admin.v1.TraceStreamRequest
+	11, // 41: millrace.admin.v1.AdminService.RetryDeadLetters:input_type -> millrace.admin.v1.RetryDeadLettersRequest
+	13, // 42: millrace.admin.v1.AdminService.DeleteDeadLetter:input_type -> millrace.admin.v1.DeleteDeadLetterRequest
+	28, // 43: millrace.admin.v1.AdminService.ListVersions:input_type -> millrace.admin.v1.ListVersionsRequest
+	30, // 44: millrace.admin.v1.AdminService.StartReplay:input_type -> millrace.admin.v1.StartReplayRequest
+	32, // 45: millrace.admin.v1.AdminService.CompareVersions:input_type -> millrace.admin.v1.CompareVersionsRequest
+	38, // 46: millrace.admin.v1.AdminService.SwapVersion:input_type -> millrace.admin.v1.SwapVersionRequest
+	40, // 47: millrace.admin.v1.AdminService.RollbackVersion:input_type -> millrace.admin.v1.RollbackVersionRequest
+	42, // 48: millrace.admin.v1.AdminService.DropVersion:input_type -> millrace.admin.v1.DropVersionRequest
+	16, // 49: millrace.admin.v1.AdminService.Status:output_type -> millrace.admin.v1.StatusResponse
+	22, // 50: millrace.admin.v1.AdminService.Verify:output_type -> millrace.admin.v1.VerifyResponse
+	10, // 51: millrace.admin.v1.AdminService.ListDeadLetters:output_type -> millrace.admin.v1.ListDeadLettersResponse
+	4,  // 52: millrace.admin.v1.AdminService.TraceStream:output_type -> millrace.admin.v1.TraceStreamResponse
+	12, // 53: millrace.admin.v1.AdminService.RetryDeadLetters:output_type -> millrace.admin.v1.RetryDeadLettersResponse
+	14, // 54: millrace.admin.v1.AdminService.DeleteDeadLetter:output_type -> millrace.admin.v1.DeleteDeadLetterResponse
+	29, // 55: millrace.admin.v1.AdminService.ListVersions:output_type -> millrace.admin.v1.ListVersionsResponse
+	31, // 56: millrace.admin.v1.AdminService.StartReplay:output_type -> millrace.admin.v1.StartReplayResponse
+	33, // 57: millrace.admin.v1.AdminService.CompareVersions:output_type -> millrace.admin.v1.CompareVersionsResponse
+	39, // 58: millrace.admin.v1.AdminService.SwapVersion:output_type -> millrace.admin.v1.SwapVersionResponse
+	41, // 59: millrace.admin.v1.AdminService.RollbackVersion:output_type -> millrace.admin.v1.RollbackVersionResponse
+	43, // 60: millrace.admin.v1.AdminService.DropVersion:output_type -> millrace.admin.v1.DropVersionResponse
+	49, // [49:61] is the sub-list for method output_type
+	37, // [37:49] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_millrace_admin_v1_admin_service_proto_init() }
@@ -2980,11 +3389,13 @@ func file_millrace_admin_v1_admin_service_proto_init() {
 	if File_millrace_admin_v1_admin_service_proto != nil {
 		return
 	}
-	file_millrace_admin_v1_admin_service_proto_msgTypes[15].OneofWrappers = []any{
+	file_millrace_admin_v1_admin_service_proto_msgTypes[2].OneofWrappers = []any{}
+	file_millrace_admin_v1_admin_service_proto_msgTypes[3].OneofWrappers = []any{}
+	file_millrace_admin_v1_admin_service_proto_msgTypes[19].OneofWrappers = []any{
 		(*VerifyResponse_Progress)(nil),
 		(*VerifyResponse_Result)(nil),
 	}
-	file_millrace_admin_v1_admin_service_proto_msgTypes[26].OneofWrappers = []any{
+	file_millrace_admin_v1_admin_service_proto_msgTypes[30].OneofWrappers = []any{
 		(*CompareVersionsResponse_Progress)(nil),
 		(*CompareVersionsResponse_Result)(nil),
 	}
@@ -2994,7 +3405,7 @@ func file_millrace_admin_v1_admin_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_admin_v1_admin_service_proto_rawDesc), len(file_millrace_admin_v1_admin_service_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   39,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

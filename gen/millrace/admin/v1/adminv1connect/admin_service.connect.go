@@ -40,6 +40,9 @@ const (
 	// AdminServiceListDeadLettersProcedure is the fully-qualified name of the AdminService's
 	// ListDeadLetters RPC.
 	AdminServiceListDeadLettersProcedure = "/millrace.admin.v1.AdminService/ListDeadLetters"
+	// AdminServiceTraceStreamProcedure is the fully-qualified name of the AdminService's TraceStream
+	// RPC.
+	AdminServiceTraceStreamProcedure = "/millrace.admin.v1.AdminService/TraceStream"
 	// AdminServiceRetryDeadLettersProcedure is the fully-qualified name of the AdminService's
 	// RetryDeadLetters RPC.
 	AdminServiceRetryDeadLettersProcedure = "/millrace.admin.v1.AdminService/RetryDeadLetters"
@@ -74,6 +77,9 @@ type AdminServiceClient interface {
 	Verify(context.Context, *connect.Request[v1.VerifyRequest]) (*connect.ServerStreamForClient[v1.VerifyResponse], error)
 	// ListDeadLetters returns the dead letters, and counts them by sink.
 	ListDeadLetters(context.Context, *connect.Request[v1.ListDeadLettersRequest]) (*connect.Response[v1.ListDeadLettersResponse], error)
+	// TraceStream shows how far the events of one stream have come: in the store, on Kafka, in each
+	// view, table and set of features. The answer has no content of events.
+	TraceStream(context.Context, *connect.Request[v1.TraceStreamRequest]) (*connect.Response[v1.TraceStreamResponse], error)
 	// RetryDeadLetters asks a sink to apply its parked events again, in order. It returns before that
 	// has happened.
 	RetryDeadLetters(context.Context, *connect.Request[v1.RetryDeadLettersRequest]) (*connect.Response[v1.RetryDeadLettersResponse], error)
@@ -124,6 +130,13 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			httpClient,
 			baseURL+AdminServiceListDeadLettersProcedure,
 			connect.WithSchema(adminServiceMethods.ByName("ListDeadLetters")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		traceStream: connect.NewClient[v1.TraceStreamRequest, v1.TraceStreamResponse](
+			httpClient,
+			baseURL+AdminServiceTraceStreamProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("TraceStream")),
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
@@ -184,6 +197,7 @@ type adminServiceClient struct {
 	status           *connect.Client[v1.StatusRequest, v1.StatusResponse]
 	verify           *connect.Client[v1.VerifyRequest, v1.VerifyResponse]
 	listDeadLetters  *connect.Client[v1.ListDeadLettersRequest, v1.ListDeadLettersResponse]
+	traceStream      *connect.Client[v1.TraceStreamRequest, v1.TraceStreamResponse]
 	retryDeadLetters *connect.Client[v1.RetryDeadLettersRequest, v1.RetryDeadLettersResponse]
 	deleteDeadLetter *connect.Client[v1.DeleteDeadLetterRequest, v1.DeleteDeadLetterResponse]
 	listVersions     *connect.Client[v1.ListVersionsRequest, v1.ListVersionsResponse]
@@ -207,6 +221,11 @@ func (c *adminServiceClient) Verify(ctx context.Context, req *connect.Request[v1
 // ListDeadLetters calls millrace.admin.v1.AdminService.ListDeadLetters.
 func (c *adminServiceClient) ListDeadLetters(ctx context.Context, req *connect.Request[v1.ListDeadLettersRequest]) (*connect.Response[v1.ListDeadLettersResponse], error) {
 	return c.listDeadLetters.CallUnary(ctx, req)
+}
+
+// TraceStream calls millrace.admin.v1.AdminService.TraceStream.
+func (c *adminServiceClient) TraceStream(ctx context.Context, req *connect.Request[v1.TraceStreamRequest]) (*connect.Response[v1.TraceStreamResponse], error) {
+	return c.traceStream.CallUnary(ctx, req)
 }
 
 // RetryDeadLetters calls millrace.admin.v1.AdminService.RetryDeadLetters.
@@ -257,6 +276,9 @@ type AdminServiceHandler interface {
 	Verify(context.Context, *connect.Request[v1.VerifyRequest], *connect.ServerStream[v1.VerifyResponse]) error
 	// ListDeadLetters returns the dead letters, and counts them by sink.
 	ListDeadLetters(context.Context, *connect.Request[v1.ListDeadLettersRequest]) (*connect.Response[v1.ListDeadLettersResponse], error)
+	// TraceStream shows how far the events of one stream have come: in the store, on Kafka, in each
+	// view, table and set of features. The answer has no content of events.
+	TraceStream(context.Context, *connect.Request[v1.TraceStreamRequest]) (*connect.Response[v1.TraceStreamResponse], error)
 	// RetryDeadLetters asks a sink to apply its parked events again, in order. It returns before that
 	// has happened.
 	RetryDeadLetters(context.Context, *connect.Request[v1.RetryDeadLettersRequest]) (*connect.Response[v1.RetryDeadLettersResponse], error)
@@ -303,6 +325,13 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		AdminServiceListDeadLettersProcedure,
 		svc.ListDeadLetters,
 		connect.WithSchema(adminServiceMethods.ByName("ListDeadLetters")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceTraceStreamHandler := connect.NewUnaryHandler(
+		AdminServiceTraceStreamProcedure,
+		svc.TraceStream,
+		connect.WithSchema(adminServiceMethods.ByName("TraceStream")),
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
@@ -363,6 +392,8 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceVerifyHandler.ServeHTTP(w, r)
 		case AdminServiceListDeadLettersProcedure:
 			adminServiceListDeadLettersHandler.ServeHTTP(w, r)
+		case AdminServiceTraceStreamProcedure:
+			adminServiceTraceStreamHandler.ServeHTTP(w, r)
 		case AdminServiceRetryDeadLettersProcedure:
 			adminServiceRetryDeadLettersHandler.ServeHTTP(w, r)
 		case AdminServiceDeleteDeadLetterProcedure:
@@ -398,6 +429,10 @@ func (UnimplementedAdminServiceHandler) Verify(context.Context, *connect.Request
 
 func (UnimplementedAdminServiceHandler) ListDeadLetters(context.Context, *connect.Request[v1.ListDeadLettersRequest]) (*connect.Response[v1.ListDeadLettersResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.admin.v1.AdminService.ListDeadLetters is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) TraceStream(context.Context, *connect.Request[v1.TraceStreamRequest]) (*connect.Response[v1.TraceStreamResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("millrace.admin.v1.AdminService.TraceStream is not implemented"))
 }
 
 func (UnimplementedAdminServiceHandler) RetryDeadLetters(context.Context, *connect.Request[v1.RetryDeadLettersRequest]) (*connect.Response[v1.RetryDeadLettersResponse], error) {
