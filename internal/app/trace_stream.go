@@ -169,17 +169,8 @@ func (p *App) hops(ctx context.Context, a event.Aggregate, stream string, newest
 		return h
 	}
 	for _, v := range p.views {
-		for _, at := range v.runner.Progress() {
-			if at.Topic != a.Topic {
-				continue
-			}
-			h := add("view "+v.Name, at.Next)
-			if view, ok := v.OpenView.(shower); ok {
-				version, err := view.Shown(ctx, a, stream)
-				if h.Version = proto.Uint64(version); err != nil {
-					h.Version, h.Error = nil, err.Error()
-				}
-			}
+		for _, o := range v.versions() {
+			addView(ctx, o, a, stream, add)
 		}
 	}
 	if p.lake != nil {
@@ -216,6 +207,31 @@ func (p *App) hops(ctx context.Context, a event.Aggregate, stream string, newest
 		}
 	}
 	return all, nil
+}
+
+// addView adds the hop of a version of a view, if it is not being filled and reads the aggregate's topic.
+func addView(ctx context.Context, o *version, a event.Aggregate, stream string,
+	add func(sink string, next map[int32]int64) *adminv1.StreamHop,
+) {
+	if o.filling.Load() {
+		return
+	}
+	for _, at := range o.runner.Progress() {
+		if at.Topic != a.Topic {
+			continue
+		}
+		h := add("view "+o.sink, at.Next)
+		view, ok := o.OpenView.(shower)
+		if !ok {
+			continue
+		}
+		shown, err := view.Shown(ctx, a, stream)
+		if err != nil {
+			h.Error = err.Error()
+			continue
+		}
+		h.Version = proto.Uint64(shown)
+	}
 }
 
 // commitOf finds the snapshot by which a table got an event. Maintenance deletes old snapshots, so it
