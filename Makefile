@@ -62,6 +62,10 @@ test-engines: ## test only external engines and clients: PyIceberg, DuckDB, Trin
 up-real: build $(NPM_DONE) ## start every real server, and each role in its own process, on loopback
 	go run ./test/servers/upreal
 
+.PHONY: faults
+faults: $(NPM_DONE) ## break the network to each server in turn; writes docs/faults.md (ten minutes)
+	go test ./test/faults -count=1 -timeout 60m -full -report "$(CURDIR)/docs/faults.md"
+
 .PHONY: kill
 kill: $(NPM_DONE) ## run the whole kill matrix, or only ROLE=lake; writes docs/kill-matrix.md; resumes a stopped run
 	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 180m -v ./test/kill $(if $(ROLE),-run TestMatrix$$ -kill.role $(ROLE),-kill.full)

@@ -3,7 +3,8 @@
 //
 // Client is a pool of connections. Documents is one version of a view: documents, references and
 // positions. documents.go reads and writes documents, positions.go moves positions, loss.go detects
-// lost data, and damage.go handles damaged data. Facts is the facts of features; see facts.go.
+// lost data, damage.go handles damaged data, and unavailable.go marks errors that pass. Facts is the
+// facts of features; see facts.go.
 //
 // Invariants:
 //
@@ -63,6 +64,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		ContextTimeoutEnabled:    true, // otherwise a call outlives its context by the socket's timeout
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	})}
+	c.rdb.AddHook(unavailableHook{})
 	if err := c.check(ctx, cfg); err != nil {
 		_ = c.rdb.Close()
 		return nil, fmt.Errorf("redis: connect to %s: %w", strings.Join(addrs, ","), err)

@@ -14,10 +14,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
 	validate "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
@@ -242,7 +245,17 @@ func (c handlerConfig) publicError(ctx context.Context, spec connect.Spec, err e
 		return connect.NewError(connect.CodeCanceled, errors.New("the call was cancelled"))
 	}
 	c.logger.ErrorContext(ctx, "call failed", "procedure", spec.Procedure, "error", err)
+	if unreachable(err) {
+		return connect.NewError(connect.CodeUnavailable, errors.New("a server that this call needs does not answer; try again"))
+	}
 	return errInternal()
+}
+
+// unreachable reports whether an error is one of a connection: the call may be tried again.
+func unreachable(err error) bool {
+	var network net.Error
+	return errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // recovered turns a panic of a handler into an internal error.

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -75,7 +77,12 @@ func TestPublicErrors(t *testing.T) {
 		"so is one that was wrapped": {func(context.Context) error {
 			return fmt.Errorf("place: %w", connect.NewError(connect.CodeAborted, errors.New("try again")))
 		}, connect.CodeAborted, false},
-		"another error is not":    {func(context.Context) error { return errors.New(secret) }, connect.CodeInternal, true},
+		"another error is not": {func(context.Context) error { return errors.New(secret) }, connect.CodeInternal, true},
+		"a server that cannot be reached": {func(context.Context) error {
+			return fmt.Errorf("%s: %w", secret, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED})
+		}, connect.CodeUnavailable, true},
+		"a connection that ended": {func(context.Context) error { return fmt.Errorf("%s: %w", secret, io.EOF) },
+			connect.CodeUnavailable, true},
 		"a panic is not":          {func(context.Context) error { panic(secret) }, connect.CodeInternal, true},
 		"a deadline is theirs":    {func(context.Context) error { return fmt.Errorf("append: %w", context.DeadlineExceeded) }, connect.CodeDeadlineExceeded, false},
 		"a cancellation is, too":  {func(context.Context) error { return fmt.Errorf("append: %w", context.Canceled) }, connect.CodeCanceled, false},
