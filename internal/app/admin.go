@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/lake/faults"
+	"github.com/millrace/millrace/readmodels/versions"
 )
 
 // Status implements AdminService. It reports what this process can see: its roles decide which
@@ -50,6 +52,15 @@ func (p *App) Status(
 		for _, f := range o.Faults().List() {
 			res.Views = append(res.Views, &adminv1.ViewFault{View: o.sink, Part: f.Part, Reason: f.Reason,
 				Since: timestamppb.New(f.Since)})
+		}
+	}
+	for _, v := range p.views {
+		if s, is := v.outdated(); is {
+			short, _, _ := strings.Cut(v.Name, "/")
+			res.Outdated = append(res.Outdated, &adminv1.OutdatedView{
+				View: versions.Sink(v.Name, s.Name), BuiltBy: int32(s.Projection), Current: int32(v.Projection),
+				Remedy: "build it again with `millrace replay --target " + short + " --yes`",
+			})
 		}
 	}
 	// Status reports only what this process knows. Other processes have their own.

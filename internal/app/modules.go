@@ -48,9 +48,10 @@ func Shop() Modules {
 			{event.Identity, identity.NewHandler, laketables.Of(event.Identity)},
 		},
 		Views: []View{
-			inRedis(orderstatus.Name, orderstatus.NewVersion, feed(event.Order, orderstatus.ExpectedDigest)),
+			inRedis(orderstatus.Name, orderstatus.Projection, orderstatus.NewVersion,
+				feed(event.Order, orderstatus.ExpectedDigest)),
 			inSearch(catalog.Name, catalog.New, feed(event.Product, catalog.ExpectedDigest)),
-			withSegments(inRedis(customer360.Name, customer360.NewVersion, feed(event.Customer, customerFacts.ExpectedDigest),
+			withSegments(inRedis(customer360.Name, 0, customer360.NewVersion, feed(event.Customer, customerFacts.ExpectedDigest),
 				feed(event.Order, customerFacts.ExpectedDigest), feed(event.Identity, customerFacts.ExpectedDigest),
 				outside(event.Behavior, customer360.ExpectedBehavior))),
 		},
@@ -107,8 +108,9 @@ type View struct {
 	// Versions returns where the record of the view's versions is. If it is nil, the view has one
 	// version only.
 	Versions func(context.Context, *Sinks) (versions.Store, error)
-	// Projection identifies the code of the projection.
-	Projection string
+	// Projection is the number of the projection that the code has. A version that was built by
+	// another one is reported. It is 0 if the view does not count its projections.
+	Projection int
 }
 
 // Feed is an aggregate whose events a view shows.

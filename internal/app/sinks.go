@@ -33,10 +33,10 @@ type Sinks struct {
 // inRedis declares a view that keeps its documents in Redis. All views in Redis share one client,
 // and each has keys of its own, by its name.
 func inRedis[V OpenView](
-	name string, open func(client *redis.Client, sink string, log *slog.Logger) V, feeds ...Feed,
+	name string, projection int, open func(client *redis.Client, sink string, log *slog.Logger) V, feeds ...Feed,
 ) View {
 	return View{
-		Name: name, Feeds: feeds,
+		Name: name, Projection: projection, Feeds: feeds,
 		Open: func(ctx context.Context, s *Sinks, sink string) (OpenView, error) {
 			client, err := s.Redis(ctx)
 			if err != nil {

@@ -288,6 +288,10 @@ func (v *view) follow(ctx context.Context, failed chan<- error) error {
 			o = v.find(s.Name)
 		}
 		if o != nil && o.cancel == nil && !s.Dropped {
+			if err := v.stamp(ctx, o); err != nil {
+				errs = append(errs, err)
+				continue
+			}
 			v.launch(ctx, o, failed)
 		}
 		if o != nil {
@@ -341,6 +345,36 @@ func (v *view) update(ctx context.Context, change func(*versions.State) error) (
 		}
 	}
 	return state, err
+}
+
+// stamp records the projection of this process for a version that it begins to fill, because it is
+// empty.
+func (v *view) stamp(ctx context.Context, o *version) error {
+	sink, ok := o.OpenView.(streams.Sink)
+	if !v.feeds || !ok || v.registry == nil {
+		return nil
+	}
+	if s, _ := v.current().Find(o.name); s.Projection == v.Projection {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	for _, f := range v.Feeds {
+		if positions, err := sink.Positions(ctx, f.Aggregate.Topic); err != nil || len(positions) > 0 {
+			return err
+		}
+	}
+	_, err := v.update(ctx, func(s *versions.State) error {
+		s.SetProjection(o.name, v.Projection)
+		return nil
+	})
+	return err
+}
+
+// outdated returns the version that serves, if another projection has built it.
+func (v *view) outdated() (s versions.Version, is bool) {
+	s, _ = v.current().Find(v.now().name)
+	return s, s.Projection != 0 && v.Projection != 0 && s.Projection != v.Projection
 }
 
 // launch runs what feeds or follows a version. A version that a replay has begun is recorded as built

@@ -21,6 +21,10 @@ import (
 	"github.com/millrace/millrace/readmodels"
 )
 
+// Projection is the number of Project. Raise it with every change that changes a document, so that
+// `millrace status` names the views that are to be built again.
+const Projection = 1
+
 // Project implements readmodels.Project for orders. An event of an unknown type changes only the
 // document's version and time, so that older processes can read newer events.
 func Project(doc *orderv1.OrderStatus, e event.Event) (*orderv1.OrderStatus, error) {

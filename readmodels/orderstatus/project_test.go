@@ -51,6 +51,37 @@ func cancelled() *orderv1.OrderEvent {
 	}}}
 }
 
+// TestProjectionNumber fails if the projection makes other documents of the same events than the last
+// time, so that a change raises Projection.
+func TestProjectionNumber(t *testing.T) {
+	t.Parallel()
+	digests := map[int]string{1: "5db691c99141cd867ae85fe985badfff"} // by projection
+	var events []event.Event
+	for stream, history := range map[string][]*orderv1.OrderEvent{
+		"o-1": {placed("R-1", line(1)), linesAdded(line(2)), confirmed()},
+		"o-2": {placed("", line(1), line(2)), cancelled()},
+	} {
+		for i, m := range history {
+			events = append(events, event.Event{Aggregate: event.Order.Name, Stream: stream, Version: uint64(i + 1),
+				RecordedAt: recorded, Data: marshal(t, m)})
+		}
+	}
+	d, err := orderstatus.ExpectedDigest(func(yield func(event.Event, error) bool) {
+		for _, e := range events {
+			if !yield(e, nil) {
+				return
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := d.Total().Hash(), digests[orderstatus.Projection]; got != want {
+		t.Errorf("the documents have the digest %s, and projection %d had %s: raise Projection, and add the digest here",
+			got, orderstatus.Projection, want)
+	}
+}
+
 func marshal(t testing.TB, m *orderv1.OrderEvent) []byte {
 	t.Helper()
 	b, err := proto.Marshal(m)

@@ -52,8 +52,8 @@ type Version struct {
 	Since   time.Time `json:"since,omitzero"`    // when it began to serve
 	Until   time.Time `json:"until,omitzero"`    // when it ceased to serve
 	Dropped bool      `json:"dropped,omitempty"` // its documents are being deleted
-	// Projection identifies the code that has built it. It is empty if that is not known.
-	Projection string `json:"projection,omitempty"`
+	// Projection is the number of the projection that has built it, 0 if that is not known.
+	Projection int `json:"projection,omitempty"`
 }
 
 // RefusedError is a change that the state does not permit.
@@ -157,7 +157,7 @@ func (s State) Candidate() (v Version, ok bool) {
 
 // Start adds a version and returns its name. Without a name, it continues the candidate, or takes the
 // next number. If the version exists, only its rate changes.
-func (s *State) Start(name string, rate int, projection string, now time.Time) (string, error) {
+func (s *State) Start(name string, rate, projection int, now time.Time) (string, error) {
 	if c, ok := s.Candidate(); ok && name == "" {
 		name = c.Name
 	}
@@ -190,6 +190,13 @@ func (s *State) Start(name string, rate int, projection string, now time.Time) (
 	}
 	s.Versions = append(s.Versions, Version{Name: name, Created: now, Rate: rate, Projection: projection})
 	return name, nil
+}
+
+// SetProjection records which projection builds a version that is empty.
+func (s *State) SetProjection(name string, projection int) {
+	if v := s.find(name); v != nil {
+		v.Projection = projection
+	}
 }
 
 // SetBuilt records that a version has applied the whole log.

@@ -28,7 +28,7 @@ func TestChanges(t *testing.T) {
 			n := name.Draw(t, "name")
 			switch rapid.IntRange(0, 5).Draw(t, "change") {
 			case 0:
-				_, err = s.Start(n, 0, "1", now)
+				_, err = s.Start(n, 0, 1, now)
 			case 1:
 				s.SetBuilt(n, now)
 			case 2:
@@ -71,7 +71,7 @@ func TestStartContinues(t *testing.T) {
 	s, now := versions.Initial(), time.Unix(1_700_000_000, 0)
 	start := func(name, want string) {
 		t.Helper()
-		if got, err := s.Start(name, 7, "1", now); err != nil || got != want {
+		if got, err := s.Start(name, 7, 1, now); err != nil || got != want {
 			t.Fatalf("Start(%q) = %q, %v; want %q", name, got, err, want)
 		}
 	}
@@ -80,7 +80,7 @@ func TestStartContinues(t *testing.T) {
 	if err := s.Swap("2", now); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Start("2", 0, "1", now); err == nil {
+	if _, err := s.Start("2", 0, 1, now); err == nil {
 		t.Error("a version that serves is built again")
 	}
 	start("", "3")
@@ -94,13 +94,13 @@ func TestRefusals(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1_700_000_000, 0)
 	for want, change := range map[string]func(*versions.State) error{
-		"lower-case letters":   func(s *versions.State) error { _, err := s.Start("a/b", 0, "", now); return err },
+		"lower-case letters":   func(s *versions.State) error { _, err := s.Start("a/b", 0, 1, now); return err },
 		"millrace replay drop": func(s *versions.State) error { return startMany(s, now) },
 		"no version served":    func(s *versions.State) error { _, err := s.RollbackTo(); return err },
 		`no version "x"`:       func(s *versions.State) error { return s.Swap("x", now) },
 		"swap another one in":  func(s *versions.State) error { return s.Drop("", now) },
 		"some process may still": func(s *versions.State) error {
-			if _, err := s.Start("x", 0, "", now); err != nil {
+			if _, err := s.Start("x", 0, 1, now); err != nil {
 				return err
 			}
 			return errors.Join(s.Swap("x", now), s.Drop("", now.Add(time.Second)))
@@ -115,7 +115,7 @@ func TestRefusals(t *testing.T) {
 
 func startMany(s *versions.State, now time.Time) (err error) {
 	for _, name := range []string{"a", "b", "c", "d"} {
-		_, failed := s.Start(name, 0, "", now)
+		_, failed := s.Start(name, 0, 1, now)
 		err = errors.Join(err, failed)
 	}
 	return err
@@ -178,7 +178,7 @@ func TestUpdates(t *testing.T) {
 	for _, name := range []string{"a", "b", "c"} {
 		all.Go(func() {
 			if _, err := r.Update(t.Context(), func(s *versions.State) error {
-				_, err := s.Start(name, 0, "", time.Now())
+				_, err := s.Start(name, 0, 1, time.Now())
 				return err
 			}); err != nil {
 				t.Error(err)

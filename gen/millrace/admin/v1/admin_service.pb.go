@@ -1137,7 +1137,9 @@ type StatusResponse struct {
 	// Parts of views that are damaged or lost, and are being rebuilt from the log.
 	Views []*ViewFault `protobuf:"bytes,12,rep,name=views,proto3" json:"views,omitempty"`
 	// Why the embedded SQL engine does not run. Empty if it runs, or if the process has none.
-	SqlEngine     string `protobuf:"bytes,16,opt,name=sql_engine,json=sqlEngine,proto3" json:"sql_engine,omitempty"`
+	SqlEngine string `protobuf:"bytes,16,opt,name=sql_engine,json=sqlEngine,proto3" json:"sql_engine,omitempty"`
+	// Views whose serving version was built by another projection than the code has now.
+	Outdated      []*OutdatedView `protobuf:"bytes,17,rep,name=outdated,proto3" json:"outdated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1212,6 +1214,13 @@ func (x *StatusResponse) GetSqlEngine() string {
 		return x.SqlEngine
 	}
 	return ""
+}
+
+func (x *StatusResponse) GetOutdated() []*OutdatedView {
+	if x != nil {
+		return x.Outdated
+	}
+	return nil
 }
 
 // SettingFault is a setting of a server that loses or falsifies data, or may.
@@ -1455,6 +1464,79 @@ func (x *ViewFault) GetSince() *timestamppb.Timestamp {
 	return nil
 }
 
+// OutdatedView is a version of a view that another projection has built. It serves, but a document may
+// show what the code of an earlier release made of its events.
+type OutdatedView struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "orderstatus/v2@2"
+	View string `protobuf:"bytes,1,opt,name=view,proto3" json:"view,omitempty"`
+	// Number of the projection that has built it, and of the one that this process has.
+	BuiltBy int32 `protobuf:"varint,2,opt,name=built_by,json=builtBy,proto3" json:"built_by,omitempty"`
+	Current int32 `protobuf:"varint,3,opt,name=current,proto3" json:"current,omitempty"`
+	// What to do.
+	Remedy        string `protobuf:"bytes,4,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutdatedView) Reset() {
+	*x = OutdatedView{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutdatedView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutdatedView) ProtoMessage() {}
+
+func (x *OutdatedView) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutdatedView.ProtoReflect.Descriptor instead.
+func (*OutdatedView) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *OutdatedView) GetView() string {
+	if x != nil {
+		return x.View
+	}
+	return ""
+}
+
+func (x *OutdatedView) GetBuiltBy() int32 {
+	if x != nil {
+		return x.BuiltBy
+	}
+	return 0
+}
+
+func (x *OutdatedView) GetCurrent() int32 {
+	if x != nil {
+		return x.Current
+	}
+	return 0
+}
+
+func (x *OutdatedView) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
 // SinkStatus is one hop's state.
 type SinkStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1473,7 +1555,7 @@ type SinkStatus struct {
 
 func (x *SinkStatus) Reset() {
 	*x = SinkStatus{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[17]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1567,7 @@ func (x *SinkStatus) String() string {
 func (*SinkStatus) ProtoMessage() {}
 
 func (x *SinkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[17]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1580,7 @@ func (x *SinkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkStatus.ProtoReflect.Descriptor instead.
 func (*SinkStatus) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{17}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SinkStatus) GetSink() string {
@@ -1547,7 +1629,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[18]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1641,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[18]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1654,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{18}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *VerifyRequest) GetWait() *durationpb.Duration {
@@ -1596,7 +1678,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[19]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1608,7 +1690,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[19]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1621,7 +1703,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{19}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *VerifyResponse) GetStep() isVerifyResponse_Step {
@@ -1677,7 +1759,7 @@ type VerifyProgress struct {
 
 func (x *VerifyProgress) Reset() {
 	*x = VerifyProgress{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[20]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1689,7 +1771,7 @@ func (x *VerifyProgress) String() string {
 func (*VerifyProgress) ProtoMessage() {}
 
 func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[20]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,7 +1784,7 @@ func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyProgress.ProtoReflect.Descriptor instead.
 func (*VerifyProgress) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{20}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *VerifyProgress) GetDoing() string {
@@ -1737,7 +1819,7 @@ type VerifyResult struct {
 
 func (x *VerifyResult) Reset() {
 	*x = VerifyResult{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[21]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1749,7 +1831,7 @@ func (x *VerifyResult) String() string {
 func (*VerifyResult) ProtoMessage() {}
 
 func (x *VerifyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[21]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1762,7 +1844,7 @@ func (x *VerifyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResult.ProtoReflect.Descriptor instead.
 func (*VerifyResult) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{21}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *VerifyResult) GetEqual() bool {
@@ -1793,7 +1875,7 @@ type AggregateResult struct {
 
 func (x *AggregateResult) Reset() {
 	*x = AggregateResult{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[22]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1805,7 +1887,7 @@ func (x *AggregateResult) String() string {
 func (*AggregateResult) ProtoMessage() {}
 
 func (x *AggregateResult) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[22]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1818,7 +1900,7 @@ func (x *AggregateResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AggregateResult.ProtoReflect.Descriptor instead.
 func (*AggregateResult) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{22}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AggregateResult) GetAggregate() string {
@@ -1869,7 +1951,7 @@ type SideDigest struct {
 
 func (x *SideDigest) Reset() {
 	*x = SideDigest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[23]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +1963,7 @@ func (x *SideDigest) String() string {
 func (*SideDigest) ProtoMessage() {}
 
 func (x *SideDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[23]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +1976,7 @@ func (x *SideDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SideDigest.ProtoReflect.Descriptor instead.
 func (*SideDigest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{23}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SideDigest) GetSide() string {
@@ -1968,7 +2050,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[24]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1980,7 +2062,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[24]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1993,7 +2075,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{24}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Version) GetView() string {
@@ -2090,7 +2172,7 @@ type ListVersionsRequest struct {
 
 func (x *ListVersionsRequest) Reset() {
 	*x = ListVersionsRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[25]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2102,7 +2184,7 @@ func (x *ListVersionsRequest) String() string {
 func (*ListVersionsRequest) ProtoMessage() {}
 
 func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[25]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2115,7 +2197,7 @@ func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsRequest.ProtoReflect.Descriptor instead.
 func (*ListVersionsRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{25}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListVersionsRequest) GetViews() []string {
@@ -2135,7 +2217,7 @@ type ListVersionsResponse struct {
 
 func (x *ListVersionsResponse) Reset() {
 	*x = ListVersionsResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[26]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2147,7 +2229,7 @@ func (x *ListVersionsResponse) String() string {
 func (*ListVersionsResponse) ProtoMessage() {}
 
 func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[26]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2160,7 +2242,7 @@ func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsResponse.ProtoReflect.Descriptor instead.
 func (*ListVersionsResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{26}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListVersionsResponse) GetVersions() []*Version {
@@ -2187,7 +2269,7 @@ type StartReplayRequest struct {
 
 func (x *StartReplayRequest) Reset() {
 	*x = StartReplayRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[27]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2199,7 +2281,7 @@ func (x *StartReplayRequest) String() string {
 func (*StartReplayRequest) ProtoMessage() {}
 
 func (x *StartReplayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[27]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2212,7 +2294,7 @@ func (x *StartReplayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartReplayRequest.ProtoReflect.Descriptor instead.
 func (*StartReplayRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{27}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StartReplayRequest) GetView() string {
@@ -2246,7 +2328,7 @@ type StartReplayResponse struct {
 
 func (x *StartReplayResponse) Reset() {
 	*x = StartReplayResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[28]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2258,7 +2340,7 @@ func (x *StartReplayResponse) String() string {
 func (*StartReplayResponse) ProtoMessage() {}
 
 func (x *StartReplayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[28]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2271,7 +2353,7 @@ func (x *StartReplayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartReplayResponse.ProtoReflect.Descriptor instead.
 func (*StartReplayResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{28}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StartReplayResponse) GetVersion() *Version {
@@ -2295,7 +2377,7 @@ type CompareVersionsRequest struct {
 
 func (x *CompareVersionsRequest) Reset() {
 	*x = CompareVersionsRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[29]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2307,7 +2389,7 @@ func (x *CompareVersionsRequest) String() string {
 func (*CompareVersionsRequest) ProtoMessage() {}
 
 func (x *CompareVersionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[29]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2320,7 +2402,7 @@ func (x *CompareVersionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareVersionsRequest.ProtoReflect.Descriptor instead.
 func (*CompareVersionsRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{29}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CompareVersionsRequest) GetSink() string {
@@ -2358,7 +2440,7 @@ type CompareVersionsResponse struct {
 
 func (x *CompareVersionsResponse) Reset() {
 	*x = CompareVersionsResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[30]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2370,7 +2452,7 @@ func (x *CompareVersionsResponse) String() string {
 func (*CompareVersionsResponse) ProtoMessage() {}
 
 func (x *CompareVersionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[30]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2383,7 +2465,7 @@ func (x *CompareVersionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareVersionsResponse.ProtoReflect.Descriptor instead.
 func (*CompareVersionsResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{30}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CompareVersionsResponse) GetStep() isCompareVersionsResponse_Step {
@@ -2438,7 +2520,7 @@ type CompareVersionsProgress struct {
 
 func (x *CompareVersionsProgress) Reset() {
 	*x = CompareVersionsProgress{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[31]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2450,7 +2532,7 @@ func (x *CompareVersionsProgress) String() string {
 func (*CompareVersionsProgress) ProtoMessage() {}
 
 func (x *CompareVersionsProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[31]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2463,7 +2545,7 @@ func (x *CompareVersionsProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareVersionsProgress.ProtoReflect.Descriptor instead.
 func (*CompareVersionsProgress) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{31}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CompareVersionsProgress) GetDone() uint64 {
@@ -2500,7 +2582,7 @@ type VersionComparison struct {
 
 func (x *VersionComparison) Reset() {
 	*x = VersionComparison{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[32]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +2594,7 @@ func (x *VersionComparison) String() string {
 func (*VersionComparison) ProtoMessage() {}
 
 func (x *VersionComparison) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[32]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +2607,7 @@ func (x *VersionComparison) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionComparison.ProtoReflect.Descriptor instead.
 func (*VersionComparison) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{32}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *VersionComparison) GetServing() string {
@@ -2600,7 +2682,7 @@ type DocumentDifference struct {
 
 func (x *DocumentDifference) Reset() {
 	*x = DocumentDifference{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[33]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +2694,7 @@ func (x *DocumentDifference) String() string {
 func (*DocumentDifference) ProtoMessage() {}
 
 func (x *DocumentDifference) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[33]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +2707,7 @@ func (x *DocumentDifference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DocumentDifference.ProtoReflect.Descriptor instead.
 func (*DocumentDifference) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{33}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DocumentDifference) GetKey() string {
@@ -2676,7 +2758,7 @@ type FieldDifference struct {
 
 func (x *FieldDifference) Reset() {
 	*x = FieldDifference{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[34]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2688,7 +2770,7 @@ func (x *FieldDifference) String() string {
 func (*FieldDifference) ProtoMessage() {}
 
 func (x *FieldDifference) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[34]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2701,7 +2783,7 @@ func (x *FieldDifference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldDifference.ProtoReflect.Descriptor instead.
 func (*FieldDifference) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{34}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *FieldDifference) GetField() string {
@@ -2735,7 +2817,7 @@ type SwapVersionRequest struct {
 
 func (x *SwapVersionRequest) Reset() {
 	*x = SwapVersionRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[35]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2747,7 +2829,7 @@ func (x *SwapVersionRequest) String() string {
 func (*SwapVersionRequest) ProtoMessage() {}
 
 func (x *SwapVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[35]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2760,7 +2842,7 @@ func (x *SwapVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwapVersionRequest.ProtoReflect.Descriptor instead.
 func (*SwapVersionRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{35}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SwapVersionRequest) GetSink() string {
@@ -2780,7 +2862,7 @@ type SwapVersionResponse struct {
 
 func (x *SwapVersionResponse) Reset() {
 	*x = SwapVersionResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[36]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2792,7 +2874,7 @@ func (x *SwapVersionResponse) String() string {
 func (*SwapVersionResponse) ProtoMessage() {}
 
 func (x *SwapVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[36]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2805,7 +2887,7 @@ func (x *SwapVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwapVersionResponse.ProtoReflect.Descriptor instead.
 func (*SwapVersionResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{36}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SwapVersionResponse) GetVersion() *Version {
@@ -2825,7 +2907,7 @@ type RollbackVersionRequest struct {
 
 func (x *RollbackVersionRequest) Reset() {
 	*x = RollbackVersionRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[37]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2837,7 +2919,7 @@ func (x *RollbackVersionRequest) String() string {
 func (*RollbackVersionRequest) ProtoMessage() {}
 
 func (x *RollbackVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[37]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2850,7 +2932,7 @@ func (x *RollbackVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackVersionRequest.ProtoReflect.Descriptor instead.
 func (*RollbackVersionRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{37}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RollbackVersionRequest) GetView() string {
@@ -2870,7 +2952,7 @@ type RollbackVersionResponse struct {
 
 func (x *RollbackVersionResponse) Reset() {
 	*x = RollbackVersionResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[38]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2882,7 +2964,7 @@ func (x *RollbackVersionResponse) String() string {
 func (*RollbackVersionResponse) ProtoMessage() {}
 
 func (x *RollbackVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[38]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2895,7 +2977,7 @@ func (x *RollbackVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackVersionResponse.ProtoReflect.Descriptor instead.
 func (*RollbackVersionResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{38}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RollbackVersionResponse) GetVersion() *Version {
@@ -2915,7 +2997,7 @@ type DropVersionRequest struct {
 
 func (x *DropVersionRequest) Reset() {
 	*x = DropVersionRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[39]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2927,7 +3009,7 @@ func (x *DropVersionRequest) String() string {
 func (*DropVersionRequest) ProtoMessage() {}
 
 func (x *DropVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[39]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2940,7 +3022,7 @@ func (x *DropVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropVersionRequest.ProtoReflect.Descriptor instead.
 func (*DropVersionRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{39}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DropVersionRequest) GetSink() string {
@@ -2959,7 +3041,7 @@ type DropVersionResponse struct {
 
 func (x *DropVersionResponse) Reset() {
 	*x = DropVersionResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[40]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2971,7 +3053,7 @@ func (x *DropVersionResponse) String() string {
 func (*DropVersionResponse) ProtoMessage() {}
 
 func (x *DropVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[40]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2984,7 +3066,7 @@ func (x *DropVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropVersionResponse.ProtoReflect.Descriptor instead.
 func (*DropVersionResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{40}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{41}
 }
 
 var File_millrace_admin_v1_admin_service_proto protoreflect.FileDescriptor
@@ -3073,7 +3155,7 @@ const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\bR\x02id\"\x1a\n" +
 	"\x18DeleteDeadLetterResponse\"\x0f\n" +
-	"\rStatusRequest\"\x9a\x03\n" +
+	"\rStatusRequest\"\xd7\x03\n" +
 	"\x0eStatusResponse\x123\n" +
 	"\x05sinks\x18\x01 \x03(\v2\x1d.millrace.admin.v1.SinkStatusR\x05sinks\x12N\n" +
 	"\taddresses\x18\x02 \x03(\v20.millrace.admin.v1.StatusResponse.AddressesEntryR\taddresses\x12;\n" +
@@ -3082,7 +3164,8 @@ const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	"\x06tables\x18\v \x03(\v2\x1d.millrace.admin.v1.TableFaultR\x06tables\x122\n" +
 	"\x05views\x18\f \x03(\v2\x1c.millrace.admin.v1.ViewFaultR\x05views\x12\x1d\n" +
 	"\n" +
-	"sql_engine\x18\x10 \x01(\tR\tsqlEngine\x1a<\n" +
+	"sql_engine\x18\x10 \x01(\tR\tsqlEngine\x12;\n" +
+	"\boutdated\x18\x11 \x03(\v2\x1f.millrace.admin.v1.OutdatedViewR\boutdated\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x01\n" +
@@ -3104,7 +3187,12 @@ const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	"\x04view\x18\x01 \x01(\tR\x04view\x12\x12\n" +
 	"\x04part\x18\x02 \x01(\tR\x04part\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x120\n" +
-	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x9a\x01\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"o\n" +
+	"\fOutdatedView\x12\x12\n" +
+	"\x04view\x18\x01 \x01(\tR\x04view\x12\x19\n" +
+	"\bbuilt_by\x18\x02 \x01(\x05R\abuiltBy\x12\x18\n" +
+	"\acurrent\x18\x03 \x01(\x05R\acurrent\x12\x16\n" +
+	"\x06remedy\x18\x04 \x01(\tR\x06remedy\"\x9a\x01\n" +
 	"\n" +
 	"SinkStatus\x12\x12\n" +
 	"\x04sink\x18\x01 \x01(\tR\x04sink\x12\x12\n" +
@@ -3264,7 +3352,7 @@ func file_millrace_admin_v1_admin_service_proto_rawDescGZIP() []byte {
 }
 
 var file_millrace_admin_v1_admin_service_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_millrace_admin_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_millrace_admin_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_millrace_admin_v1_admin_service_proto_goTypes = []any{
 	(DeadLetterState)(0),             // 0: millrace.admin.v1.DeadLetterState
 	(VersionState)(0),                // 1: millrace.admin.v1.VersionState
@@ -3286,102 +3374,104 @@ var file_millrace_admin_v1_admin_service_proto_goTypes = []any{
 	(*SettingFault)(nil),             // 17: millrace.admin.v1.SettingFault
 	(*TableFault)(nil),               // 18: millrace.admin.v1.TableFault
 	(*ViewFault)(nil),                // 19: millrace.admin.v1.ViewFault
-	(*SinkStatus)(nil),               // 20: millrace.admin.v1.SinkStatus
-	(*VerifyRequest)(nil),            // 21: millrace.admin.v1.VerifyRequest
-	(*VerifyResponse)(nil),           // 22: millrace.admin.v1.VerifyResponse
-	(*VerifyProgress)(nil),           // 23: millrace.admin.v1.VerifyProgress
-	(*VerifyResult)(nil),             // 24: millrace.admin.v1.VerifyResult
-	(*AggregateResult)(nil),          // 25: millrace.admin.v1.AggregateResult
-	(*SideDigest)(nil),               // 26: millrace.admin.v1.SideDigest
-	(*Version)(nil),                  // 27: millrace.admin.v1.Version
-	(*ListVersionsRequest)(nil),      // 28: millrace.admin.v1.ListVersionsRequest
-	(*ListVersionsResponse)(nil),     // 29: millrace.admin.v1.ListVersionsResponse
-	(*StartReplayRequest)(nil),       // 30: millrace.admin.v1.StartReplayRequest
-	(*StartReplayResponse)(nil),      // 31: millrace.admin.v1.StartReplayResponse
-	(*CompareVersionsRequest)(nil),   // 32: millrace.admin.v1.CompareVersionsRequest
-	(*CompareVersionsResponse)(nil),  // 33: millrace.admin.v1.CompareVersionsResponse
-	(*CompareVersionsProgress)(nil),  // 34: millrace.admin.v1.CompareVersionsProgress
-	(*VersionComparison)(nil),        // 35: millrace.admin.v1.VersionComparison
-	(*DocumentDifference)(nil),       // 36: millrace.admin.v1.DocumentDifference
-	(*FieldDifference)(nil),          // 37: millrace.admin.v1.FieldDifference
-	(*SwapVersionRequest)(nil),       // 38: millrace.admin.v1.SwapVersionRequest
-	(*SwapVersionResponse)(nil),      // 39: millrace.admin.v1.SwapVersionResponse
-	(*RollbackVersionRequest)(nil),   // 40: millrace.admin.v1.RollbackVersionRequest
-	(*RollbackVersionResponse)(nil),  // 41: millrace.admin.v1.RollbackVersionResponse
-	(*DropVersionRequest)(nil),       // 42: millrace.admin.v1.DropVersionRequest
-	(*DropVersionResponse)(nil),      // 43: millrace.admin.v1.DropVersionResponse
-	nil,                              // 44: millrace.admin.v1.DeadLetter.HeadersEntry
-	nil,                              // 45: millrace.admin.v1.StatusResponse.AddressesEntry
-	(*timestamppb.Timestamp)(nil),    // 46: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 47: google.protobuf.Duration
+	(*OutdatedView)(nil),             // 20: millrace.admin.v1.OutdatedView
+	(*SinkStatus)(nil),               // 21: millrace.admin.v1.SinkStatus
+	(*VerifyRequest)(nil),            // 22: millrace.admin.v1.VerifyRequest
+	(*VerifyResponse)(nil),           // 23: millrace.admin.v1.VerifyResponse
+	(*VerifyProgress)(nil),           // 24: millrace.admin.v1.VerifyProgress
+	(*VerifyResult)(nil),             // 25: millrace.admin.v1.VerifyResult
+	(*AggregateResult)(nil),          // 26: millrace.admin.v1.AggregateResult
+	(*SideDigest)(nil),               // 27: millrace.admin.v1.SideDigest
+	(*Version)(nil),                  // 28: millrace.admin.v1.Version
+	(*ListVersionsRequest)(nil),      // 29: millrace.admin.v1.ListVersionsRequest
+	(*ListVersionsResponse)(nil),     // 30: millrace.admin.v1.ListVersionsResponse
+	(*StartReplayRequest)(nil),       // 31: millrace.admin.v1.StartReplayRequest
+	(*StartReplayResponse)(nil),      // 32: millrace.admin.v1.StartReplayResponse
+	(*CompareVersionsRequest)(nil),   // 33: millrace.admin.v1.CompareVersionsRequest
+	(*CompareVersionsResponse)(nil),  // 34: millrace.admin.v1.CompareVersionsResponse
+	(*CompareVersionsProgress)(nil),  // 35: millrace.admin.v1.CompareVersionsProgress
+	(*VersionComparison)(nil),        // 36: millrace.admin.v1.VersionComparison
+	(*DocumentDifference)(nil),       // 37: millrace.admin.v1.DocumentDifference
+	(*FieldDifference)(nil),          // 38: millrace.admin.v1.FieldDifference
+	(*SwapVersionRequest)(nil),       // 39: millrace.admin.v1.SwapVersionRequest
+	(*SwapVersionResponse)(nil),      // 40: millrace.admin.v1.SwapVersionResponse
+	(*RollbackVersionRequest)(nil),   // 41: millrace.admin.v1.RollbackVersionRequest
+	(*RollbackVersionResponse)(nil),  // 42: millrace.admin.v1.RollbackVersionResponse
+	(*DropVersionRequest)(nil),       // 43: millrace.admin.v1.DropVersionRequest
+	(*DropVersionResponse)(nil),      // 44: millrace.admin.v1.DropVersionResponse
+	nil,                              // 45: millrace.admin.v1.DeadLetter.HeadersEntry
+	nil,                              // 46: millrace.admin.v1.StatusResponse.AddressesEntry
+	(*timestamppb.Timestamp)(nil),    // 47: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 48: google.protobuf.Duration
 }
 var file_millrace_admin_v1_admin_service_proto_depIdxs = []int32{
 	5,  // 0: millrace.admin.v1.TraceStreamResponse.events:type_name -> millrace.admin.v1.TracedEvent
 	6,  // 1: millrace.admin.v1.TraceStreamResponse.hops:type_name -> millrace.admin.v1.StreamHop
 	7,  // 2: millrace.admin.v1.TraceStreamResponse.dead_letters:type_name -> millrace.admin.v1.DeadLetter
-	46, // 3: millrace.admin.v1.TracedEvent.recorded_at:type_name -> google.protobuf.Timestamp
-	46, // 4: millrace.admin.v1.TracedEvent.published_at:type_name -> google.protobuf.Timestamp
-	46, // 5: millrace.admin.v1.StreamHop.committed_at:type_name -> google.protobuf.Timestamp
+	47, // 3: millrace.admin.v1.TracedEvent.recorded_at:type_name -> google.protobuf.Timestamp
+	47, // 4: millrace.admin.v1.TracedEvent.published_at:type_name -> google.protobuf.Timestamp
+	47, // 5: millrace.admin.v1.StreamHop.committed_at:type_name -> google.protobuf.Timestamp
 	0,  // 6: millrace.admin.v1.DeadLetter.state:type_name -> millrace.admin.v1.DeadLetterState
-	44, // 7: millrace.admin.v1.DeadLetter.headers:type_name -> millrace.admin.v1.DeadLetter.HeadersEntry
+	45, // 7: millrace.admin.v1.DeadLetter.headers:type_name -> millrace.admin.v1.DeadLetter.HeadersEntry
 	0,  // 8: millrace.admin.v1.ListDeadLettersRequest.state:type_name -> millrace.admin.v1.DeadLetterState
 	8,  // 9: millrace.admin.v1.ListDeadLettersResponse.counts:type_name -> millrace.admin.v1.DeadLetterCount
 	7,  // 10: millrace.admin.v1.ListDeadLettersResponse.dead_letters:type_name -> millrace.admin.v1.DeadLetter
-	20, // 11: millrace.admin.v1.StatusResponse.sinks:type_name -> millrace.admin.v1.SinkStatus
-	45, // 12: millrace.admin.v1.StatusResponse.addresses:type_name -> millrace.admin.v1.StatusResponse.AddressesEntry
+	21, // 11: millrace.admin.v1.StatusResponse.sinks:type_name -> millrace.admin.v1.SinkStatus
+	46, // 12: millrace.admin.v1.StatusResponse.addresses:type_name -> millrace.admin.v1.StatusResponse.AddressesEntry
 	17, // 13: millrace.admin.v1.StatusResponse.settings:type_name -> millrace.admin.v1.SettingFault
 	18, // 14: millrace.admin.v1.StatusResponse.tables:type_name -> millrace.admin.v1.TableFault
 	19, // 15: millrace.admin.v1.StatusResponse.views:type_name -> millrace.admin.v1.ViewFault
-	46, // 16: millrace.admin.v1.ViewFault.since:type_name -> google.protobuf.Timestamp
-	46, // 17: millrace.admin.v1.SinkStatus.as_of:type_name -> google.protobuf.Timestamp
-	47, // 18: millrace.admin.v1.VerifyRequest.wait:type_name -> google.protobuf.Duration
-	23, // 19: millrace.admin.v1.VerifyResponse.progress:type_name -> millrace.admin.v1.VerifyProgress
-	24, // 20: millrace.admin.v1.VerifyResponse.result:type_name -> millrace.admin.v1.VerifyResult
-	25, // 21: millrace.admin.v1.VerifyResult.aggregates:type_name -> millrace.admin.v1.AggregateResult
-	26, // 22: millrace.admin.v1.AggregateResult.sides:type_name -> millrace.admin.v1.SideDigest
-	1,  // 23: millrace.admin.v1.Version.state:type_name -> millrace.admin.v1.VersionState
-	47, // 24: millrace.admin.v1.Version.remaining:type_name -> google.protobuf.Duration
-	46, // 25: millrace.admin.v1.Version.created:type_name -> google.protobuf.Timestamp
-	46, // 26: millrace.admin.v1.Version.serving_since:type_name -> google.protobuf.Timestamp
-	27, // 27: millrace.admin.v1.ListVersionsResponse.versions:type_name -> millrace.admin.v1.Version
-	27, // 28: millrace.admin.v1.StartReplayResponse.version:type_name -> millrace.admin.v1.Version
-	47, // 29: millrace.admin.v1.CompareVersionsRequest.wait:type_name -> google.protobuf.Duration
-	34, // 30: millrace.admin.v1.CompareVersionsResponse.progress:type_name -> millrace.admin.v1.CompareVersionsProgress
-	35, // 31: millrace.admin.v1.CompareVersionsResponse.result:type_name -> millrace.admin.v1.VersionComparison
-	36, // 32: millrace.admin.v1.VersionComparison.differences:type_name -> millrace.admin.v1.DocumentDifference
-	2,  // 33: millrace.admin.v1.DocumentDifference.kind:type_name -> millrace.admin.v1.DocumentDifferenceKind
-	37, // 34: millrace.admin.v1.DocumentDifference.fields:type_name -> millrace.admin.v1.FieldDifference
-	27, // 35: millrace.admin.v1.SwapVersionResponse.version:type_name -> millrace.admin.v1.Version
-	27, // 36: millrace.admin.v1.RollbackVersionResponse.version:type_name -> millrace.admin.v1.Version
-	15, // 37: millrace.admin.v1.AdminService.Status:input_type -> millrace.admin.v1.StatusRequest
-	21, // 38: millrace.admin.v1.AdminService.Verify:input_type -> millrace.admin.v1.VerifyRequest
-	9,  // 39: millrace.admin.v1.AdminService.ListDeadLetters:input_type -> millrace.admin.v1.ListDeadLettersRequest
-	3,  // 40: millrace.admin.v1.AdminService.TraceStream:input_type -> millrace.admin.v1.TraceStreamRequest
-	11, // 41: millrace.admin.v1.AdminService.RetryDeadLetters:input_type -> millrace.admin.v1.RetryDeadLettersRequest
-	13, // 42: millrace.admin.v1.AdminService.DeleteDeadLetter:input_type -> millrace.admin.v1.DeleteDeadLetterRequest
-	28, // 43: millrace.admin.v1.AdminService.ListVersions:input_type -> millrace.admin.v1.ListVersionsRequest
-	30, // 44: millrace.admin.v1.AdminService.StartReplay:input_type -> millrace.admin.v1.StartReplayRequest
-	32, // 45: millrace.admin.v1.AdminService.CompareVersions:input_type -> millrace.admin.v1.CompareVersionsRequest
-	38, // 46: millrace.admin.v1.AdminService.SwapVersion:input_type -> millrace.admin.v1.SwapVersionRequest
-	40, // 47: millrace.admin.v1.AdminService.RollbackVersion:input_type -> millrace.admin.v1.RollbackVersionRequest
-	42, // 48: millrace.admin.v1.AdminService.DropVersion:input_type -> millrace.admin.v1.DropVersionRequest
-	16, // 49: millrace.admin.v1.AdminService.Status:output_type -> millrace.admin.v1.StatusResponse
-	22, // 50: millrace.admin.v1.AdminService.Verify:output_type -> millrace.admin.v1.VerifyResponse
-	10, // 51: millrace.admin.v1.AdminService.ListDeadLetters:output_type -> millrace.admin.v1.ListDeadLettersResponse
-	4,  // 52: millrace.admin.v1.AdminService.TraceStream:output_type -> millrace.admin.v1.TraceStreamResponse
-	12, // 53: millrace.admin.v1.AdminService.RetryDeadLetters:output_type -> millrace.admin.v1.RetryDeadLettersResponse
-	14, // 54: millrace.admin.v1.AdminService.DeleteDeadLetter:output_type -> millrace.admin.v1.DeleteDeadLetterResponse
-	29, // 55: millrace.admin.v1.AdminService.ListVersions:output_type -> millrace.admin.v1.ListVersionsResponse
-	31, // 56: millrace.admin.v1.AdminService.StartReplay:output_type -> millrace.admin.v1.StartReplayResponse
-	33, // 57: millrace.admin.v1.AdminService.CompareVersions:output_type -> millrace.admin.v1.CompareVersionsResponse
-	39, // 58: millrace.admin.v1.AdminService.SwapVersion:output_type -> millrace.admin.v1.SwapVersionResponse
-	41, // 59: millrace.admin.v1.AdminService.RollbackVersion:output_type -> millrace.admin.v1.RollbackVersionResponse
-	43, // 60: millrace.admin.v1.AdminService.DropVersion:output_type -> millrace.admin.v1.DropVersionResponse
-	49, // [49:61] is the sub-list for method output_type
-	37, // [37:49] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	20, // 16: millrace.admin.v1.StatusResponse.outdated:type_name -> millrace.admin.v1.OutdatedView
+	47, // 17: millrace.admin.v1.ViewFault.since:type_name -> google.protobuf.Timestamp
+	47, // 18: millrace.admin.v1.SinkStatus.as_of:type_name -> google.protobuf.Timestamp
+	48, // 19: millrace.admin.v1.VerifyRequest.wait:type_name -> google.protobuf.Duration
+	24, // 20: millrace.admin.v1.VerifyResponse.progress:type_name -> millrace.admin.v1.VerifyProgress
+	25, // 21: millrace.admin.v1.VerifyResponse.result:type_name -> millrace.admin.v1.VerifyResult
+	26, // 22: millrace.admin.v1.VerifyResult.aggregates:type_name -> millrace.admin.v1.AggregateResult
+	27, // 23: millrace.admin.v1.AggregateResult.sides:type_name -> millrace.admin.v1.SideDigest
+	1,  // 24: millrace.admin.v1.Version.state:type_name -> millrace.admin.v1.VersionState
+	48, // 25: millrace.admin.v1.Version.remaining:type_name -> google.protobuf.Duration
+	47, // 26: millrace.admin.v1.Version.created:type_name -> google.protobuf.Timestamp
+	47, // 27: millrace.admin.v1.Version.serving_since:type_name -> google.protobuf.Timestamp
+	28, // 28: millrace.admin.v1.ListVersionsResponse.versions:type_name -> millrace.admin.v1.Version
+	28, // 29: millrace.admin.v1.StartReplayResponse.version:type_name -> millrace.admin.v1.Version
+	48, // 30: millrace.admin.v1.CompareVersionsRequest.wait:type_name -> google.protobuf.Duration
+	35, // 31: millrace.admin.v1.CompareVersionsResponse.progress:type_name -> millrace.admin.v1.CompareVersionsProgress
+	36, // 32: millrace.admin.v1.CompareVersionsResponse.result:type_name -> millrace.admin.v1.VersionComparison
+	37, // 33: millrace.admin.v1.VersionComparison.differences:type_name -> millrace.admin.v1.DocumentDifference
+	2,  // 34: millrace.admin.v1.DocumentDifference.kind:type_name -> millrace.admin.v1.DocumentDifferenceKind
+	38, // 35: millrace.admin.v1.DocumentDifference.fields:type_name -> millrace.admin.v1.FieldDifference
+	28, // 36: millrace.admin.v1.SwapVersionResponse.version:type_name -> millrace.admin.v1.Version
+	28, // 37: millrace.admin.v1.RollbackVersionResponse.version:type_name -> millrace.admin.v1.Version
+	15, // 38: millrace.admin.v1.AdminService.Status:input_type -> millrace.admin.v1.StatusRequest
+	22, // 39: millrace.admin.v1.AdminService.Verify:input_type -> millrace.admin.v1.VerifyRequest
+	9,  // 40: millrace.admin.v1.AdminService.ListDeadLetters:input_type -> millrace.admin.v1.ListDeadLettersRequest
+	3,  // 41: millrace.admin.v1.AdminService.TraceStream:input_type -> millrace.admin.v1.TraceStreamRequest
+	11, // 42: millrace.admin.v1.AdminService.RetryDeadLetters:input_type -> millrace.admin.v1.RetryDeadLettersRequest
+	13, // 43: millrace.admin.v1.AdminService.DeleteDeadLetter:input_type -> millrace.admin.v1.DeleteDeadLetterRequest
+	29, // 44: millrace.admin.v1.AdminService.ListVersions:input_type -> millrace.admin.v1.ListVersionsRequest
+	31, // 45: millrace.admin.v1.AdminService.StartReplay:input_type -> millrace.admin.v1.StartReplayRequest
+	33, // 46: millrace.admin.v1.AdminService.CompareVersions:input_type -> millrace.admin.v1.CompareVersionsRequest
+	39, // 47: millrace.admin.v1.AdminService.SwapVersion:input_type -> millrace.admin.v1.SwapVersionRequest
+	41, // 48: millrace.admin.v1.AdminService.RollbackVersion:input_type -> millrace.admin.v1.RollbackVersionRequest
+	43, // 49: millrace.admin.v1.AdminService.DropVersion:input_type -> millrace.admin.v1.DropVersionRequest
+	16, // 50: millrace.admin.v1.AdminService.Status:output_type -> millrace.admin.v1.StatusResponse
+	23, // 51: millrace.admin.v1.AdminService.Verify:output_type -> millrace.admin.v1.VerifyResponse
+	10, // 52: millrace.admin.v1.AdminService.ListDeadLetters:output_type -> millrace.admin.v1.ListDeadLettersResponse
+	4,  // 53: millrace.admin.v1.AdminService.TraceStream:output_type -> millrace.admin.v1.TraceStreamResponse
+	12, // 54: millrace.admin.v1.AdminService.RetryDeadLetters:output_type -> millrace.admin.v1.RetryDeadLettersResponse
+	14, // 55: millrace.admin.v1.AdminService.DeleteDeadLetter:output_type -> millrace.admin.v1.DeleteDeadLetterResponse
+	30, // 56: millrace.admin.v1.AdminService.ListVersions:output_type -> millrace.admin.v1.ListVersionsResponse
+	32, // 57: millrace.admin.v1.AdminService.StartReplay:output_type -> millrace.admin.v1.StartReplayResponse
+	34, // 58: millrace.admin.v1.AdminService.CompareVersions:output_type -> millrace.admin.v1.CompareVersionsResponse
+	40, // 59: millrace.admin.v1.AdminService.SwapVersion:output_type -> millrace.admin.v1.SwapVersionResponse
+	42, // 60: millrace.admin.v1.AdminService.RollbackVersion:output_type -> millrace.admin.v1.RollbackVersionResponse
+	44, // 61: millrace.admin.v1.AdminService.DropVersion:output_type -> millrace.admin.v1.DropVersionResponse
+	50, // [50:62] is the sub-list for method output_type
+	38, // [38:50] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_millrace_admin_v1_admin_service_proto_init() }
@@ -3391,11 +3481,11 @@ func file_millrace_admin_v1_admin_service_proto_init() {
 	}
 	file_millrace_admin_v1_admin_service_proto_msgTypes[2].OneofWrappers = []any{}
 	file_millrace_admin_v1_admin_service_proto_msgTypes[3].OneofWrappers = []any{}
-	file_millrace_admin_v1_admin_service_proto_msgTypes[19].OneofWrappers = []any{
+	file_millrace_admin_v1_admin_service_proto_msgTypes[20].OneofWrappers = []any{
 		(*VerifyResponse_Progress)(nil),
 		(*VerifyResponse_Result)(nil),
 	}
-	file_millrace_admin_v1_admin_service_proto_msgTypes[30].OneofWrappers = []any{
+	file_millrace_admin_v1_admin_service_proto_msgTypes[31].OneofWrappers = []any{
 		(*CompareVersionsResponse_Progress)(nil),
 		(*CompareVersionsResponse_Result)(nil),
 	}
@@ -3405,7 +3495,7 @@ func file_millrace_admin_v1_admin_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_admin_v1_admin_service_proto_rawDesc), len(file_millrace_admin_v1_admin_service_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   43,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
