@@ -50,7 +50,7 @@ func Shop() Modules {
 		Views: []View{
 			inRedis(orderstatus.Name, orderstatus.Projection, orderstatus.NewVersion,
 				feed(event.Order, orderstatus.ExpectedDigest)),
-			inSearch(catalog.Name, catalog.New, feed(event.Product, catalog.ExpectedDigest)),
+			inSearch(catalog.Name, catalog.NewVersion, feed(event.Product, catalog.ExpectedDigest)),
 			withSegments(inRedis(customer360.Name, 0, customer360.NewVersion, feed(event.Customer, customerFacts.ExpectedDigest),
 				feed(event.Order, customerFacts.ExpectedDigest), feed(event.Identity, customerFacts.ExpectedDigest),
 				outside(event.Behavior, customer360.ExpectedBehavior))),

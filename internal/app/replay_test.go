@@ -19,12 +19,15 @@ import (
 
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 	"github.com/millrace/millrace/gen/millrace/admin/v1/adminv1connect"
+	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
+	"github.com/millrace/millrace/gen/millrace/catalog/v1/catalogv1connect"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/internal/redis"
 	"github.com/millrace/millrace/internal/rpc"
+	"github.com/millrace/millrace/readmodels/catalog"
 	"github.com/millrace/millrace/readmodels/orderstatus"
 )
 
@@ -40,22 +43,22 @@ type replayed struct {
 // the SQL engine.
 func startReplayed(t *testing.T, c config.Config) *replayed {
 	t.Helper()
-	p := startEmbedded(t, c, orderModules(), Commands, Relay, Views, Lake, Admin)
+	p := startEmbedded(t, c, modulesOf("order", orderstatus.Name), Commands, Relay, Views, Lake, Admin)
 	polltest.Until(t, "the process is ready", func() bool { return get(t, p, "/readyz") == http.StatusOK })
 	return &replayed{p,
 		adminv1connect.NewAdminServiceClient(http.DefaultClient, "http://"+p.AdminAddr()),
 		orderv1connect.NewOrderServiceClient(http.DefaultClient, "http://"+p.Addr()), serveQueries(t, p)}
 }
 
-// orderModules returns the modules of orders.
-func orderModules() (m Modules) {
+// modulesOf returns the modules of one aggregate and one view.
+func modulesOf(aggregate, view string) (m Modules) {
 	for _, s := range Shop().Services {
-		if s.Aggregate.Name == "order" {
+		if s.Aggregate.Name == aggregate {
 			m.Services = append(m.Services, s)
 		}
 	}
 	for _, v := range Shop().Views {
-		if v.Name == orderstatus.Name {
+		if v.Name == view {
 			m.Views = append(m.Views, v)
 		}
 	}
@@ -165,7 +168,7 @@ func TestReplay(t *testing.T) {
 
 	// Another process answers queries of the same view.
 	c.Kafka.Brokers, c.Redis.Addr = r.addresses["kafka"], r.addresses["redis"]
-	follower := newApp(orderModules(), c, nil, slog.New(slog.DiscardHandler))
+	follower := newApp(modulesOf("order", orderstatus.Name), c, nil, slog.New(slog.DiscardHandler))
 	for _, step := range []func(context.Context) error{follower.startKafka, follower.openViews, follower.startFollowers} {
 		if err := step(ctx); err != nil {
 			t.Fatal(err)
@@ -315,5 +318,78 @@ func TestReplayFindsDifferences(t *testing.T) {
 		if err := call(); err == nil || !slices.Contains([]connect.Code{connect.CodeNotFound, connect.CodeFailedPrecondition}, connect.CodeOf(err)) {
 			t.Errorf("%s: %v", want, err)
 		}
+	}
+}
+
+// TestReplayOfTheCatalogue builds a version of the search index, swaps it, restarts the process and
+// drops the first version. The products are found all the time.
+func TestReplayOfTheCatalogue(t *testing.T) {
+	t.Parallel()
+	c, m := embeddedConfig(t), modulesOf("product", catalog.Name)
+	ctx := t.Context()
+	run := func() (*replayed, catalogv1connect.CatalogQueryServiceClient) {
+		p, err := start(ctx, m, c, []Role{Commands, Relay, Views, Lake, Admin}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		polltest.Until(t, "the process is ready", func() bool { return get(t, p, "/readyz") == http.StatusOK })
+		mux := http.NewServeMux()
+		mux.Handle(p.views[0].Handler(rpc.HandlerOptions(p.log, time.Now)...))
+		s := httptest.NewServer(mux)
+		t.Cleanup(s.Close)
+		return &replayed{App: p, admin: adminv1connect.NewAdminServiceClient(http.DefaultClient, "http://"+p.AdminAddr())},
+			catalogv1connect.NewCatalogQueryServiceClient(http.DefaultClient, s.URL)
+	}
+	r, queries := run()
+	found := func(token string) {
+		t.Helper()
+		res, err := queries.SearchProducts(ctx, connect.NewRequest(&catalogv1.SearchProductsRequest{Text: "lantern", Token: token}))
+		if err != nil || res.Msg.GetTotal() != 2 || res.Msg.GetFreshness().GetView() != catalog.Name {
+			t.Errorf("the search finds %v, %v; want two products", res, err)
+		}
+	}
+	products := catalogv1connect.NewCatalogServiceClient(http.DefaultClient, "http://"+r.Addr())
+	token := ""
+	for _, sku := range []string{"L-1", "L-2"} {
+		res, err := products.ListProduct(ctx, connect.NewRequest(&catalogv1.ListProductRequest{Sku: sku, Title: "Lantern " + sku,
+			Kind: catalogv1.ProductKind_PRODUCT_KIND_GOODS}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		token = res.Msg.GetReceipt().GetToken()
+		if _, err := queries.GetProduct(ctx, connect.NewRequest(&catalogv1.GetProductRequest{Sku: sku, Token: token})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const second = "catalog/v2@2"
+	if _, err := r.admin.StartReplay(ctx, connect.NewRequest(&adminv1.StartReplayRequest{View: "catalog"})); err != nil {
+		t.Fatal(err)
+	}
+	ready := func() bool { return r.version(t, second).GetState() == adminv1.VersionState_VERSION_STATE_READY }
+	polltest.Until(t, "the version is filled", ready)
+	if c := r.compare(t, second); !c.GetEqual() || c.GetEqualDocuments() != 2 {
+		t.Errorf("the versions differ: %v", c)
+	}
+	if _, err := r.admin.SwapVersion(ctx, connect.NewRequest(&adminv1.SwapVersionRequest{Sink: second})); err != nil {
+		t.Fatal(err)
+	}
+	polltest.Until(t, "the process has switched", func() bool { return r.views[0].now().sink == second })
+	found(token)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r, queries = run()
+	if sink := r.views[0].now().sink; sink != second {
+		t.Errorf("after a restart, %s serves", sink)
+	}
+	found(token)
+	polltest.Until(t, "the first version may be dropped", func() bool {
+		_, err := r.admin.DropVersion(ctx, connect.NewRequest(&adminv1.DropVersionRequest{Sink: catalog.Name}))
+		return err == nil
+	})
+	polltest.Until(t, "the first version is gone", func() bool { return r.version(t, catalog.Name) == nil })
+	found(token)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
 	}
 }

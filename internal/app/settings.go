@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/internal/settings"
+	"github.com/millrace/millrace/readmodels/catalog"
 )
 
 const settingsTimeout = 20 * time.Second // for all servers together
@@ -47,8 +48,8 @@ func (p *App) checkers() map[string]func(context.Context) ([]settings.Fault, err
 	if p.viewSinks.redis != nil && p.cfg.Redis.Addr != "" {
 		add("redis", p.viewSinks.redis)
 	}
-	if p.viewSinks.index != nil {
-		add("search", p.viewSinks.index)
+	for sink, index := range p.viewSinks.openIndexes() {
+		add(strings.TrimSpace("search "+strings.TrimPrefix(sink, catalog.Name)), index)
 	}
 	if p.lake != nil {
 		add("lake", p.lake)

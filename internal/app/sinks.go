@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/millrace/millrace/internal/config"
 	embeddedredis "github.com/millrace/millrace/internal/embedded/redis"
@@ -21,13 +23,16 @@ import (
 )
 
 // Sinks are the servers that store the views' documents. Each is connected, or started in this
-// process, when the first view needs it. It is not safe for concurrent use: views are opened one by
-// one. A process whose modules have no view in Redis needs no Redis.
+// process, when the first view needs it. The first views are opened one by one; after that, it is safe
+// for concurrent use. A process whose modules have no view in Redis needs no Redis.
 type Sinks struct {
 	app    *App
 	redis  *redis.Client
-	damage error         // found in the files of the embedded Redis; nil if there was none
-	index  catalog.Index // of products
+	damage error // found in the files of the embedded Redis; nil if there was none
+
+	// mu protects indexes: versions of the view are opened and dropped while the process runs.
+	mu      sync.Mutex
+	indexes map[string]catalog.Index // of products, by sink
 }
 
 // inRedis declares a view that keeps its documents in Redis. All views in Redis share one client,
@@ -113,21 +118,23 @@ func prefixed(err error) error {
 	return nil
 }
 
-// inSearch declares a view that keeps its documents in the search engine. There is one index, and
-// its documents are products.
+// inSearch declares a view that keeps its documents in the search engine. There is one index for each
+// version, and its documents are products.
 func inSearch[V OpenView](
-	name string, open func(catalog.Index, *slog.Logger) V, feeds ...Feed,
+	name string, open func(index catalog.Index, sink string, log *slog.Logger) V, feeds ...Feed,
 ) View {
 	return View{
 		Name: name, Feeds: feeds,
-		Open: func(ctx context.Context, s *Sinks, _ string) (OpenView, error) {
-			index, err := s.Search(ctx)
+		Open: func(ctx context.Context, s *Sinks, sink string) (OpenView, error) {
+			index, err := s.Search(ctx, sink)
 			if err != nil {
 				return nil, err
 			}
-			return open(index, s.app.log), nil
+			return open(index, sink, s.app.log), nil
 		},
-		Drop: func(ctx context.Context, s *Sinks, _ string) error { return s.dropIndex(ctx) },
+		Drop: func(ctx context.Context, s *Sinks, sink string) error { return s.dropIndex(ctx, sink) },
+		// One place for the records of all views, so that one kind of store suffices.
+		Versions: func(ctx context.Context, s *Sinks) (versions.Store, error) { return s.Redis(ctx) },
 	}
 }
 
@@ -179,45 +186,84 @@ func (s *Sinks) startRedis(ctx context.Context) error {
 	return nil
 }
 
-// Search returns the index in the configured Elasticsearch, or an embedded one.
-func (s *Sinks) Search(ctx context.Context) (catalog.Index, error) {
-	if s.index != nil {
-		return s.index, nil
+// Search returns the index of a version, in the configured Elasticsearch or an embedded one.
+func (s *Sinks) Search(ctx context.Context, sink string) (catalog.Index, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if index := s.indexes[sink]; index != nil {
+		return index, nil
 	}
-	// The view and the settings check share one index.
-	index, err := s.openIndex(ctx)
+	index, err := s.openIndex(ctx, sink)
 	if err != nil {
 		return nil, fmt.Errorf("search: %w", err)
 	}
-	s.index = index
-	s.app.onStop(index.Close)
+	if s.indexes == nil {
+		s.indexes = map[string]catalog.Index{}
+		s.app.onStop(s.closeIndexes)
+	}
+	s.indexes[sink] = index
 	return index, nil
 }
 
+// openIndexes returns the open indexes, by sink.
+func (s *Sinks) openIndexes() map[string]catalog.Index {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.indexes)
+}
+
+// closeIndexes closes all indexes.
+func (s *Sinks) closeIndexes() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, index := range s.indexes {
+		errs = append(errs, index.Close())
+	}
+	clear(s.indexes)
+	return errors.Join(errs...)
+}
+
 // openIndex opens the index that Search returns.
-func (s *Sinks) openIndex(ctx context.Context) (catalog.Index, error) {
+func (s *Sinks) openIndex(ctx context.Context, sink string) (catalog.Index, error) {
 	c := s.app.cfg.Search
 	if c.Elasticsearch == "" {
-		return bleve.Open(s.app.cfg.Path("search"), s.app.log)
+		return bleve.Open(s.searchFolder(sink), s.app.log)
 	}
-	e, err := elasticsearchConfig(c, s.app.log)
+	e, err := elasticsearchConfig(c, sink, s.app.log)
 	if err != nil {
 		return nil, err
 	}
-	s.app.addresses["elasticsearch"] = c.Elasticsearch
+	if sink == catalog.Name { // at the start, when nobody reads the addresses yet
+		s.app.addresses["elasticsearch"] = c.Elasticsearch
+	}
 	return elasticsearch.Open(ctx, e)
 }
 
-// dropIndex deletes the index. It must not be open, because its owner would write to it again.
-func (s *Sinks) dropIndex(ctx context.Context) error {
-	if s.index != nil {
-		return errors.New("the search index is open: drop it before any view of it is opened")
+// searchFolder returns the folder of a version of the embedded index.
+func (s *Sinks) searchFolder(sink string) string {
+	_, version := versions.ParseSink(sink)
+	if version == "" {
+		return s.app.cfg.Path("search")
+	}
+	return filepath.Join(s.app.cfg.Path("search"), "versions", version)
+}
+
+// dropIndex deletes the index of a version, and closes it before. Nothing may use it any more.
+func (s *Sinks) dropIndex(ctx context.Context, sink string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if index := s.indexes[sink]; index != nil {
+		delete(s.indexes, sink)
+		if err := index.Close(); err != nil {
+			return err
+		}
 	}
 	c := s.app.cfg.Search
 	if c.Elasticsearch == "" {
-		return bleve.Drop(s.app.cfg.Path("search"))
+		return bleve.Drop(s.searchFolder(sink))
 	}
-	e, err := elasticsearchConfig(c, s.app.log)
+	e, err := elasticsearchConfig(c, sink, s.app.log)
 	if err != nil {
 		return err
 	}
@@ -225,7 +271,7 @@ func (s *Sinks) dropIndex(ctx context.Context) error {
 }
 
 // elasticsearchConfig returns the addresses and credentials of Elasticsearch.
-func elasticsearchConfig(c config.Search, log *slog.Logger) (elasticsearch.Config, error) {
+func elasticsearchConfig(c config.Search, sink string, log *slog.Logger) (elasticsearch.Config, error) {
 	password, err := c.Password.Reveal("")
 	if err != nil {
 		return elasticsearch.Config{}, fmt.Errorf("search.password: %w", err)
@@ -237,7 +283,7 @@ func elasticsearchConfig(c config.Search, log *slog.Logger) (elasticsearch.Confi
 	// One address per node; commas and spaces both separate them.
 	addresses := strings.FieldsFunc(c.Elasticsearch, func(r rune) bool { return r == ',' || r == ' ' })
 	return elasticsearch.Config{Addresses: addresses, Username: c.User, Password: password, TLS: trust,
-		Logger: log}, nil
+		Sink: sink, Logger: log}, nil
 }
 
 // openViews opens every view in its sink.

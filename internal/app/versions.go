@@ -560,16 +560,13 @@ func (v *view) drop(ctx context.Context, state versions.State) error {
 			o.cancel()
 			o.stopped.Wait()
 		}
-		if v.feeds {
-			if err := v.Drop(ctx, v.app.viewSinks, o.sink); err != nil {
-				errs = append(errs, err)
-				continue
-			}
-		}
 		v.app.queues.remove("view " + o.sink)
 		v.mu.Lock()
 		delete(v.open, o.name)
 		v.mu.Unlock()
+		if v.feeds && !there { // otherwise it is deleted below
+			errs = append(errs, v.Drop(ctx, v.app.viewSinks, o.sink))
+		}
 	}
 	if !v.feeds {
 		return errors.Join(errs...)

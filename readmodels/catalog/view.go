@@ -21,6 +21,7 @@ const Name = "catalog/v2"
 
 // View keeps one document per product in an index. It is a streams.Sink and a streams.Inspector.
 type View struct {
+	sink       string // name of this version: "catalog/v2", "catalog/v2@2"
 	index      Index
 	watermarks *streams.Watermarks
 	fresh      readmodels.Freshness
@@ -28,12 +29,16 @@ type View struct {
 }
 
 // New returns the view on an index. The caller closes the index.
-func New(index Index, logger *slog.Logger) *View {
+func New(index Index, logger *slog.Logger) *View { return NewVersion(index, Name, logger) }
+
+// NewVersion returns the version of the view that an index has, under the name of a sink. Answers of
+// queries contain the name of the view.
+func NewVersion(index Index, sink string, logger *slog.Logger) *View {
 	watermarks := streams.NewWatermarks()
-	v := &View{index, watermarks, readmodels.Freshness{View: Name, Aggregate: event.Product,
+	v := &View{sink, index, watermarks, readmodels.Freshness{View: Name, Aggregate: event.Product,
 		Watermarks: watermarks}, logger}
 	if damage := index.Damage(); damage != "" {
-		v.Faults().Report(logger, Name, "journal", damage)
+		v.Faults().Report(logger, sink, "journal", damage)
 	}
 	return v
 }
@@ -54,7 +59,7 @@ func (v *View) lost(ctx context.Context, err error) error {
 	}
 	switch discarded := v.index.Discard(ctx, damaged); {
 	case discarded == nil:
-		v.Faults().Report(v.log, Name, piece, err.Error())
+		v.Faults().Report(v.log, v.sink, piece, err.Error())
 	// A reader may not discard. The process that feeds the view inspects it and does.
 	case !errors.Is(discarded, ErrReadOnly):
 		err = errors.Join(err, discarded)
@@ -83,7 +88,7 @@ func (v *View) Inspect(ctx context.Context) error {
 // workers with large batches are fastest.
 func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog.Logger) *streams.Runtime {
 	return streams.New(streams.Config{
-		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg,
+		Name: v.sink, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg,
 		Decoder: decoder, Logger: logger,
 		Workers: 2, Batch: 2000,
 	})
@@ -92,7 +97,7 @@ func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog
 // Follower returns what tracks the view's progress in a process that does not feed it.
 func (v *View) Follower(cfg kafka.Config, logger *slog.Logger) *streams.Follower {
 	return streams.NewFollower(streams.FollowConfig{
-		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg,
+		Name: v.sink, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.watermarks, Kafka: cfg,
 		Logger: logger,
 	})
 }
@@ -112,7 +117,7 @@ func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 	for sku := range changed {
 		save = append(save, docs[sku])
 	}
-	if err := failpoint.Hit("view." + Name + ".save.before"); err != nil {
+	if err := failpoint.Hit("view." + v.sink + ".save.before"); err != nil {
 		return err
 	}
 	if err := v.index.Save(ctx, save); err != nil {
@@ -156,4 +161,24 @@ func (v *View) Digest(ctx context.Context, _ event.Aggregate) (*digest.Digest, e
 		return nil, v.lost(ctx, err)
 	}
 	return d, nil
+}
+
+// Items implements readmodels.Contents.
+func (v *View) Items(ctx context.Context, fn func(sku string, item readmodels.Item) error) error {
+	return v.lost(ctx, v.index.Each(ctx, func(p *catalogv1.Product) error {
+		return fn(p.GetSku(), readmodels.Item{Version: p.GetVersion(), Content: p})
+	}))
+}
+
+// Item implements readmodels.Contents.
+func (v *View) Item(ctx context.Context, skus []string) (map[string]readmodels.Item, error) {
+	products, err := v.load(ctx, skus...)
+	if err != nil {
+		return nil, err
+	}
+	items := make(map[string]readmodels.Item, len(products))
+	for sku, p := range products {
+		items[sku] = readmodels.Item{Version: p.GetVersion(), Content: p}
+	}
+	return items, nil
 }

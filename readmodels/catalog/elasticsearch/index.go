@@ -57,6 +57,9 @@ type Config struct {
 	// Prefixes the names of index and alias, so that several systems can share a cluster. Empty
 	// means "millrace-".
 	Prefix string
+	// Sink is the name of the version that the index has: "catalog/v2@2". It is catalog.Name if it is
+	// empty.
+	Sink   string
 	Logger *slog.Logger // nil means slog.Default()
 	// Stall is how long a node may be silent until it counts as unavailable; 0 means 30 seconds.
 	Stall time.Duration
@@ -118,7 +121,7 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 	if x.alias == "" {
 		x.alias = "millrace-"
 	}
-	x.alias += strings.ReplaceAll(catalog.Name, "/", "-")
+	x.alias += strings.ReplaceAll(cmp.Or(cfg.Sink, catalog.Name), "/", "-")
 	// This also checks address, certificate and password.
 	exists, err := x.exists(ctx)
 	if err == nil && !exists {
