@@ -114,7 +114,7 @@ func (t top) live(ctx context.Context, w io.Writer) error {
 		var frame bytes.Buffer
 		rows, err := t.pair(ctx)
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // the user has ended it
+			return nil // the user has ended it
 		}
 		if err != nil { // the system may come back
 			fmt.Fprintln(&frame, explain(err))
