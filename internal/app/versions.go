@@ -301,7 +301,8 @@ func (v *view) follow(ctx context.Context, failed chan<- error) error {
 	if state.Serving != v.now().name {
 		errs = append(errs, v.switchTo(ctx, v.find(state.Serving)))
 	}
-	errs = append(errs, v.work(ctx, failed), v.drop(ctx, state))
+	v.work(ctx, failed)
+	errs = append(errs, v.drop(ctx, state))
 	return errors.Join(errs...)
 }
 
@@ -511,7 +512,7 @@ type worker interface {
 }
 
 // work starts the work of the serving version, and stops that of others.
-func (v *view) work(ctx context.Context, failed chan<- error) error {
+func (v *view) work(ctx context.Context, failed chan<- error) {
 	p, serving := v.app, v.now()
 	for _, o := range v.versions() {
 		if o != serving && o.stopJob != nil {
@@ -521,7 +522,7 @@ func (v *view) work(ctx context.Context, failed chan<- error) error {
 	}
 	w, ok := serving.OpenView.(worker)
 	if !ok || serving.stopJob != nil {
-		return nil
+		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -543,7 +544,6 @@ func (v *view) work(ctx context.Context, failed chan<- error) error {
 			}
 		}
 	})
-	return nil
 }
 
 // drop stops the versions that the record does not have any more, or that are to be deleted. A process
