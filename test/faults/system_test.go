@@ -123,7 +123,7 @@ func role(t *testing.T) string {
 	super := database.ConnString(t)
 	for _, statement := range []string{"CREATE ROLE millrace LOGIN PASSWORD '" + password + "'",
 		"CREATE DATABASE millrace OWNER millrace"} {
-		out, err := exec.CommandContext(t.Context(), "psql", super, "-v", "ON_ERROR_STOP=1", "-c", statement).CombinedOutput() //nolint:gosec // no outside input
+		out, err := exec.CommandContext(t.Context(), "psql", super, "-v", "ON_ERROR_STOP=1", "-c", statement).CombinedOutput()
 		if err != nil {
 			t.Fatalf("psql: %v: %s", err, out)
 		}
