@@ -32,9 +32,9 @@ An event is looked for on Kafka among the records that were written from its tim
 newest of the events is shown with the offset that it reads next.
 
 The output is a table on a terminal, and JSON otherwise. With auth.tokens, the caller needs the right operations.`,
-		Example: `  millrace trace 01a22fbc-8495-77fd-8f9a-36da8a3c9a9c
-  millrace trace --stream product/MUG
-  millrace trace --stream identity/customer:01a22fbc-8495-77fd-8f9a-36da8a3c9a9c --limit 100 --output json`,
+		Example: `  millrace trace 019b8d79-5de0-78c5-823e-e43e23039067
+  millrace trace --stream product/STA-0301
+  millrace trace --stream customer/019b8d65-39a0-7a9d-995e-44f4f199964e --limit 100 --output json`,
 		Args: cobra.MaximumNArgs(1),
 	}
 	cmd.Flags().StringVar(&stream, "stream", "", "AGGREGATE/ID of any stream, such as customer/ID or product/SKU")

@@ -104,12 +104,12 @@ func (l *Log) Dropped() int64 { return l.dropped.Load() }
 // Run writes vectors until ctx ends, and then those that are in the queue. It connects, and creates the
 // topic, once the sample is above 0.
 func (l *Log) Run(ctx context.Context) error {
+	defer func() { l.dropped.Add(int64(len(l.queue))) }() // what is left could not be written
 	select {
 	case <-l.wanted:
 	case <-ctx.Done():
 		return nil
 	}
-	defer func() { l.dropped.Add(int64(len(l.queue))) }() // what is left could not be written
 	w := &writer{Log: l}
 	for ctx.Err() == nil {
 		producer, err := w.open(ctx)
