@@ -68,6 +68,7 @@ func (l *lockedBuffer) String() string {
 func TestNoPersonalDataInTelemetry(t *testing.T) {
 	t.Parallel()
 	c := embeddedConfig(t)
+	useEngine(t, &c)
 	c.Log.Level = slog.LevelDebug
 	dir := t.TempDir()
 	c.Auth.Tokens, c.Tracking.Keys = filepath.Join(dir, "tokens"), filepath.Join(dir, "keys.yaml")

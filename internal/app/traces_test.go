@@ -42,6 +42,7 @@ func placeOrder(t *testing.T, p *App, traceparent string) *orderv1.PlaceOrderRes
 func TestOneTraceOfAnOrder(t *testing.T) {
 	t.Parallel()
 	c := embeddedConfig(t)
+	useEngine(t, &c)
 	earlier := startEmbedded(t, c, Shop(), Commands, Relay)
 	old := placeOrder(t, earlier, "")
 	if err := earlier.Close(); err != nil {
@@ -107,7 +108,9 @@ func find(spans []tracingtest.Span, name string) *tracingtest.Span {
 // TestTraceStream: the path of an order has its store position, its offset, and every sink.
 func TestTraceStream(t *testing.T) {
 	t.Parallel()
-	p := startEmbedded(t, embeddedConfig(t), Shop(), Roles()...)
+	c := embeddedConfig(t)
+	useEngine(t, &c)
+	p := startEmbedded(t, c, Shop(), Roles()...)
 	polltest.Until(t, "the process is ready", func() bool { return p.unready(t.Context()) == nil })
 	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
 	order := placeOrder(t, p, "00-"+trace+"-00f067aa0ba902b7-01")
