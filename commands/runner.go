@@ -242,7 +242,7 @@ func (r *Runner[S, C, E]) append(ctx context.Context, b eventstore.Batch) (appen
 	return appended, err
 }
 
-// endAppend ends the span of an append. Conflicts and repeated keys are no failures of the store.
+// endAppend ends the span of an append. A conflict or a repeated key is not a failure of the store.
 func (r *Runner[S, C, E]) endAppend(span *tracing.Span, b eventstore.Batch, appended eventstore.Appended, err error) {
 	if span == nil {
 		return

@@ -28,7 +28,8 @@ func TestAlertRules(t *testing.T) {
 	var config struct {
 		RuleFiles []string `yaml:"rule_files"`
 	}
-	if err := yaml.Unmarshal([]byte(text(t, "prometheus/prometheus.yaml")), &config); err != nil || len(config.RuleFiles) == 0 {
+	if err := yaml.Unmarshal([]byte(text(t, "prometheus/prometheus.yaml")), &config); err != nil ||
+		len(config.RuleFiles) == 0 {
 		t.Fatalf("%v: %+v", err, config)
 	}
 	for _, file := range config.RuleFiles {
@@ -40,7 +41,8 @@ func TestAlertRules(t *testing.T) {
 				}
 			}
 		}
-		if err := yaml.Unmarshal([]byte(text(t, filepath.Join("prometheus", file))), &rules); err != nil || len(rules.Groups) == 0 {
+		if err := yaml.Unmarshal([]byte(text(t, filepath.Join("prometheus", file))), &rules); err != nil ||
+			len(rules.Groups) == 0 {
 			t.Fatalf("%s: %v: %+v", file, err, rules)
 		}
 		tests := text(t, filepath.Join("prometheus/tests", file))
@@ -65,7 +67,8 @@ func TestAlertRules(t *testing.T) {
 				if !strings.Contains(text(t, filepath.Join("..", page)), "`"+r.Alert+"`") {
 					t.Errorf("%s does not name the alert %s", page, r.Alert)
 				}
-				if !strings.Contains(tests, "alertname: "+r.Alert+"\n") || !strings.Contains(tests, "alertname: "+r.Alert+", exp_alerts: []") {
+				if !strings.Contains(tests, "alertname: "+r.Alert+"\n") ||
+					!strings.Contains(tests, "alertname: "+r.Alert+", exp_alerts: []") {
 					t.Errorf("%s: no test shows that %s fires and clears", file, r.Alert)
 				}
 			}

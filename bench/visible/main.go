@@ -66,7 +66,9 @@ func run(ctx context.Context) error {
 		Transport: &http.Transport{MaxIdleConnsPerHost: maxClients}, Timeout: time.Minute,
 	}
 	defer client.CloseIdleConnections()
-	s := shop{orderv1connect.NewOrderServiceClient(client, *addr), orderv1connect.NewOrderQueryServiceClient(client, *addr)}
+	s := shop{
+		orderv1connect.NewOrderServiceClient(client, *addr), orderv1connect.NewOrderQueryServiceClient(client, *addr),
+	}
 	if *rate == 0 {
 		accepted, err := s.saturate(ctx, *clients, *duration/3)
 		if err != nil {
@@ -156,7 +158,8 @@ func (s shop) measure(ctx context.Context, rate, every int, duration time.Durati
 			visible = append(visible, one.visible)
 		}
 	}
-	fmt.Printf("%.0f orders/s for %s, %d failed\n\n", float64(len(samples))/took.Seconds(), took.Round(time.Second), len(errs))
+	fmt.Printf("%.0f orders/s for %s, %d failed\n\n", float64(len(samples))/took.Seconds(), took.Round(time.Second),
+		len(errs))
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	_, _ = fmt.Fprintln(w, "\torders\tp50 ms\tp90 ms\tp99 ms\tp99.9 ms\tmax ms\t")
 	for _, row := range []struct {

@@ -23,7 +23,7 @@ func newDoctor(a *cli) *cobra.Command {
 rights to read settings, topics, retention, eviction), and, if a system runs, what it found out about its servers: the
 settings of PostgreSQL, Elasticsearch and the bucket, tables that cannot be landed, damaged views.
 
-It changes nothing. It exits with 1 if a check fails; a warning is no failure.`,
+It changes nothing. It exits with 1 if a check fails; it does not for a warning.`,
 		Args: cobra.NoArgs,
 	}
 	a.dataFlag(cmd, "data folder of the embedded servers (default from the configuration: data)")

@@ -66,7 +66,8 @@ func TestEventsDiff(t *testing.T) {
 func TestEventsDiffOfFiles(t *testing.T) {
 	t.Parallel()
 	after := changedContract(t, "string reason = 2;", "string reason = 2; string note = 9;")
-	out, err := run(t, "events", "diff", after, "--from", changedContract(t), "--message", "OrderCancelled", "--output", "json")
+	out, err := run(t, "events", "diff", after, "--from", changedContract(t), "--message", "OrderCancelled",
+		"--output", "json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +75,8 @@ func TestEventsDiffOfFiles(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &reports); err != nil {
 		t.Fatal(err)
 	}
-	if len(reports) != 1 || len(reports[0].Changes) != 1 || reports[0].Changes[0].Path != "note" || reports[0].Changes[0].Breaks {
+	if len(reports) != 1 || len(reports[0].Changes) != 1 || reports[0].Changes[0].Path != "note" ||
+		reports[0].Changes[0].Breaks {
 		t.Errorf("got %+v, want one safe change of note", reports)
 	}
 }

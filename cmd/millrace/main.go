@@ -89,8 +89,8 @@ Settings come from millrace.yaml, then the environment, then flags. "millrace co
 	root.PersistentFlags().StringVar(&a.adminAddr, "admin-addr", "",
 		"HOST:PORT of health, metrics, status and verify (default from the configuration: 127.0.0.1:7401)")
 	root.AddCommand(newUp(a), newServe(a), newStatus(a), newTop(a), newImport(a), newSQL(a), newProfile(a), newSegments(a),
-		newDLQ(a), newTrace(a), newDoctor(a), newEvents(), newFeatures(a), newFlags(a), newLake(a), newVerify(a), newReplay(a),
-		newConfig(a), newMigrate(a), newRebuild(a), newEngine())
+		newDLQ(a), newTrace(a), newDoctor(a), newEvents(), newFeatures(a), newFlags(a), newLake(a), newVerify(a),
+		newReplay(a), newConfig(a), newMigrate(a), newRebuild(a), newEngine())
 	// The root and groups such as "lake" run nothing themselves.
 	suggest(root)
 	for _, c := range root.Commands() {

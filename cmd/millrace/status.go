@@ -68,7 +68,8 @@ func printAddresses(w io.Writer, s *adminv1.StatusResponse) {
 		fmt.Fprintf(w, "view %s: %s damaged, being rebuilt from the log: %s\n", f.View, f.Part, f.Reason)
 	}
 	for _, v := range s.Outdated {
-		fmt.Fprintf(w, "view %s was built by projection %d, and the code has %d: %s\n", v.View, v.BuiltBy, v.Current, v.Remedy)
+		fmt.Fprintf(w, "view %s was built by projection %d, and the code has %d: %s\n", v.View, v.BuiltBy,
+			v.Current, v.Remedy)
 	}
 	if s.SqlEngine != "" {
 		fmt.Fprintf(w, "SQL engine: %s; it is started again until it runs\n", s.SqlEngine)

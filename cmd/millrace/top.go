@@ -242,8 +242,8 @@ func printTop(w io.Writer, rows []topRow) {
 		table = append(table, []any{r.Sink, uint64(r.Items), r.Unit, uint64(r.LagEvents), seconds(r.LagSeconds),
 			fmt.Sprintf("%.0f", r.EventsPerS), freshness, uint64(r.Failures), uint64(r.DeadLetters), uint64(r.ParkedStreams)})
 	}
-	printTable(w, []string{"sink", "count", "of", "events behind", "behind for", "events/s", "freshness", "failed attempts",
-		"dead letters", "parked streams"}, table)
+	printTable(w, []string{"sink", "count", "of", "events behind", "behind for", "events/s", "freshness",
+		"failed attempts", "dead letters", "parked streams"}, table)
 }
 
 // seconds formats a number of seconds.

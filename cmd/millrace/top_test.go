@@ -39,7 +39,8 @@ func TestTopRows(t *testing.T) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	// A process that was restarted counts from 0.
-	if again := topRows(reading(150, 10, 0), reading(3, 1, 0), time.Second); again[0].EventsPerS != 0 || again[0].Freshness99 != 0 {
+	if again := topRows(reading(150, 10, 0), reading(3, 1, 0), time.Second); again[0].EventsPerS != 0 ||
+		again[0].Freshness99 != 0 {
 		t.Errorf("after a restart: %+v", again[0])
 	}
 }

@@ -379,8 +379,8 @@ func (f *Feed) writeLetters(ctx context.Context) error {
 		return fmt.Errorf("write %d dead letters of %s: %w", len(f.letters), f.cfg.Sink, err)
 	}
 	// Without the reason of the first, which can quote the record.
-	f.cfg.Logger.Error("records without facts became dead letters; `millrace dlq` shows why", "sink", f.cfg.Sink, "records", len(f.letters),
-		"topic", first.Topic, "first_partition", first.Partition, "first_offset", first.Offset)
+	f.cfg.Logger.Error("records without facts became dead letters; `millrace dlq` shows why", "sink", f.cfg.Sink,
+		"records", len(f.letters), "topic", first.Topic, "first_partition", first.Partition, "first_offset", first.Offset)
 	clear(f.letters) // release the records' memory
 	return nil
 }

@@ -113,7 +113,10 @@ func checkRedis(ctx context.Context, c config.Config) []Check {
 	if err != nil {
 		return []Check{{"redis", "certificates", Fail, err.Error(), "correct redis.tls"}}
 	}
-	client, err := redis.Open(ctx, redis.Config{Addr: c.Redis.Addr, Username: c.Redis.User, Password: password, TLS: trust})
+	client, err := redis.Open(
+		ctx,
+		redis.Config{Addr: c.Redis.Addr, Username: c.Redis.User, Password: password, TLS: trust},
+	)
 	if err != nil {
 		return []Check{unreachable("redis", c.Redis.Addr, err, "redis.addr, redis.user, redis.password and redis.tls")}
 	}
@@ -132,7 +135,9 @@ func unreachable(part, addr string, err error, keys string) Check {
 // SettingChecks returns the faults of a server's settings as checks, or one that is OK.
 func SettingChecks(part string, faults []settings.Fault, err error) []Check {
 	if err != nil {
-		return []Check{{part, "settings", Warn, err.Error(), "grant the right that the error names, so that settings are checked"}}
+		return []Check{
+			{part, "settings", Warn, err.Error(), "grant the right that the error names, so that settings are checked"},
+		}
 	}
 	if len(faults) == 0 {
 		return []Check{{Part: part, Check: "settings", Verdict: OK, Found: "as they must be"}}
@@ -185,7 +190,7 @@ func spaceVerdict(free uint64) (verdict Verdict, found, remedy string) {
 func checkMemory() Check {
 	limit, err := os.ReadFile("/sys/fs/cgroup/memory.max")
 	if err != nil {
-		limit = nil // no cgroup, so there is no limit that it could know
+		limit = nil // without a cgroup, nothing limits the memory
 	}
 	return memoryCheck(limit, debug.SetMemoryLimit(-1))
 }
@@ -200,8 +205,11 @@ func memoryCheck(cgroup []byte, goLimit int64) Check {
 	check.Found = fmt.Sprintf("the container has %d MiB", limit>>20)
 	if goLimit == math.MaxInt64 || goLimit > limit {
 		check.Verdict, check.Found = Warn, check.Found+", and Go does not know it"
-		check.Remedy = fmt.Sprintf("set the variable GOMEMLIMIT=%dMiB, four fifths of the limit, or the process can be killed "+
-			"before it collects garbage", limit/5*4>>20)
+		check.Remedy = fmt.Sprintf(
+			"set the variable GOMEMLIMIT=%dMiB, four fifths of the limit, or the process can be killed "+
+				"before it collects garbage",
+			limit/5*4>>20,
+		)
 	}
 	return check
 }

@@ -34,7 +34,10 @@ func TestDoctor(t *testing.T) {
 			conf := embeddedConfig(t)
 			conf.Kafka.Brokers, conf.Redis.Addr = c.kafka, c.redis
 			checks := Doctor(t.Context(), conf, log)
-			i := slices.IndexFunc(checks, func(k Check) bool { return k.Part == c.part && (c.check == "" || k.Check == c.check) })
+			i := slices.IndexFunc(
+				checks,
+				func(k Check) bool { return k.Part == c.part && (c.check == "" || k.Check == c.check) },
+			)
 			if i < 0 || c.want != "" && checks[i].Verdict != c.want || !strings.Contains(checks[i].Found, c.found) {
 				t.Fatalf("checks %v: want %+v", checks, c)
 			}
@@ -50,8 +53,14 @@ func TestDoctor(t *testing.T) {
 // TestVerdicts: what the doctor says of settings, space and memory.
 func TestVerdicts(t *testing.T) {
 	t.Parallel()
-	fault := settings.Fault{Resource: "topic a", Setting: "cleanup.policy", Value: "compact", Want: "delete", Effect: "loses events",
-		Remedy: "set it"}
+	fault := settings.Fault{
+		Resource: "topic a",
+		Setting:  "cleanup.policy",
+		Value:    "compact",
+		Want:     "delete",
+		Effect:   "loses events",
+		Remedy:   "set it",
+	}
 	fatal := fault
 	fatal.Fatal = true
 	for want, checks := range map[Verdict][]Check{

@@ -48,7 +48,8 @@ func (p *App) openHistory(context.Context) error {
 	p.history, err = history.Open(history.Config{
 		Store: store, Groups: groups, Logger: p.log, Retention: p.cfg.Features.Retention,
 		Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
-		WriteDeadLetters: p.countedLetters("features history", deadLetters.Write), CommitInterval: p.cfg.Features.CommitInterval, Archive: featureArchive{p},
+		WriteDeadLetters: p.countedLetters("features history", deadLetters.Write),
+		CommitInterval:   p.cfg.Features.CommitInterval, Archive: featureArchive{p},
 		Tracer: p.tracer,
 	})
 	return err

@@ -58,8 +58,9 @@ func (p *App) startVectors(ctx context.Context) error {
 	c := p.cfg.Features.Online
 	if p.vectors, err = p.newVectors(ctx, groups, online.Config{Past: past,
 		Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder,
-		Dir: p.cfg.Path("features"), SaveEvery: c.SnapshotEvery, WriteDeadLetters: p.countedLetters("features online", deadLetters.Write),
-		Logger: p.log.With("part", "features"), Tracer: p.tracer,
+		Dir: p.cfg.Path("features"), SaveEvery: c.SnapshotEvery,
+		WriteDeadLetters: p.countedLetters("features online", deadLetters.Write),
+		Logger:           p.log.With("part", "features"), Tracer: p.tracer,
 	}); err != nil {
 		return err
 	}

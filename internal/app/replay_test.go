@@ -105,7 +105,10 @@ func (r *replayed) extend(ctx context.Context, id string, after uint32) (token s
 // replay starts a version, and waits until it can be swapped in.
 func (r *replayed) replay(t *testing.T, name string) *adminv1.Version {
 	t.Helper()
-	res, err := r.admin.StartReplay(t.Context(), connect.NewRequest(&adminv1.StartReplayRequest{View: "orderstatus", Name: name}))
+	res, err := r.admin.StartReplay(
+		t.Context(),
+		connect.NewRequest(&adminv1.StartReplayRequest{View: "orderstatus", Name: name}),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,7 +240,8 @@ func TestReplay(t *testing.T) {
 	if v := r.replay(t, ""); v.GetSink() != second {
 		t.Fatalf("the version is %s, want %s", v.GetSink(), second)
 	}
-	if c := r.compare(t, second); !c.GetEqual() || c.GetEqualDocuments() != uint64(len(ids)) || c.GetServingHash() != c.GetVersionHash() {
+	if c := r.compare(t, second); !c.GetEqual() || c.GetEqualDocuments() != uint64(len(ids)) ||
+		c.GetServingHash() != c.GetVersionHash() {
 		t.Errorf("the versions differ: %v", c)
 	}
 	serves := func(sink string) func() bool {
@@ -247,7 +251,8 @@ func TestReplay(t *testing.T) {
 		t.Fatal(err)
 	}
 	polltest.Until(t, "both processes have switched", serves(second))
-	if _, err := r.admin.DropVersion(ctx, connect.NewRequest(&adminv1.DropVersionRequest{Sink: second})); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+	_, err := r.admin.DropVersion(ctx, connect.NewRequest(&adminv1.DropVersionRequest{Sink: second}))
+	if connect.CodeOf(err) != connect.CodeFailedPrecondition {
 		t.Errorf("the serving version is dropped: %v", err)
 	}
 	after := reads.Load()
@@ -293,12 +298,14 @@ func TestReplayFindsDifferences(t *testing.T) {
 		}
 	}
 	c := r.compare(t, sink)
-	if c.GetEqual() || c.GetEqualDocuments() != 1 || c.GetDifferentDocuments() != 1 || c.GetServingHash() == c.GetVersionHash() ||
+	if c.GetEqual() || c.GetEqualDocuments() != 1 || c.GetDifferentDocuments() != 1 ||
+		c.GetServingHash() == c.GetVersionHash() ||
 		len(c.GetDifferences()) != 1 {
 		t.Fatalf("one of two documents differs, but the result is %v", c)
 	}
 	if d := c.GetDifferences()[0]; d.GetKey() != ids[0] || d.GetKind() != adminv1.DocumentDifferenceKind_DOCUMENT_DIFFERENCE_KIND_CONTENT ||
-		len(d.GetFields()) != 1 || d.GetFields()[0].GetField() != "country" || !strings.Contains(d.GetFields()[0].GetVersion(), "DE") {
+		len(d.GetFields()) != 1 || d.GetFields()[0].GetField() != "country" ||
+		!strings.Contains(d.GetFields()[0].GetVersion(), "DE") {
 		t.Errorf("the difference is %v", d)
 	}
 	for want, call := range map[string]func() error{
@@ -315,7 +322,8 @@ func TestReplayFindsDifferences(t *testing.T) {
 			return err
 		},
 	} {
-		if err := call(); err == nil || !slices.Contains([]connect.Code{connect.CodeNotFound, connect.CodeFailedPrecondition}, connect.CodeOf(err)) {
+		if err := call(); err == nil ||
+			!slices.Contains([]connect.Code{connect.CodeNotFound, connect.CodeFailedPrecondition}, connect.CodeOf(err)) {
 			t.Errorf("%s: %v", want, err)
 		}
 	}
@@ -343,7 +351,10 @@ func TestReplayOfTheCatalogue(t *testing.T) {
 	r, queries := run()
 	found := func(token string) {
 		t.Helper()
-		res, err := queries.SearchProducts(ctx, connect.NewRequest(&catalogv1.SearchProductsRequest{Text: "lantern", Token: token}))
+		res, err := queries.SearchProducts(
+			ctx,
+			connect.NewRequest(&catalogv1.SearchProductsRequest{Text: "lantern", Token: token}),
+		)
 		if err != nil || res.Msg.GetTotal() != 2 || res.Msg.GetFreshness().GetView() != catalog.Name {
 			t.Errorf("the search finds %v, %v; want two products", res, err)
 		}
@@ -351,8 +362,11 @@ func TestReplayOfTheCatalogue(t *testing.T) {
 	products := catalogv1connect.NewCatalogServiceClient(http.DefaultClient, "http://"+r.Addr())
 	token := ""
 	for _, sku := range []string{"L-1", "L-2"} {
-		res, err := products.ListProduct(ctx, connect.NewRequest(&catalogv1.ListProductRequest{Sku: sku, Title: "Lantern " + sku,
-			Kind: catalogv1.ProductKind_PRODUCT_KIND_GOODS}))
+		res, err := products.ListProduct(
+			ctx,
+			connect.NewRequest(&catalogv1.ListProductRequest{Sku: sku, Title: "Lantern " + sku,
+				Kind: catalogv1.ProductKind_PRODUCT_KIND_GOODS}),
+		)
 		if err != nil {
 			t.Fatal(err)
 		}

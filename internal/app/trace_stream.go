@@ -94,7 +94,12 @@ func (p *App) TraceStream(ctx context.Context, req *connect.Request[adminv1.Trac
 
 // locate finds events on their topic. The relay writes an event after it was recorded, so the search
 // for one begins with the records of that time.
-func (p *App) locate(ctx context.Context, topic, stream string, stored []event.Event, found []*adminv1.TracedEvent) error {
+func (p *App) locate(
+	ctx context.Context,
+	topic, stream string,
+	stored []event.Event,
+	found []*adminv1.TracedEvent,
+) error {
 	byID := map[string]*adminv1.TracedEvent{}
 	for _, e := range found {
 		byID[e.Id] = e

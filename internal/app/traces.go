@@ -21,8 +21,11 @@ func (p *App) startTraces(ctx context.Context) error {
 	}
 	p.tracer = tracer
 	p.onStop(tracer.Close)
-	p.metrics.Gauge("millrace_trace_spans_buffered", "Spans of traces that are not sampled, kept in case their trace fails.",
-		func() float64 { return float64(tracer.Stats().Buffered) })
+	p.metrics.Gauge(
+		"millrace_trace_spans_buffered",
+		"Spans of traces that are not sampled, kept in case their trace fails.",
+		func() float64 { return float64(tracer.Stats().Buffered) },
+	)
 	p.metrics.Counts("millrace_trace_spans_total", "Spans by what became of them: sent, failed (the receiver did not "+
 		"take them), dropped (the queue was full), left (over the limit of a batch or a trace).",
 		[]string{"result"}, func(set func(value float64, labels ...string)) {

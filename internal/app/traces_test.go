@@ -68,7 +68,10 @@ func TestOneTraceOfAnOrder(t *testing.T) {
 	polltest.Until(t, "the receiver has a span of every hop", func() bool {
 		spans = to.Spans(trace)
 		return !slices.ContainsFunc(want, func(name string) bool { return find(spans, name) == nil }) &&
-			slices.ContainsFunc(spans, func(s tracingtest.Span) bool { return strings.HasPrefix(s.Name, "apply features/facts_") })
+			slices.ContainsFunc(
+				spans,
+				func(s tracingtest.Span) bool { return strings.HasPrefix(s.Name, "apply features/facts_") },
+			)
 	})
 	root := find(spans, call)
 	for _, s := range spans {
@@ -85,7 +88,8 @@ func TestOneTraceOfAnOrder(t *testing.T) {
 	}
 	for _, order := range []*orderv1.PlaceOrderResponse{old, traced} {
 		res, err := orderv1connect.NewOrderQueryServiceClient(http.DefaultClient, "http://"+p.Addr()).GetOrder(t.Context(),
-			connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_OrderId{OrderId: order.GetOrderId()}, Token: order.GetReceipt().GetToken()}))
+			connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_OrderId{OrderId: order.GetOrderId()}, Token: order.GetReceipt().GetToken()}),
+		)
 		if err != nil || res.Msg.GetOrder().GetOrderId() != order.GetOrderId() {
 			t.Errorf("order %s: %v, %v", order.GetOrderId(), res, err)
 		}

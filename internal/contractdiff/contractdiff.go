@@ -110,7 +110,11 @@ func (c *comparison) removed(path string, after protoreflect.MessageDescriptor, 
 }
 
 // added adds the change of a field that the old version does not have.
-func (c *comparison) added(path string, before, after protoreflect.MessageDescriptor, now protoreflect.FieldDescriptor) {
+func (c *comparison) added(
+	path string,
+	before, after protoreflect.MessageDescriptor,
+	now protoreflect.FieldDescriptor,
+) {
 	at := join(path, now)
 	if isEventType(path, now) {
 		c.add(after, at, fmt.Sprintf("the event type %s is new", now.Message().Name()),
@@ -198,7 +202,11 @@ func (c *comparison) cardinality(
 
 // types compares the types of a field's values. It reports whether they are the same, so that parts
 // of them can be compared.
-func (c *comparison) types(path string, after protoreflect.MessageDescriptor, old, now protoreflect.FieldDescriptor) bool {
+func (c *comparison) types(
+	path string,
+	after protoreflect.MessageDescriptor,
+	old, now protoreflect.FieldDescriptor,
+) bool {
 	was, is := typeName(old), typeName(now)
 	if old.Kind() == now.Kind() && was == is {
 		return true
@@ -301,7 +309,11 @@ func (c *comparison) enums(path string, after protoreflect.MessageDescriptor, ol
 }
 
 // presence adds a change of whether readers can tell that a field is absent.
-func (c *comparison) presence(path string, after protoreflect.MessageDescriptor, old, now protoreflect.FieldDescriptor) {
+func (c *comparison) presence(
+	path string,
+	after protoreflect.MessageDescriptor,
+	old, now protoreflect.FieldDescriptor,
+) {
 	switch was, is := old.HasPresence(), now.HasPresence(); {
 	case !was && is:
 		c.add(after, path, fmt.Sprintf("field %s is optional now", now.Name()),

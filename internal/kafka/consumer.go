@@ -51,7 +51,7 @@ type Message struct {
 	Value   []byte
 	Headers []event.Header
 	Time    time.Time // when the record was written, by the clock of its producer
-	End     bool      // there is no record: the partition ended before Offset at that time
+	End     bool      // not a record: the partition ended before Offset at that time
 }
 
 // Consumer is a member of a consumer group that reads committed records. The group only distributes

@@ -7,7 +7,7 @@ import (
 )
 
 // TestRecordsAreComparedAndSet checks that a record changes only from the value that its writer has
-// read, that a repeated write is no conflict, and that Drop of the view keeps it.
+// read, that a repeated write is not a conflict, and that Drop of the view keeps it.
 func TestRecordsAreComparedAndSet(t *testing.T) {
 	servers(t, func(t *testing.T, cfg redis.Config) {
 		client, name := open(t, cfg), view(t)

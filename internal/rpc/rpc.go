@@ -246,7 +246,10 @@ func (c handlerConfig) publicError(ctx context.Context, spec connect.Spec, err e
 	}
 	c.logger.ErrorContext(ctx, "call failed", "procedure", spec.Procedure, "error", err)
 	if unreachable(err) {
-		return connect.NewError(connect.CodeUnavailable, errors.New("a server that this call needs does not answer; try again"))
+		return connect.NewError(
+			connect.CodeUnavailable,
+			errors.New("a server that this call needs does not answer; try again"),
+		)
 	}
 	return errInternal()
 }

@@ -33,8 +33,13 @@ func newFlow() *Flow {
 			// From a view beside the store to a sink that was down for an hour.
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 3600},
 		}, []string{"sink", "topic"}),
-		events:      counter("millrace_sink_events_total", "Events that the sink has applied.", "sink", "topic"),
-		errors:      counter("millrace_sink_errors_total", "Failed attempts to apply events, by class of error.", "sink", "class"),
+		events: counter("millrace_sink_events_total", "Events that the sink has applied.", "sink", "topic"),
+		errors: counter(
+			"millrace_sink_errors_total",
+			"Failed attempts to apply events, by class of error.",
+			"sink",
+			"class",
+		),
 		deadLetters: counter("millrace_dead_letters_total", "Records that became dead letters, by reason.", "sink", "reason"),
 		rebalances: counter("millrace_sink_rebalances_total",
 			"Changes of the partitions that this process reads for the sink.", "sink"),
@@ -119,7 +124,7 @@ var traceParent = regexp.MustCompile(`^00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f][1
 // sampled, because an exemplar that leads nowhere is of no use.
 func sampledTrace(h http.Header) string {
 	found := traceParent.FindStringSubmatch(h.Get("Traceparent"))
-	if found == nil || strings.Trim(found[1], "0") == "" { // zeros are no id
+	if found == nil || strings.Trim(found[1], "0") == "" { // zeros are not an id
 		return ""
 	}
 	return found[1]

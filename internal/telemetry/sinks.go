@@ -55,7 +55,12 @@ func (m *Metrics) Sinks(query func(context.Context) ([]Sink, error), timeout tim
 		query: query, timeout: timeout, logger: logger,
 		up:    prometheus.NewDesc("millrace_sinks_up", "1 if every sink could be read.", nil, nil),
 		count: prometheus.NewDesc("millrace_sink_items", "Items in the sink.", []string{"sink", "unit"}, nil),
-		lag:   prometheus.NewDesc("millrace_sink_lag_events", "Events of the topic that the sink has not applied.", labels, nil),
+		lag: prometheus.NewDesc(
+			"millrace_sink_lag_events",
+			"Events of the topic that the sink has not applied.",
+			labels,
+			nil,
+		),
 		behind: prometheus.NewDesc("millrace_sink_lag_seconds",
 			"How long the topic has had an event that the sink has not applied, as far as this process has seen.", labels, nil),
 		asOf: prometheus.NewDesc("millrace_sink_newest_recorded_timestamp_seconds",

@@ -153,7 +153,9 @@ func TestLagsAreBounded(t *testing.T) {
 	var lags Lags
 	begun := time.Unix(1, 0)
 	observe := func(now time.Time, next, end int64) time.Duration {
-		s := []Sink{{Name: "s", Reads: []Reading{{Topic: "t", Next: map[int32]int64{0: next}, Ends: map[int32]int64{0: end}}}}}
+		s := []Sink{
+			{Name: "s", Reads: []Reading{{Topic: "t", Next: map[int32]int64{0: next}, Ends: map[int32]int64{0: end}}}},
+		}
 		lags.Observe(now, s)
 		return s[0].Behind()
 	}

@@ -23,10 +23,12 @@ func FuzzParse(f *testing.F) {
 		got, ok := parse(text)
 		ctx := propagation.TraceContext{}.Extract(context.Background(), propagation.MapCarrier{"traceparent": text})
 		want := trace.SpanContextFromContext(ctx)
-		if ok && want.IsValid() && (got.TraceID() != want.TraceID() || got.SpanID() != want.SpanID() || got.IsSampled() != want.IsSampled()) {
+		if ok && want.IsValid() &&
+			(got.TraceID() != want.TraceID() || got.SpanID() != want.SpanID() || got.IsSampled() != want.IsSampled()) {
 			t.Errorf("%q is %v, want %v", text, got, want)
 		}
-		if !ok && len(text) == parentLength && text[:2] == "00" && text[flagsAt] == '0' && text[flagsAt+1] <= '1' && want.IsValid() {
+		if !ok && len(text) == parentLength && text[:2] == "00" && text[flagsAt] == '0' && text[flagsAt+1] <= '1' &&
+			want.IsValid() {
 			t.Errorf("%q is not read, but valid", text)
 		}
 		// What was read is written as the same.

@@ -116,7 +116,7 @@ func (t *Tracer) Interceptor() connect.Interceptor {
 			}
 			code := connect.CodeOf(err)
 			span.SetAttributes(attribute.String("rpc.connect_rpc.error_code", code.String()))
-			// The other codes are the caller's: a rejection is no failure of the system.
+			// The other codes are the caller's: a rejection is not a failure of the system.
 			switch code {
 			case connect.CodeUnknown, connect.CodeInternal, connect.CodeUnavailable, connect.CodeDataLoss,
 				connect.CodeDeadlineExceeded, connect.CodeUnimplemented:

@@ -116,7 +116,7 @@ func (t *Tracer) Close() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
-	// A receiver that does not answer is no error of the process. The sender has logged it.
+	// A receiver that does not answer is not an error of the process. The sender has logged it.
 	if err := t.provider.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("stop traces: %w", err)
 	}

@@ -265,7 +265,10 @@ func TestReceiverFails(t *testing.T) {
 	}))
 	defer hung.Close()
 	var log bytes.Buffer
-	tracer, err := New(t.Context(), Config{Endpoint: hung.URL, Slow: time.Hour, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	tracer, err := New(
+		t.Context(),
+		Config{Endpoint: hung.URL, Slow: time.Hour, Logger: slog.New(slog.NewTextHandler(&log, nil))},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -345,7 +348,10 @@ func BenchmarkBatch(b *testing.B) {
 	for i := range entries {
 		entries[i] = entry(fmt.Sprintf("00-%032x-%016x-00", i+1, i+1))
 	}
-	tracer, err := New(b.Context(), Config{Endpoint: "http://127.0.0.1:1", Slow: time.Hour, Logger: slog.New(slog.DiscardHandler)})
+	tracer, err := New(
+		b.Context(),
+		Config{Endpoint: "http://127.0.0.1:1", Slow: time.Hour, Logger: slog.New(slog.DiscardHandler)},
+	)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -185,7 +185,11 @@ func TestEveryVersion(t *testing.T) {
 // checkVersions checks the versions of one type of event. opening is the event that its streams begin
 // with.
 func checkVersions(
-	t *testing.T, a event.Aggregate, md protoreflect.MessageDescriptor, member protoreflect.FieldDescriptor, opening []byte,
+	t *testing.T,
+	a event.Aggregate,
+	md protoreflect.MessageDescriptor,
+	member protoreflect.FieldDescriptor,
+	opening []byte,
 ) {
 	t.Helper()
 	name := md.Name()
@@ -253,8 +257,8 @@ func check(t *testing.T, a event.Aggregate, md protoreflect.MessageDescriptor, h
 	return now
 }
 
-// land appends an event to the columns of its table.
-func land(t *testing.T, md protoreflect.MessageDescriptor, data []byte) {
+// land appends an event to the columns of its table, and returns them.
+func land(t *testing.T, md protoreflect.MessageDescriptor, data []byte) *columnar.Columns {
 	t.Helper()
 	plan, err := wire.Compile(md, wire.Options{Unknown: wire.UnknownColumn})
 	if err != nil {
@@ -271,12 +275,17 @@ func land(t *testing.T, md protoreflect.MessageDescriptor, data []byte) {
 	if err := d.Append(data); err != nil {
 		t.Errorf("%s does not fit its table: %v", md.FullName(), err)
 	}
+	return columns
 }
 
-// carriesUnknown checks that a field of a newer contract survives in a process of this one.
+// carriesUnknown checks that a field of a newer contract survives in a process of this one, and in the
+// table.
 func carriesUnknown(t *testing.T, md protoreflect.MessageDescriptor, data []byte) {
 	t.Helper()
-	newer := protowire.AppendString(protowire.AppendTag(bytes.Clone(data), 1999, protowire.BytesType), "of a newer contract")
+	newer := protowire.AppendString(
+		protowire.AppendTag(bytes.Clone(data), 1999, protowire.BytesType),
+		"of a newer contract",
+	)
 	m := newMessage(t, md)
 	if err := proto.Unmarshal(newer, m); err != nil {
 		t.Fatal(err)
@@ -287,6 +296,12 @@ func carriesUnknown(t *testing.T, md protoreflect.MessageDescriptor, data []byte
 	}
 	if !bytes.Contains(again, []byte("of a newer contract")) {
 		t.Errorf("%s drops unknown fields", md.FullName())
+	}
+	columns := land(t, md, newer)
+	last := len(columns.Fields()) - 1 // the column of unknown fields is the last one
+	if kept := columns.Column(last).(*columnar.Bytes); columns.Fields()[last].Name != wire.UnknownColumn ||
+		kept.Len() != 1 || !bytes.Contains(kept.Value(0), []byte("of a newer contract")) {
+		t.Errorf("the table of %s drops unknown fields", md.FullName())
 	}
 }
 
@@ -446,7 +461,8 @@ func envelope(a event.Aggregate, md protoreflect.MessageDescriptor, data []byte,
 		}
 	}
 	e := event.Event{
-		ID: uuid.MustParse(stream), Aggregate: a.Name, Stream: stream, Version: version, Type: string(md.FullName()), Data: data,
+		ID: uuid.MustParse(stream), Aggregate: a.Name, Stream: stream, Version: version, Type: string(md.FullName()),
+		Data:       data,
 		OccurredAt: event.Time(at), RecordedAt: event.Time(at),
 	}
 	m := dynamicpb.NewMessage(md)

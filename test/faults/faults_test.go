@@ -144,7 +144,13 @@ func (u users) try(t *testing.T, server *proxied, f fault) row {
 		t.Fatal(err)
 	}
 	if len(letters.Msg.DeadLetters) > 0 {
-		t.Errorf("%s of %s: %d dead letters, the first: %v", f.name, server.name, len(letters.Msg.DeadLetters), letters.Msg.DeadLetters[0])
+		t.Errorf(
+			"%s of %s: %d dead letters, the first: %v",
+			f.name,
+			server.name,
+			len(letters.Msg.DeadLetters),
+			letters.Msg.DeadLetters[0],
+		)
 	}
 	u.verify(t)
 	return r
@@ -219,7 +225,10 @@ func (u users) see(ctx context.Context, order *orderv1.PlaceOrderResponse) error
 
 // find searches for products, with the token of a product if there is one.
 func (u users) find(ctx context.Context, token string) error {
-	_, err := u.finds.SearchProducts(ctx, connect.NewRequest(&catalogv1.SearchProductsRequest{Text: "cakestand", Token: token}))
+	_, err := u.finds.SearchProducts(
+		ctx,
+		connect.NewRequest(&catalogv1.SearchProductsRequest{Text: "cakestand", Token: token}),
+	)
 	return err
 }
 

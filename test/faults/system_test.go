@@ -88,7 +88,8 @@ func startSystem(t *testing.T) *system {
 	c.Search.Elasticsearch = behind(t, search.URL(t), func(at string) string { return through("Elasticsearch", at) })
 	store := objects.Config(t)
 	c.Lake.S3.Endpoint = behind(t, store.Endpoint, func(at string) string { return through("S3", at) })
-	c.Lake.S3.Region, c.Lake.S3.AccessKey, c.Lake.S3.SecretKey = store.Region, store.AccessKey, config.SecretText(store.SecretKey)
+	c.Lake.S3.Region, c.Lake.S3.AccessKey = store.Region, store.AccessKey
+	c.Lake.S3.SecretKey = config.SecretText(store.SecretKey)
 	c.Lake.Warehouse = "s3://" + store.Bucket + "/warehouse"
 
 	p, err := app.Start(t.Context(), c, app.Roles(), slog.New(slog.DiscardHandler))

@@ -71,7 +71,10 @@ func TestDashboards(t *testing.T) {
 	queries := dashboards(t)
 	p := start(t, func(*config.Config) {})
 	var monitor prometheus.Server
-	monitor.Start(t, prometheus.Config{Job: "millrace", Targets: []string{p.AdminAddr()}, Rules: []string{faster(t, "slo.yaml")}})
+	monitor.Start(
+		t,
+		prometheus.Config{Job: "millrace", Targets: []string{p.AdminAddr()}, Rules: []string{faster(t, "slo.yaml")}},
+	)
 	shop(t, p)
 	for _, q := range queries {
 		polltest.Until(t, q.panel, func() bool {

@@ -155,7 +155,11 @@ func TestAlertOfASinkThatStopped(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	polltest.Until(t, "the alert reaches the receiver", func() bool { return receiver.last(late, view).Status == "firing" })
+	polltest.Until(
+		t,
+		"the alert reaches the receiver",
+		func() bool { return receiver.last(late, view).Status == "firing" },
+	)
 	got := receiver.last(late, view)
 	if got.Labels["severity"] != "page" || got.Annotations["runbook_url"] != "docs/runbooks/freshness.md" ||
 		!strings.Contains(got.Annotations["summary"], view) {

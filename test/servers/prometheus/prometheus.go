@@ -129,8 +129,12 @@ func (s *Server) startAlertmanager(ctx context.Context, addr, webhook string) er
 	}
 	return s.alertmanager.Launch(ctx, process.Command{
 		Name: "Alertmanager", Path: path, Dir: dir,
-		Args: []string{"--config.file=" + file, "--storage.path=" + filepath.Join(dir, "data"), "--web.listen-address=" + addr,
-			"--cluster.listen-address="},
+		Args: []string{
+			"--config.file=" + file,
+			"--storage.path=" + filepath.Join(dir, "data"),
+			"--web.listen-address=" + addr,
+			"--cluster.listen-address=",
+		},
 		Ready: process.HTTPReady("http://"+addr+"/-/ready", http.StatusOK), StartTimeout: time.Minute,
 	})
 }
