@@ -12,7 +12,8 @@
 //   - The log is the only truth about published events. After any error, above all a commit whose
 //     answer was lost, the relay starts a new session and reads its position from the log.
 //   - At most one relay of a store publishes. A new one takes over the transactional id, which
-//     aborts the open transaction of the previous one and fences it.
+//     aborts the open transaction of the previous one and fences it. With Config.Hold, it waits
+//     until the previous one has ended, so several processes can be ready to publish.
 //   - Events are published in store order. So the events of a stream keep their order, the store
 //     position (a header) only increases within a partition, and the last event of a partition
 //     shows which earlier events it has.
@@ -75,6 +76,11 @@ type Config struct {
 	// Kafka fences the previous holder.
 	TransactionalID string
 
+	// Hold blocks until no other relay of the store publishes, and keeps others waiting until release
+	// is called. With it, relays can run in several processes: one publishes, and the others are its
+	// standbys. It need not be safe, because Kafka fences. Without it, a second relay fences the first.
+	Hold func(ctx context.Context) (release func(), err error)
+
 	// MaxEvents and MaxBytes bound a transaction. 0 means 5000 events and 4 MiB. A single event may
 	// be larger.
 	MaxEvents int
@@ -88,8 +94,8 @@ type Config struct {
 
 var (
 	// ErrFenced means that another relay took over, or that the broker aborted a transaction that
-	// was open too long (the machine slept). Run does not retry: two relays would fence each other
-	// forever. The caller decides whether to start the relay again.
+	// was open too long (the machine slept). Without Config.Hold, Run does not retry: two relays would
+	// fence each other forever. The caller decides whether to start the relay again.
 	ErrFenced = errors.New("relay: fenced by another relay, or a transaction timed out")
 
 	// ErrStoreBehind means that the log has events that were published from this store and that the
@@ -114,6 +120,7 @@ type Progress struct {
 	Published      uint64         // events that this relay has published
 	InvalidRecords uint64         // records found that were not written by a relay
 	Live           bool           // this relay holds its transactional id and has resumed
+	Standby        bool           // another relay publishes, and this one waits to take its place
 }
 
 // Relay publishes the events of one store.
@@ -192,15 +199,14 @@ func (r *Relay) Run(ctx context.Context) error {
 	waits := backoff.Server.Start()
 	for {
 		before := r.Progress().Published
-		err := r.runSession(ctx)
-		r.report(func(p *Progress) { p.Live = false })
+		err := r.takeTurn(ctx)
 		select {
 		case <-ctx.Done():
 			return nil
 		default:
 		}
 		switch {
-		case errors.Is(err, kafka.ErrFenced):
+		case errors.Is(err, kafka.ErrFenced) && r.cfg.Hold == nil:
 			return fmt.Errorf("%w: %w", ErrFenced, err)
 		case errors.Is(err, ErrStoreBehind), errors.Is(err, ErrLogChanged), errors.Is(err, ErrCannotWrite),
 			errors.Is(err, eventstore.ErrReplaced), errors.Is(err, eventstore.ErrClosed):
@@ -216,6 +222,23 @@ func (r *Relay) Run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// takeTurn waits until no other relay publishes, and runs a session. A session that fails ends the
+// turn, so that a standby which may have fewer problems takes over.
+func (r *Relay) takeTurn(ctx context.Context) error {
+	if r.cfg.Hold != nil {
+		r.report(func(p *Progress) { p.Standby = true })
+		release, err := r.cfg.Hold(ctx)
+		r.report(func(p *Progress) { p.Standby = false })
+		if err != nil {
+			return fmt.Errorf("wait for the relay that publishes: %w", err)
+		}
+		defer release()
+	}
+	err := r.runSession(ctx)
+	r.report(func(p *Progress) { p.Live = false })
+	return err
 }
 
 // callTimeout bounds every call to Kafka, the store or the registry, so that a hung server cannot

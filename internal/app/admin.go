@@ -6,6 +6,7 @@ package app
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -173,10 +174,11 @@ func (p *App) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err error
 	return sinks, nil
 }
 
-// progress returns how far each store has been published, by service. A process that runs the
-// relays reads it from them. Others read the relays' checkpoints from Kafka.
+// progress returns how far each store has been published, by service. A process whose relays publish
+// reads it from them. Others read the relays' checkpoints from Kafka.
 func (p *App) progress(ctx context.Context) (map[string]relay.Progress, error) {
-	if len(p.relays) == 0 {
+	standby := func(r *relay.Relay) bool { return r.Progress().Standby }
+	if len(p.relays) == 0 || slices.ContainsFunc(slices.Collect(maps.Values(p.relays)), standby) {
 		// The caller's ctx may have no deadline, and a frozen broker does not answer.
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()

@@ -293,8 +293,10 @@ func (p *App) unready(ctx context.Context) error {
 			}
 		}
 		// Live is false until the relay has resumed, and between two sessions.
-		if r := p.relays[a.Name]; r != nil && !r.Progress().Live {
-			return fmt.Errorf("relay of %s: not publishing", a.Service)
+		if r := p.relays[a.Name]; r != nil {
+			if at := r.Progress(); !at.Live && !at.Standby {
+				return fmt.Errorf("relay of %s: not publishing", a.Service)
+			}
 		}
 	}
 	if len(p.views) > 0 && !p.caughtUp.Load() {

@@ -53,8 +53,9 @@ func (p *App) startKafka(ctx context.Context) error {
 	if err := p.startSeals(); err != nil {
 		return err
 	}
-	// The position of relays in other processes is known from their checkpoints only.
-	if p.wanted[stores] && !p.has(Relay) {
+	// The position of relays in other processes is known from their checkpoints only. Embedded stores
+	// have no others.
+	if p.wanted[stores] && (!p.has(Relay) || p.cfg.Store.Postgres != "") {
 		if p.published, err = relay.NewFollower(p.kafka, p.storesByService()); err != nil {
 			return err
 		}

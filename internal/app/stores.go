@@ -87,8 +87,7 @@ func Migrate(ctx context.Context, c config.Config, report func(service string)) 
 }
 
 // startRelays starts a relay for each service. Records on the topics that no relay wrote become
-// dead letters. Each relay has its own transactional id, so a second process fences it relay by
-// relay.
+// dead letters. Relays of other processes take turns with it, service by service.
 func (p *App) startRelays(context.Context) error {
 	deadLetters := streams.NewDeadLetters(p.kafka)
 	p.onStop(func() error {
@@ -113,7 +112,7 @@ func (p *App) startRelays(context.Context) error {
 				})
 			},
 			Published:       p.measurePublished(a.Topic),
-			TransactionalID: "millrace-relay-" + a.Service + p.boot,
+			TransactionalID: "millrace-relay-" + a.Service + p.boot, Hold: turns(p.stores[a.Name]),
 		})
 		if err != nil {
 			return err
@@ -122,6 +121,18 @@ func (p *App) startRelays(context.Context) error {
 		p.background("relay of "+a.Service, func(ctx context.Context) error { return p.runRelay(ctx, r) })
 	}
 	return nil
+}
+
+// turns returns how the relays of a store take turns. It is nil for an embedded store, which no other
+// process can open.
+func turns(store eventstore.Store) func(context.Context) (func(), error) {
+	shared, ok := store.(interface {
+		Hold(ctx context.Context, name string) (release func(), err error)
+	})
+	if !ok {
+		return nil
+	}
+	return func(ctx context.Context) (func(), error) { return shared.Hold(ctx, "relay") }
 }
 
 // runRelay runs a relay until ctx is done. With an embedded broker, no other process can have its

@@ -118,6 +118,7 @@ func realRows() []row {
 	}
 	rows = append(rows, garbageRows("")...)
 	rows = append(rows, poisonRows("")...)
+	rows = append(rows, replayRows("")...)
 	rows = append(rows, flagRows("")...)
 	rows = append(rows, row{name: "iceberg/purge file/kill", step: purgeStep, fault: killPurge})
 	rows = append(rows, serverRows()...)
@@ -191,6 +192,7 @@ func embeddedRows() []row {
 	}
 	rows = append(rows, garbageRows("embedded/")...)
 	rows = append(rows, poisonRows("embedded/")...)
+	rows = append(rows, replayRows("embedded/")...)
 	rows = append(rows, flagRows("embedded/")...)
 	rows = append(rows, row{name: "embedded/iceberg/purge file/kill", step: purgeStep, fault: killPurge, quick: true})
 	// Freezing the only process is the same at every step, except for what is open at that moment:
