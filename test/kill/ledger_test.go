@@ -3,6 +3,7 @@ package kill
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -21,7 +22,8 @@ type ledger struct {
 	mu       sync.Mutex
 	commands map[string]*entry // by idempotency key
 	acks     int
-	row      int // number of rows that have used the system
+	latest   []entry // acknowledged commands to orders, the last maxLatest of them
+	row      int     // number of rows that have used the system
 }
 
 // entry is one command, however often it was sent.
@@ -50,6 +52,19 @@ func (l *ledger) acknowledged() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.acks
+}
+
+// maxLatest bounds the commands among which recent chooses.
+const maxLatest = 64
+
+// recent returns one of the last acknowledged commands to orders. ok is false if there is none.
+func (l *ledger) recent() (e entry, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.latest) == 0 {
+		return entry{}, false
+	}
+	return l.latest[rand.IntN(len(l.latest))], true
 }
 
 // entries returns all commands, in no particular order.
@@ -112,6 +127,12 @@ func (l *ledger) answered(key, procedure string, ok bool, body []byte) error {
 	}
 	e.acknowledged, e.token, e.opaque = true, token, receipt.GetToken()
 	l.acks++
+	if token.Service == event.Order.Service {
+		l.latest = append(l.latest, *e)
+		if len(l.latest) > maxLatest {
+			l.latest = slices.Delete(l.latest, 0, len(l.latest)-maxLatest)
+		}
+	}
 	return nil
 }
 

@@ -7,11 +7,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 )
 
 // recorder is a reverse proxy in front of the role commands, and the address that clients know. It
-// forwards each command to the process that currently runs the role, and records the command and
+// forwards each command to a process that currently runs the role, and records the command and
 // its answer in the ledger. So every client, including the importer, is recorded.
 type recorder struct {
 	addr       string
@@ -20,10 +21,17 @@ type recorder struct {
 	client     *http.Transport
 	violations chan error // violations that the ledger found
 
-	mu     sync.Mutex         // guards what follows
-	target string             // host:port; empty while no process runs the role
-	ctx    context.Context    // of the calls to target
-	cut    context.CancelFunc // ends ctx, and so the calls
+	mu      sync.Mutex // guards what follows
+	targets []*target  // one for each of the role's processes that are to run
+	turn    int        // counts the calls, which go to the targets in turn
+}
+
+// target is a process that takes commands.
+type target struct {
+	role *role  // that the process runs
+	addr string // host:port
+	ctx  context.Context
+	cut  context.CancelFunc // ends ctx, and so the calls to the process
 }
 
 // startRecorder starts a recorder on a free port. It has no target yet.
@@ -36,7 +44,6 @@ func startRecorder(l *ledger) (*recorder, error) {
 		addr: listener.Addr().String(), ledger: l, violations: make(chan error, 1),
 		client: &http.Transport{MaxIdleConnsPerHost: 256, DisableCompression: true},
 	}
-	c.ctx, c.cut = context.WithCancel(context.Background())
 	c.server = &http.Server{Handler: c, Protocols: new(http.Protocols)}
 	c.server.Protocols.SetHTTP1(true)
 	c.server.Protocols.SetUnencryptedHTTP2(true)
@@ -45,29 +52,46 @@ func startRecorder(l *ledger) (*recorder, error) {
 }
 
 func (c *recorder) close() error {
-	c.forwardTo("")
+	c.mu.Lock()
+	for _, t := range c.targets {
+		t.cut()
+	}
+	c.targets = nil
+	c.mu.Unlock()
 	c.client.CloseIdleConnections()
 	return c.server.Close()
 }
 
-// forwardTo sends all later calls to another process. Calls in flight to the previous one are cut
+// forwardTo sends later calls to another process of a role. Calls in flight to the previous one are cut
 // off, and their clients send them again.
-func (c *recorder) forwardTo(target string) {
+func (c *recorder) forwardTo(r *role, addr string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if target == c.target {
+	at := slices.IndexFunc(c.targets, func(t *target) bool { return t.role == r })
+	switch {
+	case at < 0:
+		at = len(c.targets)
+		c.targets = append(c.targets, nil)
+	case c.targets[at].addr == addr:
 		return
+	default:
+		c.targets[at].cut()
 	}
-	c.cut()
-	c.target = target
-	c.ctx, c.cut = context.WithCancel(context.Background())
+	t := &target{role: r, addr: addr}
+	t.ctx, t.cut = context.WithCancel(context.Background())
+	c.targets[at] = t
 }
 
-// destination returns the current target, and a context that ends when the target changes.
-func (c *recorder) destination() (context.Context, string) {
+// destinations returns the targets, in the order in which a call tries them.
+func (c *recorder) destinations() []*target {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.ctx, c.target
+	if len(c.targets) == 0 {
+		return nil
+	}
+	c.turn++
+	first := c.turn % len(c.targets)
+	return slices.Concat(c.targets[first:], c.targets[:first])
 }
 
 // ServeHTTP records a command before it is forwarded, and its answer before the client gets it.
@@ -97,16 +121,28 @@ func (c *recorder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(answer) // a client that has gone sends the command again
 }
 
-// forward forwards the call and reads its whole answer.
-func (c *recorder) forward(r *http.Request, body []byte) (status int, header http.Header, answer []byte, err error) {
-	current, target := c.destination()
-	if target == "" {
-		return 0, nil, nil, errors.New("no process accepts commands")
+// forward forwards the call to the first process that can be reached, and reads its whole answer. The
+// same command may reach two processes, as behind any load balancer that retries.
+func (c *recorder) forward(r *http.Request, body []byte) (
+	status int, header http.Header, answer []byte, err error,
+) {
+	err = errors.New("no process accepts commands")
+	for _, t := range c.destinations() {
+		if status, header, answer, err = c.call(t, r, body); err == nil || r.Context().Err() != nil {
+			break
+		}
 	}
+	return status, header, answer, err
+}
+
+// call forwards the call to one process.
+func (c *recorder) call(t *target, r *http.Request, body []byte) (
+	status int, header http.Header, answer []byte, err error,
+) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	defer context.AfterFunc(current, cancel)()
-	request, err := http.NewRequestWithContext(ctx, r.Method, "http://"+target+r.URL.Path, bytes.NewReader(body))
+	defer context.AfterFunc(t.ctx, cancel)()
+	request, err := http.NewRequestWithContext(ctx, r.Method, "http://"+t.addr+r.URL.Path, bytes.NewReader(body))
 	if err != nil {
 		return 0, nil, nil, err
 	}

@@ -14,7 +14,8 @@ const (
 	nextVersion  = replayedView + "@next"
 )
 
-// attemptTimeout bounds one attempt of a command. The next one continues what it has begun.
+// attemptTimeout bounds one attempt of a command, while the process may be killed. The next one
+// continues what it has begun.
 const attemptTimeout = 20 * time.Second
 
 // replaySteps returns the steps of building a view again. The record of the versions is changed four
@@ -82,7 +83,7 @@ func (st step) replay(action string) fault {
 			{"the new version is deleted", []string{"replay", "drop", nextVersion, "--yes"},
 				func(_ string, versions int) bool { return versions == 1 }},
 		} {
-			if err := s.repeat(ctx, stage.what, stage.command, stage.done); err != nil {
+			if err := s.repeat(ctx, attemptTimeout, replayedView, stage.what, stage.command, stage.done); err != nil {
 				return err
 			}
 		}
@@ -97,20 +98,19 @@ func (st step) replay(action string) fault {
 	}
 }
 
-// repeat runs a command until the versions of the view are as it should make them.
-func (s *system) repeat(ctx context.Context, what string, command []string, done func(string, int) bool) error {
+// repeat runs a command until the versions of a view are as it should make them.
+// within bounds each time.
+func (s *system) repeat(ctx context.Context, within time.Duration, view, what string, command []string,
+	done func(serving string, versions int) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
 	for {
-		serving, versions, err := s.versions(ctx)
+		serving, versions, err := s.versions(ctx, view)
 		if err == nil && done(serving, versions) {
 			return nil
 		}
 		if err == nil {
-			// A process that was killed continues at another address, for which a command does not look.
-			attempt, end := context.WithTimeout(ctx, attemptTimeout)
-			_, err = s.run(attempt, command...)
-			end()
+			err = s.attempt(ctx, within, command...)
 		}
 		if sleep(ctx, time.Second) != nil {
 			return errors.Join(fmt.Errorf("timed out waiting until %s", what), err)
@@ -118,15 +118,26 @@ func (s *system) repeat(ctx context.Context, what string, command []string, done
 	}
 }
 
-// versions returns the sink of the version that serves, and the number of versions.
-func (s *system) versions(ctx context.Context) (serving string, n int, err error) {
+// attempt runs a command, and ends it after some time: a process that was killed continues at another
+// address, for which a command does not look.
+func (s *system) attempt(ctx context.Context, within time.Duration, command ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	_, err := s.run(ctx, command...)
+	return err
+}
+
+// versions returns the sink of a view's version that serves, and the number of its versions.
+func (s *system) versions(ctx context.Context, view string) (serving string, n int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	out, err := s.run(ctx, "replay", "ls", replayedView, "--output", "json")
+	out, err := s.run(ctx, "replay", "ls", view, "--output", "json")
 	if err != nil {
 		return "", 0, err
 	}
-	var listed struct{ Versions []struct{ Sink, State string } }
+	var listed struct {
+		Versions []struct{ Sink, State string }
+	}
 	if err := json.Unmarshal([]byte(out), &listed); err != nil {
 		return "", 0, fmt.Errorf("decode the output of replay ls: %w", err)
 	}

@@ -68,7 +68,7 @@ func (r *role) adopt(i *instance) {
 	r.current = i
 	r.starts++
 	if r.recorder != nil {
-		r.recorder.forwardTo(i.addr)
+		r.recorder.forwardTo(r, i.addr)
 	}
 	r.supervisors.Go(func() { r.supervise(i) })
 }

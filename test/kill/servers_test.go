@@ -35,7 +35,10 @@ type servers struct {
 }
 
 // startReal starts every server, a link to each, and a process for each role.
-func startReal(ctx context.Context, dir string) (_ *system, err error) {
+func startReal(ctx context.Context, dir string) (*system, error) { return startProcesses(ctx, dir, 1) }
+
+// startProcesses starts every server, a link to each, and some processes for each role.
+func startProcesses(ctx context.Context, dir string, each int) (_ *system, err error) {
 	s := &system{dir: dir, ledger: newLedger(), servers: &servers{}, links: map[string][]*link{},
 		roles: map[string]*role{}}
 	defer func() {
@@ -55,19 +58,31 @@ func startReal(ctx context.Context, dir string) (_ *system, err error) {
 	}
 	s.env = append(append(s.env, "MILLRACE_LOG_LEVEL=warn", "MILLRACE_COMMANDS_CURRENCIES={GBP: 3}", bisectEnv),
 		slices.Concat(onlineEnv, maintenanceEnv)...)
-	for _, name := range []string{"commands", "relay", "views", "lake", "query", "admin", "iceberg",
-		"features", "tracking"} {
-		r := &role{name: name, args: []string{"serve", "--role", name}, env: slices.Clip(s.env),
-			dir: filepath.Join(dir, name)}
-		if name == "commands" {
-			r.recorder = s.recorder
+	for _, name := range realRoles {
+		for n := range each {
+			r := &role{name: nth(name, n), args: []string{"serve", "--role", name}, env: slices.Clip(s.env)}
+			r.dir = filepath.Join(dir, r.name)
+			if name == "commands" {
+				r.recorder = s.recorder
+			}
+			s.roles[r.name] = r
 		}
-		s.roles[name] = r
 	}
 	if err := s.open(ctx); err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+// realRoles are the roles that have processes of their own.
+var realRoles = []string{"commands", "relay", "views", "lake", "query", "admin", "iceberg", "features", "tracking"}
+
+// nth returns the name of the nth process of a role, from 0.
+func nth(role string, n int) string {
+	if n == 0 {
+		return role
+	}
+	return fmt.Sprintf("%s-%d", role, n+1)
 }
 
 // addLink puts a link in front of a server.
