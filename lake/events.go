@@ -67,16 +67,30 @@ type Progress struct {
 // offset up to another, which is excluded. The order is any. An event is valid until each returns.
 func (l *Lake) EventsBetween(ctx context.Context, topic string, partition int32, from, to int64,
 	each func(e event.Event, offset int64) error) error {
+	return l.EventsIn(ctx, topic, map[int32]Offsets{partition: {from, to}},
+		func(e event.Event, _ int32, offset int64) error { return each(e, offset) })
+}
+
+// Offsets are the offsets of a partition from the first one up to another, which is excluded.
+type Offsets struct{ From, To int64 }
+
+// EventsIn calls each for the events of a topic that its table has in ranges of offsets, by partition.
+// The order is any. An event is valid until each returns.
+func (l *Lake) EventsIn(ctx context.Context, topic string, ranges map[int32]Offsets,
+	each func(e event.Event, partition int32, offset int64) error) error {
 	t, err := l.eventsTable(topic)
-	if err != nil {
+	if err != nil || len(ranges) == 0 {
 		return err
 	}
 	of, at := iceberg.Reference(t.Origin+partitionColumn), iceberg.Reference(t.Origin+offsetColumn)
+	var in iceberg.BooleanExpression = iceberg.AlwaysFalse{}
+	for partition, r := range ranges {
+		in = iceberg.NewOr(in, iceberg.NewAnd(iceberg.EqualTo(of, partition),
+			iceberg.GreaterThanEqual(at, r.From), iceberg.LessThan(at, r.To)))
+	}
 	// All columns are read: with fewer, iceberg-go 0.7 applies the filter to columns by their positions
 	// among all of them.
-	between := iceberg.NewAnd(iceberg.EqualTo(of, partition), iceberg.GreaterThanEqual(at, from), iceberg.LessThan(at, to))
-	return l.events(ctx, t, func(e event.Event, _ int32, offset int64) error { return each(e, offset) },
-		table.WithRowFilter(between))
+	return l.events(ctx, t, each, table.WithRowFilter(in))
 }
 
 // Columns of a row's place on the log, behind the declaration's Origin.

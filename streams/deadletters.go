@@ -187,6 +187,9 @@ func letterKey(sink string, rec Record) []byte {
 // seal, so that it can be applied again.
 func (r *Runtime) deadLetterOf(it *item, reason error) *kafka.Record {
 	rec, m := it.record, it.message
+	if m == nil {
+		m = r.archivedMessage(rec)
+	}
 	rec.Event.Data = m.Value
 	return newDeadLetter(r.cfg.Name, rec, string(m.Key), m.Headers, reason)
 }

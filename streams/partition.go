@@ -25,6 +25,10 @@ type partition struct {
 
 	parking *parking // set before the first record is read
 
+	// archived reports that the partition is read from the archive, and not from the log. Only the poll
+	// loop changes it, with Runtime.mu held, so the poll loop reads it without the lock.
+	archived bool
+
 	measuredFrom int64 // the ages of events before this offset are not measured
 
 	// mu protects the fields below. The poll loop adds records, and workers finish them.

@@ -11,16 +11,19 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// repair is a request to the poll loop: continue reading from the sink's positions.
+// repair is a request to the poll loop: continue reading from the sink's positions, or elsewhere.
 type repair struct {
 	cause error
 	gap   *item         // the record that cannot be applied; nil if the positions were lost
 	done  chan struct{} // closed when the repair has ended
+
+	handOver *partition // nothing was lost, but this partition has been read from the archive …
+	at       int64      // … and continues on the log at this offset
 }
 
 // requestRepair passes a repair to the poll loop and blocks until it is done, or until ctx ends.
 func (r *Runtime) requestRepair(ctx context.Context, cause error, gap *item) {
-	req := repair{cause, gap, make(chan struct{})}
+	req := repair{cause: cause, gap: gap, done: make(chan struct{})}
 	select {
 	case r.repairs <- req:
 		<-req.done
@@ -41,6 +44,9 @@ func (r *Runtime) requestRepair(ctx context.Context, cause error, gap *item) {
 // An error means that the consumer reads from a wrong offset, so Run must end.
 func (r *Runtime) repair(ctx context.Context, req repair) error {
 	defer close(req.done)
+	if req.handOver != nil {
+		return r.handOver(ctx, req.handOver, req.at)
+	}
 	var gapAt kafka.TopicPartition
 	if req.gap != nil {
 		gapAt = kafka.TopicPartition{Topic: req.gap.record.Topic, Partition: req.gap.record.Partition}
@@ -72,7 +78,12 @@ func (r *Runtime) repair(ctx context.Context, req repair) error {
 	if len(restart) > 0 {
 		r.cfg.Watermarks.faults.Report(r.cfg.Logger, r.cfg.Name, "content", req.cause.Error())
 	}
-	seek := map[kafka.TopicPartition]int64{}
+	seek, archived, err := r.fromArchive(ctx, restart)
+	if err != nil {
+		r.cfg.Logger.Warn("streams: finding where to read lost data again failed; retrying",
+			"sink", r.cfg.Name, "cause", req.cause, "error", err)
+		return nil
+	}
 	for tp, from := range restart {
 		r.cfg.Logger.Warn("streams: sink lost data; reading the log again", "sink", r.cfg.Name,
 			"topic", tp.Topic, "partition", tp.Partition, "from", from.at.Next, "cause", req.cause)
@@ -83,11 +94,18 @@ func (r *Runtime) repair(ctx context.Context, req repair) error {
 			// event.
 			p.provenTo = old.readTo()
 		}
-		seek[tp] = from.at.Next
 	}
+	r.mu.Lock()
+	r.beginInArchive(archived)
+	r.mu.Unlock()
+	return r.seek(ctx, seek)
+}
+
+// seek makes the consumer continue at other offsets.
+func (r *Runtime) seek(ctx context.Context, offsets map[kafka.TopicPartition]int64) error {
 	waits := backoff.Server.Start()
-	for tries := 1; len(seek) > 0; tries++ { // a partition that was just assigned cannot seek yet
-		err := r.consumer.Seek(seek)
+	for tries := 1; len(offsets) > 0; tries++ { // a partition that was just assigned cannot seek yet
+		err := r.consumer.Seek(offsets)
 		if err == nil {
 			break
 		}
@@ -145,8 +163,8 @@ func (r *Runtime) lostPartitions(ctx context.Context) (map[kafka.TopicPartition]
 }
 
 // onOutOfRange runs on the poll loop when the log does not have the offset to read. If the topic
-// was recreated, it restarts the partition and returns true. Otherwise the log lost records, and
-// the consumer reports an error.
+// was recreated, or if the archive has what the log has deleted, it restarts the partition and returns
+// true. Otherwise the log lost records, and the consumer reports an error.
 func (r *Runtime) onOutOfRange(ctx context.Context, tp kafka.TopicPartition) (again bool) {
 	r.saving.Lock()
 	defer r.saving.Unlock()
@@ -155,10 +173,18 @@ func (r *Runtime) onOutOfRange(ctx context.Context, tp kafka.TopicPartition) (ag
 		return false
 	}
 	starts, err := r.startPositions(ctx, []kafka.TopicPartition{tp})
-	if err != nil || !differentTopic(p.topicID(), starts[tp].at.Topic) {
+	if err != nil {
+		return false
+	}
+	// A seek there would be to the beginning of the log, which is where the consumer continues.
+	_, archived, err := r.fromArchive(ctx, starts)
+	if err != nil || !differentTopic(p.topicID(), starts[tp].at.Topic) && !archived[tp] {
 		return false
 	}
 	r.restart(tp, starts[tp])
+	r.mu.Lock()
+	r.beginInArchive(archived)
+	r.mu.Unlock()
 	return true
 }
 

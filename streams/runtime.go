@@ -58,6 +58,7 @@ type Runtime struct {
 	seed          maphash.Seed    // of the hash that assigns keys to lanes
 	lanes         []chan *item    // one per worker
 	repairs       chan repair     // repairs that the poll loop has to do
+	archived      chan struct{}   // has an element if a partition begins in the archive
 	redrives      chan struct{}   // has an element if parked events have to be applied again
 	attempts      context.Context // ends stopGrace after Run's context, so that Apply can finish
 	deadLetters   deadLetterWriter
@@ -65,6 +66,7 @@ type Runtime struct {
 	meter         Meter         // set before Run
 	running       chan struct{} // closed when consumer is set
 	tracer        *tracing.Tracer
+	archive       Archive // nil if there is none
 	pace          pacer
 
 	// closing protects consumer against calls of CatchUp while Run closes it. All goroutines of Run
@@ -94,6 +96,7 @@ func New(cfg Config) *Runtime {
 	setDefault(&cfg.Logger, slog.Default())
 	r := &Runtime{
 		cfg: cfg, seed: maphash.MakeSeed(), repairs: make(chan repair), redrives: make(chan struct{}, 1),
+		archived:   make(chan struct{}, 1),
 		running:    make(chan struct{}),
 		partitions: map[kafka.TopicPartition]*partition{}, deadLetters: deadLetterWriter{cfg: cfg.Kafka},
 		deadLetterLog: deadLetterLog{sink: cfg.Name, logger: cfg.Logger}, meter: noMeter{},
@@ -107,6 +110,10 @@ func New(cfg Config) *Runtime {
 // Trace records each event that the sink applies, in the trace of its command. Call it before Run. A
 // nil Tracer records nothing.
 func (r *Runtime) Trace(t *tracing.Tracer) { r.tracer = t }
+
+// UseArchive makes the Runtime read from an archive what the log has deleted. Without it, such events
+// are lost for the sink. Call it before Run.
+func (r *Runtime) UseArchive(a Archive) { r.archive = a }
 
 // setDefault sets a field that is zero.
 func setDefault[T comparable](field *T, value T) {
@@ -152,6 +159,9 @@ func (r *Runtime) Run(ctx context.Context) error {
 	running.Go(func() { r.trackPositions(ctx) })
 	running.Go(func() { r.inspect(ctx) })
 	running.Go(func() { r.redrive(ctx) })
+	if r.archive != nil {
+		running.Go(func() { r.readArchive(ctx) })
+	}
 	err = r.poll(ctx)
 
 	// Stop in this order: give up the partitions, which waits for the workers' records and saves
@@ -214,6 +224,11 @@ func (r *Runtime) next() (*item, error) {
 	p := r.partitions[m.TopicPartition]
 	switch {
 	case p == nil: // the partition was assigned while the runtime stops
+		return nil, nil
+	case p.archived: // this is read again when the archive has been read
+		if err := r.consumer.Pause([]kafka.TopicPartition{m.TopicPartition}); err != nil {
+			return nil, fmt.Errorf("pause: %w", err)
+		}
 		return nil, nil
 	case m.End: // there is no record up to this offset
 		p.end(m.Offset)
@@ -295,13 +310,16 @@ func (r *Runtime) onAssigned(ctx context.Context, ps []kafka.TopicPartition) map
 		if err == nil {
 			parked, err = r.loadParked(ctx, starts)
 		}
+		var offsets map[kafka.TopicPartition]int64
+		var archived map[kafka.TopicPartition]bool
 		if err == nil {
-			offsets := map[kafka.TopicPartition]int64{}
+			offsets, archived, err = r.fromArchive(ctx, starts)
+		}
+		if err == nil {
 			r.meter.Rebalanced()
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			for _, tp := range ps {
-				offsets[tp] = starts[tp].at.Next
 				p := newPartition(tp.Topic, tp.Partition, starts[tp], r.cfg.Watermarks)
 				p.parking = parked[tp]
 				r.partitions[tp] = p
@@ -309,6 +327,7 @@ func (r *Runtime) onAssigned(ctx context.Context, ps []kafka.TopicPartition) map
 					r.Redrive()
 				}
 			}
+			r.beginInArchive(archived)
 			return offsets
 		}
 		wait := waits.Next()

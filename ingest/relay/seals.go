@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -184,6 +185,19 @@ func (s *Seals) CheckSeal(ctx context.Context, r registry.Record, e event.Event)
 			return false, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
 		}
 	}
+}
+
+// Seal returns the header that seals an event of a topic under a name that is trusted. The event must
+// have been sealed before: it is for an event whose record the log has deleted.
+func (s *Seals) Seal(ctx context.Context, topic string, e event.Event) (event.Header, error) {
+	if err := s.refresh(ctx, topic, time.Now().Add(-refreshInterval)); err != nil {
+		return event.Header{}, err
+	}
+	t := (*s.known.Load())[topic]
+	if t == nil || len(t.names) == 0 {
+		return event.Header{}, fmt.Errorf("no seal of topic %s is known", topic)
+	}
+	return e.Seal(slices.Min(slices.Collect(maps.Keys(t.names)))), nil
 }
 
 // judge checks a record against the announcements read so far. final is false if newer

@@ -77,25 +77,26 @@ type App struct {
 	admin    *kafka.Admin
 	// A suffix of the relays' transactional ids. It is new at each start of the embedded broker,
 	// and empty with real brokers.
-	boot      string
-	stores    map[string]eventstore.Store // by aggregate
-	seals     *relay.Seals                // nil without Kafka
-	relays    map[string]*relay.Relay     // by aggregate, if this process runs them
-	published *relay.Follower             // follows relays of other processes
-	viewSinks *Sinks
-	views     []*view
-	processes []process
-	services  []mounted // see commandServices
-	lake      *lake.Lake
-	sql       *lakesql.SQL
-	history   *history.History   // of features; nil without ClickHouse
-	facts     *clickhouse.Store  // where history is
-	child     *clickhouse.Engine // the embedded engine of SQL and features; nil with a server
-	vectors   vectorFeed         // features in memory or in Redis
-	profiles  *profiles          // of the vectors
-	refusals  *refusals.Follower // who refuses that vectors are answered; nil without customers
-	served    *served.Log        // nil: vectors are not logged
-	tracking  *tracking.Intake   // nil without the role
+	boot        string
+	stores      map[string]eventstore.Store // by aggregate
+	seals       *relay.Seals                // nil without Kafka
+	relays      map[string]*relay.Relay     // by aggregate, if this process runs them
+	published   *relay.Follower             // follows relays of other processes
+	viewSinks   *Sinks
+	views       []*view
+	viewArchive *viewArchive // what the log has deleted
+	processes   []process
+	services    []mounted // see commandServices
+	lake        *lake.Lake
+	sql         *lakesql.SQL
+	history     *history.History   // of features; nil without ClickHouse
+	facts       *clickhouse.Store  // where history is
+	child       *clickhouse.Engine // the embedded engine of SQL and features; nil with a server
+	vectors     vectorFeed         // features in memory or in Redis
+	profiles    *profiles          // of the vectors
+	refusals    *refusals.Follower // who refuses that vectors are answered; nil without customers
+	served      *served.Log        // nil: vectors are not logged
+	tracking    *tracking.Intake   // nil without the role
 
 	// settingsMu guards settings: the periodic check writes them, and status reads them.
 	settingsMu sync.Mutex

@@ -309,6 +309,8 @@ func (p *App) openViews(ctx context.Context) error {
 
 // startRunners starts feeding the views. Processes with the role views share the partitions.
 func (p *App) startRunners(context.Context) error {
+	p.viewArchive = &viewArchive{app: p}
+	p.onStop(p.viewArchive.Close)
 	for _, v := range p.views {
 		v.start(true)
 	}

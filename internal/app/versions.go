@@ -233,6 +233,7 @@ func (v *view) attach(o *version) {
 		// Events of years ago would say nothing of the freshness of what queries show.
 		p.measureRuntime("view "+o.sink, r, o.serves.Load)
 		r.Trace(p.tracer)
+		r.UseArchive(p.viewArchive)
 		o.runner = r
 	} else {
 		o.runner = o.Follower(p.kafka, p.log)

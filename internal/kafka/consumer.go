@@ -336,6 +336,11 @@ func (c *Consumer) Ends(ctx context.Context, topic string) (map[int32]int64, err
 	return c.admin.EndOffsets(ctx, topic)
 }
 
+// Starts returns the offsets of the first records that a topic's partitions have.
+func (c *Consumer) Starts(ctx context.Context, topic string) (map[int32]int64, error) {
+	return c.admin.StartOffsets(ctx, topic)
+}
+
 // Topic returns the info of a topic.
 func (c *Consumer) Topic(ctx context.Context, name string) (TopicInfo, error) {
 	return c.admin.Topic(ctx, name)

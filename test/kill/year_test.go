@@ -111,7 +111,7 @@ func (s *system) replayWithKills(ctx context.Context, view string) error {
 	killed := make(chan struct{})
 	filling.Go(func() {
 		for {
-			_ = s.attempt(ctx, attemptTimeout, "replay", "--target", view, "--version", "year", "--rate", "2000/s", "--no-swap")
+			_ = s.attempt(ctx, attemptTimeout, "replay", "--target", view, "--version", "year", "--rate", "10000/s", "--no-swap")
 			select {
 			case <-killed:
 				return
@@ -184,14 +184,17 @@ func (s *system) readRecent(ctx context.Context, r *readers) error {
 			connect.NewRequest(&orderv1.GetOrderRequest{
 				Key: &orderv1.GetOrderRequest_OrderId{OrderId: e.token.Stream}, Token: e.opaque,
 			}))
-		switch code := connect.CodeOf(err); {
+		code := connect.CodeOf(err)
+		// A connection that was cut off is reported as a call that was cancelled.
+		unreachable := code == connect.CodeUnavailable || code == connect.CodeDeadlineExceeded || code == connect.CodeCanceled
+		switch {
 		case err == nil && res.Msg.GetOrder().GetVersion() < e.token.Version:
 			return fmt.Errorf("order %s: version %d was read with the token of version %d",
 				e.token.Stream, res.Msg.GetOrder().GetVersion(), e.token.Version)
 		case err == nil:
 			r.reads.Add(1)
 			return nil
-		case code != connect.CodeUnavailable && code != connect.CodeDeadlineExceeded || time.Now().After(deadline):
+		case !unreachable || time.Now().After(deadline):
 			return fmt.Errorf("order %s: %w", e.token.Stream, err)
 		}
 		if err := sleep(ctx, watchEvery); err != nil {
