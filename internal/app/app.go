@@ -48,6 +48,7 @@ import (
 	"github.com/millrace/millrace/internal/tracing"
 	"github.com/millrace/millrace/lake"
 	lakesql "github.com/millrace/millrace/lake/sql"
+	"github.com/millrace/millrace/readmodels/customer360"
 )
 
 // App is a running process with some of the roles, or all of them. The steps of the start set its
@@ -135,7 +136,7 @@ func newApp(m Modules, cfg config.Config, roles []Role, log *slog.Logger) *App {
 		failed:      make(chan struct{}),
 	}
 	// Sinks registers its servers with the App, so each refers to the other.
-	p.viewSinks = &Sinks{app: p}
+	p.viewSinks = &Sinks{app: p, members: customer360.NewMembers()}
 	return p
 }
 

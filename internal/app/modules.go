@@ -50,8 +50,9 @@ func Shop() Modules {
 		Views: []View{
 			inRedis(orderstatus.Name, orderstatus.Projection, orderstatus.NewVersion,
 				feed(event.Order, orderstatus.ExpectedDigest)),
-			inSearch(catalog.Name, catalog.NewVersion, feed(event.Product, catalog.ExpectedDigest)),
-			withSegments(inRedis(customer360.Name, 0, customer360.NewVersion, feed(event.Customer, customerFacts.ExpectedDigest),
+			inSearch(catalog.Name, catalog.Projection, catalog.NewVersion, feed(event.Product, catalog.ExpectedDigest)),
+			withSegments(inRedis(customer360.Name, customer360.Projection, customer360.NewVersion,
+				feed(event.Customer, customerFacts.ExpectedDigest),
 				feed(event.Order, customerFacts.ExpectedDigest), feed(event.Identity, customerFacts.ExpectedDigest),
 				outside(event.Behavior, customer360.ExpectedBehavior))),
 		},
@@ -109,7 +110,7 @@ type View struct {
 	// version only.
 	Versions func(context.Context, *Sinks) (versions.Store, error)
 	// Projection is the number of the projection that the code has. A version that was built by
-	// another one is reported. It is 0 if the view does not count its projections.
+	// another one is reported.
 	Projection int
 }
 

@@ -29,6 +29,8 @@ type Sinks struct {
 	app    *App
 	redis  *redis.Client
 	damage error // found in the files of the embedded Redis; nil if there was none
+	// members of segments, for all versions of the view of customers.
+	members *customer360.Members
 
 	// mu protects indexes: versions of the view are opened and dropped while the process runs.
 	mu      sync.Mutex
@@ -86,6 +88,7 @@ func withSegments(v View) View {
 		if err != nil {
 			return nil, err
 		}
+		customers.UseMembers(s.members)
 		customers.SetFeatures(customerFacts, newCustomerFeatures(newestVersions(groups)))
 		limits := s.app.cfg.Customer360.Limits
 		return opened, prefixed(customers.SetSegments(segments, customer360.Limits{Segments: limits.Segments,
@@ -121,10 +124,10 @@ func prefixed(err error) error {
 // inSearch declares a view that keeps its documents in the search engine. There is one index for each
 // version, and its documents are products.
 func inSearch[V OpenView](
-	name string, open func(index catalog.Index, sink string, log *slog.Logger) V, feeds ...Feed,
+	name string, projection int, open func(index catalog.Index, sink string, log *slog.Logger) V, feeds ...Feed,
 ) View {
 	return View{
-		Name: name, Feeds: feeds,
+		Name: name, Projection: projection, Feeds: feeds,
 		Open: func(ctx context.Context, s *Sinks, sink string) (OpenView, error) {
 			index, err := s.Search(ctx, sink)
 			if err != nil {

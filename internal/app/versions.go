@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/google/uuid"
 
 	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/readmodels"
@@ -43,6 +44,7 @@ type view struct {
 	feeds    bool // this process feeds the versions; otherwise it follows them
 	options  []connect.HandlerOption
 	changed  chan struct{} // makes run look at the record at once
+	owner    string        // names this process in leases
 
 	// mu protects the fields below.
 	mu      sync.Mutex
@@ -79,7 +81,7 @@ type runner interface {
 // openView opens a view in the versions that its record has.
 func (p *App) openView(ctx context.Context, declared View) (*view, error) {
 	v := &view{View: declared, app: p, state: versions.Initial(), open: map[string]*version{},
-		changed: make(chan struct{}, 1)}
+		changed: make(chan struct{}, 1), owner: uuid.NewString()}
 	if declared.Versions != nil {
 		store, err := declared.Versions(ctx, p.viewSinks)
 		if err != nil {
@@ -536,7 +538,7 @@ func (v *view) work(ctx context.Context, failed chan<- error) {
 		defer cancel()
 		err := w.Work(ctx, customer360.WorkConfig{
 			Kafka: p.kafka, Decoder: p.decoder, Logger: p.log, Evaluate: v.feeds,
-			TransactionalID: "millrace-segments" + p.boot,
+			TransactionalID: "millrace-segments" + p.boot, Owner: v.owner,
 		})
 		if ctx.Err() == nil {
 			select {

@@ -23,6 +23,10 @@ import (
 	"github.com/millrace/millrace/readmodels"
 )
 
+// Projection is the number of Project. Raise it with every change that changes a document, so that
+// versions which were built before it are reported.
+const Projection = 1
+
 // Project implements readmodels.Project for products. An event of an unknown type changes only the
 // document's version and time, so that older processes can read newer events.
 func Project(doc *catalogv1.Product, e event.Event) (*catalogv1.Product, error) {

@@ -78,3 +78,31 @@ func TestProject(t *testing.T) {
 		})
 	}
 }
+
+// TestProjectionNumber fails if the projection makes other documents of the same events than the last
+// time, so that a change raises Projection.
+func TestProjectionNumber(t *testing.T) {
+	t.Parallel()
+	digests := map[int]string{1: "d30b28ab7f0b02b60b3fcc24ce888718"} // by projection
+	d, err := catalog.ExpectedDigest(func(yield func(event.Event, error) bool) {
+		for stream, history := range map[string][]*catalogv1.ProductEvent{
+			"A-1": {indextest.Listed("lamp", "home"), indextest.PriceSet("GBP", 2), indextest.PriceSet("EUR", 3)},
+			"A-2": {indextest.Listed("light"), indextest.Revised("lights", "x", "y"), indextest.Delisted()},
+		} {
+			for i, m := range history {
+				e := event.Event{Aggregate: event.Product.Name, Stream: stream, Version: uint64(i + 1),
+					RecordedAt: recorded, Data: indextest.Marshal(t, m)}
+				if !yield(e, nil) {
+					return
+				}
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := d.Total().Hash(), digests[catalog.Projection]; got != want {
+		t.Errorf("the documents have the digest %s, and projection %d had %s: raise Projection, and add the digest here",
+			got, catalog.Projection, want)
+	}
+}

@@ -1,6 +1,7 @@
 package customer360
 
 import (
+	"cmp"
 	"container/heap"
 	"context"
 	"errors"
@@ -48,6 +49,9 @@ type WorkConfig struct {
 	Logger  *slog.Logger
 	// Evaluate makes this process a candidate for evaluating segments. Otherwise it only follows.
 	Evaluate bool
+	// Owner names the process, so that another version of the view in it takes over at once. Empty is a
+	// name of its own.
+	Owner string
 	// TransactionalID must be the same in all processes.
 	TransactionalID string
 	// Now is the clock; nil means time.Now.
@@ -87,9 +91,9 @@ func (v *View) Work(ctx context.Context, cfg WorkConfig) error {
 			cfg.Logger.Error("segments: following the topic failed", "error", err)
 		}
 	})
-	owner := uuid.NewString()
+	owner := cmp.Or(cfg.Owner, uuid.NewString())
 	for waits := backoff.Server.Start(); ctx.Err() == nil; {
-		leads, err := v.docs.Lease(ctx, owner, time.Now(), cfg.Lease)
+		leads, err := v.lease.Lease(ctx, owner, time.Now(), cfg.Lease)
 		if err == nil && leads {
 			err = v.lead(ctx, cfg, owner)
 			waits = backoff.Server.Start()
@@ -190,13 +194,13 @@ func (e *evaluator) run(ctx context.Context, owner string) error {
 		}
 	})
 	parts.Go(func() {
-		if streams.AwaitReleased(ctx, e.cfg.Kafka, Name) == nil {
+		if streams.AwaitReleased(ctx, e.cfg.Kafka, e.view.sink) == nil {
 			stop(errReleased)
 		}
 	})
 	parts.Go(func() {
 		for backoff.Sleep(ctx, e.cfg.renew()) {
-			if leads, err := e.view.docs.Lease(ctx, owner, time.Now(), e.cfg.Lease); err == nil && !leads {
+			if leads, err := e.view.lease.Lease(ctx, owner, time.Now(), e.cfg.Lease); err == nil && !leads {
 				stop(errLeaseLost)
 			}
 		}

@@ -36,9 +36,10 @@ type membership struct {
 	since   time.Time
 }
 
-// members is the content of SegmentTopic in memory, about 200 bytes for each pair of a segment and
-// a customer who has ever been a member. It is safe for concurrent use.
-type members struct {
+// Members is the content of SegmentTopic in memory, about 200 bytes for each pair of a segment and
+// a customer who has ever been a member. The versions of the view in a process share it, so that a
+// version that is swapped in knows the members at once. It is safe for concurrent use.
+type Members struct {
 	// mu protects the fields below.
 	mu       sync.Mutex
 	segments map[string]map[string]membership // by segment and customer
@@ -47,12 +48,13 @@ type members struct {
 	changed  chan struct{}                    // closed at the next change of next
 }
 
-func newMembers() *members {
-	return &members{segments: map[string]map[string]membership{}, changed: make(chan struct{})}
+// NewMembers returns Members that know nothing yet. Work fills them.
+func NewMembers() *Members {
+	return &Members{segments: map[string]map[string]membership{}, changed: make(chan struct{})}
 }
 
 // add adds a change. A change that is not newer is ignored, so it may be added more than once.
-func (m *members) add(c *customer360v1.SegmentChange) {
+func (m *Members) add(c *customer360v1.SegmentChange) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	of := m.segments[c.GetSegment()]
@@ -66,14 +68,14 @@ func (m *members) add(c *customer360v1.SegmentChange) {
 }
 
 // get returns the membership of a customer.
-func (m *members) get(segment, customer string) membership {
+func (m *Members) get(segment, customer string) membership {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.segments[segment][customer]
 }
 
 // of returns the names of the segments that a customer is a member of, sorted.
-func (m *members) of(customer string) []string {
+func (m *Members) of(customer string) []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var names []string
@@ -87,7 +89,7 @@ func (m *members) of(customer string) []string {
 }
 
 // count returns the number of members of a segment.
-func (m *members) count(segment string) (n uint64) {
+func (m *Members) count(segment string) (n uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, c := range m.segments[segment] {
@@ -99,7 +101,7 @@ func (m *members) count(segment string) (n uint64) {
 }
 
 // page returns the members with the smallest ids after one, sorted, and whether there are more.
-func (m *members) page(segment, after string, size int) (ids []string, more bool) {
+func (m *Members) page(segment, after string, size int) (ids []string, more bool) {
 	m.mu.Lock()
 	for id, c := range m.segments[segment] {
 		if c.member && id > after {
@@ -115,7 +117,7 @@ func (m *members) page(segment, after string, size int) (ids []string, more bool
 }
 
 // all returns the members of a segment.
-func (m *members) all(segment string) (ids []string) {
+func (m *Members) all(segment string) (ids []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for id, c := range m.segments[segment] {
@@ -127,7 +129,7 @@ func (m *members) all(segment string) (ids []string) {
 }
 
 // names returns the names of all segments that have ever had a member.
-func (m *members) names() []string {
+func (m *Members) names() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var names []string
@@ -138,14 +140,14 @@ func (m *members) names() []string {
 }
 
 // isReady reports whether the topic was read to its end once.
-func (m *members) isReady() bool {
+func (m *Members) isReady() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.ready
 }
 
 // reached records that everything before an offset was added.
-func (m *members) reached(next int64) {
+func (m *Members) reached(next int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.next, m.ready = max(m.next, next), true
@@ -154,7 +156,7 @@ func (m *members) reached(next int64) {
 }
 
 // await blocks until everything before an offset was added.
-func (m *members) await(ctx context.Context, end int64) error {
+func (m *Members) await(ctx context.Context, end int64) error {
 	for {
 		m.mu.Lock()
 		done, changed := m.ready && m.next >= end, m.changed
@@ -174,7 +176,7 @@ func (m *members) await(ctx context.Context, end int64) error {
 const followEvery = 200 * time.Millisecond
 
 // follow reads the topic until ctx ends, and then returns nil. It logs errors and retries.
-func (m *members) follow(ctx context.Context, cfg kafka.Config, logger *slog.Logger) error {
+func (m *Members) follow(ctx context.Context, cfg kafka.Config, logger *slog.Logger) error {
 	admin, err := kafka.NewAdmin(cfg)
 	if err != nil {
 		return fmt.Errorf("follow %s: %w", SegmentTopic, err)
@@ -200,7 +202,7 @@ func (m *members) follow(ctx context.Context, cfg kafka.Config, logger *slog.Log
 }
 
 // catchUp reads what is on the topic and was not read yet.
-func (m *members) catchUp(ctx context.Context, cfg kafka.Config, admin *kafka.Admin) error {
+func (m *Members) catchUp(ctx context.Context, cfg kafka.Config, admin *kafka.Admin) error {
 	ends, err := admin.EndOffsets(ctx, SegmentTopic)
 	if err != nil {
 		return err
@@ -251,7 +253,7 @@ func record(c *customer360v1.SegmentChange) (kafka.Record, error) {
 }
 
 // changes returns the changes from what is known of a customer to what should be, by segment.
-func (m *members) changes(customer string, should map[string]bool, now time.Time) []*customer360v1.SegmentChange {
+func (m *Members) changes(customer string, should map[string]bool, now time.Time) []*customer360v1.SegmentChange {
 	names := m.names()
 	for name := range should {
 		names = append(names, name)

@@ -37,6 +37,10 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
+// Projection is the number of Facts.Project and of the projection of behaviour. Raise it with every
+// change that changes a fragment, so that versions which were built before it are reported.
+const Projection = 1
+
 // Fragment is what the view stores of one stream.
 type Fragment = customer360v1.Fragment
 

@@ -29,12 +29,13 @@ const Name = "customer360/v2"
 type View struct {
 	sink       string // name of this version: "customer360/v2", "customer360/v2@2"
 	docs       *redis.Documents
+	lease      *redis.Documents                // of evaluating segments, for all versions
 	watermarks *streams.Watermarks             // how far the view is; also has its faults
 	fresh      map[string]readmodels.Freshness // answers queries with a token, by service
 	log        *slog.Logger
 
 	segments []*segment // sorted by name; set before the view is used
-	members  *members   // of segments
+	members  *Members   // of segments
 	limits   Limits
 	features Features
 	facts    Facts
@@ -47,8 +48,8 @@ func New(client *redis.Client, logger *slog.Logger) *View { return NewVersion(cl
 // queries contain the name of the view.
 func NewVersion(client *redis.Client, sink string, logger *slog.Logger) *View {
 	v := &View{
-		sink: sink, docs: client.Documents(sink), watermarks: streams.NewWatermarks(),
-		fresh: map[string]readmodels.Freshness{}, log: logger, members: newMembers(),
+		sink: sink, docs: client.Documents(sink), lease: client.Documents(Name), watermarks: streams.NewWatermarks(),
+		fresh: map[string]readmodels.Freshness{}, log: logger, members: NewMembers(),
 		limits: Limits{}.withDefaults(), features: noFeatures{},
 	}
 	for _, a := range Sources() {
@@ -60,6 +61,10 @@ func NewVersion(client *redis.Client, sink string, logger *slog.Logger) *View {
 // SetFeatures sets which facts the view keeps, and the features that it computes from them. Call it
 // before anything else.
 func (v *View) SetFeatures(facts Facts, features Features) { v.facts, v.features = facts, features }
+
+// UseMembers sets where the members of segments are kept, which versions of the view share. Call it
+// before anything else. Without it, the view has members of its own.
+func (v *View) UseMembers(m *Members) { v.members = m }
 
 // SetSegments sets the segments whose members the view keeps, and their limits. Call it before the
 // view is used, and after SetFeatures. The error names the segment, and the position in its
@@ -354,6 +359,53 @@ func (v *View) Status(ctx context.Context) (readmodels.Status, error) {
 	}
 	lag, known := v.watermarks.Lag(topics()...)
 	return readmodels.Status{Documents: count, AsOf: v.watermarks.AsOf(topics()...), Lag: lag, Known: known}, nil
+}
+
+// Items implements readmodels.Contents: the fragments. An order whose customer does not lead to it
+// counts as one of a guest. Fragments have personal data.
+func (v *View) Items(ctx context.Context, fn func(id string, item readmodels.Item) error) error {
+	return v.each(ctx, func(some []redis.Document, fragments []*Fragment, lost map[string]bool) error {
+		for i, f := range fragments {
+			if err := fn(some[i].ID, item(f, lost[some[i].ID])); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Item implements readmodels.Contents.
+func (v *View) Item(ctx context.Context, ids []string) (map[string]readmodels.Item, error) {
+	stored, err := v.docs.Load(ctx, ids...)
+	if err != nil {
+		return nil, v.lost(ctx, err)
+	}
+	some, fragments := make([]redis.Document, 0, len(stored)), make(map[string]*Fragment, len(stored))
+	for id, s := range stored {
+		f, err := unmarshal(s)
+		if err != nil {
+			return nil, err
+		}
+		s.Reference = f.GetOrder().GetCustomerId()
+		some, fragments[id] = append(some, s), f
+	}
+	lost, err := v.docs.Unreferenced(ctx, some)
+	if err != nil {
+		return nil, v.lost(ctx, err)
+	}
+	items := make(map[string]readmodels.Item, len(stored))
+	for id, f := range fragments {
+		items[id] = item(f, lost[id])
+	}
+	return items, nil
+}
+
+// item returns a fragment as it is compared.
+func item(f *Fragment, lost bool) readmodels.Item {
+	if lost {
+		f.GetOrder().CustomerId = ""
+	}
+	return readmodels.Item{Version: f.GetVersion(), Content: f, Private: true}
 }
 
 // Digest returns the digest of the fragments of an aggregate, one item per stream. An order whose

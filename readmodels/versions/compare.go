@@ -2,12 +2,15 @@ package versions
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -260,7 +263,9 @@ func (p *pending) common() (serving, version readmodels.Item, ok bool) {
 // giveUp reports the documents that never had the same version.
 func (c *comparing) giveUp() {
 	for key, p := range c.pending {
-		d := Difference{Key: key, Kind: Behind}
+		private := slices.ContainsFunc(slices.Concat(p.serving, p.version),
+			func(item readmodels.Item) bool { return item.Private })
+		d := Difference{Key: shown(key, private), Kind: Behind}
 		if n := len(p.serving); n > 0 {
 			d.Serving = p.serving[n-1].Version
 		} else {
@@ -290,8 +295,21 @@ func (c *comparing) compare(key string, serving, version readmodels.Item) {
 		c.result.Equal++
 		return
 	}
-	c.differ(Difference{Key: key, Kind: Content, Serving: serving.Version, Version: version.Version,
+	c.differ(Difference{Key: shown(key, serving.Private), Kind: Content, Serving: serving.Version, Version: version.Version,
 		Fields: fields(serving, version)})
+}
+
+// shown returns a key as it may be shown. That of a private document may be personal, unless it is a
+// UUID. Then its hash is shown, as the key of the document in its kind.
+func shown(key string, private bool) string {
+	kind, id, found := strings.Cut(key, "/")
+	if !found {
+		kind, id = "", key
+	}
+	if _, err := uuid.Parse(id); !private || err == nil {
+		return key
+	}
+	return fmt.Sprintf("%s/sha256:%x", kind, sha256.Sum256([]byte(id)))
 }
 
 // differ counts a difference, and keeps it if there is room.
