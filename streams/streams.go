@@ -7,6 +7,8 @@
 //
 // Invariants:
 //
+//   - What the log has deleted is read from an Archive, if there is one, up to the first offset of the
+//     log, and reading continues there: without a gap and without an overlap.
 //   - The sink stores its own position. Reading starts there, and the position never runs ahead of
 //     the data.
 //   - An event may be delivered again, and Sink.Apply must treat it as a no-op.
@@ -21,7 +23,8 @@
 // This file is the contract of a sink. runtime.go assigns partitions and polls, partition.go tracks
 // the progress of one partition, worker.go delivers records in attempts (attempt.go), parking.go is
 // the index of parked events and redrive.go applies them, positions.go saves positions and measures
-// lag, repair.go handles lost data, and watermarks.go answers queries.
+// lag, repair.go handles lost data, archive.go reads what the log has deleted, and watermarks.go answers
+// queries.
 package streams
 
 import (

@@ -57,6 +57,18 @@ func TestReplayFromTheLake(t *testing.T) {
 	if n := len(letters.Msg.GetDeadLetters()); n > 0 {
 		t.Errorf("%d dead letters", n)
 	}
+	verified, err := r.admin.Verify(t.Context(), connect.NewRequest(&adminv1.VerifyRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for verified.Receive() {
+		if result := verified.Msg().GetResult(); result != nil && !result.GetEqual() {
+			t.Errorf("verify finds a difference: %v", result)
+		}
+	}
+	if err := verified.Err(); err != nil {
+		t.Error(err)
+	}
 	if _, err := r.admin.SwapVersion(t.Context(), connect.NewRequest(&adminv1.SwapVersionRequest{
 		Sink: version.GetSink()})); err != nil {
 		t.Fatal(err)

@@ -80,7 +80,7 @@ func checkKafka(ctx context.Context, c config.Config, log *slog.Logger) []Check 
 	}
 	all := []Check{{Part: "kafka", Check: "reachable", Verdict: OK, Found: c.Kafka.Brokers}}
 	var existing []kafka.Topic
-	for _, t := range Shop().logs(c.Kafka.Partitions) {
+	for _, t := range Shop().logs(c.Kafka) {
 		switch _, err := admin.Topic(ctx, t.Name); {
 		case errors.Is(err, kafka.ErrUnknownTopic):
 			all = append(all, Check{"kafka", "topic " + t.Name, Warn, "does not exist",

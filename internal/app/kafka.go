@@ -65,14 +65,14 @@ func (p *App) startKafka(ctx context.Context) error {
 		})
 	}
 	if !p.has(Relay) && !p.has(Views) && !p.has(Lake) && !p.has(Features) && p.has(Tracking) {
-		return admin.EnsureTopics(ctx, p.modules.sourceTopics(p.cfg.Kafka.Partitions)...)
+		return admin.EnsureTopics(ctx, p.modules.sourceTopics(p.cfg.Kafka)...)
 	}
 	if !p.has(Relay) && !p.has(Views) && !p.has(Lake) && !p.has(Features) {
 		// Roles that only read need no right to create topics.
 		return admin.Ping(ctx)
 	}
 	// The other roles create missing topics, so a fresh cluster needs no preparation.
-	return admin.EnsureTopics(ctx, p.modules.logs(p.cfg.Kafka.Partitions)...)
+	return admin.EnsureTopics(ctx, p.modules.logs(p.cfg.Kafka)...)
 }
 
 // startRegistry creates the client of the configured schema registry, if any. It makes no request

@@ -170,16 +170,26 @@ func (m Modules) topics() []string {
 }
 
 // logs returns the topics of the log, with the relays' own and those of flags, as they are created.
-func (m Modules) logs(partitions int) []kafka.Topic {
-	return slices.Concat(relay.Topics(m.aggregates(), int32(partitions)), m.sourceTopics(partitions), flags.Topics())
+func (m Modules) logs(c config.Kafka) []kafka.Topic {
+	return slices.Concat(retained(c, relay.Topics(m.aggregates(), int32(c.Partitions))), m.sourceTopics(c), flags.Topics())
+}
+
+// retained returns topics of events with the configured retention.
+func retained(c config.Kafka, topics []kafka.Topic) []kafka.Topic {
+	for i := range topics {
+		if !topics[i].Compacted {
+			topics[i].Retention = c.Retention
+		}
+	}
+	return topics
 }
 
 // sourceTopics returns the topics of the sources, as they are created.
-func (m Modules) sourceTopics(partitions int) (all []kafka.Topic) {
+func (m Modules) sourceTopics(c config.Kafka) (all []kafka.Topic) {
 	for _, s := range m.Sources {
-		all = append(all, kafka.Topic{Name: s.Aggregate.Topic, Partitions: int32(partitions)})
+		all = append(all, kafka.Topic{Name: s.Aggregate.Topic, Partitions: int32(c.Partitions)})
 	}
-	return all
+	return retained(c, all)
 }
 
 // tables returns the tables of all modules: first events, then facts, then states.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/ingest/relay"
@@ -58,8 +59,8 @@ func Rebuild(
 			return fmt.Errorf("views or landers are running (consumer groups %s): stop every process of Millrace; one that was killed leaves its group within a minute",
 				strings.Join(active, ", "))
 		}
-		// A relay is not in a consumer group. Fencing ends one that still runs.
-		if err := p.fenceRelays(ctx); err != nil {
+		// A relay is not in a consumer group.
+		if err := p.stopRelays(ctx); err != nil {
 			return err
 		}
 	}
@@ -69,7 +70,7 @@ func Rebuild(
 	if err := p.dropReaders(ctx, a, report); err != nil {
 		return err
 	}
-	topics := relay.Topics([]event.Aggregate{a}, int32(cfg.Kafka.Partitions))
+	topics := retained(cfg.Kafka, relay.Topics([]event.Aggregate{a}, int32(cfg.Kafka.Partitions)))
 	if err := p.admin.RecreateTopics(ctx, topics...); err != nil {
 		return err
 	}
@@ -77,10 +78,16 @@ func Rebuild(
 	return nil
 }
 
-// fenceRelays ends relays in other processes by taking over their transactional ids. A fenced relay
-// cannot commit a transaction, so it writes nothing to the new topic.
-func (p *App) fenceRelays(ctx context.Context) error {
+// relayWait is how long a relay that was just stopped may hold its turn.
+const relayWait = 5 * time.Second
+
+// stopRelays takes the turn of the relays, until the process ends, and fails if another process
+// publishes. Then it ends the transactions of relays that were killed.
+func (p *App) stopRelays(ctx context.Context) error {
 	for _, a := range p.modules.aggregates() {
+		if err := p.takeTurn(ctx, a); err != nil {
+			return err
+		}
 		// The same id as in startRelays. With real brokers it has no suffix.
 		producer, err := kafka.NewTransactionalProducer(p.kafka, "millrace-relay-"+a.Service)
 		if err != nil {
@@ -92,6 +99,36 @@ func (p *App) fenceRelays(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// takeTurn takes the turn of a service's relay, if relays take turns.
+func (p *App) takeTurn(ctx context.Context, a event.Aggregate) error {
+	if p.cfg.Store.Postgres == "" {
+		return nil
+	}
+	store, err := p.openStore(ctx, a)
+	if err != nil {
+		return fmt.Errorf("store of %s: %w", a.Service, err)
+	}
+	p.onStop(store.Close)
+	hold := turns(store)
+	if hold == nil {
+		return nil
+	}
+	waiting, cancel := context.WithTimeout(ctx, relayWait)
+	defer cancel()
+	release, err := hold(waiting)
+	if waiting.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("a relay publishes the events of %s: stop every process of Millrace", a.Service)
+	}
+	if err != nil {
+		return err
+	}
+	p.onStop(func() error {
+		release()
+		return nil
+	})
 	return nil
 }
 

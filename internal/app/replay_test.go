@@ -16,6 +16,7 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/genproto/googleapis/type/money"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 	"github.com/millrace/millrace/gen/millrace/admin/v1/adminv1connect"
@@ -138,7 +139,14 @@ func (r *replayed) version(t *testing.T, sink string) *adminv1.Version {
 // compare compares a version with the serving one.
 func (r *replayed) compare(t *testing.T, sink string) *adminv1.VersionComparison {
 	t.Helper()
-	stream, err := r.admin.CompareVersions(t.Context(), connect.NewRequest(&adminv1.CompareVersionsRequest{Sink: sink}))
+	return r.compareWithin(t, sink, defaultCompareWait)
+}
+
+// compareWithin is compare with a bound on the wait for documents that one side lacks.
+func (r *replayed) compareWithin(t *testing.T, sink string, wait time.Duration) *adminv1.VersionComparison {
+	t.Helper()
+	stream, err := r.admin.CompareVersions(t.Context(), connect.NewRequest(&adminv1.CompareVersionsRequest{
+		Sink: sink, Wait: durationpb.New(wait)}))
 	if err != nil {
 		t.Fatal(err)
 	}

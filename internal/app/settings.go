@@ -36,7 +36,7 @@ func (p *App) checkers() map[string]func(context.Context) ([]settings.Fault, err
 	// These roles write to the topics, read them, or report on them.
 	if p.admin != nil && (p.has(Relay) || p.has(Views) || p.has(Lake) || p.has(Admin)) {
 		all["kafka"] = func(ctx context.Context) ([]settings.Fault, error) {
-			return p.admin.Settings(ctx, p.modules.logs(p.cfg.Kafka.Partitions)...)
+			return p.admin.Settings(ctx, p.modules.logs(p.cfg.Kafka)...)
 		}
 	}
 	if p.seals != nil {

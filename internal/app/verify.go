@@ -21,6 +21,7 @@ import (
 	"github.com/millrace/millrace/internal/digest"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/faults"
 	"github.com/millrace/millrace/verify"
 )
@@ -427,11 +428,39 @@ func (p *App) topicDigest(ctx context.Context, topic string) (*digest.Digest, er
 		d.AddEvent(e)
 		return nil
 	})
+	if err == nil {
+		err = p.addArchived(ctx, topic, d)
+	}
 	if err == nil && d.Invalid > 0 {
 		p.log.Warn("verify: records on a topic are not events", "topic", topic, "records", d.Invalid, "first",
 			d.FirstInvalid)
 	}
 	return d, err
+}
+
+// addArchived adds the events that the topic has deleted and the lake has.
+func (p *App) addArchived(ctx context.Context, topic string, d *digest.Digest) error {
+	starts, err := p.admin.StartOffsets(ctx, topic)
+	if err != nil {
+		return err
+	}
+	deleted := map[int32]lake.Offsets{}
+	for partition, start := range starts {
+		if start > 0 {
+			deleted[partition] = lake.Offsets{To: start}
+		}
+	}
+	if len(deleted) == 0 {
+		return nil
+	}
+	err = p.lake.EventsIn(ctx, topic, deleted, func(e event.Event, _ int32, _ int64) error {
+		d.AddEvent(e)
+		return nil
+	})
+	if errors.Is(err, lake.ErrNoLake) || errors.Is(err, lake.ErrNoEvents) {
+		return nil // the comparison shows what is missing
+	}
+	return err
 }
 
 // result converts the outcome of a verification to its message.

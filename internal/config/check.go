@@ -15,6 +15,9 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
+// leastRetention is the least time for which events stay on Kafka: sinks may be stopped over night.
+const leastRetention = 24 * time.Hour
+
 // embeddedPartitions is the maximum number of partitions of a topic on the embedded broker. That
 // broker shows aborted records if a response is truncated by its total size. Readers request at
 // most 50 MiB in total and 1 MiB per partition.
@@ -257,6 +260,9 @@ var passwordWord = regexp.MustCompile(`(?i)password\s*=`)
 func (k Kafka) check(bad func(string, ...any)) {
 	if k.Partitions < 1 || k.Partitions > 1000 {
 		bad("kafka.partitions: %d is not between 1 and 1000", k.Partitions)
+	}
+	if k.Retention != 0 && k.Retention < leastRetention {
+		bad("kafka.retention: %v is less than %v, and sinks that are behind would lose events", k.Retention, leastRetention)
 	}
 	if k.Brokers == "" && k.Partitions > embeddedPartitions {
 		bad("kafka.partitions: the embedded broker has at most %d, not %d", embeddedPartitions, k.Partitions)

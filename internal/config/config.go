@@ -190,6 +190,7 @@ type Kafka struct {
 	Listen     string            `yaml:"listen" doc:"Address of the embedded broker. Port 0 selects a free port."`
 	Partitions int               `yaml:"partitions" doc:"Partitions of each topic that Millrace creates."`
 	Replicas   int               `yaml:"replicas" doc:"Replicas of each partition of the topics that Millrace creates. 0: the brokers' default."`
+	Retention  time.Duration     `yaml:"retention" doc:"How long events stay on the topics that Millrace creates. 0: forever. Otherwise, views are built from the tables of events of the lake and then from the log, so the processes with the role views need to read the lake. Choose more than the longest time for which a sink may be behind, at least a day."`
 	Codec      string            `yaml:"codec" doc:"Encoding of events: plain (Protobuf alone), protobuf or avro (both with the registry's framing). Readers accept all three."`
 	Codecs     map[string]string `yaml:"codecs" doc:"Codecs of single topics, as {topic: codec}."`
 }

@@ -97,10 +97,17 @@ func topicFaults(t Topic, config map[string]string, replicas int) []settings.Fau
 			"only the last record of each key is kept, so a rebuilt view or table lacks events, or a flag its history")
 	}
 	if !t.Compacted {
-		for _, setting := range []string{"retention.ms", "retention.bytes"} {
-			if n, known := number(setting); known && n >= 0 {
-				add(true, setting, "-1", "-1", "old records are deleted, so a rebuilt view or table lacks events, or a flag its history")
-			}
+		want, words := "-1", "-1"
+		if keep := t.Retention.Milliseconds(); keep > 0 {
+			want, words = strconv.FormatInt(keep, 10), fmt.Sprintf("at least %d, as configured", keep)
+		}
+		if n, known := number("retention.ms"); known && n >= 0 && (t.Retention == 0 || n < t.Retention.Milliseconds()) {
+			add(true, "retention.ms", words, want,
+				"old records are deleted, so a rebuilt view or table lacks events, or a flag its history")
+		}
+		if n, known := number("retention.bytes"); known && n >= 0 {
+			add(true, "retention.bytes", "-1", "-1",
+				"old records are deleted, so a rebuilt view or table lacks events, or a flag its history")
 		}
 	}
 	// A write succeeds only if that many replicas have it. So a number above the replicas that

@@ -3,6 +3,7 @@ package kafka_test
 import (
 	"slices"
 	"testing"
+	"time"
 
 	confluent "github.com/confluentinc/confluent-kafka-go/v2/kafka"
 
@@ -18,6 +19,11 @@ func TestSettingsOfTopics(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(admin.Close)
+		const week = 7 * 24 * time.Hour
+		keep := map[string]time.Duration{ // the others keep events forever
+			"one that keeps events for a week, as configured":  week,
+			"one that keeps events for a week, instead of two": 2 * week,
+		}
 		for name, c := range map[string]struct {
 			compacted bool
 			config    map[string]string
@@ -29,6 +35,9 @@ func TestSettingsOfTopics(t *testing.T) {
 				map[string]string{"cleanup.policy": "compact,delete", "retention.ms": "-1"},
 				[]string{"cleanup.policy"}},
 			"one that keeps events for a week": {false, map[string]string{"retention.ms": "604800000"},
+				[]string{"retention.ms"}},
+			"one that keeps events for a week, as configured": {false, map[string]string{"retention.ms": "604800000"}, nil},
+			"one that keeps events for a week, instead of two": {false, map[string]string{"retention.ms": "604800000"},
 				[]string{"retention.ms"}},
 			"one of bounded size": {false,
 				map[string]string{"retention.ms": "-1", "retention.bytes": "1000000"}, []string{"retention.bytes"}},
@@ -47,7 +56,7 @@ func TestSettingsOfTopics(t *testing.T) {
 		} {
 			t.Run(name, func(t *testing.T) {
 				b := newBroker(b.Config)
-				topic := kafka.Topic{Name: b.topic, Partitions: 1, Compacted: c.compacted}
+				topic := kafka.Topic{Name: b.topic, Partitions: 1, Compacted: c.compacted, Retention: keep[name]}
 				if c.config != nil {
 					b.create(t, c.config)
 				}
