@@ -222,6 +222,8 @@ require (
 	go.opentelemetry.io/proto/otlp v1.11.0
 )
 
+require github.com/failsafe-go/failsafe-go v0.9.8
+
 require (
 	github.com/Microsoft/go-winio v0.6.3-0.20251027160822-ad3df93bed29 // indirect
 	go.uber.org/mock v0.6.0 // indirect

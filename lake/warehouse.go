@@ -23,6 +23,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/stall"
 	"github.com/millrace/millrace/lake/internal/datafile"
 	"github.com/millrace/millrace/lake/location"
@@ -35,6 +36,8 @@ type S3 struct {
 	Endpoint             string
 	Region               string
 	AccessKey, SecretKey string // empty: credentials of the environment or the machine's role
+	// Dependency guards the requests. Nil guards nothing.
+	Dependency *dependency.Dependency
 }
 
 // warehouse is the root location of all tables, with the settings to access it.
@@ -131,7 +134,7 @@ func openBucket(ctx context.Context, at string, c S3) (*warehouse, error) {
 	transport.ResponseHeaderTimeout = s3AnswerTimeout
 	transport.MaxIdleConnsPerHost = 64
 	transport.IdleConnTimeout = s3AnswerTimeout // close idle connections before they count as stalled
-	client := &http.Client{Transport: transport}
+	client := &http.Client{Transport: c.Dependency.Transport(transport, false)}
 	loaded.HTTPClient = client
 	w := &warehouse{url: strings.TrimSuffix(at, "/"), s3: c, aws: &loaded, client: client, props: iceberg.Properties{}}
 	// Stores other than Amazon's rarely have a host name per bucket.

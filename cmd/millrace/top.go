@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/telemetry"
 )
 
@@ -46,7 +47,7 @@ Freshness is the time in which 99 % of the last second's events became visible. 
 		if len(addrs) == 0 {
 			addrs = []string{caller.c.Admin.Addr}
 		}
-		t := top{caller, addrs}
+		t := &top{caller: caller, addrs: addrs}
 		live := !*once && *output == "table" && cmd.OutOrStdout() == os.Stdout && term.IsTerminal(int(os.Stdout.Fd()))
 		if live {
 			return t.live(cmd.Context(), cmd.OutOrStdout())
@@ -58,16 +59,21 @@ Freshness is the time in which 99 % of the last second's events became visible. 
 		if *output == "json" {
 			return printJSON(cmd.OutOrStdout(), rows)
 		}
-		printTop(cmd.OutOrStdout(), rows)
+		printTop(cmd.OutOrStdout(), rows, t.breakers)
 		return nil
 	}
 	return cmd
 }
 
+// breakerMetric is the state of a circuit breaker, as dependency.Breaker.
+const breakerMetric = "millrace_dependency_breaker_state"
+
 // top reads the metrics of processes.
 type top struct {
 	caller caller
 	addrs  []string // of the admin listeners
+	// breakers are those that were not closed at the last reading, by server.
+	breakers map[string]dependency.Breaker
 }
 
 // topRow is what top shows of a sink. The names are an interface for scripts.
@@ -88,7 +94,7 @@ type topRow struct {
 }
 
 // pair reads twice, so that there are rates.
-func (t top) pair(ctx context.Context) ([]topRow, error) {
+func (t *top) pair(ctx context.Context) ([]topRow, error) {
 	before, err := t.read(ctx)
 	if err != nil {
 		return nil, err
@@ -107,7 +113,7 @@ func (t top) pair(ctx context.Context) ([]topRow, error) {
 }
 
 // live draws until ctx ends, on the terminal's second screen, which leaves the first one as it was.
-func (t top) live(ctx context.Context, w io.Writer) error {
+func (t *top) live(ctx context.Context, w io.Writer) error {
 	fmt.Fprint(w, "\x1b[?1049h\x1b[?25l")
 	defer fmt.Fprint(w, "\x1b[?25h\x1b[?1049l")
 	for {
@@ -119,7 +125,7 @@ func (t top) live(ctx context.Context, w io.Writer) error {
 		if err != nil { // the system may come back
 			fmt.Fprintln(&frame, explain(err))
 		}
-		printTop(&frame, rows)
+		printTop(&frame, rows, t.breakers)
 		// Home, the lines without what was behind them, and nothing below.
 		fmt.Fprint(w, "\x1b[H", string(bytes.ReplaceAll(frame.Bytes(), []byte("\n"), []byte("\x1b[K\n"))), "\x1b[J")
 		if err != nil {
@@ -132,10 +138,11 @@ func (t top) live(ctx context.Context, w io.Writer) error {
 }
 
 // read reads the metrics of all processes, and returns what they say of each sink.
-func (t top) read(ctx context.Context) (map[string]*topRow, error) {
+func (t *top) read(ctx context.Context) (map[string]*topRow, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	sinks := map[string]*topRow{}
+	t.breakers = map[string]dependency.Breaker{}
 	for _, addr := range t.addrs {
 		samples, err := t.metrics(ctx, addr)
 		if err != nil {
@@ -145,13 +152,16 @@ func (t top) read(ctx context.Context) (map[string]*topRow, error) {
 			if s.Labels["sink"] != "" {
 				addSample(sinks, s)
 			}
+			if server := s.Labels["dependency"]; s.Name == breakerMetric && s.Value > 0 {
+				t.breakers[server] = max(t.breakers[server], dependency.Breaker(s.Value))
+			}
 		}
 	}
 	return sinks, nil
 }
 
 // metrics reads the metrics of one process.
-func (t top) metrics(ctx context.Context, addr string) (_ []telemetry.Sample, err error) {
+func (t *top) metrics(ctx context.Context, addr string) (_ []telemetry.Sample, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.caller.url(addr)+"/metrics", nil)
 	if err != nil {
 		return nil, err
@@ -231,8 +241,8 @@ func percentile99(before, after map[float64]uint64) float64 {
 	return 0
 }
 
-// printTop prints the table.
-func printTop(w io.Writer, rows []topRow) {
+// printTop prints the table, and the servers that are not called because they fail.
+func printTop(w io.Writer, rows []topRow, breakers map[string]dependency.Breaker) {
 	table := make([][]any, 0, len(rows))
 	for _, r := range rows {
 		freshness := "–"
@@ -244,6 +254,9 @@ func printTop(w io.Writer, rows []topRow) {
 	}
 	printTable(w, []string{"sink", "count", "of", "events behind", "behind for", "events/s", "freshness",
 		"failed attempts", "dead letters", "parked streams"}, table)
+	for _, server := range slices.Sorted(maps.Keys(breakers)) {
+		fmt.Fprintf(w, "the breaker of %s is %s: it failed in most of the last calls\n", server, breakers[server])
+	}
 }
 
 // seconds formats a number of seconds.

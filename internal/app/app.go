@@ -39,6 +39,7 @@ import (
 	"github.com/millrace/millrace/internal/auth"
 	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/refusals"
 	"github.com/millrace/millrace/internal/registry"
@@ -78,26 +79,28 @@ type App struct {
 	admin    *kafka.Admin
 	// A suffix of the relays' transactional ids. It is new at each start of the embedded broker,
 	// and empty with real brokers.
-	boot        string
-	stores      map[string]eventstore.Store // by aggregate
-	seals       *relay.Seals                // nil without Kafka
-	relays      map[string]*relay.Relay     // by aggregate, if this process runs them
-	published   *relay.Follower             // follows relays of other processes
-	viewSinks   *Sinks
-	views       []*view
-	viewArchive *viewArchive // what the log has deleted
-	processes   []process
-	services    []mounted // see commandServices
-	lake        *lake.Lake
-	sql         *lakesql.SQL
-	history     *history.History   // of features; nil without ClickHouse
-	facts       *clickhouse.Store  // where history is
-	child       *clickhouse.Engine // the embedded engine of SQL and features; nil with a server
-	vectors     vectorFeed         // features in memory or in Redis
-	profiles    *profiles          // of the vectors
-	refusals    *refusals.Follower // who refuses that vectors are answered; nil without customers
-	served      *served.Log        // nil: vectors are not logged
-	tracking    *tracking.Intake   // nil without the role
+	boot      string
+	stores    map[string]eventstore.Store // by aggregate
+	seals     *relay.Seals                // nil without Kafka
+	relays    map[string]*relay.Relay     // by aggregate, if this process runs them
+	published *relay.Follower             // follows relays of other processes
+	// dependencies contains the faults of Redis, Elasticsearch, ClickHouse, S3 and the schema registry.
+	dependencies *dependency.Set
+	viewSinks    *Sinks
+	views        []*view
+	viewArchive  *viewArchive // what the log has deleted
+	processes    []process
+	services     []mounted // see commandServices
+	lake         *lake.Lake
+	sql          *lakesql.SQL
+	history      *history.History   // of features; nil without ClickHouse
+	facts        *clickhouse.Store  // where history is
+	child        *clickhouse.Engine // the embedded engine of SQL and features; nil with a server
+	vectors      vectorFeed         // features in memory or in Redis
+	profiles     *profiles          // of the vectors
+	refusals     *refusals.Follower // who refuses that vectors are answered; nil without customers
+	served       *served.Log        // nil: vectors are not logged
+	tracking     *tracking.Intake   // nil without the role
 
 	// settingsMu guards settings: the periodic check writes them, and status reads them.
 	settingsMu sync.Mutex
@@ -136,6 +139,9 @@ func newApp(m Modules, cfg config.Config, roles []Role, log *slog.Logger) *App {
 		failed:      make(chan struct{}),
 	}
 	// Sinks registers its servers with the App, so each refers to the other.
+	p.dependencies = dependency.NewSet(dependency.Settings{FailureRate: cfg.Dependencies.FailureRate,
+		OpenFor: cfg.Dependencies.OpenFor, Concurrency: cfg.Dependencies.Concurrency})
+	p.measureDependencies()
 	p.viewSinks = &Sinks{app: p, members: customer360.NewMembers()}
 	return p
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/lake"
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
@@ -33,6 +34,7 @@ func (p *App) startEngine(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		server.Dependency = p.dependencies.Named("clickhouse")
 		if client, err = clickhouse.NewServerClient(server); err != nil {
 			return err
 		}
@@ -107,8 +109,8 @@ func clickHouse(c config.ClickHouse) (clickhouse.Server, error) {
 }
 
 // OpenStore returns a Store on the configured ClickHouse, as the user who keeps the features. engine
-// is the embedded one, if no server is configured.
-func OpenStore(c config.ClickHouse, engine *clickhouse.Engine) (*clickhouse.Store, error) {
+// is the embedded one, if no server is configured. guard may be nil.
+func OpenStore(c config.ClickHouse, engine *clickhouse.Engine, guard *dependency.Dependency) (*clickhouse.Store, error) {
 	if c.URL == "" {
 		return clickhouse.OpenStore(clickhouse.StoreConfig{Server: engine.Server(clickhouse.Writer)})
 	}
@@ -116,7 +118,7 @@ func OpenStore(c config.ClickHouse, engine *clickhouse.Engine) (*clickhouse.Stor
 	if err != nil {
 		return nil, err
 	}
-	server.User = c.Writer
+	server.User, server.Dependency = c.Writer, guard
 	if !c.WriterPassword.Empty() {
 		if server.Password, err = c.WriterPassword.Reveal(""); err != nil {
 			return nil, fmt.Errorf("clickhouse.writer_password: %w", err)

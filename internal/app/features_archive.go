@@ -45,7 +45,7 @@ func (a featureArchive) open(ctx context.Context) (l *lake.Lake, done func() err
 	if err != nil {
 		return nil, nil, err
 	}
-	c.Tables, c.ReadOnly = a.modules.tables(), true
+	c.Tables, c.ReadOnly, c.S3.Dependency = a.modules.tables(), true, a.dependencies.Named("s3")
 	if l, err = lake.Open(ctx, c); err != nil {
 		return nil, nil, err
 	}

@@ -34,7 +34,7 @@ func (p *App) openHistory(context.Context) error {
 	if err != nil {
 		return err
 	}
-	store, err := OpenStore(p.cfg.ClickHouse, p.child)
+	store, err := OpenStore(p.cfg.ClickHouse, p.child, p.dependencies.Named("clickhouse"))
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func historyFacts(cfg config.Config, groups []*features.Group, log *slog.Logger)
 	var store *clickhouse.Store
 	var err error
 	if cfg.ClickHouse.URL != "" {
-		store, err = OpenStore(cfg.ClickHouse, nil)
+		store, err = OpenStore(cfg.ClickHouse, nil, nil)
 	} else {
 		var engine clickhouse.Server
 		if engine, err = runningEngine(cfg); err == nil {

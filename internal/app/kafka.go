@@ -92,7 +92,7 @@ func (p *App) startRegistry() error {
 		return fmt.Errorf("registry.tls: %w", err)
 	}
 	p.registry, err = registry.NewClient(registry.Config{URL: c.URL, User: c.User, Password: password, TLS: trust,
-		Logger: p.log})
+		Logger: p.log, Dependency: p.dependencies.Named("registry")})
 	if err != nil {
 		return err
 	}

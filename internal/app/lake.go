@@ -44,6 +44,7 @@ func (p *App) startLake(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.S3.Dependency = p.dependencies.Named("s3")
 	// Tests have other modules than the shop's.
 	c.Tables = p.modules.tables()
 	// Processes that neither land nor serve the catalog open the lake read-only, and never create

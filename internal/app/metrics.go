@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/ingest/relay"
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/server"
 	"github.com/millrace/millrace/internal/telemetry"
 	lakelanding "github.com/millrace/millrace/lake/landing"
@@ -83,6 +84,29 @@ func (p *App) measureQueues() {
 		func(set func(float64, ...string)) {
 			for sink, queued := range p.queues.present() {
 				set(float64(queued()), sink)
+			}
+		})
+}
+
+// measureDependencies adds the metrics of the servers that this process depends on.
+func (p *App) measureDependencies() {
+	of := func(value func(dependency.State) float64) func(func(float64, ...string)) {
+		return func(set func(float64, ...string)) {
+			for _, s := range p.dependencies.States() {
+				set(value(s), s.Name)
+			}
+		}
+	}
+	p.metrics.Values("millrace_dependency_breaker_state", "0 while calls to the server pass, 1 while some do, 2 while none does.",
+		[]string{"dependency"}, of(func(s dependency.State) float64 { return float64(s.Breaker) }))
+	p.metrics.Values("millrace_dependency_calls_in_progress", "Calls to the server that have no answer yet.",
+		[]string{"dependency"}, of(func(s dependency.State) float64 { return float64(s.InFlight) }))
+	p.metrics.Counts("millrace_dependency_calls_total", "Calls to the server, by outcome.",
+		[]string{"dependency", "outcome"}, func(set func(float64, ...string)) {
+			for _, s := range p.dependencies.States() {
+				set(float64(s.Answered), s.Name, "answered")
+				set(float64(s.Failed), s.Name, "failed")
+				set(float64(s.Rejected), s.Name, "rejected")
 			}
 		})
 }

@@ -180,7 +180,8 @@ func (s *Sinks) startRedis(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("redis.tls: %w", err)
 	}
-	client, err := redis.Open(ctx, redis.Config{Addr: addr, Username: c.User, Password: password, TLS: trust})
+	client, err := redis.Open(ctx, redis.Config{Addr: addr, Username: c.User, Password: password, TLS: trust,
+		Dependency: p.dependencies.Named("redis")})
 	if err != nil {
 		return err
 	}
@@ -233,7 +234,7 @@ func (s *Sinks) openIndex(ctx context.Context, sink string) (catalog.Index, erro
 	if c.Elasticsearch == "" {
 		return bleve.Open(s.searchFolder(sink), s.app.log)
 	}
-	e, err := elasticsearchConfig(c, sink, s.app.log)
+	e, err := s.elasticsearch(sink)
 	if err != nil {
 		return nil, err
 	}
@@ -266,11 +267,18 @@ func (s *Sinks) dropIndex(ctx context.Context, sink string) error {
 	if c.Elasticsearch == "" {
 		return bleve.Drop(s.searchFolder(sink))
 	}
-	e, err := elasticsearchConfig(c, sink, s.app.log)
+	e, err := s.elasticsearch(sink)
 	if err != nil {
 		return err
 	}
 	return elasticsearch.Drop(ctx, e)
+}
+
+// elasticsearch returns the configuration of a version's index, with its guard.
+func (s *Sinks) elasticsearch(sink string) (elasticsearch.Config, error) {
+	c, err := elasticsearchConfig(s.app.cfg.Search, sink, s.app.log)
+	c.Dependency = s.app.dependencies.Named("elasticsearch")
+	return c, err
 }
 
 // elasticsearchConfig returns the addresses and credentials of Elasticsearch.

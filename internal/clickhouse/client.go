@@ -12,6 +12,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/millrace/millrace/internal/dependency"
 )
 
 // Client sends queries over ClickHouse's HTTP interface. It is safe for concurrent use.
@@ -24,7 +26,7 @@ type Client struct {
 
 // NewClient returns a client of the embedded engine at addr, host:port.
 func NewClient(addr, user, password string) *Client {
-	return &Client{url: "http://" + addr + "/", user: user, password: password, http: newHTTP(nil), silence: silence}
+	return &Client{url: "http://" + addr + "/", user: user, password: password, http: newHTTP(nil, nil), silence: silence}
 }
 
 // Server describes an external ClickHouse server.
@@ -33,6 +35,8 @@ type Server struct {
 	User     string // empty means default
 	Password string
 	TLS      *tls.Config // for an https URL; nil means the system's certificate authorities
+	// Dependency guards the requests. Nil guards nothing.
+	Dependency *dependency.Dependency
 }
 
 // NewServerClient returns a client of an external server. It does not connect yet.
@@ -55,17 +59,18 @@ func NewServerClient(s Server) (*Client, error) {
 	}
 	return &Client{
 		url: u.Scheme + "://" + u.Host + "/", user: s.User, password: s.Password,
-		external: true, http: newHTTP(s.TLS), silence: silence,
+		external: true, http: newHTTP(s.TLS, s.Dependency), silence: silence,
 	}, nil
 }
 
 // newHTTP returns an HTTP client without a total timeout, because queries may take long; see watch.
-func newHTTP(config *tls.Config) *http.Client {
-	return &http.Client{Transport: &http.Transport{
+func newHTTP(config *tls.Config, guard *dependency.Dependency) *http.Client {
+	// A user's query may be slow, or be given up, without a fault of the server.
+	return &http.Client{Transport: guard.Transport(&http.Transport{
 		TLSClientConfig: config, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, DisableCompression: true,
 		WriteBufferSize: 64 << 10, // for inserts
 		DialContext:     (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
-	}}
+	}, true)}
 }
 
 // External reports whether the server is external. It then cannot read this machine's files.

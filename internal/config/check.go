@@ -160,6 +160,7 @@ func (c Config) CheckClient() error {
 		bad("auth.rights: no effect without tokens: set auth.tokens")
 	}
 	// Each section with rules of its own has a method.
+	c.Dependencies.check(bad)
 	c.Kafka.check(bad)
 	if c.Features.Retention < 0 {
 		bad("features.retention: %v is below 0", c.Features.Retention)
@@ -255,6 +256,19 @@ func hasPassword(s string) bool {
 // passwordWord matches PostgreSQL's keywords password and sslpassword. Spaces may precede the
 // equals sign.
 var passwordWord = regexp.MustCompile(`(?i)password\s*=`)
+
+// check reports invalid settings to bad.
+func (d Dependencies) check(bad func(string, ...any)) {
+	if d.FailureRate < 0 || d.FailureRate > 100 {
+		bad("dependencies.failure_rate: %d is not between 0 and 100", d.FailureRate)
+	}
+	if d.OpenFor < 10*time.Millisecond || d.OpenFor > time.Minute {
+		bad("dependencies.open_for: %v is not between 10ms and 1m", d.OpenFor)
+	}
+	if d.Concurrency < 1 || d.Concurrency > 100_000 {
+		bad("dependencies.concurrency: %d is not between 1 and 100000", d.Concurrency)
+	}
+}
 
 // check reports invalid settings of the log to bad.
 func (k Kafka) check(bad func(string, ...any)) {

@@ -49,6 +49,7 @@ type Config struct {
 	Admin         Admin         `yaml:"admin" doc:"Listener for health, readiness, metrics, status, verify and profiles."`
 	SettingsEvery time.Duration `yaml:"settings_every" doc:"Interval between checks of the settings of Kafka, PostgreSQL, Redis, Elasticsearch and the bucket. The first check is at start."`
 	Drain         time.Duration `yaml:"drain" doc:"Time between withdrawing readiness and closing the listeners, so that load balancers notice first."`
+	Dependencies  Dependencies  `yaml:"dependencies" doc:"How calls to Redis, Elasticsearch, ClickHouse, S3 and the schema registry are contained."`
 	Commands      Commands      `yaml:"commands" doc:"Limits on the content of commands."`
 	Customer360   Customer360   `yaml:"customer360" doc:"Customer profiles and segments."`
 	Data          string        `yaml:"data" doc:"Folder for the data of the embedded servers. One running system per folder."`
@@ -174,6 +175,13 @@ type Traces struct {
 type Log struct {
 	Level  slog.Level `yaml:"level" doc:"debug, info, warn or error."`
 	Format string     `yaml:"format" doc:"text or json."`
+}
+
+// Dependencies configures what happens if a server fails or is slow. Each server is counted on its own.
+type Dependencies struct {
+	FailureRate int           `yaml:"failure_rate" doc:"Percentage of failed calls, of at least 20 in 10 seconds, from which a server is not called for a moment: calls fail at once. 0: never."`
+	OpenFor     time.Duration `yaml:"open_for" doc:"How long it is not called, on average. Then two calls find out whether it has recovered."`
+	Concurrency int           `yaml:"concurrency" doc:"Calls to one server at the same time. Others wait for at most 5 seconds."`
 }
 
 // Store configures the event stores.
@@ -342,9 +350,10 @@ func Default() Config {
 		SettingsEvery: 5 * time.Minute,
 		Limits: Limits{IdleTimeout: 2 * time.Minute, BodyTimeout: 30 * time.Second, BodyBytes: 256 << 20,
 			Calls: 256, SQL: 8, SQLWait: 10 * time.Second},
-		Kafka:    Kafka{Listen: "127.0.0.1:0", Partitions: 4, Codec: "plain", Codecs: map[string]string{}},
-		Registry: Registry{Compatibility: "BACKWARD_TRANSITIVE"},
-		Redis:    Redis{Listen: "127.0.0.1:0"},
+		Dependencies: Dependencies{FailureRate: 50, OpenFor: time.Second, Concurrency: 256},
+		Kafka:        Kafka{Listen: "127.0.0.1:0", Partitions: 4, Codec: "plain", Codecs: map[string]string{}},
+		Registry:     Registry{Compatibility: "BACKWARD_TRANSITIVE"},
+		Redis:        Redis{Listen: "127.0.0.1:0"},
 		Lake: Lake{S3: S3{Region: "us-east-1"}, CommitInterval: defaults.CommitInterval,
 			CommitBytes: defaults.CommitBytes, REST: REST{Rights: map[string]string{}, TokenLifetime: time.Hour},
 			Maintenance: Maintenance{

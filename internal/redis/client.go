@@ -27,6 +27,8 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
 	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"github.com/millrace/millrace/internal/dependency"
 )
 
 // The client would log to standard error what it also returns as an error.
@@ -41,6 +43,8 @@ type Config struct {
 	Username, Password string
 	// TLS is the TLS configuration. Nil means no TLS.
 	TLS *tls.Config
+	// Dependency guards the calls. Nil guards nothing.
+	Dependency *dependency.Dependency
 }
 
 // Client is a pool of connections. It is safe for concurrent use.
@@ -64,6 +68,9 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		ContextTimeoutEnabled:    true, // otherwise a call outlives its context by the socket's timeout
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	})}
+	if cfg.Dependency != nil {
+		c.rdb.AddHook(guardHook{cfg.Dependency}) // around the client's own attempts
+	}
 	c.rdb.AddHook(unavailableHook{})
 	if err := c.check(ctx, cfg); err != nil {
 		_ = c.rdb.Close()

@@ -6,6 +6,8 @@ import (
 	"net"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/millrace/millrace/internal/dependency"
 )
 
 // unavailableError means that Redis cannot serve a command at present, although it can be reached. It
@@ -54,5 +56,32 @@ func (unavailableHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis
 			}
 		}
 		return markUnavailable(err)
+	}
+}
+
+// guardHook guards the calls of a client. A pipeline is one call.
+type guardHook struct{ dependency *dependency.Dependency }
+
+func (guardHook) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (g guardHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		return g.dependency.Do(ctx, func() error { return next(ctx, cmd) })
+	}
+}
+
+func (g guardHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		made := false
+		err := g.dependency.Do(ctx, func() error {
+			made = true
+			return next(ctx, cmds)
+		})
+		if !made { // callers look at the commands
+			for _, cmd := range cmds {
+				cmd.SetErr(err)
+			}
+		}
+		return err
 	}
 }

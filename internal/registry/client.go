@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/sr"
+
+	"github.com/millrace/millrace/internal/dependency"
 )
 
 // Config has the address of a registry and the credentials for it.
@@ -25,6 +27,8 @@ type Config struct {
 	TLS      *tls.Config   // for https; nil means the system's authorities
 	Timeout  time.Duration // of one request; 0 means 5 seconds
 	Logger   *slog.Logger  // nil means slog.Default()
+	// Dependency guards the requests. Nil guards nothing.
+	Dependency *dependency.Dependency
 }
 
 // Client is a client of one registry. The encoders and the decoder of a process should share one.
@@ -62,7 +66,7 @@ func NewClient(cfg Config) (*Client, error) {
 	// A transport of its own, because of the TLS settings.
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = cfg.TLS
-	c := &Client{http: &http.Client{Transport: transport, Timeout: cfg.Timeout}, log: cfg.Logger, url: cfg.URL}
+	c := &Client{http: &http.Client{Transport: cfg.Dependency.Transport(transport, false), Timeout: cfg.Timeout}, log: cfg.Logger, url: cfg.URL}
 	opts := []sr.ClientOpt{sr.URLs(urls...), sr.HTTPClient(c.http), sr.UserAgent("millrace")}
 	if cfg.User != "" {
 		opts = append(opts, sr.BasicAuth(cfg.User, cfg.Password))

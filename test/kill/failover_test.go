@@ -141,6 +141,8 @@ type watch struct {
 	mu    sync.Mutex
 	last  map[string]time.Time     // until when something was done, or the newest event of a sink
 	worst map[string]time.Duration // longest pause since restart
+	// unseen is why the sinks could not be looked at the last time.
+	unseen error
 }
 
 // watchEvery is how often the state is looked at.
@@ -164,7 +166,11 @@ func (s *system) watch(ctx context.Context) *watch {
 		}
 	})
 	w.every(ctx, func() {
-		for _, sink := range s.sinks(ctx) {
+		sinks, err := s.sinks(ctx)
+		w.mu.Lock()
+		w.unseen = err
+		w.mu.Unlock()
+		for _, sink := range sinks {
 			if at := sink.GetAsOf(); at != nil {
 				w.seen(sink.GetSink(), at.AsTime())
 			}
@@ -224,14 +230,21 @@ func (w *watch) longest() map[string]time.Duration {
 // quiet are sinks to which the load does not write all the time.
 var quiet = []string{"identities", "segments", "quality", "flags", "features"}
 
+// leastSeen is how much there is to observe: commands, queries, and more sinks than this.
+const leastSeen = 10
+
 // pastNow waits until everything that the load writes to has something that is newer than now.
 func (w *watch) pastNow(ctx context.Context) error {
 	from := time.Now()
 	var behind []string
+	var unseen error
 	err := await(ctx, "every sink has new events", recoveryTimeout, func() (bool, error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		behind = behind[:0]
+		behind, unseen = behind[:0], w.unseen
+		if len(w.last) < leastSeen {
+			return false, w.system.failed()
+		}
 		for what, at := range w.last {
 			if !at.After(from) && !slices.ContainsFunc(quiet, func(s string) bool { return strings.Contains(what, s) }) {
 				behind = append(behind, what)
@@ -240,7 +253,7 @@ func (w *watch) pastNow(ctx context.Context) error {
 		return len(behind) == 0, w.system.failed()
 	})
 	if err != nil {
-		return fmt.Errorf("%w: %s have not", err, strings.Join(behind, ", "))
+		return errors.Join(fmt.Errorf("%w: %s have not", err, strings.Join(behind, ", ")), unseen)
 	}
 	return nil
 }
@@ -267,21 +280,22 @@ func (s *system) askOrder(ctx context.Context, turn int) (err error) {
 }
 
 // sinks returns the state of all sinks, as one of the processes with the role admin sees it.
-func (s *system) sinks(ctx context.Context) []*adminv1.SinkStatus {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+func (s *system) sinks(ctx context.Context) (_ []*adminv1.SinkStatus, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	for n := range 2 {
-		i, _, err := s.roles[nth("admin", n)].now()
-		if err != nil {
-			continue
+		i, _, nowErr := s.roles[nth("admin", n)].now()
+		if nowErr != nil {
+			return nil, nowErr
 		}
-		res, err := adminv1connect.NewAdminServiceClient(http.DefaultClient, "http://"+i.admin).
+		var res *connect.Response[adminv1.StatusResponse]
+		res, err = adminv1connect.NewAdminServiceClient(http.DefaultClient, "http://"+i.admin).
 			Status(ctx, connect.NewRequest(&adminv1.StatusRequest{}))
 		if err == nil {
-			return res.Msg.GetSinks()
+			return res.Msg.GetSinks(), nil
 		}
 	}
-	return nil
+	return nil, err
 }
 
 // failoverColumns are the columns of the page: what paused, by the beginning of its name.

@@ -39,6 +39,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/stall"
 	"github.com/millrace/millrace/readmodels/catalog"
 	"github.com/millrace/millrace/readmodels/catalog/analysis"
@@ -63,6 +64,8 @@ type Config struct {
 	Logger *slog.Logger // nil means slog.Default()
 	// Stall is how long a node may be silent until it counts as unavailable; 0 means 30 seconds.
 	Stall time.Duration
+	// Dependency guards the requests. Nil guards nothing.
+	Dependency *dependency.Dependency
 }
 
 // Index implements catalog.Index. Any number of processes can open it. It has no state besides its
@@ -102,7 +105,7 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 	// An idle connection must end before stall considers it silent.
 	transport.IdleConnTimeout = cmp.Or(cfg.Stall, stallTimeout) / 2
 	options := []elastictransport.Option{
-		elastictransport.WithURLs(urls...), elastictransport.WithTransport(transport),
+		elastictransport.WithURLs(urls...), elastictransport.WithTransport(cfg.Dependency.Transport(transport, false)),
 		elastictransport.WithUserAgent("millrace"),
 		elastictransport.WithRetryBackoff(func(attempt int) time.Duration { return time.Duration(attempt) * retryDelay }),
 	}
