@@ -28,6 +28,7 @@ require (
 	github.com/ebitengine/purego v0.11.3
 	github.com/elastic/elastic-transport-go/v8 v8.9.0
 	github.com/elastic/go-elasticsearch/v9 v9.5.2
+	github.com/failsafe-go/failsafe-go v0.9.8
 	github.com/go-faster/city v1.0.1
 	github.com/gofrs/flock v0.13.1
 	github.com/google/flatbuffers v25.12.19+incompatible
@@ -222,7 +223,6 @@ require (
 	go.opentelemetry.io/proto/otlp v1.11.0
 )
 
-require github.com/failsafe-go/failsafe-go v0.9.8
 
 require (
 	github.com/Microsoft/go-winio v0.6.3-0.20251027160822-ad3df93bed29 // indirect

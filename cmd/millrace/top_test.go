@@ -1,8 +1,12 @@
 package main
 
 import (
+	"io"
 	"math"
+	"net/http"
+	"net/http/httptest"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,5 +46,29 @@ func TestTopRows(t *testing.T) {
 	if again := topRows(reading(150, 10, 0), reading(3, 1, 0), time.Second); again[0].EventsPerS != 0 ||
 		again[0].Freshness99 != 0 {
 		t.Errorf("after a restart: %+v", again[0])
+	}
+}
+
+// The servers that are not called are named below the table, with the worst state of the processes.
+func TestTopShowsBreakers(t *testing.T) {
+	t.Parallel()
+	var addrs []string
+	for _, state := range []string{"0", "1", "2"} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, "# TYPE millrace_dependency_breaker_state gauge\n"+
+				`millrace_dependency_breaker_state{dependency="redis"} `+state+"\n"+
+				`millrace_dependency_breaker_state{dependency="s3"} 0`+"\n")
+		}))
+		t.Cleanup(server.Close)
+		addrs = append(addrs, server.Listener.Addr().String())
+	}
+	read := &top{addrs: addrs}
+	if _, err := read.read(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	printTop(&out, nil, read.breakers)
+	if !strings.Contains(out.String(), "the breaker of redis is open") || strings.Contains(out.String(), "s3") {
+		t.Errorf("top prints\n%s", out.String())
 	}
 }
