@@ -54,11 +54,14 @@ func TestTopShowsBreakers(t *testing.T) {
 	t.Parallel()
 	var addrs []string
 	for _, state := range []string{"0", "1", "2"} {
-		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.WriteString(w, "# TYPE millrace_dependency_breaker_state gauge\n"+
 				`millrace_dependency_breaker_state{dependency="redis"} `+state+"\n"+
 				`millrace_dependency_breaker_state{dependency="s3"} 0`+"\n")
 		}))
+		server.Config.Protocols = new(http.Protocols)
+		server.Config.Protocols.SetUnencryptedHTTP2(true)
+		server.Start()
 		t.Cleanup(server.Close)
 		addrs = append(addrs, server.Listener.Addr().String())
 	}

@@ -55,7 +55,7 @@ func TestFailover(t *testing.T) {
 		}
 	}()
 	s.ledger.begin()
-	traffic, visits := startLoad(s.recorder.addr), s.startVisits(t.Context())
+	traffic, visits := startLoadEvery(failoverInterval, s.recorder.addr), s.startVisits(t.Context())
 	rows, err := s.killEach(t)
 	err = errors.Join(err, traffic.end(), visits.end(), s.failed())
 	if err == nil {
@@ -73,6 +73,9 @@ func TestFailover(t *testing.T) {
 		}
 	}
 }
+
+// failoverInterval is the interval of commands: all processes share the processors with the servers.
+const failoverInterval = 40 * time.Millisecond
 
 // pauses are the longest pauses after one kill, by what paused.
 type pauses struct {

@@ -68,8 +68,11 @@ func createProducts(ctx context.Context, addr string) error {
 }
 
 // startLoad sends traffic to addr until end is called.
-func startLoad(addr string) *load {
-	l := &load{stop: make(chan struct{}), ticker: time.NewTicker(commandInterval), addr: addr}
+func startLoad(addr string) *load { return startLoadEvery(commandInterval, addr) }
+
+// startLoadEvery sends a command to addr each time that an interval has passed, until end is called.
+func startLoadEvery(interval time.Duration, addr string) *load {
+	l := &load{stop: make(chan struct{}), ticker: time.NewTicker(interval), addr: addr}
 	for n := range clients {
 		l.group.Go(func() error { return l.runScenarios(n < impatient) })
 	}
