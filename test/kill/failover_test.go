@@ -6,10 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,8 +18,6 @@ import (
 
 	"connectrpc.com/connect"
 
-	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
-	"github.com/millrace/millrace/gen/millrace/admin/v1/adminv1connect"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
 	"github.com/millrace/millrace/test/servers/process"
@@ -75,7 +73,7 @@ func TestFailover(t *testing.T) {
 }
 
 // failoverInterval is the interval of commands: all processes share the processors with the servers.
-const failoverInterval = 40 * time.Millisecond
+const failoverInterval = 20 * time.Millisecond
 
 // pauses are the longest pauses after one kill, by what paused.
 type pauses struct {
@@ -83,10 +81,11 @@ type pauses struct {
 	of     map[string]time.Duration
 }
 
-// What can pause, besides the sinks.
+// What can pause.
 const (
 	commandsPause = "commands"
 	queriesPause  = "queries"
+	visiblePause  = "new orders"
 )
 
 // killEach measures without a kill first, and then kills one process after the other.
@@ -142,13 +141,11 @@ type watch struct {
 	group  sync.WaitGroup
 
 	mu    sync.Mutex
-	last  map[string]time.Time     // until when something was done, or the newest event of a sink
+	last  map[string]time.Time     // when it was done the last time
 	worst map[string]time.Duration // longest pause since restart
-	// unseen is why the sinks could not be looked at the last time.
-	unseen error
 }
 
-// watchEvery is how often the state is looked at.
+// watchEvery is how often it is looked at.
 const watchEvery = 50 * time.Millisecond
 
 // watch begins to observe the system, until stop is called.
@@ -156,36 +153,31 @@ func (s *system) watch(ctx context.Context) *watch {
 	ctx, cancel := context.WithCancel(ctx)
 	w := &watch{system: s, cancel: cancel, last: map[string]time.Time{}, worst: map[string]time.Duration{}}
 	acknowledged := s.ledger.acknowledged()
-	w.every(ctx, func() {
+	w.every(ctx, watchEvery, func() {
 		if now := s.ledger.acknowledged(); now > acknowledged {
 			acknowledged = now
 			w.seen(commandsPause, time.Now())
 		}
 	})
-	asked := 0
-	w.every(ctx, func() {
-		if asked++; s.askOrder(ctx, asked) == nil {
+	w.every(ctx, watchEvery, func() {
+		if s.askFor(ctx, &orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_Reference{Reference: "K-1"}}) == nil {
 			w.seen(queriesPause, time.Now())
 		}
 	})
-	w.every(ctx, func() {
-		sinks, err := s.sinks(ctx)
-		w.mu.Lock()
-		w.unseen = err
-		w.mu.Unlock()
-		for _, sink := range sinks {
-			if at := sink.GetAsOf(); at != nil {
-				w.seen(sink.GetSink(), at.AsTime())
-			}
+	w.every(ctx, watchEvery, func() {
+		// A recent order with the token of its receipt: the relay and the view have to have it.
+		if e, ok := s.ledger.recent(); ok && s.askFor(ctx, &orderv1.GetOrderRequest{
+			Key: &orderv1.GetOrderRequest_OrderId{OrderId: e.token.Stream}, Token: e.opaque}) == nil {
+			w.seen(visiblePause, time.Now())
 		}
 	})
 	return w
 }
 
-// every calls look again and again until ctx ends.
-func (w *watch) every(ctx context.Context, look func()) {
+// every calls look at an interval until ctx ends.
+func (w *watch) every(ctx context.Context, interval time.Duration, look func()) {
 	w.group.Go(func() {
-		tick := time.NewTicker(watchEvery)
+		tick := time.NewTicker(interval)
 		defer tick.Stop()
 		for {
 			select {
@@ -203,17 +195,14 @@ func (w *watch) stop() {
 	w.group.Wait()
 }
 
-// seen records until when something was done. What was done later than before ends a pause.
-func (w *watch) seen(what string, until time.Time) {
+// seen records that something was done.
+func (w *watch) seen(what string, at time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	before, known := w.last[what]
-	if !known || until.After(before) {
-		w.last[what] = until
+	if before, known := w.last[what]; known {
+		w.worst[what] = max(w.worst[what], at.Sub(before))
 	}
-	if known {
-		w.worst[what] = max(w.worst[what], time.Since(before))
-	}
+	w.last[what] = at
 }
 
 // restart begins a new measurement.
@@ -230,33 +219,23 @@ func (w *watch) longest() map[string]time.Duration {
 	return maps.Clone(w.worst)
 }
 
-// quiet are sinks to which the load does not write all the time.
-var quiet = []string{"identities", "segments", "quality", "flags", "features"}
-
-// leastSeen is how much there is to observe: commands, queries, and more sinks than this.
-const leastSeen = 10
-
-// pastNow waits until everything that the load writes to has something that is newer than now.
+// pastNow waits until everything was done again, several times.
 func (w *watch) pastNow(ctx context.Context) error {
-	from := time.Now()
-	var behind []string
-	var unseen error
-	err := await(ctx, "every sink has new events", recoveryTimeout, func() (bool, error) {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		behind, unseen = behind[:0], w.unseen
-		if len(w.last) < leastSeen {
-			return false, w.system.failed()
-		}
-		for what, at := range w.last {
-			if !at.After(from) && !slices.ContainsFunc(quiet, func(s string) bool { return strings.Contains(what, s) }) {
-				behind = append(behind, what)
+	for range 5 {
+		from := time.Now()
+		err := await(ctx, "commands, queries and new orders", recoveryTimeout, func() (bool, error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, what := range failoverColumns {
+				if !w.last[what].After(from) {
+					return false, w.system.failed()
+				}
 			}
+			return true, w.system.failed()
+		})
+		if err != nil {
+			return err
 		}
-		return len(behind) == 0, w.system.failed()
-	})
-	if err != nil {
-		return errors.Join(fmt.Errorf("%w: %s have not", err, strings.Join(behind, ", ")), unseen)
 	}
 	return nil
 }
@@ -264,47 +243,28 @@ func (w *watch) pastNow(ctx context.Context) error {
 // probeTimeout bounds one look. A process that is frozen or restarts must not hide the other one.
 const probeTimeout = 5 * time.Second
 
-// askOrder asks the processes with the role query for an order, first one of them and then the other.
-func (s *system) askOrder(ctx context.Context, turn int) (err error) {
+// askFor asks the processes with the role query for an order, a random one of them first. That there is
+// no such order is an answer, too.
+func (s *system) askFor(ctx context.Context, req *orderv1.GetOrderRequest) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
+	first := rand.IntN(2)
 	for n := range 2 {
-		i, _, nowErr := s.roles[nth("query", (turn+n)%2)].now()
+		i, _, nowErr := s.roles[nth("query", (first+n)%2)].now()
 		if nowErr != nil {
 			return nowErr
 		}
-		_, err = orderv1connect.NewOrderQueryServiceClient(http.DefaultClient, "http://"+i.addr).GetOrder(ctx,
-			connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_Reference{Reference: "K-1"}}))
-		if err == nil || connect.CodeOf(err) == connect.CodeNotFound {
+		_, err = orderv1connect.NewOrderQueryServiceClient(http.DefaultClient, "http://"+i.addr).
+			GetOrder(ctx, connect.NewRequest(req))
+		if err == nil || req.GetToken() == "" && connect.CodeOf(err) == connect.CodeNotFound {
 			return nil
 		}
 	}
 	return err
 }
 
-// sinks returns the state of all sinks, as one of the processes with the role admin sees it.
-func (s *system) sinks(ctx context.Context) (_ []*adminv1.SinkStatus, err error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	for n := range 2 {
-		i, _, nowErr := s.roles[nth("admin", n)].now()
-		if nowErr != nil {
-			return nil, nowErr
-		}
-		var res *connect.Response[adminv1.StatusResponse]
-		res, err = adminv1connect.NewAdminServiceClient(http.DefaultClient, "http://"+i.admin).
-			Status(ctx, connect.NewRequest(&adminv1.StatusRequest{}))
-		if err == nil {
-			return res.Msg.GetSinks(), nil
-		}
-	}
-	return nil, err
-}
-
-// failoverColumns are the columns of the page: what paused, by the beginning of its name.
-var failoverColumns = []struct{ title, prefix string }{
-	{"commands", commandsPause}, {"queries", queriesPause}, {"topics", "topic "}, {"views", "view "}, {"tables", "table "},
-}
+// failoverColumns are what paused, in the order of the page.
+var failoverColumns = []string{commandsPause, queriesPause, visiblePause}
 
 // failoverPage returns the page of the measurements.
 func failoverPage(rows []pauses, found *findings) string {
@@ -319,26 +279,17 @@ All %[2]d commands and events that were acknowledged are in the store, on the to
 and the views, exactly once, and %[1]smillrace verify%[1]s finds all sides equal.
 
 The columns have the longest pause in seconds: between two acknowledged commands, between two answered
-queries, and between an event that is recorded and a newer one in the topic, view or table that is
-the slowest. All %[3]d processes, the servers and the load share %[4]d processors (%[5]s), so look
-at the difference to the first row. A table has a commit per second.
+queries, and between two orders of the last seconds that were visible by their tokens, which needs
+a relay and the views. A caller asks one process, and the other one if that fails. All %[3]d processes,
+the servers and the load share %[4]d processors (%[5]s), so look at the difference to the first row.
 
 `, "`", found.acknowledged, 2*len(realRoles), runtime.NumCPU(), time.Now().UTC().Format(time.DateOnly))
-	b.WriteString("| killed |")
-	for _, c := range failoverColumns {
-		fmt.Fprintf(&b, " %s |", c.title)
-	}
-	b.WriteString("\n|---|" + strings.Repeat("---:|", len(failoverColumns)) + "\n")
+	b.WriteString("| killed | " + strings.Join(failoverColumns, " | ") + " |\n|---|" +
+		strings.Repeat("---:|", len(failoverColumns)) + "\n")
 	for _, row := range rows {
 		fmt.Fprintf(&b, "| %s |", cmp.Or(row.killed, "none"))
-		for _, c := range failoverColumns {
-			var worst time.Duration
-			for what, pause := range row.of {
-				if strings.HasPrefix(what, c.prefix) && !slices.ContainsFunc(quiet, func(s string) bool { return strings.Contains(what, s) }) {
-					worst = max(worst, pause)
-				}
-			}
-			fmt.Fprintf(&b, " %.1f |", worst.Seconds())
+		for _, what := range failoverColumns {
+			fmt.Fprintf(&b, " %.1f |", row.of[what].Seconds())
 		}
 		b.WriteByte('\n')
 	}
