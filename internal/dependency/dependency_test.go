@@ -170,7 +170,7 @@ func TestTransport(t *testing.T) {
 	var status atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body) // only then does the server notice that a client goes away
-		if status.Load() == 0 { // hang up
+		if status.Load() == 0 {            // hang up
 			conn, _, err := w.(http.Hijacker).Hijack()
 			if err == nil {
 				_ = conn.Close()

@@ -2,7 +2,6 @@ package kill
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -19,11 +18,7 @@ func TestReplayFromTheLake(t *testing.T) {
 	if !*full && !strings.Contains(runPattern(), "ReplayFromTheLake") {
 		t.Skip("it takes minutes: run it with -run TestReplayFromTheLake")
 	}
-	dir, err := os.MkdirTemp(scratch, "lake-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := startEmbedded(t.Context(), dir)
+	s, err := startEmbedded(t.Context(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}

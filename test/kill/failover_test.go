@@ -31,11 +31,7 @@ func TestFailover(t *testing.T) {
 	if !*full && !strings.Contains(runPattern(), "Failover") {
 		t.Skip("it takes many minutes: run it with -run TestFailover")
 	}
-	dir, err := os.MkdirTemp(scratch, "failover-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := startProcesses(t.Context(), dir, 2)
+	s, err := startProcesses(t.Context(), t.TempDir(), 2)
 	if errors.Is(err, process.ErrMissing) && os.Getenv("MILLRACE_REQUIRE_SERVERS") == "" {
 		t.Skip(err)
 	}

@@ -38,11 +38,7 @@ func TestReplayOfTheYear(t *testing.T) {
 	if _, err := os.Stat(*year); errors.Is(err, fs.ErrNotExist) {
 		t.Skipf("the real year does not exist: set -kill.year: %v", err)
 	}
-	dir, err := os.MkdirTemp(scratch, "year-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := startEmbedded(t.Context(), dir)
+	s, err := startEmbedded(t.Context(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
