@@ -106,6 +106,7 @@ func (p *App) measureDependencies() {
 			for _, s := range p.dependencies.States() {
 				set(float64(s.Answered), s.Name, "answered")
 				set(float64(s.Failed), s.Name, "failed")
+				set(float64(s.GivenUp), s.Name, "given_up")
 				set(float64(s.Rejected), s.Name, "rejected")
 			}
 		})

@@ -9,8 +9,8 @@
 // Invariants:
 //
 //   - Only what says that the server is sick counts as its failure: no connection, no answer in time, or
-//     an answer that says so. An answer that refuses a request does not, and neither does a caller that
-//     goes away.
+//     an answer that says so. An answer that refuses a request does not. A call that its caller gives up
+//     says nothing, so it neither opens nor closes the breaker.
 //   - A refused call has done nothing. Its error is a net.Error that is temporary, as that of a
 //     connection, so callers treat both alike: queries are unavailable, and sinks try again. It is never
 //     the fault of a record or a table.
@@ -87,10 +87,11 @@ func (s *Set) States() []State {
 
 // State is what a dependency does at a moment, and has counted until then.
 type State struct {
-	Name                       string
-	Breaker                    Breaker
-	InFlight                   int64
-	Answered, Failed, Rejected uint64 // calls
+	Name     string
+	Breaker  Breaker
+	InFlight int64
+	// Calls. GivenUp are those that ended before anything was known of the server.
+	Answered, Failed, GivenUp, Rejected uint64
 }
 
 // Breaker is the state of a circuit breaker.
@@ -105,12 +106,22 @@ const (
 
 // Dependency is a server. Its methods are safe for concurrent use. Nil is a server without a guard.
 type Dependency struct {
-	name                       string
-	breaker                    circuitbreaker.CircuitBreaker[any] // nil if there is none
-	places                     bulkhead.Bulkhead[any]
-	inFlight                   atomic.Int64
-	answered, failed, rejected atomic.Uint64
+	name     string
+	breaker  circuitbreaker.CircuitBreaker[any] // nil if there is none
+	places   bulkhead.Bulkhead[any]
+	inFlight atomic.Int64
+	ended    [3]atomic.Uint64 // calls, by outcome
+	rejected atomic.Uint64
 }
+
+// outcome is what a call says of the server.
+type outcome int
+
+const (
+	answered outcome = iota
+	failed
+	givenUp // nothing
+)
 
 func newDependency(name string, s Settings) *Dependency {
 	d := &Dependency{name: name, places: bulkhead.New[any](uint(max(1, s.Concurrency)))}
@@ -126,8 +137,8 @@ func newDependency(name string, s Settings) *Dependency {
 }
 
 func (d *Dependency) state() State {
-	s := State{Name: d.name, InFlight: d.inFlight.Load(), Answered: d.answered.Load(), Failed: d.failed.Load(),
-		Rejected: d.rejected.Load()}
+	s := State{Name: d.name, InFlight: d.inFlight.Load(), Answered: d.ended[answered].Load(),
+		Failed: d.ended[failed].Load(), GivenUp: d.ended[givenUp].Load(), Rejected: d.rejected.Load()}
 	switch {
 	case d.breaker == nil || d.breaker.IsClosed():
 	case d.breaker.IsHalfOpen() || d.breaker.RemainingDelay() == 0:
@@ -165,7 +176,7 @@ func (d *Dependency) Do(ctx context.Context, call func() error) error {
 		return err
 	}
 	err = call()
-	c.end(c.blames(err))
+	c.end(c.outcome(err))
 	return err
 }
 
@@ -179,9 +190,10 @@ type call struct {
 func (d *Dependency) begin(ctx context.Context) (call, error) {
 	if !d.places.TryAcquirePermit() {
 		switch err := d.places.AcquirePermitWithMaxWait(ctx, maxWait); {
+		case err == nil: // even if ctx has ended meanwhile: the place must be given back
 		case ctx.Err() != nil:
 			return call{}, context.Cause(ctx)
-		case err != nil:
+		default:
 			d.rejected.Add(1)
 			return call{}, &UnavailableError{d.name, fmt.Sprintf("too many calls wait for it, since %v", maxWait)}
 		}
@@ -189,47 +201,47 @@ func (d *Dependency) begin(ctx context.Context) (call, error) {
 	if d.breaker != nil && !d.breaker.TryAcquirePermit() {
 		d.places.ReleasePermit()
 		d.rejected.Add(1)
-		return call{}, &UnavailableError{d.name, fmt.Sprintf("it failed %s; the next attempt is in %v", often,
-			d.breaker.RemainingDelay().Round(time.Millisecond))}
+		return call{}, &UnavailableError{d.name, fmt.Sprintf(
+			"it failed in most of the last calls; the next attempt is in %v", d.breaker.RemainingDelay().Round(time.Millisecond))}
 	}
 	d.inFlight.Add(1)
 	return call{d, time.Now()}, nil
 }
 
-const often = "in most of the last calls"
-
 // end ends a call.
-func (c call) end(failed bool) {
+func (c call) end(o outcome) {
 	d := c.of
 	d.inFlight.Add(-1)
 	d.places.ReleasePermit()
-	if failed {
-		d.failed.Add(1)
-	} else {
-		d.answered.Add(1)
-	}
+	d.ended[o].Add(1)
 	switch {
 	case d.breaker == nil:
-	case failed:
-		d.breaker.RecordFailure()
-	default:
+	case o == answered:
 		d.breaker.RecordSuccess()
+	// A half-open breaker waits for the result of each call that it has let pass.
+	case o == failed, d.breaker.IsHalfOpen():
+		d.breaker.RecordFailure()
 	}
 }
 
-// blames reports whether an error is the server's failure.
-func (c call) blames(err error) bool {
+// outcome returns what an error says of the server.
+func (c call) outcome(err error) outcome {
 	var network net.Error
 	switch {
-	case err == nil, errors.Is(err, context.Canceled):
-		return false
+	case err == nil:
+		return answered
+	case errors.Is(err, context.Canceled):
+		return givenUp
 	case errors.Is(err, context.DeadlineExceeded):
-		return time.Since(c.begun) >= patience
+		if time.Since(c.begun) < patience {
+			return givenUp
+		}
+		return failed
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET),
-		errors.Is(err, syscall.EPIPE):
-		return true
+		errors.Is(err, syscall.EPIPE), errors.As(err, &network):
+		return failed
 	}
-	return errors.As(err, &network)
+	return answered
 }
 
 // String returns the name of a state.

@@ -66,9 +66,23 @@ func TestBreaker(t *testing.T) {
 		if made := calls(t, d, 10, nil); made != 10 || state() != dependency.Closed {
 			t.Errorf("%d of 10 calls were made to a server that has recovered, and the breaker is %v", made, state())
 		}
+		// Calls that are given up say nothing, so they close no breaker …
+		calls(t, d, 40, refused)
+		time.Sleep(2 * time.Second) // on synctest's clock
+		calls(t, d, 10, context.Canceled)
+		if state() != dependency.Open {
+			t.Errorf("calls that were given up made the breaker %v", state())
+		}
+		time.Sleep(2 * time.Second)
+		calls(t, d, 10, nil)
+		// … and open none.
+		calls(t, d, 100, context.Canceled)
+		if state() != dependency.Closed {
+			t.Errorf("calls that were given up made the breaker %v", state())
+		}
 		s := set.States()[0]
-		if s.InFlight != 0 || s.Answered+s.Failed+s.Rejected != 61 {
-			t.Errorf("the counters are %+v, want 61 calls", s)
+		if s.InFlight != 0 || s.Answered+s.Failed+s.GivenUp+s.Rejected != 61+160 || s.GivenUp < 101 {
+			t.Errorf("the counters are %+v, want 221 calls", s)
 		}
 	})
 }
@@ -164,6 +178,30 @@ func TestBulkhead(t *testing.T) {
 	})
 }
 
+// A place is given back, also by a caller whose context ends at the moment in which it gets one.
+func TestPlacesAreGivenBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := dependency.NewSet(dependency.Settings{Concurrency: 1}).Named("s3")
+		for round := range 50 {
+			var running sync.WaitGroup
+			ctx, cancel := context.WithCancel(t.Context())
+			leave := make(chan struct{})
+			running.Go(func() {
+				if err := d.Do(t.Context(), func() error { <-leave; return nil }); err != nil {
+					t.Errorf("round %d: no place is left: %v", round, err)
+				}
+				cancel()
+			})
+			synctest.Wait()
+			running.Go(func() { _ = d.Do(ctx, func() error { return nil }) })
+			synctest.Wait()
+			close(leave)
+			running.Wait()
+		}
+	})
+}
+
 // TestTransport checks which answers of HTTP count, over a real connection.
 func TestTransport(t *testing.T) {
 	t.Parallel()
@@ -206,7 +244,7 @@ func TestTransport(t *testing.T) {
 			_ = res.Body.Close()
 		}
 		cancel()
-		if s := set.States()[0]; s.Failed != c.failed || s.Answered != 1-c.failed || s.InFlight != 0 {
+		if s := set.States()[0]; s.Failed != c.failed || s.Answered+s.GivenUp != 1-c.failed || s.InFlight != 0 {
 			t.Errorf("%s: %+v, want %d failures", name, s, c.failed)
 		}
 		client.CloseIdleConnections()

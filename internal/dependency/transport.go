@@ -33,14 +33,14 @@ func (t transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	res, err := t.next.RoundTrip(req)
-	failed := c.blames(err)
+	o := c.outcome(err)
 	switch {
-	case err == nil:
-		failed = sick(res.StatusCode)
-	case t.endless && (errors.Is(err, context.DeadlineExceeded) || req.Context().Err() != nil):
-		failed = false
+	case err == nil && sick(res.StatusCode):
+		o = failed
+	case err != nil && t.endless && (errors.Is(err, context.DeadlineExceeded) || req.Context().Err() != nil):
+		o = givenUp
 	}
-	c.end(failed)
+	c.end(o)
 	return res, err
 }
 
