@@ -35,17 +35,18 @@ of both are compared. If all are equal, the new version is swapped in. The old o
 
 If documents differ, the command lists some and stops. After a change of the projection, that is expected: --yes swaps
 the version in all the same. Queries are never answered from a version that is not complete, and a reader never sees an
-older state after the swap than before.
+older state after the swap than before. Events that Kafka has deleted are read from the lake.
 
 The processes with the role views fill the version, also while this command does not run. Repeat the command to
 continue, for example after an interruption. With auth.tokens, the caller needs the right operations.`,
 		Example: `  millrace replay --target orderstatus
+  millrace replay --target orderstatus,catalog
   millrace replay --target orderstatus --version 2026-12 --rate 5000/s --no-swap
   millrace replay --target orderstatus --yes`,
 		Args: cobra.NoArgs,
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&targets, "target", nil, "views to build, separated by commas: orderstatus")
+	f.StringSliceVar(&targets, "target", nil, "views to build, separated by commas: orderstatus, catalog, customer360")
 	f.StringVar(&name, "version", "",
 		"name of the version (default: the one that is not swapped in yet, or the next number)")
 	f.Var(&limit, "rate", "maximum of records per second in each process, such as 5000/s; 0 means no limit")
