@@ -53,7 +53,7 @@ func TestStateTable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			catalog := filepath.Join(t.TempDir(), "catalog.db")
 			l, err := lake.Open(t.Context(), lake.Config{
-				Warehouse: c.warehouse, S3: lake.S3(c.store), Catalog: catalog, Tables: tables.All(), Logger: slog.New(slog.DiscardHandler),
+				Warehouse: c.warehouse, S3: lakeS3(c.store), Catalog: catalog, Tables: tables.All(), Logger: slog.New(slog.DiscardHandler),
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -246,4 +246,9 @@ func orderEvent(id string, version uint64, m *orderv1.OrderEvent) event.Event {
 		ID: uuid.Must(uuid.NewV7()), Aggregate: event.Order.Name, Stream: id, Version: version, Type: kind, Data: data,
 		OccurredAt: now, RecordedAt: now, Position: event.Position{Sequence: version},
 	}
+}
+
+// lakeS3 returns the lake's settings of an object store that the engine reads.
+func lakeS3(s lakesql.S3) lake.S3 {
+	return lake.S3{Endpoint: s.Endpoint, Region: s.Region, AccessKey: s.AccessKey, SecretKey: s.SecretKey}
 }

@@ -47,7 +47,7 @@ var damages = map[string]func(r *rawRedis, id, value string){
 	},
 	"a document that is deleted with the mark": func(r *rawRedis, id, _ string) { r.do("HDEL", docsKey, id, "") },
 	"a mark of garbage":                        func(r *rawRedis, _, _ string) { r.do("HSET", docsKey, "", "garbage") },
-	"documents of another type":                func(r *rawRedis, _, _ string) { r.do("DEL", docsKey); r.do("SADD", docsKey, "x") },
+	"documents of another type":                func(r *rawRedis, _, _ string) { r.retype(docsKey) },
 	"a position that is not a number":          func(r *rawRedis, _, _ string) { r.do("HSET", positionsKey, "millrace.orders/0", "abc") },
 	"an empty position":                        func(r *rawRedis, _, _ string) { r.do("HSET", positionsKey, "millrace.orders/1", "") },
 	"a position far ahead":                     func(r *rawRedis, _, _ string) { r.do("HSET", positionsKey, "millrace.orders/2", "99999999 0.7 0") },
@@ -55,7 +55,7 @@ var damages = map[string]func(r *rawRedis, id, value string){
 	"a position of no partition":               func(r *rawRedis, _, _ string) { r.do("HSET", positionsKey, "millrace.orders/x", "1 0.1 0") },
 	"an epoch of garbage":                      func(r *rawRedis, _, _ string) { r.do("HSET", positionsKey, "~epoch", "garbage") },
 	"a count of garbage":                       func(r *rawRedis, _, _ string) { r.do("HSET", positionsKey, "~writes:0", "garbage") },
-	"positions of another type":                func(r *rawRedis, _, _ string) { r.do("DEL", positionsKey); r.do("SADD", positionsKey, "x") },
+	"positions of another type":                func(r *rawRedis, _, _ string) { r.retype(positionsKey) },
 	"positions that are deleted":               func(r *rawRedis, _, _ string) { r.do("DEL", positionsKey) },
 	"a reference that is deleted":              func(r *rawRedis, id, _ string) { r.do("DEL", refKey+referenceOf(id)) },
 	"a reference of another type": func(r *rawRedis, id, _ string) {
@@ -170,6 +170,12 @@ func (r *rawRedis) anyID() string {
 		return id
 	}
 	return ""
+}
+
+// retype makes a key one of another type, in one step, because the view writes to it meanwhile.
+func (r *rawRedis) retype(key string) {
+	r.t.Helper()
+	r.do("EVAL", "redis.call('DEL', KEYS[1]) return redis.call('SADD', KEYS[1], 'x')", "1", key)
 }
 
 // do sends a command and returns the answer, which must be a string.

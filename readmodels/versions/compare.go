@@ -299,17 +299,14 @@ func (c *comparing) compare(key string, serving, version readmodels.Item) {
 		Fields: fields(serving, version)})
 }
 
-// shown returns a key as it may be shown. That of a private document may be personal, unless it is a
-// UUID. Then its hash is shown, as the key of the document in its kind.
+// shown returns a key as it may be shown. That of a private document is KIND/ID, or ID alone. The id may
+// be personal unless it is a UUID. Then its hash is shown.
 func shown(key string, private bool) string {
-	kind, id, found := strings.Cut(key, "/")
-	if !found {
-		kind, id = "", key
-	}
-	if _, err := uuid.Parse(id); !private || err == nil {
+	at := strings.Index(key, "/") + 1
+	if _, err := uuid.Parse(key[at:]); !private || err == nil {
 		return key
 	}
-	return fmt.Sprintf("%s/sha256:%x", kind, sha256.Sum256([]byte(id)))
+	return fmt.Sprintf("%ssha256:%x", key[:at], sha256.Sum256([]byte(key[at:])))
 }
 
 // differ counts a difference, and keeps it if there is room.
